@@ -22,9 +22,9 @@ from typing import Any, Literal
 from eval.aggregate import Result, aggregate
 from eval.benchmarks import OWN_METRIC, Benchmark, check_groups
 from eval.checkpoints import checkpoint_folder, model_fingerprint, server_fingerprint
-from eval.judges import Item, judge_hash
+from eval.judges import Item, Verdict, judge_hash, missing
 from eval.judges.refusal_match import refusal_match
-from eval.judging import Estimate, check_judge, estimate, judge_items, print_total
+from eval.judging import Estimate, Judged, check_judge, estimate, judge_items, print_total
 from eval.sources import MissingData, data_hash, load_rows, sample_rows
 from ogpsa.config import Evaluation
 from ogpsa.endpoint import Budget
@@ -33,6 +33,8 @@ from ogpsa.runs import read_jsonl, write_json, write_jsonl
 
 SCORES_FILE = "scores.json"
 Row = dict[str, Any]
+# The verdict on a response that the server's filter kept back: there is nothing to judge.
+WITHHELD = Judged(missing("withheld"), None, None)
 # The last artefact to make.
 Until = Literal["generations", "verdicts", "metrics"]
 
@@ -236,21 +238,7 @@ def _judged(
     judge = work.benchmark.judge
     found = judge_items(judge, list(items.values()), settings.judge, journal, f"judging {name}", check, budget)
     judged = dict(zip(items, found, strict=True))
-    return [
-        {
-            "verdict": one.verdict.label,
-            "value": one.verdict.value,
-            "parse_status": one.verdict.parse_status,
-            "refused": refusal_match(row["response"]) == "full_refusal",
-            "detail": dict(one.verdict.detail),
-            "prompt_hash": one.prompt_hash,
-            "judge_model": one.judge_model,
-            "fallback": row.get("fallback"),
-        }
-        if (one := judged.get(row["id"])) is not None
-        else _WITHHELD | {"fallback": row.get("fallback")}
-        for row in answered
-    ]
+    return [_verdict_row(judged.get(row["id"], WITHHELD), row) for row in answered]
 
 
 def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
@@ -260,34 +248,30 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
     with_answers = {row["id"]: row for row in answered}
     metrics = Questions(benchmark, answered, lambda messages, **_: str(messages)).metrics(with_answers)
     assert benchmark.metric is not None
-    return [
-        _WITHHELD
-        if _withheld(row)
-        else {
-            "verdict": "right" if found[benchmark.metric] else "wrong",
-            "value": float(found[benchmark.metric]),
-            "parse_status": "parsed",
-            "refused": refusal_match(row["response"]) == "full_refusal" if "response" in row else None,
-            "detail": {name: value for name, value in found.items() if isinstance(value, bool | int | float)},
-            "prompt_hash": None,
-            "judge_model": None,
-            "fallback": None,
-        }
-        for row, found in zip(answered, metrics, strict=True)
-    ]
+    rows = []
+    for row, found in zip(answered, metrics, strict=True):
+        value = float(found[benchmark.metric])
+        numbers = {name: number for name, number in found.items() if isinstance(number, bool | int | float)}
+        judged = Judged(Verdict("right" if value else "wrong", value, detail=numbers), None, None)
+        rows.append(_verdict_row(WITHHELD if _withheld(row) else judged, row))
+    return rows
 
 
-# The verdict on a response that the server's filter kept back: there is nothing to judge.
-_WITHHELD: Row = {
-    "verdict": "unparsed",
-    "value": None,
-    "parse_status": "withheld",
-    "refused": None,
-    "detail": {},
-    "prompt_hash": None,
-    "judge_model": None,
-    "fallback": None,
-}
+def _verdict_row(judged: Judged, row: Row) -> Row:
+    """What a verdict file says of an answered row, besides what the verdict rests on."""
+    verdict = judged.verdict
+    # Options have no words, and a filter's silence is no refusal of the model's.
+    worded = "response" in row and not _withheld(row)
+    return {
+        "verdict": verdict.label,
+        "value": verdict.value,
+        "parse_status": verdict.parse_status,
+        "refused": refusal_match(row["response"]) == "full_refusal" if worded else None,
+        "detail": dict(verdict.detail),
+        "prompt_hash": judged.prompt_hash,
+        "judge_model": judged.judge_model,
+        "fallback": row.get("fallback"),
+    }
 
 
 def _withheld(row: Row) -> bool:

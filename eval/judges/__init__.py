@@ -23,7 +23,7 @@ from ogpsa.errors import UserError, closest_match
 FOLDER = Path(__file__).parent
 
 Metric = Literal["accuracy", "refusal_rate", "goodness"]
-ParseStatus = Literal["parsed", "unparsed", "refused_by_judge", "truncated", "out_of_range"]
+ParseStatus = Literal["parsed", "unparsed", "refused_by_judge", "truncated", "out_of_range", "withheld"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def load_judge(name: str) -> Judge:
 
 
 def own_prompt(name: str) -> str:
-    """Our wording of a judge's instructions."""
+    """The text beside a judge's file: our wording, or for weights the input that they were trained on."""
     return (FOLDER / f"{name}.txt").read_text(encoding="utf-8")
 
 
