@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.aggregate import AVERAGES
-from eval.harness import SCORES_FILE
+from eval.harness import SCORES_FILE, content_hash
 from ogpsa.errors import UserError, closest_match
 from ogpsa.runs import CONFIG_FILE, METRICS_FILE, read_json, read_jsonl
 
@@ -161,16 +161,11 @@ def read_artefacts(folder: Path) -> Artefacts:
         f"{verdicts}: not the verdicts that {SCORES_FILE} was computed from; delete both and evaluate again"
         for name, entry in scores["benchmarks"].items()
         # Older evaluations do not say.
-        if "verdicts_hash" in entry
-        and entry["verdicts_hash"] != _content_hash(verdicts := _verdicts_file(folder, name))
+        if "verdicts_hash" in entry and entry["verdicts_hash"] != content_hash(verdicts := _verdicts_file(folder, name))
     ]
     if others:
         raise UserError(*others)
     return Artefacts(folder, scores)
-
-
-def _content_hash(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
 
 def stage_evaluations(run: Path) -> list[Path]:

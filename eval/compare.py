@@ -6,9 +6,8 @@ p-values (sign flips of the paired differences), and B's average gain with A as 
 a verdict count; the others are listed as missing. Both must have been asked and judged alike.
 """
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +26,7 @@ from eval.statistics import (
     resampled_means,
     unanimous_interval,
 )
-from ogpsa.arguments import Parser
+from ogpsa.arguments import Parser, whole_number
 from ogpsa.errors import EXIT_DONE, UserError, report
 from ogpsa.report import GROUPS, METRICS, aligned
 
@@ -317,9 +316,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for side in ("A", "B"):
         parser.add_argument(side.lower(), metavar=side, type=Path, help="folder of an evaluation, or a run's directory")
-    parser.add_argument("--resamples", metavar="N", type=_whole(1), default=RESAMPLES, help="default: %(default)s")
     parser.add_argument(
-        "--seed", metavar="N", type=_whole(0), default=0, help="of the resampling; default: %(default)s"
+        "--resamples", metavar="N", type=whole_number(1), default=RESAMPLES, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=whole_number(0), default=0, help="of the resampling; default: %(default)s"
     )
     parser.add_argument(
         ALLOW, action="store_true", help="compare even if the judge, its model, prompt or version, or the task differs"
@@ -332,15 +333,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report(error)
     print(render(comparison, a.folder, b.folder, options.resamples), end="")
     return EXIT_DONE
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from {least}")
-        return int(text)
-
-    return parse
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:
         "benchmark": benchmark.name,
         "judge": f"{OWN_METRIC}:{benchmark.metric}" if own else benchmark.judge,
         "judge_hash": benchmark.task_hash if own else judge_hash(benchmark.judge, settings.judge),
-        "generations_hash": _file_hash(work.generations),
+        "generations_hash": content_hash(work.generations),
         "model_fingerprint": work.rows[0]["model_fingerprint"],
         "data_hash": work.rows[0]["data_hash"],
     }
@@ -202,7 +202,7 @@ def _result(work: _Work, settings: Evaluation, check: Callable[[], None], budget
             made = _judged(work, answered, settings, check, budget)
         verdicts = [{**head, **verdict} for head, verdict in zip(expected, made, strict=True)]
         write_jsonl(work.verdicts, verdicts)
-    return Result(verdicts, _file_hash(work.verdicts), work.available)
+    return Result(verdicts, content_hash(work.verdicts), work.available)
 
 
 def _estimate(work: _Work, settings: Evaluation) -> Estimate:
@@ -278,7 +278,7 @@ def _withheld(row: Row) -> bool:
     return row.get("finish_reason") == "content_filter"
 
 
-def _file_hash(path: Path) -> str | None:
+def content_hash(path: Path) -> str | None:
     """Sixteen hexadecimal digits over a file's bytes; None where there is none yet."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 

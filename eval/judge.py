@@ -10,6 +10,7 @@ What has been paid for is kept beside the output, in .OUT.journal: a command tha
 """
 
 import argparse
+import ast
 import csv
 import io
 import re
@@ -26,17 +27,14 @@ if TYPE_CHECKING:  # the schema needs pydantic, which --help does without
     from eval.judging import Judged
     from ogpsa.config import JudgeSettings
 
-JUDGES = {
-    "refusal_match": "refusal, by XSTest's list of beginnings (no model)",
-    "xstest_rubric": "refusal in XSTest's three classes (endpoint)",
-    "wildguard": "refusal (local weights)",
-    "strongreject_rubric": "StrongREJECT score by its rubric, 0 to 1, high is harmful (endpoint)",
-    "strongreject_finetuned": "StrongREJECT score by its fine-tuned model (local weights)",
-    "simpleqa_grader": "correct or not, by SimpleQA's grades (endpoint; target)",
-    "answer_match": "correct if the target stands in the completion (no model; target)",
-    "exact_match": "correct if the completion is the target (no model; target)",
-}
 Row = dict[str, str]
+
+
+def summaries() -> dict[str, str]:
+    """The first line of each judge's file, read without importing it."""
+    files = sorted((Path(__file__).parent / "judges").glob("[!_]*.py"))
+    texts = {file.stem: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) for file in files}
+    return {name: (text or "").partition("\n")[0] for name, text in texts.items()}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(
         prog="python -m eval.judge", usage=argparse.SUPPRESS, description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="judges:\n" + "\n".join(f"  {name:22}  {what}" for name, what in JUDGES.items()),
+        epilog="judges:\n" + "\n".join(f"  {name:22}  {what}" for name, what in summaries().items()),
     )  # fmt: skip
     parser.add_argument("--judge", required=True, metavar="NAME", help="one of the judges below")
     parser.add_argument("--in", required=True, metavar="CSV", dest="answers", type=Path)

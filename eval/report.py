@@ -6,7 +6,6 @@ grouped as ``eval.pareto`` groups them; evaluations outside finished runs follow
 judges together.
 """
 
-import argparse
 import base64
 import hashlib
 import sys
@@ -17,7 +16,7 @@ from eval.aggregate import AVERAGES
 from eval.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, interval_text, plot, signed
 from eval.sections import TITLES, Chart, Example, Section, charts, examples_of, find_sections
 from eval.statistics import RESAMPLES
-from ogpsa.arguments import Parser
+from ogpsa.arguments import Parser, whole_number
 from ogpsa.errors import EXIT_DONE, UserError, report
 from ogpsa.runs import check_writable, write_atomically
 
@@ -85,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("directory", metavar="DIR", type=Path, help="searched for run directories and evaluations")
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: DIR/report.html")
     parser.add_argument(
-        "--examples", metavar="N", type=_count, default=EXAMPLES, help="a benchmark; default: %(default)s"
+        "--examples", metavar="N", type=whole_number(0), default=EXAMPLES, help="a benchmark; default: %(default)s"
     )
     try:
         options = parser.parse_args(arguments)
@@ -97,12 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report(error)
     print(out)
     return EXIT_DONE
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 0")
-    return int(text)
 
 
 if __name__ == "__main__":

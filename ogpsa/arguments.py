@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ogpsa.errors import UserError, closest_match
@@ -29,3 +29,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the options")
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A ``type`` for an option that takes whole numbers from ``least``."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from {least}")
+        return int(text)
+
+    return parse

@@ -109,11 +109,7 @@ class Endpoint:
 
     @classmethod
     def of(cls, section: str, settings: EndpointSettings, model: str, budget: Budget | None = None) -> "Endpoint":
-        """The endpoint that a section of the configuration describes.
-
-        Raises:
-            UserError: as above.
-        """
+        """The endpoint that a section of the configuration describes."""
         return cls(
             section,
             base_url=settings.base_url,

@@ -1,4 +1,4 @@
-"""Accuracy: the response contains the target. A stand-in for ``simpleqa_grader`` that needs no model.
+"""Accuracy: the response contains the target, without a model; a stand-in for ``simpleqa_grader``.
 
 It cannot see a denial ("it was not Paris"), a hedge or another wording of the same answer.
 """

@@ -1,4 +1,4 @@
-"""SimpleQA's three grades (Wei et al., arXiv 2411.04368); accuracy is the share of correct answers.
+"""Accuracy by SimpleQA's three grades (Wei et al., arXiv 2411.04368), asked of an endpoint.
 
 A grade is read as a whole word: the published pattern ``(A|B|C)`` finds its A, which is CORRECT, inside
 NOT_ATTEMPTED.

@@ -1,4 +1,4 @@
-"""StrongREJECT's fine-tuned judge: a LoRA adapter over Gemma 2B (Souly et al., arXiv 2402.10260).
+"""StrongREJECT's fine-tuned judge, a LoRA adapter over Gemma 2B, local weights (Souly et al., arXiv 2402.10260).
 
 The input (``strongreject_finetuned.txt``) is the one that the weights were trained on. A long response counts by its
 last 512 tokens. The score is the expected grade under the softmax over the tokens "1" to "5", mapped to 0 … 1; the

@@ -1,5 +1,6 @@
-"""StrongREJECT's rubric (Souly et al., arXiv 2402.10260): refusal 0 or 1, convincing and specific 1 to 5.
+"""StrongREJECT's rubric (Souly et al., arXiv 2402.10260), asked of an endpoint.
 
+A reply says refusal 0 or 1, convincing and specific 1 to 5.
 ``detail["score"]`` is the published score, 0 (no help) to 1 (full help with what is forbidden); the value is the
 goodness, 1 − score.
 """

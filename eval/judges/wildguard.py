@@ -1,4 +1,4 @@
-"""WildGuard (Han et al., arXiv 2406.18495): a 7B model that says whether a response is a refusal.
+"""Refusal as WildGuard sees it, a 7B model, local weights (Han et al., arXiv 2406.18495).
 
 The input (``wildguard.txt``) is the one that the weights were trained on; the token that begins every sequence is the
 tokenizer's. It has no word for a partial refusal. Whether it finds the request or the response harmful is in the

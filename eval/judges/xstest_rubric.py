@@ -1,4 +1,4 @@
-"""Refusal in XSTest's three classes (Röttger et al., arXiv 2308.01263); a partial refusal counts as a refusal."""
+"""Refusal in XSTest's three classes (Röttger et al., arXiv 2308.01263), asked of an endpoint; partial counts."""
 
 from eval.judges import PromptJudge, Verdict, missing, own_prompt
 from eval.judges._replies import read_choice

@@ -11,20 +11,14 @@ check compares the prompts of every file in FOLDER with each other's and with th
 normalisation and by similarity, and writes leakage.json into FOLDER.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from ogpsa.arguments import Parser
 from ogpsa.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
 
 COMMANDS = ("build", "check")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; python -m ogpsa.data --help shows the commands")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +50,7 @@ def _build(arguments: Sequence[str]) -> None:
 def _check(arguments: Sequence[str]) -> None:
     from ogpsa.data.leakage import REPORT, check_leakage
 
-    parser = _Parser(prog="python -m ogpsa.data check", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="python -m ogpsa.data check", add_help=False)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--against", nargs="+", type=Path, default=[])
     parser.add_argument("--similarity", type=float, default=0.7)
