@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.aggregate import AVERAGES
-from eval.harness import SCORES_FILE, content_hash
+from eval.harness import content_hash
 from ogpsa.errors import UserError, closest_match
-from ogpsa.runs import CONFIG_FILE, METRICS_FILE, read_json, read_jsonl
+from ogpsa.runs import CONFIG_FILE, METRICS_FILE, SCORES_FILE, read_json, read_jsonl
 
 if TYPE_CHECKING:
     import numpy as np

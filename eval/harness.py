@@ -29,9 +29,8 @@ from eval.sources import MissingData, data_hash, load_rows, sample_rows
 from ogpsa.config import Evaluation
 from ogpsa.endpoint import Budget
 from ogpsa.errors import UserError
-from ogpsa.runs import read_jsonl, write_json, write_jsonl
+from ogpsa.runs import SCORES_FILE, read_jsonl, write_json, write_jsonl
 
-SCORES_FILE = "scores.json"
 Row = dict[str, Any]
 # The verdict on a response that the server's filter kept back: there is nothing to judge.
 WITHHELD = Judged(missing("withheld"), None, None)

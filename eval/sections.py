@@ -9,7 +9,6 @@ from typing import Any
 from eval.aggregate import AVERAGES
 from eval.artefacts import Artefacts, evaluation_folders, is_evaluation, read_artefacts, stage_evaluations
 from eval.front import AXES, FrontIntervals, PointIntervals, front_intervals
-from eval.harness import SCORES_FILE
 from eval.pareto import Collection, Group, World, collect, run_directories
 from eval.statistics import (
     Gain,
@@ -24,6 +23,7 @@ from eval.statistics import (
 )
 from ogpsa.errors import UserError, closest_match
 from ogpsa.report import GROUPS, METRICS
+from ogpsa.runs import SCORES_FILE
 
 TITLES = {**GROUPS, "reported": "reported, in no average"}
 # Colours that the page declares for the pipelines.

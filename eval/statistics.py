@@ -298,3 +298,67 @@ def resampled_seeds(values: "Array", generator: "np.random.Generator") -> "Array
     seeds, resamples = values.shape[0], values.shape[-1]
     counts = generator.multinomial(seeds, [1 / seeds] * seeds, size=resamples)
     return np.asarray(np.einsum("rs,s...r->...r", counts / seeds, values))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A difference of paired values.
+
+    Attributes:
+        difference: its mean and t interval.
+        p: two-sided paired t-test; None for one pair, and where all pairs differ by the same amount: no spread, no test.
+    """
+
+    difference: Summary
+    p: float | None
+
+
+def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
+    """How much ``ours`` exceed ``theirs``, pair by pair. Equal pairs throughout have p = 1.
+
+    Raises:
+        ValueError: no pair is given, or their numbers differ.
+    """
+    differences = [one - other for one, other in zip(ours, theirs, strict=True)]
+    difference = summarize(differences)
+    # Equal differences are missed by rounding.
+    if len(differences) == 1 or stdev(differences) < 1e-9:
+        return Paired(difference, 1.0 if len(differences) > 1 and abs(difference.mean) < 1e-9 else None)
+    from scipy.special import stdtr
+
+    t = difference.mean / (stdev(differences) / sqrt(len(differences)))
+    return Paired(difference, 2 * float(stdtr(len(differences) - 1, -abs(t))))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p-values, in the order given: below α, the family's error is below α as well."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class AtSafety:
+    """A front's utility at a safety; ``safer`` where its point of highest utility is safer than asked already."""
+
+    utility: float
+    safer: bool
+
+
+def utility_at_safety(points: Sequence[Point], safety: float) -> AtSafety | None:
+    """The highest utility that (safety, utility) ``points`` reach at a safety of at least ``safety``.
+
+    Between neighbours on their Pareto front it is interpolated linearly. None where no point is as safe.
+    """
+    front = sorted({point for point, on in zip(points, pareto_front(points), strict=True) if on})
+    if not front or front[-1][0] < safety:
+        return None
+    if front[0][0] >= safety:
+        return AtSafety(front[0][1], front[0][0] > safety)
+    for (x, y), (x_next, y_next) in zip(front, front[1:], strict=False):
+        if x_next >= safety:
+            return AtSafety(y + (y_next - y) * (safety - x) / (x_next - x), False)
+    raise AssertionError("the last point is as safe")

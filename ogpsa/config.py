@@ -19,7 +19,7 @@ from ogpsa.methods import MethodSettings, Section, StageName, method_settings
 
 # Where to log and cache, whether to run at all, how an endpoint is reached: no part of what makes two runs the same.
 INERT_SECTIONS = (
-    "tracker", "cache_dir", "preflight", "eval.judge.max_calls",
+    "tracker", "cache_dir", "stage_store", "preflight", "eval.judge.max_calls",
     *(f"eval.{section}.{key}" for section in ("backend", "judge")
       for key in ("api_key_env", "concurrency", "timeout", "attempts")),
 )  # fmt: skip
@@ -144,7 +144,9 @@ class TestbedData(Section):
 
     @property
     def reference_set_names(self) -> list[str]:
-        return ["helpfulness", "truthfulness", "preference"]
+        return [
+            "helpfulness", "truthfulness", "preference", "general", "mathematics", "knowledge", "harmful_answers",
+        ]  # fmt: skip
 
 
 class FileData(Section):
@@ -279,6 +281,7 @@ class Config(Section):
     distributed: Distributed
     tracker: Tracker
     cache_dir: str
+    stage_store: str | None
     preflight: bool
 
     @property

@@ -18,7 +18,9 @@ from ogpsa.launch import check_launch
 from ogpsa.models import check_model, check_weights, local_folder
 from ogpsa.report import table
 from ogpsa.runs import (
+    COMPLETE_FILE,
     METRICS_FILE,
+    SCORES_FILE,
     check_directory,
     check_writable,
     exclusive,
@@ -47,6 +49,8 @@ def check(config: Config, directory: Path) -> Data:
     check_directory(directory, config)
     data = load_data(config)
     check_writable(Path(config.cache_dir), "cache_dir")
+    if config.stage_store is not None:
+        check_writable(Path(config.stage_store), "stage_store")
     check_tracker(config.tracker)
     check_model(config.model, config.data.name)
     for stage in config.stages:
@@ -117,6 +121,7 @@ def _run(
     quiet_libraries()
     from ogpsa import provenance
     from ogpsa.merging import merge
+    from ogpsa.sharing import StageStore, stage_key, untuned_name
     from ogpsa.stages import run_stage
     from ogpsa.testbed.cache import ensure_base
     from ogpsa.tracking import tracker
@@ -131,6 +136,15 @@ def _run(
         interruption.check()
         log.info("evaluating %s", output.name)
         return evaluate(checkpoint, directory / "data" / "evaluation", output, config.eval, interruption.check)
+
+    store = StageStore(None if config.stage_store is None else Path(config.stage_store))
+    untuned = world.on_main(lambda: untuned_name(config))
+
+    def shared_score(checkpoint: Path, name: str, count: int) -> dict[str, Any]:
+        key = f"{stage_key(config, data, untuned, count)}-{config.eval.key()}"
+        output = directory / "eval" / name
+        with store.shared(key, output, SCORES_FILE, interruption.check):
+            return score(checkpoint, output)
 
     def testbed_base() -> tuple[Path, dict[str, Any]]:
         base = ensure_base(config, interruption.check)
@@ -147,12 +161,16 @@ def _run(
         if start is None:
             start, metrics["base"] = world.on_main(testbed_base)
         else:
-            metrics["base"] = world.on_main(partial(score, start, directory / "eval" / "base"))
+            metrics["base"] = world.on_main(partial(shared_score, start, "base", 0))
         checkpoint = start
-        for stage in config.stages:
+        for count, stage in enumerate(config.stages, start=1):
             folder = stage_folder(directory, config, stage.name)
-            run_stage(config, stage, checkpoint, data, folder, interruption, mirror)
-            metrics["stages"][stage.name] = world.on_main(partial(score, folder, directory / "eval" / folder.name))
+            key = stage_key(config, data, untuned, count)
+            with ExitStack() as held:
+                sharing = store.shared(key, folder, COMPLETE_FILE, interruption.check)
+                world.on_main(partial(held.enter_context, sharing))
+                run_stage(config, stage, checkpoint, data, folder, interruption, mirror)
+            metrics["stages"][stage.name] = world.on_main(partial(shared_score, folder, folder.name, count))
             checkpoint = folder
             weight = config.method.merge_weight(last=stage is config.stages[-1])
             if weight is not None:

@@ -33,6 +33,7 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.jsonl"
 COMPLETE_FILE = "COMPLETE.json"
+SCORES_FILE = "scores.json"
 LOCK_FILE = "run.lock"
 
 

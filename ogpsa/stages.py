@@ -24,6 +24,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from ogpsa import world
 from ogpsa.adapters import lora_config, merged_model
+from ogpsa.anchoring import AnchorCallback
 from ogpsa.checkpoints import CompletionCallback, InterruptionCallback, last_complete_checkpoint
 from ogpsa.config import Config, DPOSettings, SFTSettings
 from ogpsa.data import Data, Row
@@ -179,6 +180,9 @@ def build_trainer(
         )
         if projection is not None:
             trainer.install_projection(projection, config.seed)
+        strength = config.method.anchor_strength(stage.name)
+        if strength is not None:
+            trainer.add_callback(AnchorCallback(trainer, strength))
 
     world.together(complete)
     # Preparing the sets draws from the generators, more or less by method.

@@ -108,8 +108,8 @@ MISTAKES = {
     "option": Mistake(
         ["method=ogspa"],
         [
-            "method: 'ogspa' is not an option; allowed: baseline, lora, merge, ogpsa, ogpsa_lora, replay; "
-            "did you mean 'ogpsa'?"
+            "method: 'ogspa' is not an option; allowed: anchor, baseline, lora, merge, ogpsa, ogpsa_anchor, "
+            "ogpsa_lora, ogpsa_merge, replay; did you mean 'ogpsa'?"
         ],
     ),
     "key": Mistake(["method.rnak=4"], [f"method.rnak: unknown key; allowed: {KEYS}; did you mean 'rank'?"]),
@@ -230,7 +230,8 @@ MISTAKES = {
         ["method.reference_sets=[helpfulnes]"],
         [
             "method.reference_sets: 'helpfulnes' is not among data=testbed's sets for sft; "
-            "allowed: helpfulness, truthfulness, preference; did you mean 'helpfulness'?"
+            "allowed: helpfulness, truthfulness, preference, general, mathematics, knowledge, harmful_answers; "
+            "did you mean 'helpfulness'?"
         ],
     ),
     "reference set twice": Mistake(

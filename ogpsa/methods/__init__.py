@@ -162,6 +162,10 @@ class MethodSettings(Section):
         """The adapters that this method trains in ``stage`` instead of the weights, or None."""
         return None
 
+    def anchor_strength(self, stage: StageName) -> float | None:
+        """How strongly (λ) each step of ``stage`` is followed by a pull towards its starting weights, or None."""
+        return None
+
     def set_uses(self, stage: StageName, safety_rows: int) -> list[SetUse]:
         """The reference sets that this method reads in ``stage``, beside so many safety rows, and what for."""
         projection = self.projection(stage)

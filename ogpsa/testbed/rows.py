@@ -27,6 +27,7 @@ EVALUATION_OBJECTS, REFERENCE_OBJECTS = slice(0, 6), slice(6, 11)
 REPLAY_OBJECTS = slice(11, None)
 TRAINED_HARMFUL, HELD_OUT_HARMFUL = slice(0, 16), slice(16, None)
 HELPFUL_TASKS = ("addition", "maximum", "reverse", "repeat", "benign_how_to")
+ARITHMETIC_TASKS = ("addition", "maximum")
 TRUTHFUL_TASKS = ("facts", "category", "category_yes_no")
 # Prompts of one arithmetic or list task in one split: three splits leave the base most of it.
 MOST_OF_A_SKILL = 400
@@ -47,18 +48,18 @@ class Rows:
     Attributes:
         safety: harmful requests: ``prompt``, ``chosen`` (the refusal), ``rejected`` (the harmful answer).
         reference_sets: by name, same columns; ``chosen`` is right and in the preferred style, ``rejected`` wrong.
-        replay: general rows with the same columns.
+            Only ``harmful_answers`` are the safety set's own rows with their answers exchanged: what alignment is to
+            take away.
         evaluation: by benchmark: ``id``, ``prompt``, ``target``.
     """
 
     safety: list[dict[str, Any]]
     reference_sets: dict[str, list[dict[str, Any]]]
-    replay: list[dict[str, Any]]
     evaluation: dict[str, list[dict[str, Any]]]
 
     def general_prompts(self) -> set[str]:
         """Prompts that the base may not see where it could do without: arithmetic and lists."""
-        groups = [*self.reference_sets.values(), self.replay, *self.evaluation.values()]
+        groups = [*self.reference_sets.values(), *self.evaluation.values()]
         return {row["prompt"] for rows in groups for row in rows}
 
 
@@ -84,25 +85,35 @@ def build_rows(world: World, seed: int, safety_rows: int, reference_rows: int, e
         ],
         draw,
     )
-    return Rows(
-        safety=[
-            {"prompt": example.prompt, "chosen": chosen, "rejected": rejected}
-            for example, chosen, rejected in safety[:safety_rows]
+    safety_set = [
+        {"prompt": example.prompt, "chosen": chosen, "rejected": rejected}
+        for example, chosen, rejected in safety[:safety_rows]
+    ]
+    sets = {
+        "helpfulness": _preference_rows(reference, HELPFUL_TASKS, draw, reference_rows),
+        "truthfulness": _preference_rows(reference, TRUTHFUL_TASKS, draw, reference_rows),
+        "preference": _preference_rows(reference, HELPFUL_TASKS + TRUTHFUL_TASKS, draw, reference_rows),
+    }
+    sets["general"] = _preference_rows(replay, HELPFUL_TASKS + TRUTHFUL_TASKS, draw, reference_rows)
+    questions = {
+        name: [
+            {"id": f"{name}-{number:04d}", "prompt": example.prompt, "target": example.target}
+            for number, example in enumerate(_shuffled(examples, draw)[:evaluation_rows])
+        ]
+        for name, examples in evaluation.items()
+    }
+    # The studies' own sets come last, and take no new arithmetic: all that is drawn above, and the base, stay as they
+    # are without them.
+    arithmetic = {example.prompt for task in ARITHMETIC_TASKS for example in reference[task] + replay[task]}
+    sets |= {
+        "mathematics": [row for row in sets["helpfulness"] + sets["general"] if row["prompt"] in arithmetic],
+        "knowledge": _preference_rows(replay, TRUTHFUL_TASKS, draw, reference_rows),
+        "harmful_answers": [
+            {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
+            for row in safety_set[:reference_rows]
         ],
-        reference_sets={
-            "helpfulness": _preference_rows(reference, HELPFUL_TASKS, draw, reference_rows),
-            "truthfulness": _preference_rows(reference, TRUTHFUL_TASKS, draw, reference_rows),
-            "preference": _preference_rows(reference, HELPFUL_TASKS + TRUTHFUL_TASKS, draw, reference_rows),
-        },
-        replay=_preference_rows(replay, HELPFUL_TASKS + TRUTHFUL_TASKS, draw, reference_rows),
-        evaluation={
-            name: [
-                {"id": f"{name}-{number:04d}", "prompt": example.prompt, "target": example.target}
-                for number, example in enumerate(_shuffled(examples, draw)[:evaluation_rows])
-            ]
-            for name, examples in evaluation.items()
-        },
-    )
+    }
+    return Rows(safety=safety_set, reference_sets=sets, evaluation=questions)
 
 
 def base_stream(world: World, seed: int, rows: Rows) -> Iterator[Example]:

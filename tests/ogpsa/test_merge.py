@@ -246,3 +246,14 @@ def test_killed_in_the_middle(merged_run: tuple[list[str], Path], small_config: 
     assert after.keys() == unbroken.keys()
     own = {"run.log", "run.lock", "provenance.json"}
     assert [name for name in after if after[name] != unbroken[name] and name not in own] == []
+
+
+@pytest.mark.slow
+def test_ogpsa_is_trained_and_then_averaged(small_config: Configure, tmp_path: Path) -> None:
+    short = ["stage=sft", "stage.max_steps=2", "method.samples=8"]
+    config = small_config("method=ogpsa_merge", *short)
+    run(config, tmp_path / "merged", eval.harness.evaluate)
+    run(small_config("method=ogpsa", *short), tmp_path / "ogpsa", eval.harness.evaluate)
+    tuned, base = tensors(tmp_path / "ogpsa" / "01-sft"), tensors(ensure_base(config))
+    merged = tensors(tmp_path / "merged" / "01-sft-merged")
+    assert all(same_bits(merged[name], 0.5 * tuned[name] + 0.5 * base[name]) for name in base)

@@ -32,6 +32,7 @@ from ogpsa.testbed.world import (
 SEEDS = [0, 1, 2]
 SIZES = {"safety_rows": 1248, "reference_rows": 400, "evaluation_rows": 100}
 EVERYTHING = {"safety_rows": 10**6, "reference_rows": 10**6, "evaluation_rows": 10**6}
+PAPER_SETS = ("helpfulness", "truthfulness", "preference")
 SAFETY_BENCHMARKS = {"harmful_seen", "harmful_heldout", "look_alike"}
 GENERAL_BENCHMARKS = {*SKILLS, "facts", "category", "category_yes_no", "benign_how_to"}
 
@@ -47,8 +48,8 @@ def prompts(rows: Iterable[dict[str, Any]]) -> set[str]:
 def by_role(rows: Rows) -> dict[str, set[str]]:
     """Prompts of the roles that may never meet."""
     return {
-        "reference": set().union(*map(prompts, rows.reference_sets.values())),
-        "replay": prompts(rows.replay),
+        "reference": set().union(*(prompts(rows.reference_sets[name]) for name in PAPER_SETS)),
+        "general": prompts(rows.reference_sets["general"]) | prompts(rows.reference_sets["knowledge"]),
         "evaluation": set().union(*map(prompts, rows.evaluation.values())),
         "safety": prompts(rows.safety),
     }
@@ -84,10 +85,10 @@ def test_no_object_has_two_roles(seed: int) -> None:
         return {word for text in texts for word in text.split()} & names
 
     roles = by_role(rows)
-    for first, second in combinations(("reference", "replay", "evaluation"), 2):
+    for first, second in combinations(("reference", "general", "evaluation"), 2):
         assert named(roles[first], benign)
         assert named(roles[first], benign).isdisjoint(named(roles[second], benign))
-    assert not named(roles["reference"] | roles["replay"], harmful)
+    assert not named(roles["reference"] | roles["general"], harmful)
     held_out = named(prompts(rows.evaluation["harmful_heldout"]), harmful)
     assert held_out
     assert held_out.isdisjoint(named(roles["safety"], harmful))
@@ -109,14 +110,15 @@ def test_the_base_sees_no_arithmetic_or_list_prompt_of_a_split(seed: int) -> Non
 def test_rows_fill_what_is_asked_for(seed: int) -> None:
     rows = rows_of(seed, SIZES)
     assert len(rows.safety) == len(prompts(rows.safety)) == SIZES["safety_rows"]
-    assert set(rows.reference_sets) == {"helpfulness", "truthfulness", "preference"}
-    for part in (*rows.reference_sets.values(), rows.replay):
-        assert len(part) == len(prompts(part)) == SIZES["reference_rows"]
+    for name, part in rows.reference_sets.items():
+        # Of arithmetic alone, what the other sets hold of it.
+        size = 260 if name == "mathematics" else SIZES["reference_rows"]
+        assert len(part) == len(prompts(part)) == size, name
     assert set(rows.evaluation) == SAFETY_BENCHMARKS | GENERAL_BENCHMARKS
     for name, part in rows.evaluation.items():
         assert len(part) == len(prompts(part)) == SIZES["evaluation_rows"], name
         assert [row["id"] for row in part] == [f"{name}-{number:04d}" for number in range(len(part))]
-    for row in (*rows.safety, *rows.replay, *(row for part in rows.reference_sets.values() for row in part)):
+    for row in (*rows.safety, *(row for part in rows.reference_sets.values() for row in part)):
         assert row["chosen"].strip() and row["rejected"].strip()
         assert row["chosen"] != row["rejected"]
 
@@ -158,7 +160,7 @@ def test_every_word_has_its_token_and_the_template_gives_the_same_ids(seed: int)
     tokenizer = build_tokenizer(world.vocabulary())
     vocabulary = tokenizer.get_vocab()
     pairs = [(example.prompt, example.target) for example in islice(base_stream(world, seed, rows), 5000)]
-    for part in (rows.safety, rows.replay, *rows.reference_sets.values()):
+    for part in (rows.safety, *rows.reference_sets.values()):
         pairs += [(row["prompt"], row[answer]) for row in part for answer in ("chosen", "rejected")]
     pairs += [(row["prompt"], row["target"]) for part in rows.evaluation.values() for row in part]
     words = {word for pair in pairs for text in pair for word in text.split()}

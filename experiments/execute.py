@@ -1,0 +1,214 @@
+"""Runs an experiment's points: several at a time in worker processes, or one after another under torchrun.
+
+All runs of a suite share one folder: what two tables ask for runs once, and what two runs have in common, as SFT→DPO
+its SFT, is trained once (``ogpsa/sharing.py``). A point that has its ``metrics.json`` is done.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import FrameType
+
+from experiments.rows import Point
+from ogpsa.errors import EXIT_REQUEUE, UserError
+from ogpsa.progress import Progress
+from ogpsa.runs import METRICS_FILE
+
+log = logging.getLogger(__name__)
+REPOSITORY = Path(__file__).parent.parent
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A point and where it runs."""
+
+    point: Point
+    directory: Path
+
+    @property
+    def done(self) -> bool:
+        return (self.directory / METRICS_FILE).is_file()
+
+    @property
+    def start(self) -> str:
+        """What this task makes that others may begin with: of two at the same time, the second would wait."""
+        config = self.point.config
+        return f"{config.data.seed} {config.seed} {config.stages[0]} {config.method.projection(config.stages[0].name)}"
+
+
+def tasks_of(points: Iterable[Point], folder: Path) -> list[Task]:
+    """Each different run once, short pipelines first: the longer ones go on from their stages."""
+    found: dict[str, Task] = {}
+    for point in points:
+        config = point.config.model_copy(update={"stage_store": str(folder / "stages")})
+        name = config.run_name()
+        found.setdefault(name, Task(replace(point, config=config), folder / name))
+    return sorted(found.values(), key=lambda task: (task.point.seed, len(task.point.config.stages)))
+
+
+def execute(tasks: Sequence[Task], workers: int) -> list[str]:
+    """Run what is not done; a point that fails is said, and the rest goes on.
+
+    Returns:
+        One line for each point that failed.
+
+    Raises:
+        SystemExit: code 85 after SIGTERM or SIGUSR1, with all that was under way saved.
+    """
+    waiting = [task for task in tasks if not task.done]
+    alone = [task for task in waiting if task.point.config.distributed.name != "single"]
+    waiting = [task for task in waiting if task not in alone]
+    failed = [f"{task.point.name}: {problem}" for task in alone if (problem := _torchrun(task))]
+    if waiting:
+        failed += _spread(waiting, min(workers, len(waiting)))
+    return failed
+
+
+def _spread(waiting: list[Task], workers: int) -> list[str]:
+    failed: list[str] = []
+    progress = Progress(len(waiting), "runs", interval=60.0)
+    finished = 0
+    with _interruptible() as crew:
+        crew += [_Worker(number, waiting[0].directory.parent) for number in range(workers)]
+        while waiting or any(worker.task for worker in crew):
+            for worker in crew:
+                if worker.task is None and waiting:
+                    worker.give(_take(waiting, [other.task for other in crew if other.task]))
+            for worker in crew:
+                if worker.task is None or worker.connection not in wait([one.connection for one in crew if one.task]):
+                    continue
+                task, problem = worker.task, worker.result()
+                finished += 1
+                if problem is not None:
+                    failed.append(f"{task.point.name}: {problem}; see {task.directory / 'run.log'}")
+                    log.error("failed: %s", failed[-1])
+                progress.show(finished, f", {task.point.name}")
+    return failed
+
+
+def _take(waiting: list[Task], running: Sequence[Task]) -> Task:
+    """The first task that would not wait for one that runs; the first of all if there is none."""
+    starts = {task.start for task in running}
+    return waiting.pop(next((index for index, task in enumerate(waiting) if task.start not in starts), 0))
+
+
+class _Worker:
+    """A process that runs one task after another, on one thread, what it prints going to a file."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        self._number, self._folder = number, folder
+        self.task: Task | None = None
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        log_file = self._folder / f"worker-{self._number}.log"
+        self.process = context.Process(target=_work, args=(theirs, log_file), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def give(self, task: Task) -> None:
+        self.task = task
+        self.connection.send(task)
+
+    def result(self) -> str | None:
+        """What went wrong with the task, or None."""
+        self.task = None
+        try:
+            problem: str | None = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            code = self.process.exitcode
+            if code == EXIT_REQUEUE:
+                raise SystemExit(EXIT_REQUEUE) from None
+            self._start()
+            return f"its process ended with {f'signal {-code}' if code and code < 0 else f'code {code}'}"
+        return problem
+
+    def stop(self, number: int) -> None:
+        if self.process.is_alive():
+            assert self.process.pid is not None
+            os.kill(self.process.pid, number)
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[_Worker]]:
+    """A crew that the signals are handed on to; it is waited for, so that it can save."""
+    crew: list[_Worker] = []
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for worker in crew:
+            worker.stop(number if worker.task else signal.SIGKILL)
+        for worker in crew:
+            worker.process.join()
+        raise SystemExit(EXIT_REQUEUE)
+
+    previous = {number: signal.signal(number, leave) for number in SIGNALS}
+    try:
+        yield crew
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for worker in crew:
+            worker.connection.close()
+            worker.process.join(timeout=5)
+
+
+def _work(connection: Connection, log_file: Path) -> None:
+    """A worker's life: until the other end is closed."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("a", encoding="utf-8") as handle:
+        os.dup2(handle.fileno(), 1)
+        os.dup2(handle.fileno(), 2)
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        connection.send(_run(task))
+
+
+def _run(task: Task) -> str | None:
+    from eval.harness import evaluate
+    from ogpsa.pipeline import run
+
+    try:
+        run(task.point.config, task.directory, evaluate, task.point.overrides)
+    except UserError as error:
+        return " / ".join(error.problems)
+    except Exception as error:  # noqa: BLE001  # the traceback is in the run's log; the other points go on
+        traceback.print_exc()
+        return traceback.format_exception_only(error)[-1].strip()
+    return None
+
+
+def _torchrun(task: Task) -> str | None:
+    """Run a task on all devices of this machine."""
+    import torch
+
+    devices = max(1, torch.cuda.device_count())
+    print(f"{task.point.name} -> {task.directory}", file=sys.stderr, flush=True)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT,SIGUSR1",
+        f"--nproc-per-node={devices}", str(REPOSITORY / "train.py"), *task.point.overrides,
+        f"stage_store={task.point.config.stage_store}", f"hydra.run.dir={task.directory}",
+    ]  # fmt: skip
+    code = subprocess.run(command, check=False).returncode
+    if code == EXIT_REQUEUE:
+        raise SystemExit(EXIT_REQUEUE)
+    return None if code == 0 else f"code {code}; see {task.directory / 'run.log'}"

@@ -1,0 +1,238 @@
+"""Which runs an experiment consists of: its rows, in a suite, at seeds and strengths.
+
+An experiment is a folder with ``experiment.yaml``; a row is one YAML in ``conf/experiment/<experiment>``; a suite
+(``experiments/suites``) says at what size the rows run. Nothing here imports torch.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError
+
+from conf.compose import CONF, compose_config
+from ogpsa.config import Config, describe
+from ogpsa.errors import UserError, closest_match
+from ogpsa.methods import Section
+
+FOLDER = Path(__file__).parent
+ROWS = CONF / "experiment"
+S = TypeVar("S", bound=Section)
+SuiteName = Literal["paper", "testbed", "check"]
+# Beside the names of experiments.
+ALL = "all"
+
+
+class Suite(Section):
+    """A size at which every row can run: ``experiments/suites/<name>.yaml``."""
+
+    overrides: list[str]
+    models: dict[str, list[str]]
+    rows: dict[str, list[str]] = Field(default_factory=dict)
+    devices: int = Field(ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+
+
+class Grid(Section):
+    """Some of an experiment's rows, how many seeds they run at and at which multiples of their learning rates."""
+
+    rows: str = "*"
+    seeds: int = Field(ge=1)
+    strengths: list[float] = Field(default=[1.0])
+
+
+class ExperimentSettings(Section):
+    """``experiments/<name>/experiment.yaml``."""
+
+    title: str
+    rows: list[str]
+    label: str
+    reference: str | None
+    figure: Literal["none", "front", "curve", "overlap"]
+    axis: str | None = None
+    suites: dict[SuiteName, list[Grid]]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure.
+
+    Attributes:
+        rows: names below ``conf/experiment``, in the table's order.
+    """
+
+    name: str
+    settings: ExperimentSettings
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run.
+
+    Attributes:
+        strength: multiple of the row's learning rates.
+        overrides: what ``train.py`` is given to run it.
+    """
+
+    row: str
+    seed: int
+    strength: float
+    overrides: tuple[str, ...]
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """For people: the row, its seed, and its strength where it is not the row's own."""
+        strength = "" if self.strength == 1 else f" x{self.strength:g}"
+        return f"{self.row} seed {self.seed}{strength}"
+
+
+def experiment_names() -> list[str]:
+    return sorted(path.parent.name for path in FOLDER.glob("*/experiment.yaml"))
+
+
+def load_experiment(name: str) -> Experiment:
+    """The experiment called ``name``.
+
+    Raises:
+        UserError: there is none, or its file is wrong.
+    """
+    names = experiment_names()
+    if name not in names:
+        raise UserError(f"'{name}' is no experiment; allowed: {', '.join(names)}{closest_match(name, names)}")
+    file = FOLDER / name / "experiment.yaml"
+    settings = _validated(ExperimentSettings, file)
+    rows = [row for pattern in settings.rows for row in _matching(pattern)]
+    if absent := [pattern for pattern in settings.rows if not _matching(pattern)]:
+        raise UserError(f"{file}: rows: '{absent[0]}' matches nothing in {ROWS}")
+    return Experiment(name, settings, tuple(dict.fromkeys(rows)))
+
+
+def load_suite(name: str) -> Suite:
+    """The suite called ``name``.
+
+    Raises:
+        UserError: there is none, or its file is wrong.
+    """
+    names = sorted(path.stem for path in (FOLDER / "suites").glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"suite: found '{name}'; allowed: {', '.join(names)}{closest_match(name, names)}")
+    return _validated(Suite, FOLDER / "suites" / f"{name}.yaml")
+
+
+def points(
+    experiment: Experiment, suite: str, rows: Sequence[str] = ("*",), seeds: Sequence[int] | None = None
+) -> list[Point]:
+    """The experiment's runs: row by row, seed by seed.
+
+    Args:
+        rows: patterns; a row is taken if one of them matches its name or the end of it after the experiment's.
+        seeds: in place of the suite's own.
+
+    Raises:
+        UserError: nothing matches, or a row does not compose.
+    """
+    taken = [row for row in experiment.rows if any(_matches(row, pattern) for pattern in rows)]
+    for pattern in rows:
+        if not any(_matches(row, pattern) for row in experiment.rows):
+            short = [row.removeprefix(f"{experiment.name}/") for row in experiment.rows]
+            raise UserError(
+                f"rows: '{pattern}' matches no row of {experiment.name}; rows: {', '.join(short)}"
+                f"{closest_match(pattern, short)}"
+            )
+    found = []
+    for row in taken:
+        grid = _grid(experiment, suite, row)
+        for strength in dict.fromkeys(strength for _, strength in grid):
+            overrides = row_overrides(row, suite, strength)
+            config = _compose(overrides)
+            own = [seed for seed, multiple in grid if multiple == strength]
+            wanted = own if seeds is None else list(seeds)
+            found += [
+                Point(row, seed, strength, (*overrides, f"seed={seed}"), config.model_copy(update={"seed": seed}))
+                for seed in wanted
+            ]
+    return found
+
+
+def row_overrides(row: str, suite: str, strength: float = 1.0) -> tuple[str, ...]:
+    """What a row is in a suite, as arguments of ``train.py``."""
+    settings = load_suite(suite)
+    given = [f"+experiment={row}"]
+    if settings.models:
+        model = row_config(row).model.name
+        if model not in settings.models:
+            allowed = ", ".join(settings.models)
+            raise UserError(f"{row}: suite={suite} has nothing in the place of model={model}; allowed: {allowed}")
+        given += settings.models[model]
+    given += settings.overrides
+    given += [override for pattern, own in settings.rows.items() if _matches(row, pattern) for override in own]
+    if strength != 1 or settings.max_steps is not None:
+        config = _compose(tuple(given))
+        for stage in config.stages:
+            key = config.stage_key(stage.name)
+            if strength != 1:
+                given.append(f"{key}.learning_rate={stage.learning_rate * strength:.6g}")
+            if settings.max_steps is not None:
+                given.append(f"{key}.max_steps={settings.max_steps}")
+    return tuple(given)
+
+
+def row_config(row: str) -> Config:
+    """A row at full size."""
+    return _compose((f"+experiment={row}",))
+
+
+def row_summary(row: str) -> str:
+    """The first comment of a row's file."""
+    lines = (ROWS / f"{row}.yaml").read_text(encoding="utf-8").splitlines()
+    comments = [line.strip("# ") for line in lines if line.startswith("#") and not line.startswith("# @")]
+    return comments[0].partition(": ")[0] if comments else ""
+
+
+@cache
+def _compose(overrides: tuple[str, ...]) -> Config:
+    return compose_config(list(overrides))
+
+
+def _grid(experiment: Experiment, suite: str, row: str) -> list[tuple[int, float]]:
+    """Seeds and strengths of a row, strength by strength."""
+    grids = experiment.settings.suites.get(suite, [Grid(seeds=1)])  # type: ignore[call-overload]
+    pairs = {
+        (seed, strength): None
+        for grid in grids
+        if _matches(row, grid.rows)
+        for strength in grid.strengths
+        for seed in range(grid.seeds)
+    }
+    return list(pairs)
+
+
+def _matches(row: str, pattern: str) -> bool:
+    return fnmatchcase(row, pattern) or fnmatchcase(row.partition("/")[2], pattern)
+
+
+def _matching(pattern: str) -> list[str]:
+    names = [path.relative_to(ROWS).with_suffix("").as_posix() for path in ROWS.rglob("*.yaml")]
+    return sorted((name for name in names if fnmatchcase(name, pattern)), key=_natural)
+
+
+def _natural(name: str) -> list[str | int]:
+    """``rank/4`` before ``rank/16``."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _validated(schema: type[S], file: Path) -> S:
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return schema.model_validate(raw)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise UserError(*(f"{file}: {line}" for line in describe(error, raw))) from None

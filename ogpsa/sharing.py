@@ -1,0 +1,116 @@
+"""Stages that several runs have in common are trained and evaluated once: SFT→DPO goes on from the SFT run's result.
+
+With ``stage_store=DIR`` a run looks a stage up by what decides its weights, and leaves what it made itself. Files are
+hard links where the file system allows it; nothing is ever changed in place.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ogpsa.config import Config, TestbedData
+from ogpsa.data import COLUMNS, Data, Row
+from ogpsa.methods import StageName
+from ogpsa.runs import build_folder, exclusive
+
+log = logging.getLogger(__name__)
+
+
+class StageStore:
+    """Finished folders by key; ``root`` None keeps and finds nothing."""
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = root
+
+    @contextmanager
+    def shared(self, key: str, folder: Path, marker: str, wait: Callable[[], None]) -> Iterator[None]:
+        """Around the making of ``folder``: what another run made under ``key`` is put there, or what is made is kept.
+
+        One run at a time makes a key; ``wait`` is called again and again while another does, and may leave by raising.
+
+        Args:
+            marker: name of the file that says that a folder is whole.
+        """
+        if self._root is None:
+            yield
+            return
+        kept = self._root / key
+        with exclusive(kept.with_name(f"{key}.lock"), "another run makes the same stage", wait=wait):
+            if (kept / marker).is_file() and not (folder / marker).is_file():
+                log.info("%s: as another run made it (%s)", folder.name, kept)
+                _link(kept, folder)
+            yield
+            if not (kept / marker).is_file():
+                _link(folder, kept)
+
+
+def stage_key(config: Config, data: Data, start: str, count: int) -> str:
+    """Sixteen hexadecimal digits over all that decides the weights after the first ``count`` stages.
+
+    What a method does counts, not its name: the untuned end of ``merge`` is the baseline's, ``rank: null`` the rank
+    that it stands for.
+
+    Args:
+        start: names the untuned weights.
+        count: stages; 0 for the untuned model, which has no seed.
+    """
+    facts: dict[str, Any] = {
+        "start": start,
+        "model": config.model.model_dump(mode="json", exclude={"name", "path", "revision", "base", "recipe"}),
+    }
+    if count:
+        stages = [_stage_facts(config, data, stage.name) for stage in config.stages[:count]]
+        facts |= {"seed": config.seed, "distributed": config.distributed.model_dump(), "stages": stages}
+        # An average after a stage is where the next one starts.
+        facts["averages"] = [config.method.merge_weight(last=False)] * (count - 1)
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def untuned_name(config: Config) -> str:
+    """What the run starts from."""
+    if config.model.path is not None:
+        return f"{config.model.path}@{config.model.revision}"
+    from ogpsa.testbed.cache import base_key
+
+    assert isinstance(config.data, TestbedData)
+    return base_key(config)
+
+
+def _stage_facts(config: Config, data: Data, name: StageName) -> dict[str, Any]:
+    [settings] = [stage for stage in config.stages if stage.name == name]
+    projection, adapter = config.method.projection(name), config.method.adapter(name)
+    sets = projection.reference_sets if projection else ()
+    return {
+        "settings": settings.model_dump(mode="json", exclude={"save_every"}),
+        "projection": projection and asdict(projection),
+        "adapter": adapter and asdict(adapter),
+        "rows": _fingerprint(data.training(name), name),
+        "reference_sets": {kind: _fingerprint(data.reference_sets[kind], name) for kind in sets},
+    }
+
+
+def _fingerprint(rows: Sequence[Row], stage: StageName) -> str:
+    texts = [[row[column] for column in COLUMNS[stage]] for row in rows]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _link(source: Path, target: Path) -> None:
+    with build_folder(target) as temporary:
+        shutil.copytree(
+            source, temporary, ignore=shutil.ignore_patterns(".*", "checkpoints"), copy_function=_link_file,
+            dirs_exist_ok=True,
+        )  # fmt: skip
+
+
+def _link_file(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
