@@ -5,15 +5,11 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 
 PYTHON ?= python3
-SEEDS ?= 0,1,2,3,4
 ARGS ?=
 
 # Finished runs are not repeated, so a target that was stopped goes on where it was. One thread: the committed
-# results rest on it (sums over more threads round differently), and two sweeps can run side by side.
-pareto calibration headline options: export OMP_NUM_THREADS = 1
-PARETO = stage=sft,dpo,sft_dpo seed=$(SEEDS) hydra.sweep.dir=outputs/pareto $(ARGS)
-HEADLINE = stage=sft,dpo,sft_dpo seed=$(SEEDS) hydra.sweep.dir=outputs/headline $(ARGS)
-OPTIONS = stage=sft_dpo seed=$(SEEDS) hydra.sweep.dir=outputs/options $(ARGS)
+# results rest on it (sums over more threads round differently), and several runs go side by side.
+experiments calibration: export OMP_NUM_THREADS = 1
 CALIBRATION = hydra.sweep.dir=outputs/calibration $(ARGS)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -22,7 +18,7 @@ NEEDS_PYTHON := needs Python 3.11 or 3.12: name one, e.g. make install PYTHON=py
 
 .PHONY: help
 help: ## Show this list
-	@echo "make TARGET [PYTHON=python3.11] [ARGS='extra arguments'] [SEEDS=0,1,2,3,4]"
+	@echo "make TARGET [PYTHON=python3.11] [ARGS='extra arguments']"
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-17s %s\n", $$1, $$2}' Makefile
 
 .PHONY: install
@@ -55,10 +51,10 @@ install-8bit: $(INSTALLED) ## Add bitsandbytes to the environment, for stage.opt
 demo: $(INSTALLED) ## Run the main job on the testbed: SFT, then DPO, with projection
 	$(BIN)/python train.py method=ogpsa stage=sft_dpo $(ARGS)
 
-.PHONY: pareto
-pareto: $(INSTALLED) ## Sweep the testbed over methods, stages and SEEDS, then make its Pareto tables
-	$(BIN)/python train.py -m +experiment=headline/naive,headline/ogpsa,headline/conflict $(PARETO)
-	$(BIN)/python -m eval.pareto outputs/pareto --out experiments/pareto
+.PHONY: experiments
+experiments: $(INSTALLED) ## Repeat every table and figure on the testbed (seeds=1: one seed, a fifth of the time)
+	$(BIN)/python -m experiments run all $(if $(seeds),seeds=$(seeds)) $(ARGS)
+	$(BIN)/python -m experiments report all $(if $(seeds),seeds=$(seeds) out=outputs/testbed/reports) $(ARGS)
 
 .PHONY: calibration
 calibration: $(INSTALLED) ## Repeat the testbed's calibration: bases, and naive tuning over learning rates
@@ -68,28 +64,8 @@ calibration: $(INSTALLED) ## Repeat the testbed's calibration: bases, and naive 
 	$(BIN)/python train.py -m method=lora stage=dpo stage.learning_rate=2.5e-4,5e-4,1e-3,2e-3 $(CALIBRATION)
 	$(BIN)/python train.py -m method=baseline stage=sft_dpo data.seed=0,1,2 $(CALIBRATION)
 	$(BIN)/python -m eval.pareto outputs/calibration --out experiments/calibration/grid
-	$(BIN)/python -m experiments.headline outputs/calibration --out experiments/calibration/grid
+	$(BIN)/python -m experiments.calibration.comparison outputs/calibration --out experiments/calibration/grid
 	$(BIN)/python -m experiments.calibration
-
-.PHONY: headline
-headline: $(INSTALLED) ## Repeat the headline comparison: four methods, three pipelines, SEEDS, and two more worlds
-	$(BIN)/python train.py -m +experiment=headline/naive,headline/ogpsa,headline/conflict $(PARETO)
-	$(BIN)/python train.py -m +experiment=headline/tensor $(HEADLINE)
-	$(BIN)/python train.py -m +experiment=headline/naive,headline/ogpsa data.seed=1,2 $(HEADLINE)
-	$(BIN)/python train.py -m +experiment=headline/conflict data.seed=1,2 $(HEADLINE) stage=sft_dpo
-	$(BIN)/python train.py -m +experiment=headline/ogpsa 'method.refresh_every={sft:5,dpo:1}' $(HEADLINE) stage=sft_dpo
-	$(BIN)/python train.py -m +experiment=headline/ogpsa method.refresh_every=5 data.seed=1 $(HEADLINE) stage=sft
-	$(BIN)/python -m experiments.headline outputs/pareto outputs/headline
-
-.PHONY: options
-options: $(INSTALLED) ## Repeat the comparison of the projection's options: SFT, then DPO, SEEDS
-	$(BIN)/python train.py -m method=baseline $(OPTIONS)
-	$(BIN)/python train.py -m method=ogpsa method.sided=two,conflict method.streaming=false,true $(OPTIONS)
-	$(BIN)/python train.py -m method=ogpsa method.target=gradient+momentum,update $(OPTIONS)
-	$(BIN)/python train.py -m method=ogpsa method.target=update method.sided=conflict $(OPTIONS)
-	$(BIN)/python train.py -m method=ogpsa method.scope=tensor $(OPTIONS)
-	$(BIN)/python train.py -m method=ogpsa method.basis_dtype=bf16,int8 $(OPTIONS)
-	$(BIN)/python -m experiments.headline outputs/options --out experiments/options
 
 .PHONY: test
 test: test-quick test-slow ## Run the quick tests, then the slow ones

@@ -19,6 +19,8 @@ Point = tuple[float, float]
 RESAMPLES = 10_000
 # Numbers drawn at a time, so that a benchmark of many items needs no more memory than one of few.
 DRAWN_AT_ONCE = 4_000_000
+# Equal means differ by less, summed in another order.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -306,7 +308,7 @@ class Paired:
 
     Attributes:
         difference: its mean and t interval.
-        p: two-sided paired t-test; None for one pair, and where all pairs differ by the same amount: no spread, no test.
+        p: two-sided paired t-test; None for one pair, and where all differ by the same amount: no spread, no test.
     """
 
     difference: Summary
@@ -321,9 +323,8 @@ def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
     """
     differences = [one - other for one, other in zip(ours, theirs, strict=True)]
     difference = summarize(differences)
-    # Equal differences are missed by rounding.
-    if len(differences) == 1 or stdev(differences) < 1e-9:
-        return Paired(difference, 1.0 if len(differences) > 1 and abs(difference.mean) < 1e-9 else None)
+    if len(differences) == 1 or stdev(differences) < ROUNDING:
+        return Paired(difference, 1.0 if len(differences) > 1 and abs(difference.mean) < ROUNDING else None)
     from scipy.special import stdtr
 
     t = difference.mean / (stdev(differences) / sqrt(len(differences)))
@@ -331,7 +332,7 @@ def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the order given: below α, the family's error is below α as well."""
+    """Holm's (1979) adjusted p-values, in the order given: those below a level hold together at that level."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -354,11 +355,11 @@ def utility_at_safety(points: Sequence[Point], safety: float) -> AtSafety | None
     Between neighbours on their Pareto front it is interpolated linearly. None where no point is as safe.
     """
     front = sorted({point for point, on in zip(points, pareto_front(points), strict=True) if on})
-    if not front or front[-1][0] < safety:
+    as_safe = [index for index, (x, _) in enumerate(front) if x >= safety - ROUNDING]
+    if not as_safe:
         return None
-    if front[0][0] >= safety:
-        return AtSafety(front[0][1], front[0][0] > safety)
-    for (x, y), (x_next, y_next) in zip(front, front[1:], strict=False):
-        if x_next >= safety:
-            return AtSafety(y + (y_next - y) * (safety - x) / (x_next - x), False)
-    raise AssertionError("the last point is as safe")
+    x, y = front[as_safe[0]]
+    if as_safe[0] == 0 or x <= safety + ROUNDING:
+        return AtSafety(y, x > safety + ROUNDING)
+    x_before, y_before = front[as_safe[0] - 1]
+    return AtSafety(y + (y_before - y) * (x - safety) / (x - x_before), False)

@@ -40,6 +40,15 @@ class Task:
         return (self.directory / METRICS_FILE).is_file()
 
     @property
+    def arguments(self) -> tuple[str, ...]:
+        """What ``train.py`` is given to run it."""
+        return (
+            *self.point.overrides,
+            f"stage_store={self.point.config.stage_store}",
+            f"hydra.run.dir={self.directory}",
+        )
+
+    @property
     def start(self) -> str:
         """What this task makes that others may begin with: of two at the same time, the second would wait."""
         config = self.point.config
@@ -54,6 +63,30 @@ def tasks_of(points: Iterable[Point], folder: Path) -> list[Task]:
         name = config.run_name()
         found.setdefault(name, Task(replace(point, config=config), folder / name))
     return sorted(found.values(), key=lambda task: (task.point.seed, len(task.point.config.stages)))
+
+
+def check(tasks: Iterable[Task]) -> None:
+    """Refuse what a run would refuse, for all runs before the first.
+
+    Raises:
+        UserError: one line per problem, naming the first run that has it.
+    """
+    from eval.benchmarks import check_evaluation
+    from ogpsa.pipeline import check as check_run
+
+    problems: dict[str, str] = {}
+    # A seed changes nothing that can be refused; torchrun's processes look for themselves.
+    different = {task.point.config.model_copy(update={"seed": 0}).key(): task for task in tasks if not task.done}
+    for task in different.values():
+        if task.point.config.distributed.name != "single":
+            continue
+        try:
+            check_evaluation(task.point.config, check_run(task.point.config, task.directory).evaluation)
+        except UserError as error:
+            for problem in error.problems:
+                problems.setdefault(problem, task.point.name)
+    if problems:
+        raise UserError(*(f"{name}: {problem}" for problem, name in problems.items()))
 
 
 def execute(tasks: Sequence[Task], workers: int) -> list[str]:
@@ -84,8 +117,9 @@ def _spread(waiting: list[Task], workers: int) -> list[str]:
             for worker in crew:
                 if worker.task is None and waiting:
                     worker.give(_take(waiting, [other.task for other in crew if other.task]))
+            ready = wait([worker.connection for worker in crew if worker.task])
             for worker in crew:
-                if worker.task is None or worker.connection not in wait([one.connection for one in crew if one.task]):
+                if worker.connection not in ready or worker.task is None:
                     continue
                 task, problem = worker.task, worker.result()
                 finished += 1
@@ -203,10 +237,8 @@ def _torchrun(task: Task) -> str | None:
     devices = max(1, torch.cuda.device_count())
     print(f"{task.point.name} -> {task.directory}", file=sys.stderr, flush=True)
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT,SIGUSR1",
-        f"--nproc-per-node={devices}", str(REPOSITORY / "train.py"), *task.point.overrides,
-        f"stage_store={task.point.config.stage_store}", f"hydra.run.dir={task.directory}",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}",
+        "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT,SIGUSR1", str(REPOSITORY / "train.py"), *task.arguments,
     ]  # fmt: skip
     code = subprocess.run(command, check=False).returncode
     if code == EXIT_REQUEUE:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from conf.compose import CONF, compose_config
-from ogpsa.config import Config, describe
+from ogpsa.config import Config, DPOSettings, SFTSettings, SFTThenDPOSettings, describe
 from ogpsa.errors import UserError, closest_match
 from ogpsa.methods import Section
 
@@ -28,6 +28,15 @@ SuiteName = Literal["paper", "testbed", "check"]
 ALL = "all"
 
 
+class Device(Section):
+    """What one run's devices are taken to be, for ``python -m experiments plan``; ``utilisation`` is of their peak."""
+
+    name: str
+    memory_gb: float = Field(gt=0)
+    teraflops: float = Field(gt=0)
+    utilisation: float = Field(gt=0, le=1)
+
+
 class Suite(Section):
     """A size at which every row can run: ``experiments/suites/<name>.yaml``."""
 
@@ -35,6 +44,7 @@ class Suite(Section):
     models: dict[str, list[str]]
     rows: dict[str, list[str]] = Field(default_factory=dict)
     devices: int = Field(ge=1)
+    device: Device
     max_steps: int | None = Field(default=None, ge=1)
 
 
@@ -127,13 +137,18 @@ def load_suite(name: str) -> Suite:
 
 
 def points(
-    experiment: Experiment, suite: str, rows: Sequence[str] = ("*",), seeds: Sequence[int] | None = None
+    experiment: Experiment,
+    suite: str,
+    rows: Sequence[str] = ("*",),
+    seeds: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
 ) -> list[Point]:
     """The experiment's runs: row by row, seed by seed.
 
     Args:
         rows: patterns; a row is taken if one of them matches its name or the end of it after the experiment's.
         seeds: in place of the suite's own.
+        overrides: given to every run besides.
 
     Raises:
         UserError: nothing matches, or a row does not compose.
@@ -146,47 +161,59 @@ def points(
                 f"rows: '{pattern}' matches no row of {experiment.name}; rows: {', '.join(short)}"
                 f"{closest_match(pattern, short)}"
             )
+    settings = load_suite(suite)
     found = []
     for row in taken:
-        grid = _grid(experiment, suite, row)
-        for strength in dict.fromkeys(strength for _, strength in grid):
-            overrides = row_overrides(row, suite, strength)
-            config = _compose(overrides)
-            own = [seed for seed, multiple in grid if multiple == strength]
-            wanted = own if seeds is None else list(seeds)
-            found += [
-                Point(row, seed, strength, (*overrides, f"seed={seed}"), config.model_copy(update={"seed": seed}))
-                for seed in wanted
-            ]
+        given = (*row_overrides(row, suite), *overrides)
+        config = _compose(given)
+        for seed, strength in _grid(experiment, suite, row, seeds):
+            here, changes = _adjusted(config, strength, settings.max_steps)
+            found.append(
+                Point(row, seed, strength, (*given, *changes, f"seed={seed}"), here.model_copy(update={"seed": seed}))
+            )
     return found
 
 
-def row_overrides(row: str, suite: str, strength: float = 1.0) -> tuple[str, ...]:
-    """What a row is in a suite, as arguments of ``train.py``."""
+def row_overrides(row: str, suite: str) -> tuple[str, ...]:
+    """What a row is in a suite, as arguments of ``train.py``; without the suite's cap on steps.
+
+    Raises:
+        UserError: the suite has nothing in the place of the row's model.
+    """
     settings = load_suite(suite)
     given = [f"+experiment={row}"]
     if settings.models:
-        model = row_config(row).model.name
+        model = row_model(row)
         if model not in settings.models:
             allowed = ", ".join(settings.models)
             raise UserError(f"{row}: suite={suite} has nothing in the place of model={model}; allowed: {allowed}")
         given += settings.models[model]
     given += settings.overrides
     given += [override for pattern, own in settings.rows.items() if _matches(row, pattern) for override in own]
-    if strength != 1 or settings.max_steps is not None:
-        config = _compose(tuple(given))
-        for stage in config.stages:
-            key = config.stage_key(stage.name)
-            if strength != 1:
-                given.append(f"{key}.learning_rate={stage.learning_rate * strength:.6g}")
-            if settings.max_steps is not None:
-                given.append(f"{key}.max_steps={settings.max_steps}")
     return tuple(given)
 
 
-def row_config(row: str) -> Config:
-    """A row at full size."""
-    return _compose((f"+experiment={row}",))
+def _adjusted(config: Config, strength: float, max_steps: int | None) -> tuple[Config, list[str]]:
+    """The configuration with its learning rates times ``strength`` and its steps capped, and the overrides for it."""
+    overrides: list[str] = []
+    stages: dict[str, SFTSettings | DPOSettings] = {}
+    for stage in config.stages:
+        changes: dict[str, float | int] = {}
+        if strength != 1:
+            changes["learning_rate"] = float(f"{stage.learning_rate * strength:.6g}")
+        if max_steps is not None:
+            changes["max_steps"] = max_steps
+        overrides += [f"{config.stage_key(stage.name)}.{key}={value:g}" for key, value in changes.items()]
+        stages[stage.name] = stage.model_copy(update=changes)
+    whole = isinstance(config.stage, SFTThenDPOSettings)
+    adjusted = config.stage.model_copy(update=stages) if whole else next(iter(stages.values()))
+    return config.model_copy(update={"stage": adjusted}), overrides
+
+
+def row_model(row: str) -> str:
+    """The option of ``conf/model`` that a row's file picks."""
+    raw = yaml.safe_load((ROWS / f"{row}.yaml").read_text(encoding="utf-8"))
+    return str(next(pick["override /model"] for pick in raw["defaults"] if "override /model" in pick))
 
 
 def row_summary(row: str) -> str:
@@ -201,15 +228,15 @@ def _compose(overrides: tuple[str, ...]) -> Config:
     return compose_config(list(overrides))
 
 
-def _grid(experiment: Experiment, suite: str, row: str) -> list[tuple[int, float]]:
-    """Seeds and strengths of a row, strength by strength."""
+def _grid(experiment: Experiment, suite: str, row: str, seeds: Sequence[int] | None) -> list[tuple[int, float]]:
+    """Seeds and strengths of a row."""
     grids = experiment.settings.suites.get(suite, [Grid(seeds=1)])  # type: ignore[call-overload]
     pairs = {
         (seed, strength): None
         for grid in grids
         if _matches(row, grid.rows)
         for strength in grid.strengths
-        for seed in range(grid.seeds)
+        for seed in (range(grid.seeds) if seeds is None else seeds)
     }
     return list(pairs)
 
@@ -223,9 +250,9 @@ def _matching(pattern: str) -> list[str]:
     return sorted((name for name in names if fnmatchcase(name, pattern)), key=_natural)
 
 
-def _natural(name: str) -> list[str | int]:
-    """``rank/4`` before ``rank/16``."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+def _natural(name: str) -> list[float | str]:
+    """``rank/4`` before ``rank/16``, ``replay_0.05`` before ``replay_0.1``."""
+    return [float(part) if part[0].isdigit() else part for part in re.split(r"(\d+(?:\.\d+)?)", name) if part]
 
 
 def _validated(schema: type[S], file: Path) -> S:

@@ -128,6 +128,7 @@ class Counts:
         steps: optimizer steps; ``samples``: training rows over all of them.
         refreshes: estimates of the subspace (streaming: one a step); ``reference_samples``: rows of their passes.
         share: of the reference rows among all rows; ``work``: of their passes in the work of all passes.
+        characters: that work, in characters of training passes.
     """
 
     steps: int
@@ -136,6 +137,7 @@ class Counts:
     reference_samples: int
     share: float
     work: float
+    characters: float
 
 
 def count(
@@ -166,13 +168,15 @@ def count(
     if stage.name == "dpo":
         forward = sum(len(part) * _mean_length(part, "dpo") for part in (training, *references.values()))
     reference_samples = passes * len(references)
+    characters = trained + estimated + forward / (4 if checkpointing else 3)
     return Counts(
         steps=steps,
         samples=samples,
         refreshes=refreshes,
         reference_samples=reference_samples,
         share=reference_samples / (samples + reference_samples),
-        work=estimated / (trained + estimated + forward / (4 if checkpointing else 3)),
+        work=estimated / characters,
+        characters=characters,
     )
 
 

@@ -91,6 +91,7 @@ def _stage_facts(config: Config, data: Data, name: StageName) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json", exclude={"save_every"}),
         "projection": projection and asdict(projection),
         "adapter": adapter and asdict(adapter),
+        "anchor": config.method.anchor_strength(name),
         "rows": _fingerprint(data.training(name), name),
         "reference_sets": {kind: _fingerprint(data.reference_sets[kind], name) for kind in sets},
     }

@@ -6,8 +6,10 @@ seam. A refresh runs at ``on_step_begin``, where no gradient is in flight, throu
 collator and precision, and leaves no trace in the training state but the new basis.
 """
 
+import json
 import logging
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from ogpsa.errors import UserError
 from ogpsa.gradients import ParameterShards, Shards
 from ogpsa.methods import ProjectionSettings
 from ogpsa.references import ReferenceChunk, ReferencePasses, preserved_random_state
+from ogpsa.selection import most_opposed
 from ogpsa.streaming import StreamedReferences
 from ogpsa.subspace import Layout, Subspace
 
@@ -31,6 +34,9 @@ if TYPE_CHECKING:  # needs DeepSpeed's wrapper in accelerate
     from ogpsa.zero import SteppedEngine
 
 log = logging.getLogger(__name__)
+
+# Rows whose mean gradient is the safety gradient that candidates are compared with.
+SAFETY_SAMPLE = 64
 
 
 class ProjectionMixin(Trainer):
@@ -82,6 +88,12 @@ class ProjectionMixin(Trainer):
             drawn = random.Random(f"{seed} {name}").sample(range(len(sets[name])), settings.samples)
             for chunk in range(settings.chunks):
                 self.reference_chunks.append(ReferenceChunk(name, drawn[chunk :: settings.chunks], loader))
+        if settings.selection == "conflict":
+            rows: Any = self.train_dataset
+            with preserved_random_state():
+                loader = self.get_eval_dataloader(rows)
+            drawn = random.Random(f"{seed} safety").sample(range(len(rows)), min(SAFETY_SAMPLE, len(rows)))
+            self._safety_sample = ReferenceChunk("safety", drawn, loader)
         self.add_callback(_ProjectionCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -130,12 +142,14 @@ class ProjectionMixin(Trainer):
         subspace.layout = Layout(
             groups=layer_groups(self.shards.names),
             copies=self.shards.copies if sharded else None,
-            total=self._sum_over_processes if sharded else None,
+            total=self.sum_over_processes if sharded else None,
             agreed=broadcast_object_list if sharded else None,
         )
         self._sample = StepSample()
         self._refreshed_at = 0
         every = settings.refresh_every if settings.streaming else None
+        if settings.selection == "conflict":
+            self._select_references(settings)
         self._passes = ReferencePasses(self, self.reference_chunks, every or 1)
         self._streamed = StreamedReferences(self._passes.shares) if settings.streaming else None
         if self._resumed_from:
@@ -174,6 +188,21 @@ class ProjectionMixin(Trainer):
                 f"method.target: 'gradient+momentum' knows the first moments of adamw_torch, and the optimizer is "
                 f"{self.args.optim}; allowed: gradient, update"
             )
+
+    def _select_references(self, settings: ProjectionSettings) -> None:
+        """Put the rows in conflict in the drawn ones' place; a stage that goes on keeps those it began with."""
+        if self._resumed_from:
+            with safe_open(self._stored_subspace(Path(str(self._resumed_from))), framework="pt") as stored:
+                rows = json.loads(stored.metadata()["rows"])
+        else:
+            rows = []
+            for first in self.reference_chunks[:: settings.chunks]:
+                data: Any = first.loader.dataset
+                candidates = replace(first, rows=range(len(data)))
+                chosen = most_opposed(self, self._safety_sample, candidates, settings.samples)
+                rows += [chosen[chunk :: settings.chunks] for chunk in range(settings.chunks)]
+        chunks = zip(self.reference_chunks, rows, strict=True)
+        self.reference_chunks = [replace(chunk, rows=taken) for chunk, taken in chunks]
 
     def renew(self) -> None:
         """Refresh the subspace if it is time, or stream this step's share of the samples into it."""
@@ -237,7 +266,8 @@ class ProjectionMixin(Trainer):
                 self.subspace.rank,
             )
 
-    def _sum_over_processes(self, table: Tensor) -> Tensor:
+    def sum_over_processes(self, table: Tensor) -> Tensor:
+        """The sum of the processes' tables, on the CPU."""
         summed: Tensor = self.accelerator.reduce(table.to(self.args.device), "sum")
         return summed.cpu()
 
@@ -313,15 +343,14 @@ class ProjectionMixin(Trainer):
         if self.shards.sharded or self.args.process_index == 0:
             file = checkpoint / self._subspace_file()
             whole = file.with_name(f".{file.name}")
-            save_file(state, whole, metadata={"refreshed_at": str(self._refreshed_at)})
+            rows = [list(chunk.rows) for chunk in self.reference_chunks]
+            save_file(state, whole, metadata={"refreshed_at": str(self._refreshed_at), "rows": json.dumps(rows)})
             whole.replace(file)
         self.accelerator.wait_for_everyone()
 
     def _restore(self, checkpoint: Path) -> None:
         assert self.subspace is not None
-        file = checkpoint / self._subspace_file()
-        if not file.is_file():
-            raise UserError(f"{checkpoint}: holds no {file.name}, so it was not saved by this projection; start anew")
+        file = self._stored_subspace(checkpoint)
         state = load_file(file)
         parts: dict[str, dict[str, Tensor]] = {"subspace": {}, "streamed": {}}
         for name, tensor in state.items():
@@ -334,6 +363,12 @@ class ProjectionMixin(Trainer):
             self._streamed.load_state_dict(sums)
         with safe_open(file, framework="pt") as stored:
             self._refreshed_at = int(stored.metadata()["refreshed_at"])
+
+    def _stored_subspace(self, checkpoint: Path) -> Path:
+        file = checkpoint / self._subspace_file()
+        if not file.is_file():
+            raise UserError(f"{checkpoint}: holds no {file.name}, so it was not saved by this projection; start anew")
+        return file
 
     def _subspace_file(self) -> str:
         """One file where every process holds the whole basis, one a process where each holds its shards."""

@@ -109,7 +109,7 @@ MISTAKES = {
         ["method=ogspa"],
         [
             "method: 'ogspa' is not an option; allowed: anchor, baseline, lora, merge, ogpsa, ogpsa_anchor, "
-            "ogpsa_lora, ogpsa_merge, replay; did you mean 'ogpsa'?"
+            "ogpsa_lora, ogpsa_merge, ogpsa_selected, replay; did you mean 'ogpsa'?"
         ],
     ),
     "key": Mistake(["method.rnak=4"], [f"method.rnak: unknown key; allowed: {KEYS}; did you mean 'rank'?"]),

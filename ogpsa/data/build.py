@@ -62,6 +62,10 @@ def build(settings: DataSet) -> dict[str, Any]:
             refusals, answers = {"refusals": facts}, iter(written)
             for part in drawn.parts.values():
                 part[:] = [replace(candidate, chosen=next(answers)) for candidate in part]
+            if settings.harmful_answers:
+                first = next(iter(drawn.parts.values()))[: settings.harmful_answers]
+                exchanged = [replace(row, chosen=row.rejected, rejected=row.chosen) for row in first]
+                drawn.parts["harmful_answers"] = exchanged
         (folder / CARD).unlink(missing_ok=True)
         files = {}
         for name, part in drawn.parts.items():

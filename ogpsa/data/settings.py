@@ -65,6 +65,7 @@ class Refusals(Section):
 
 class SafeRLHF(DataSet):
     min_severity: int = Field(ge=0, le=3)
+    harmful_answers: int = Field(ge=0)
     refusals: Refusals
 
 

@@ -23,6 +23,7 @@ Sided = Literal["two", "conflict"]
 Target = Literal["gradient", "gradient+momentum", "update"]
 BasisDtype = Literal["auto", "fp32", "bf16", "int8"]
 BasisDevice = Literal["device", "host"]
+Selection = Literal["random", "conflict"]
 # The paper's ablations go as far, and so do the GPU's kernels.
 MAX_RANK = 32
 Value = TypeVar("Value")
@@ -69,6 +70,8 @@ class ProjectionSettings:
         basis_device: where it is stored: beside the gradients, or on the ``host`` and fetched block by block.
         refresh_after_first_step: estimate once more after the first step that moves the weights, for adapters:
             before it LoRA's B is zero, and with it every gradient of A.
+        selection: which rows of each set: drawn at ``random``, or those in the sharpest ``conflict`` with the safety
+            gradient at the stage's starting weights.
     """
 
     reference_sets: tuple[str, ...]
@@ -82,6 +85,7 @@ class ProjectionSettings:
     basis_dtype: BasisDtype = "auto"
     basis_device: BasisDevice = "device"
     refresh_after_first_step: bool = False
+    selection: Selection = "random"
 
     @property
     def chunks(self) -> int:
@@ -94,7 +98,7 @@ class ProjectionSettings:
         if not 0 <= self.rank <= MAX_RANK:
             found.append(f"method.rank: found {self.rank}; allowed: 0 to {MAX_RANK}")
         for key, kinds in (("scope", Scope), ("sided", Sided), ("target", Target), ("basis_dtype", BasisDtype),
-                           ("basis_device", BasisDevice)):  # fmt: skip
+                           ("basis_device", BasisDevice), ("selection", Selection)):  # fmt: skip
             value = vars(self)[key]
             if value not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))

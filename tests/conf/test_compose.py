@@ -105,7 +105,7 @@ def test_run_name_depends_on_what_changes_the_result() -> None:
 
 
 # Overrides, and the exact lines.
-METHODS = "anchor, baseline, lora, merge, ogpsa, ogpsa_anchor, ogpsa_lora, ogpsa_merge, replay"
+METHODS = "anchor, baseline, lora, merge, ogpsa, ogpsa_anchor, ogpsa_lora, ogpsa_merge, ogpsa_selected, replay"
 TOP_KEYS = "seed, cache_dir, preflight, model, stage, method, data, eval, distributed, tracker"
 METHOD_KEYS = (
     "name, recipe_rate, rank, refresh_every, samples, reference_sets, scope, sided, target, streaming, basis_dtype, "
@@ -337,6 +337,6 @@ def test_every_yaml_key_has_its_comment() -> None:
 @pytest.mark.parametrize("file", sorted((CONF / "experiment").rglob("[!_]*.yaml")), ids=lambda file: file.stem)
 def test_every_experiment_composes_as_its_header_says(file: Path) -> None:
     name = file.relative_to(CONF / "experiment").with_suffix("").as_posix()
-    assert f"python train.py +experiment={name}\n" in file.read_text(encoding="utf-8")
+    assert f" train.py +experiment={name}\n" in file.read_text(encoding="utf-8")
     config = compose_config([f"+experiment={name}", "seed=3"])
     assert config.seed == 3

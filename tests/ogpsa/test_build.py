@@ -137,20 +137,22 @@ def test_a_local_copy_becomes_rows_that_a_run_reads(name: str, ending: str, work
     assert card["counts"] == {"read": 12, "dropped": {}, "eligible": 12, "drawn": 8}
     assert card["source"]["sha256"] == sha256(source.read_bytes()).hexdigest()
     rows = rows_of(out, part)
+    files = [part, "harmful_answers"] if name == "safe_rlhf" else [part]
     assert card["parts"] == {
-        part: {
-            "file": f"{part}.jsonl",
+        file: {
+            "file": f"{file}.jsonl",
             "rows": 8,
-            "sha256": sha256((out / f"{part}.jsonl").read_bytes()).hexdigest(),
+            "sha256": sha256((out / f"{file}.jsonl").read_bytes()).hexdigest(),
         }
+        for file in files
     }
     assert len({row["prompt"] for row in rows}) == 8
     pairs = name != "gsm8k"
     assert all(("rejected" in row) == pairs and row["chosen"] for row in rows)
     stages = ["stage.sft", "stage.dpo"] if pairs else ["stage"]
     batches = [f"{stage}.{key}" for stage in stages for key in ("batch_size=8", "micro_batch_size=4")]
-    files = ["data=files", f"data.safety={out / part}.jsonl", "eval=quick"]
-    config = compose_config([*files, f"stage={'sft_dpo' if pairs else 'sft'}", "method=baseline", *batches])
+    given = ["data=files", f"data.safety={out / part}.jsonl", "eval=quick"]
+    config = compose_config([*given, f"stage={'sft_dpo' if pairs else 'sft'}", "method=baseline", *batches])
     columns = ("chosen", "prompt", "rejected") if pairs else ("chosen", "prompt")
     assert load_data(config).safety == [{column: row[column] for column in columns} for row in rows]
 
@@ -193,8 +195,11 @@ def test_the_rejected_answer_is_the_most_unsafe_one_of_its_prompt(work: Path) ->
     card = build("safe_rlhf", source, work / "out", "parts.train=3")
     assert {row["rejected"] for row in rows_of(work / "out", "train")} == {"severe", "worse", "minor alone"}
     assert card["counts"]["dropped"] == {"prompt of another row": 2, "no unsafe answer of severity 1 or more": 1}
-    build("safe_rlhf", source, work / "out", "parts.train=2", "min_severity=2")
-    assert {row["rejected"] for row in rows_of(work / "out", "train")} == {"severe", "worse"}
+    build("safe_rlhf", source, work / "out", "parts.train=2", "min_severity=2", "harmful_answers=1")
+    trained = rows_of(work / "out", "train")
+    assert {row["rejected"] for row in trained} == {"severe", "worse"}
+    exchanged = {"prompt": trained[0]["prompt"], "chosen": trained[0]["rejected"], "rejected": trained[0]["chosen"]}
+    assert rows_of(work / "out", "harmful_answers") == [exchanged]
 
 
 def test_ultrafeedback_pairs_the_highest_with_the_lowest_score(work: Path) -> None:

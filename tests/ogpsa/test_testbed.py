@@ -204,7 +204,10 @@ def test_another_world_or_recipe_is_another_base(small_config: Callable[..., Con
     ours = base_key(small_config())
     assert base_key(small_config("stage=dpo", "seed=5", "data.safety_rows=32", "model.precision=bf16")) == ours
     # The number of safety rows, which the key leaves out, changes nothing that the base sees.
-    assert rows_of(0, SIZES | {"safety_rows": 32}).general_prompts() == rows_of(0, SIZES).general_prompts()
+    fewer, all_rows = (
+        list(islice(base_stream(World(0), 0, rows_of(0, sizes)), 5000)) for sizes in (SIZES | {"safety_rows": 32}, SIZES)
+    )
+    assert fewer == all_rows
     for override in ("data.seed=1", "data.reference_rows=300", "model.base.steps=3", "model.base.learning_rate=1e-4"):
         assert base_key(small_config(override)) != ours
 

@@ -412,3 +412,69 @@ def test_only_a_whole_checkpoint_is_resumed_from(tmp_path: Path) -> None:
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     # Saved over, the old mark would stand beside a half-written file.
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+SELECTED = ["method=ogpsa_selected", "stage.micro_batch_size=3", "stage.batch_size=6"]
+
+
+def answer_gradients(rows: Any) -> list[tuple[Tensor, int]]:
+    """For each row of SFT alone the gradient of its answer's summed loss at the start, and its tokens."""
+    assistant = TOKENIZER.convert_tokens_to_ids(ASSISTANT)
+    found = []
+    for row in rows:
+        model = tied_model()
+        ids = row["input_ids"]
+        cut = ids.index(assistant) + 1
+        (-answer_log_probability(model, ids[:cut], ids[cut:])).backward()
+        found.append((flat(p.grad for p in model.parameters() if p.grad is not None).double(), len(ids) - cut))
+    return found
+
+
+def test_conflict_takes_the_rows_that_a_safety_step_harms_most(build: Build) -> None:
+    trainer = build("sft", *SELECTED, "method.rank=4")
+    drawn = [list(chunk.rows) for chunk in trainer.reference_chunks]
+    # All rows of so small a set are the safety sample.
+    safety = torch.stack([gradient for gradient, _ in answer_gradients(trainer.train_dataset)]).sum(dim=0)
+    trainer.train()
+    assert isinstance(trainer.eval_dataset, dict)
+    for position, name in enumerate(("helpfulness", "truthfulness")):
+        rows = answer_gradients(trainer.eval_dataset[name])
+        products = torch.stack([gradient @ safety / tokens for gradient, tokens in rows])
+        first, second = trainer.reference_chunks[2 * position : 2 * position + 2]
+        assert first.name == second.name == name
+        taken = [*first.rows, *second.rows]
+        assert sorted(taken) == sorted(products.argsort()[:7].tolist())
+        # The chunks share them out in turn, the sharpest conflict first.
+        assert (first.rows[0], second.rows[0]) == tuple(products.argsort()[:2].tolist())
+        assert sorted(taken) != sorted(drawn[2 * position] + drawn[2 * position + 1])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_choosing_the_rows_leaves_no_trace_in_training(stage: str, build: Build) -> None:
+    selected = build(stage, "method=ogpsa_selected", "method.rank=0", model=tied_model(0.1))
+    drawn = [list(chunk.rows) for chunk in selected.reference_chunks]
+    selected.train()
+    assert [list(chunk.rows) for chunk in selected.reference_chunks] != drawn
+    baseline = build(stage, "method=baseline", model=tied_model(0.1))
+    baseline.train()
+    assert torch.equal(weights(selected), weights(baseline))
+    assert training_history(selected) == training_history(baseline)
+
+
+def test_rows_selected_at_random_are_those_of_ogpsa(build: Build) -> None:
+    selected, plain = build("sft", *SELECTED, "method.selection=random"), build("sft", *SELECTED[1:], "method=ogpsa")
+    selected.train()
+    plain.train()
+    assert torch.equal(weights(selected), weights(plain))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_selection_is_made_once_a_stage_and_kept_in_its_checkpoints(stage: str, build: Build) -> None:
+    # The trainer that goes on from step 3 estimates the basis anew at step 4.
+    overrides = ["method=ogpsa_selected", "method.refresh_every=4", "stage.save_every=3", "stage.max_steps=6"]
+    whole = build(stage, *overrides)
+    whole.train()
+    resumed = build(stage, *overrides)
+    resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-3")
+    assert [chunk.rows for chunk in resumed.reference_chunks] == [chunk.rows for chunk in whole.reference_chunks]
+    assert torch.equal(weights(resumed), weights(whole))

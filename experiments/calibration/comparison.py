@@ -1,4 +1,4 @@
-"""Compare each method with naive tuning, seed by seed: ``python -m experiments.headline DIR… [--out DIR]``.
+"""Compare runs with naive tuning, seed by seed: ``python -m experiments.calibration.comparison DIR… [--out DIR]``.
 
 For every world, pipeline and method variant: the difference to the baseline of the same seed in utility
 (with its 95% t-interval over seeds) and safety, how the utility that is missing to 1 splits into refused and
@@ -7,7 +7,6 @@ projection can do: its mean over the first tenth of each stage's steps and over 
 ``comparison.json`` and ``comparison.md``.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from statistics import mean
 
 from eval.pareto import Group, Run, World, collect
 from eval.statistics import Summary, summarize
+from ogpsa.arguments import Parser
 from ogpsa.errors import EXIT_DONE, UserError, report
 from ogpsa.runs import HISTORY_FILE, METRICS_FILE, read_json, read_jsonl, write_atomically, write_json
 
@@ -52,11 +52,11 @@ class Comparison:
 
 
 def main(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.headline", description=__doc__)
+    parser = Parser(prog="python -m experiments.calibration.comparison", description=__doc__)
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="folders of finished runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the comparison")
-    arguments = parser.parse_args(words)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "grid", help="folder of the comparison")
     try:
+        arguments = parser.parse_args(words)
         collection = collect(arguments.directories)
     except UserError as error:
         return report(error)

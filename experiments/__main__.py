@@ -1,0 +1,194 @@
+"""The paper's tables and figures by name.
+
+python -m experiments list
+python -m experiments plan NAME…   [suite=testbed|paper|check] [rows=PATTERN,…] [seeds=…] [output=DIR]
+python -m experiments run NAME…    [suite=…] [rows=…] [seeds=…] [output=DIR] [workers=N] [slurm=true]
+python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=DIR] [out=DIR]
+
+list names the experiments; NAME may be all. plan says what would run, what is done and what it takes. run does what is
+not done, and goes on where it was stopped; slurm=true writes slurm/sweeps/NAME.txt, one run a line, in place of
+running. report prints the table and writes it as .md, .tex and .csv, also before anything has run.
+
+suite: testbed (default): every table in small, on a CPU; paper: full size; check: two steps of every row.
+rows: names of rows, * for any part of one, as rows=qwen2_5_7b_sft*. seeds: 3 for the first three, 5-9 or 0,2,4 for
+those. output: the folder of all runs (outputs). workers: runs at a time, each on one thread (as many as there are
+cores). Any other KEY=VALUE goes to every run, as eval=quick or distributed=zero2.
+"""
+
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ogpsa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError, closest_match, report
+
+COMMANDS = ("list", "plan", "run", "report")
+
+
+@dataclass
+class Request:
+    """What the command line asks for."""
+
+    names: list[str] = field(default_factory=list)
+    suite: str = "testbed"
+    rows: list[str] = field(default_factory=lambda: ["*"])
+    seeds: list[int] | None = None
+    output: Path = Path("outputs")
+    out: Path | None = None
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    slurm: bool = False
+    overrides: list[str] = field(default_factory=list)
+
+
+def main(arguments: Sequence[str]) -> int:
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return EXIT_DONE if arguments else EXIT_USER_ERROR
+    try:
+        command, *rest = arguments
+        if command not in COMMANDS:
+            raise UserError(
+                f"'{command}' is no command; allowed: {', '.join(COMMANDS)}{closest_match(command, COMMANDS)}"
+            )
+        if command == "list":
+            return _list(rest)
+        request = parse(rest)
+        return {"plan": _plan, "run": _run, "report": _report}[command](request)
+    except UserError as error:
+        return report(error)
+
+
+def parse(words: Sequence[str]) -> Request:
+    """Names and ``KEY=VALUE`` arguments.
+
+    Raises:
+        UserError: one line per problem.
+    """
+    from experiments.rows import ALL, experiment_names
+
+    request = Request()
+    problems = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            names = experiment_names()
+            if word not in (*names, ALL):
+                allowed = ", ".join([*names, ALL])
+                problems.append(f"'{word}' is no experiment; allowed: {allowed}{closest_match(word, [*names, ALL])}")
+            request.names += names if word == ALL else [word]
+        elif key == "suite":
+            request.suite = value
+        elif key == "rows":
+            request.rows = value.split(",")
+        elif key in ("output", "out"):
+            setattr(request, key, Path(value))
+        elif key == "seeds":
+            request.seeds = _seeds(value)
+        elif key == "workers":
+            if not value.isdecimal() or int(value) < 1:
+                problems.append(f"workers: found '{value}'; expected a whole number from 1")
+            else:
+                request.workers = int(value)
+        elif key == "slurm":
+            if value not in ("true", "false"):
+                problems.append(f"slurm: found '{value}'; allowed: true, false")
+            request.slurm = value == "true"
+        else:
+            request.overrides.append(word)
+    if not request.names and not problems:
+        problems.append(f"name an experiment: {', '.join([*experiment_names(), ALL])}")
+    if problems:
+        raise UserError(*problems)
+    request.names = list(dict.fromkeys(request.names))
+    return request
+
+
+def _seeds(text: str) -> list[int]:
+    if re.fullmatch(r"[1-9]\d*", text):
+        return list(range(int(text)))
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UserError(
+                f"seeds: found '{text}'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)"
+            )
+        found += range(int(first), int(last if dash else first) + 1)
+    return found
+
+
+def _list(words: Sequence[str]) -> int:
+    from experiments.rows import experiment_names, load_experiment
+
+    if words:
+        raise UserError(f"list: found '{words[0]}'; it takes no arguments")
+    experiments = [load_experiment(name) for name in experiment_names()]
+    for experiment in experiments:
+        print(f"{experiment.name:<10}  {experiment.settings.title} ({len(experiment.rows)} rows)")
+    return EXIT_DONE
+
+
+def _plan(request: Request) -> int:
+    from experiments.execute import tasks_of
+    from experiments.plan import plan
+    from experiments.rows import load_experiment, load_suite, points
+    from ogpsa.quiet import quiet_libraries
+
+    quiet_libraries()
+    suite = load_suite(request.suite)
+    for number, name in enumerate(request.names):
+        experiment = load_experiment(name)
+        found = points(experiment, request.suite, request.rows, request.seeds, request.overrides)
+        print("\n" * bool(number) + plan(experiment, tasks_of(found, request.output / request.suite), suite))
+    return EXIT_DONE
+
+
+def _run(request: Request) -> int:
+    from experiments.execute import check, execute, tasks_of
+    from experiments.rows import load_experiment, points
+
+    every = [
+        point
+        for name in request.names
+        for point in points(load_experiment(name), request.suite, request.rows, request.seeds, request.overrides)
+    ]
+    folder = request.output / request.suite
+    tasks = tasks_of(every, folder)
+    if request.slurm:
+        return _write_sweep(request, [task.arguments for task in tasks])
+    check(tasks)
+    todo = [task for task in tasks if not task.done]
+    print(f"{len(tasks)} runs in {folder}, {len(tasks) - len(todo)} done", file=sys.stderr, flush=True)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    failed = execute(todo, request.workers)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return EXIT_FAILURE if failed else EXIT_DONE
+
+
+def _write_sweep(request: Request, rows: Sequence[Sequence[str]]) -> int:
+    from ogpsa.runs import write_atomically
+
+    file = Path("slurm/sweeps") / f"{'-'.join(request.names)}.txt"
+    write_atomically(file, "".join(f"{shlex.join(row)}\n" for row in rows))
+    print(f"{file}: {len(rows)} rows; slurm/submit.sh {file}")
+    return EXIT_DONE
+
+
+def _report(request: Request) -> int:
+    from experiments.report import report as write_report
+    from experiments.rows import load_experiment, points
+
+    for name in request.names:
+        experiment = load_experiment(name)
+        found = points(experiment, request.suite, request.rows, request.seeds, request.overrides)
+        write_report(experiment, request.suite, found, request.output / request.suite, request.out)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""Rows of an experiment against each other, paired by seed: at the same learning rates, and at equal safety."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from eval.statistics import AtSafety, Paired, holm, paired_t, utility_at_safety
+from experiments.results import Row, reference_of
+from experiments.rows import Experiment
+
+COMPARED = ("utility", "safety")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``row`` minus ``against`` on the same seeds, in percent; ``p`` is corrected by Holm over all it came with."""
+
+    row: str
+    against: str
+    score: str
+    paired: Paired
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class EqualSafety:
+    """What a row's front reaches at the safety of its reference at strength 1, in percent, by seed.
+
+    Attributes:
+        safety: the reference's.
+        utility: None where no point of the row is as safe.
+    """
+
+    row: Row
+    safety: dict[int, float]
+    utility: dict[int, AtSafety | None]
+
+    @property
+    def found(self) -> dict[int, float]:
+        """The utilities there are, by seed."""
+        return {seed: at.utility for seed, at in self.utility.items() if at is not None}
+
+
+def compare(experiment: Experiment, rows: Sequence[Row]) -> list[Comparison]:
+    """Every row against its reference, at strength 1, on the seeds that both have run."""
+    found = []
+    for row in rows:
+        reference = reference_of(row, experiment, rows)
+        for score in COMPARED if reference else ():
+            assert reference is not None
+            found += _paired(row, reference, score, row.values(score), reference.values(score))
+    return _corrected(found)
+
+
+def equal_safety(experiment: Experiment, rows: Sequence[Row]) -> list[EqualSafety]:
+    """Every row that is to run at several strengths, its reference too, over the seeds that have run at all of them."""
+    found = []
+    for row in rows:
+        if len(row.strengths) == 1 or experiment.settings.reference is None:
+            continue
+        wanted = (reference_of(row, experiment, rows) or row).values("safety")
+        points = [(row.values("safety", strength), row.values("utility", strength)) for strength in row.strengths]
+        seeds = [seed for seed in wanted if all(seed in values for pair in points for values in pair)]
+        fronts = {seed: [(safety[seed], utility[seed]) for safety, utility in points] for seed in seeds}
+        found.append(
+            EqualSafety(
+                row,
+                {seed: wanted[seed] for seed in seeds},
+                {seed: utility_at_safety(fronts[seed], wanted[seed]) for seed in seeds},
+            )
+        )
+    return found
+
+
+def compare_at_equal_safety(equal: Sequence[EqualSafety]) -> list[Comparison]:
+    """OGPSA minus every other method of its group and pipeline, on the seeds that both have a number for."""
+    found = []
+    for ours in (one for one in equal if one.row.config.method.name == "ogpsa"):
+        for other in equal:
+            if other is not ours and (other.row.group, other.row.pipeline) == (ours.row.group, ours.row.pipeline):
+                found += _paired(ours.row, other.row, "utility at equal safety", ours.found, other.found)
+    return _corrected(found)
+
+
+def _paired(row: Row, against: Row, score: str, ours: dict[int, float], theirs: dict[int, float]) -> list[Comparison]:
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
+        return []
+    paired = paired_t([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    return [Comparison(row.name, against.name, score, paired)]
+
+
+def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    adjusted = iter(holm([one.paired.p for one in comparisons if one.paired.p is not None]))
+    return [one if one.paired.p is None else replace(one, p=next(adjusted)) for one in comparisons]

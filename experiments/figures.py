@@ -1,0 +1,179 @@
+"""The figures of the experiments. Imports matplotlib: reach it only once there is something to draw."""
+
+from collections.abc import Sequence
+from math import log10
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from eval.plots import BASE_COLOUR, COLOURS, DPI, MARKERS, WIDTH
+from experiments.results import METHODS, PIPELINES, Row, published, reference_of, setting
+from experiments.rows import Experiment
+from ogpsa.methods import StageName
+
+PUBLISHED_COLOUR = "#B0B0B0"
+AXES = ("safety", "utility")
+CURVES = {"utility": "utility (%) ↑", "safety": "safety (%) ↑", "over_refusal": "over-refusal (%) ↓"}
+OTHER_MODEL = " of another model, not comparable"
+
+
+def draw(experiment: Experiment, suite: str, rows: Sequence[Row]) -> Figure | None:
+    """The experiment's figure as far as it has run; None where there is nothing to show."""
+    run = [row for row in rows if row.by_seed()]
+    if experiment.settings.figure == "front":
+        return _front(rows, suite)
+    if experiment.settings.figure == "curve" and run:
+        return _curve(experiment, rows)
+    if experiment.settings.figure == "overlap" and run:
+        return _overlap(run)
+    return None
+
+
+def _figure(height: float) -> Figure:
+    return Figure(figsize=(WIDTH, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.05))
+
+
+def _front(rows: Sequence[Row], suite: str) -> Figure | None:
+    """Safety and utility, a panel a pipeline; the published points in grey behind."""
+    known = list(dict.fromkeys([*METHODS.values(), *(row.method for row in rows)]))
+    style = {
+        method: (COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)])
+        for place, method in enumerate(known)
+        if any(row.method == method for row in rows)
+    }
+    groups = list(dict.fromkeys(row.group for row in rows))
+    pipelines = [name for name in PIPELINES.values() if any(row.pipeline == name for row in rows)]
+    figure = _figure(3.4 * len(groups) + 0.8)
+    panels = figure.subplots(len(groups), len(pipelines), squeeze=False)
+    for line, group in zip(panels, groups, strict=True):
+        for axes, pipeline in zip(line, pipelines, strict=True):
+            own = [row for row in rows if (row.group, row.pipeline) == (group, pipeline)]
+            for row in own:
+                _draw_published(axes, row.name, style[row.method][1])
+            if own:
+                _draw_published(axes, own[0].model, "x")
+            for row in own:
+                _draw_row(axes, row, *style[row.method])
+            base = next((row.base for row in own if row.base), {})
+            if all(score in base for score in AXES):
+                axes.axvline(base["safety"], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
+                axes.axhline(base["utility"], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
+            _finish(axes, f"{pipeline}" if len(groups) == 1 else f"{group}, {pipeline}")
+            axes.set_xlabel("safety (%) →")
+        line[0].set_ylabel("utility (%) →")
+    handles = [
+        Line2D([], [], color=colour, linestyle="", marker=marker, markersize=8, label=method)
+        for method, (colour, marker) in style.items()
+    ]
+    handles.append(Line2D([], [], color=BASE_COLOUR, linewidth=1, linestyle="--", label="untuned"))
+    if any((row.name, score) in published() for row in rows for score in AXES):
+        label = f"published{'' if suite == 'paper' else OTHER_MODEL} (×: untuned)"
+        handles.append(Line2D([], [], color=PUBLISHED_COLOUR, linestyle="", marker="o", markersize=8, label=label))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_published(axes: Axes, row: str, marker: str) -> None:
+    points = [entry.value for score in AXES if (entry := published().get((row, score))) is not None]
+    if len(points) == len(AXES):
+        axes.plot(*points, color=PUBLISHED_COLOUR, marker=marker, markersize=8, zorder=2)
+
+
+def _draw_row(axes: Axes, row: Row, colour: str, marker: str) -> None:
+    """A row's means, one a strength; the row's own strength filled and with its intervals."""
+    points = []
+    for strength in row.strengths:
+        safety, utility = (row.summary(score, strength) for score in AXES)
+        if safety is None or utility is None:
+            continue
+        points.append((safety.mean, utility.mean))
+        own = strength == 1
+        if own:
+            axes.errorbar(*points[-1], xerr=safety.half_width, yerr=utility.half_width, color=colour, elinewidth=1.5,
+                          capsize=3, alpha=0.6, zorder=3)  # fmt: skip
+        axes.plot(*points[-1], color=colour, marker=marker, markersize=8 if own else 5, zorder=4,
+                  markerfacecolor=colour if own else "white")  # fmt: skip
+    if len(points) > 1:
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.8, alpha=0.7, zorder=3)
+
+
+def _curve(experiment: Experiment, rows: Sequence[Row]) -> Figure:
+    """Scores over the experiment's axis; the reference row as a band."""
+    axis = experiment.settings.axis
+    assert axis is not None
+    settings = {row.name: setting(row.config, axis) for row in rows}
+    # The reference has no place on the axis.
+    placed = [row for row in rows if reference_of(row, experiment, rows) is not None and settings[row.name] is not None]
+    numbers = sorted({float(text) for row in placed if (text := settings[row.name]) and _is_number(text)})
+    places = {f"{number:g}": log10(number) for number in numbers}
+    for text in dict.fromkeys(settings[row.name] or "" for row in placed):
+        if not _is_number(text):
+            places[text] = max(places.values(), default=0.0) + 0.5
+    references = [row for row in rows if any(reference_of(other, experiment, rows) is row for other in placed)]
+    figure = _figure(3.6)
+    for axes, (score, title) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+        for row in references:
+            if (summary := row.summary(score)) is not None:
+                half = summary.half_width or 0.0
+                axes.axhspan(summary.mean - half, summary.mean + half, color=BASE_COLOUR, alpha=0.15, linewidth=0)
+                axes.axhline(summary.mean, color=BASE_COLOUR, linewidth=1.2, linestyle="--", label=row.label)
+        for index, group in enumerate(dict.fromkeys(row.group for row in placed)):
+            points = [
+                (places[text if not _is_number(text) else f"{float(text):g}"], summary)
+                for row in placed
+                if row.group == group and (text := settings[row.name]) and (summary := row.summary(score)) is not None
+            ]
+            points.sort(key=lambda point: point[0])
+            if points:
+                x, summaries = zip(*points, strict=True)
+                means, halves = zip(*((one.mean, one.half_width or 0.0) for one in summaries), strict=True)
+                axes.errorbar(x, means, yerr=halves, color=COLOURS[index], marker="o", markersize=5, capsize=3,
+                              linewidth=1.2, label=group)  # fmt: skip
+        axes.set_xticks(list(places.values()), list(places))
+        axes.set_xlabel(axis)
+        _finish(axes, title)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
+def _overlap(rows: Sequence[Row]) -> Figure:
+    """Cosine before and after, safety loss and reference loss over the steps; a column a stage."""
+    stages: list[StageName] = [stage.name for stage in rows[0].config.stages]
+    titles = {"projection/cosine": "cosine with the subspace", "loss": "safety loss",
+              "projection/reference_loss": "reference loss"}  # fmt: skip
+    figure = _figure(2.3 * len(titles) + 0.6)
+    panels = figure.subplots(len(titles), len(stages), squeeze=False, sharex="col")
+    for line, (key, title) in zip(panels, titles.items(), strict=True):
+        for axes, stage in zip(line, stages, strict=True):
+            for index, row in enumerate(rows):
+                _draw_course(axes, row, stage, key, COLOURS[index % len(COLOURS)])
+                if key == "projection/cosine":
+                    _draw_course(axes, row, stage, f"{key}_after", COLOURS[index % len(COLOURS)], "--")
+            if key == "loss":
+                axes.set_yscale("log")
+            _finish(axes, f"{stage.upper()}: {title}")
+    for axes in panels[-1]:
+        axes.set_xlabel("optimizer step")
+    handles = [Line2D([], [], color=COLOURS[index % len(COLOURS)], label=row.label) for index, row in enumerate(rows)]
+    handles.append(Line2D([], [], color="black", linestyle="--", label="cosine after projection"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_course(axes: Axes, row: Row, stage: StageName, key: str, colour: str, line: str = "-") -> None:
+    if course := row.course(stage, key):
+        axes.plot(*zip(*course, strict=True), color=colour, linewidth=1.2, linestyle=line)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.grid(color="#E6E6E6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

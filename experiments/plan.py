@@ -1,0 +1,167 @@
+"""What an experiment will take before anything runs: runs, GPU hours, memory, disk and judge calls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from experiments.execute import Task
+from experiments.rows import Experiment, Suite
+from ogpsa.config import Config, TestbedData
+from ogpsa.errors import UserError
+
+if TYPE_CHECKING:
+    from ogpsa.memory import ModelShape
+
+# Characters of English a token [ours], as the judges' estimates count them.
+CHARACTERS_PER_TOKEN = 4
+GB = 1e9
+# Forward and backward pass of a token, per parameter: Kaplan et al., arXiv 2001.08361, section 2.1.
+OPERATIONS = 6
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """One row of the table of plans; what cannot be said is None, and ``problems`` says why.
+
+    Attributes:
+        hours: GPU hours of one run, all its stages.
+        peak: bytes per GPU at the highest moment of any stage; ``advice``: what would make it fit.
+        disk: bytes that one finished run leaves.
+        judge_calls: of one run's evaluations, the untuned model's left out.
+    """
+
+    row: str
+    runs: int
+    done: int
+    steps: tuple[int, ...] = ()
+    reference_share: float | None = None
+    hours: float | None = None
+    peak: float | None = None
+    advice: str = ""
+    disk: float | None = None
+    judge_calls: int = 0
+    problems: tuple[str, ...] = ()
+
+
+def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
+    """The plan as a text: a line a row, the sums, and what they rest on."""
+    ordered = sorted(tasks, key=lambda task: experiment.rows.index(task.point.row))
+    plans = [_row_plan(row, list(own), suite) for row, own in groupby(ordered, key=lambda task: task.point.row)]
+    left = {one.row: one.runs - one.done for one in plans}
+    cells = [_cells(one) for one in plans]
+    widths = {name: max(len(name), *(len(line[name]) for line in cells)) for name in cells[0]}
+    lines = [f"{experiment.name}: {experiment.settings.title}"]
+    lines += ["  ".join(f"{line[name]:<{width}}" for name, width in widths.items()).rstrip()
+              for line in ({name: name for name in cells[0]}, *cells)]  # fmt: skip
+    hours = [one.hours * left[one.row] for one in plans if one.hours is not None]
+    disk = [one.disk * one.runs for one in plans if one.disk is not None]
+    calls = sum(one.judge_calls * left[one.row] for one in plans)
+    unknown = "" if len(hours) == len(plans) else f" (without {len(plans) - len(hours)} rows that nothing is known of)"
+    lines.append(
+        f"{sum(one.runs for one in plans)} runs, {sum(one.done for one in plans)} done; to go: "
+        f"{sum(hours):.1f} {suite.device.name} hours{unknown}, {calls} judge calls; disk: {sum(disk) / 1e9:.1f} GB. "
+        "At most: stages and evaluations that runs have in common are made and kept once."
+    )
+    lines.append(
+        f"hours: {OPERATIONS} operations a parameter and token, {OPERATIONS + 2} with checkpointing, at "
+        f"{suite.device.utilisation:.0%} of {suite.device.teraflops:g} TFLOP/s (experiments/suites), "
+        f"{CHARACTERS_PER_TOKEN} characters a token; evaluation is not in them"
+    )
+    return "\n".join([*lines, *dict.fromkeys(problem for one in plans for problem in one.problems)])
+
+
+def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
+    from ogpsa.data import load_data
+    from ogpsa.memory import shape_of
+    from ogpsa.preflight import count, meta_model
+
+    config = tasks[0].point.config
+    problems: list[str] = []
+    shape = data = None
+    try:
+        shape = shape_of(meta_model(config.model, _testbed(config)))
+    except UserError as error:
+        problems += error.problems
+    try:
+        data = load_data(config)
+    except UserError as error:
+        problems += error.problems
+    counts = [
+        count(stage, config.method.projection(stage.name), data, config.model.gradient_checkpointing, suite.devices)
+        for stage in config.stages
+        if data is not None
+    ]
+    samples = sum(one.samples for one in counts)
+    references = sum(one.reference_samples for one in counts)
+    peak, advice = _memory(config, suite) if shape is not None else (None, "")
+    return RowPlan(
+        row,
+        runs=len(tasks),
+        done=sum(task.done for task in tasks),
+        steps=tuple(one.steps for one in counts),
+        reference_share=references / (references + samples) if counts else None,
+        hours=_hours(config, shape, sum(one.characters for one in counts), suite) if shape and counts else None,
+        peak=peak,
+        advice=advice,
+        disk=4.0 * shape.parameters * len(config.stages) if shape else None,
+        judge_calls=_judge_calls(config),
+        problems=tuple(problems),
+    )
+
+
+def _testbed(config: Config) -> TestbedData | None:
+    return config.data if isinstance(config.data, TestbedData) else None
+
+
+def _hours(config: Config, shape: "ModelShape", characters: float, suite: Suite) -> float:
+    operations = OPERATIONS + 2 * config.model.gradient_checkpointing
+    work = operations * shape.parameters * characters / CHARACTERS_PER_TOKEN
+    return work / (suite.device.teraflops * 1e12 * suite.device.utilisation) / 3600
+
+
+def _memory(config: Config, suite: Suite) -> tuple[float, str]:
+    """Bytes per GPU in the stage that takes most, and whether they fit or what makes them fit."""
+    from ogpsa.memory import estimate, remedies, shape_of
+    from ogpsa.preflight import adapted_shape, meta_model, stage_setup
+
+    memory = suite.device.memory_gb * GB
+    found = []
+    for stage in config.stages:
+        adapter = config.method.adapter(stage.name)
+        model = meta_model(config.model, _testbed(config))
+        shape = shape_of(model) if adapter is None else adapted_shape(model, adapter)
+        setup = stage_setup(config, stage, config.distributed.name, suite.devices)
+        peak = estimate(shape, setup).peak
+        ways = () if peak <= memory else remedies(shape, setup, config.stage_key(stage.name), memory)
+        enough = [f"{change} ({changed.peak / GB:.0f} GB)" for change, changed in ways if changed.peak <= memory]
+        found.append((peak, "fits" if peak <= memory else f"too much for {suite.device.memory_gb:g} GB: "
+                      + (" or ".join(enough[:2]) or "no one change is enough")))  # fmt: skip
+    return max(found)
+
+
+def _judge_calls(config: Config) -> int:
+    """Of the evaluations of one run's checkpoints, the untuned model's left out."""
+    from eval.benchmarks import check_groups
+    from eval.judges import PromptJudge, judge_names, load_judge
+
+    asked = [
+        benchmark
+        for benchmark in check_groups(config.eval)
+        if benchmark.judge in judge_names() and isinstance(load_judge(benchmark.judge), PromptJudge)
+    ]
+    rows = [benchmark.source.count or 0 for benchmark in asked if benchmark.source is not None]
+    checkpoints = len(config.stages) + (config.method.merge_weight(last=True) is not None)
+    return checkpoints * sum(min(count, config.eval.limit or count) for count in rows)
+
+
+def _cells(one: RowPlan) -> dict[str, str]:
+    return {
+        "row": one.row,
+        "runs": f"{one.done}/{one.runs}",
+        "steps": " + ".join(map(str, one.steps)) or "?",
+        "reference rows": "?" if one.reference_share is None else f"{one.reference_share:.1%}",
+        "hours a run": "?" if one.hours is None else f"{one.hours:.2g}",
+        "GB a GPU": "?" if one.peak is None else f"{one.peak / GB:.3g}",
+        "": one.advice,
+    }

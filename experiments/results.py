@@ -1,0 +1,232 @@
+"""What the finished points of an experiment say: scores in percent, the paper's unit, and courses of training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+import yaml
+
+from eval.statistics import Summary, average_gain, summarize
+from experiments.rows import FOLDER, Experiment, Point, row_model
+from ogpsa.config import Config
+from ogpsa.methods import ProjectionSettings, Section, StageName
+from ogpsa.runs import HISTORY_FILE, flatten, read_jsonl, read_metrics, stage_folder
+
+# Averages over benchmarks, and the average gain over the base.
+SCORES = ("safety", "utility", "over_refusal", "gain")
+# In the order of the paper.
+PIPELINES = {"sft": "SFT", "dpo": "DPO", "sft_dpo": "SFT→DPO"}
+METHODS = {
+    "baseline": "naive tuning",
+    "lora": "LoRA",
+    "replay": "general data (replay)",
+    "merge": "merged",
+    "ogpsa": "OGPSA",
+    "anchor": "naive tuning, anchored",
+    "ogpsa_lora": "OGPSA + LoRA",
+    "ogpsa_merge": "OGPSA, merged",
+    "ogpsa_anchor": "OGPSA, anchored",
+}
+Item = TypeVar("Item")
+
+
+class Published(Section):
+    """A published number, in percent; ``experiments/published.yaml`` says what the keys hold."""
+
+    row: str | None
+    model: str | None
+    score: str
+    value: float
+    tag: str
+
+
+@cache
+def published() -> dict[tuple[str, str], Published]:
+    """All that is published, by row (the untuned model's by the model's name) and score."""
+    raw = yaml.safe_load((FOLDER / "published.yaml").read_text(encoding="utf-8"))
+    entries = [Published.model_validate(entry) for entry in raw]
+    return {(entry.row or entry.model or "", entry.score): entry for entry in entries}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished point.
+
+    Attributes:
+        scores: ``SCORES`` and the last checkpoint's benchmarks by name, in percent, without what has no value.
+        base: the same of the untuned model.
+    """
+
+    point: Point
+    directory: Path
+    scores: dict[str, float]
+    base: dict[str, float]
+
+    def history(self, stage: StageName) -> list[dict[str, Any]]:
+        """What the stage's trainer logged, line by line; nothing where that is gone."""
+        file = stage_folder(self.directory, self.point.config, stage) / HISTORY_FILE
+        return read_jsonl(file) if file.is_file() else []
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of an experiment and its results.
+
+    Attributes:
+        group: what rows are compared within: a model, or the testbed's world in its place.
+        model: the row's at full size, a name of ``conf/model``.
+        config: of its first point at strength 1.
+        points: what it consists of, whether it has run or not.
+        results: of those that have.
+    """
+
+    name: str
+    group: str
+    model: str
+    label: str
+    config: Config
+    points: list[Point] = field(repr=False)
+    results: list[Result] = field(repr=False)
+
+    @property
+    def pipeline(self) -> str:
+        return PIPELINES[self.config.stage.name]
+
+    @property
+    def method(self) -> str:
+        return METHODS.get(self.config.method.name, self.config.method.name)
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """All that enters an average or is reported beside."""
+        return [name for members in self.config.eval.groups.values() for name in members]
+
+    @property
+    def strengths(self) -> list[float]:
+        return sorted({point.strength for point in self.points})
+
+    def planned(self, strength: float = 1.0) -> list[int]:
+        return [point.seed for point in self.points if point.strength == strength]
+
+    def by_seed(self, strength: float = 1.0) -> dict[int, Result]:
+        return {result.point.seed: result for result in self.results if result.point.strength == strength}
+
+    def values(self, score: str, strength: float = 1.0) -> dict[int, float]:
+        """A score by seed, of those that have it."""
+        found = self.by_seed(strength).items()
+        return {seed: result.scores[score] for seed, result in found if score in result.scores}
+
+    def summary(self, score: str, strength: float = 1.0) -> Summary | None:
+        values = list(self.values(score, strength).values())
+        return summarize(values) if values else None
+
+    @property
+    def base(self) -> dict[str, float]:
+        """The untuned model's scores, which all of a group's runs share; nothing before one has run."""
+        return next((result.base for result in self.results), {})
+
+    def course(self, stage: StageName, key: str) -> list[tuple[int, float]]:
+        """Step and mean over seeds of what was logged under ``key``, or under keys that begin with it and a slash."""
+        steps: dict[int, list[float]] = {}
+        for result in self.by_seed().values():
+            for line in result.history(stage):
+                values = [value for name, value in line.items() if name == key or name.startswith(f"{key}/")]
+                if values:
+                    steps.setdefault(line["step"], []).append(fmean(values))
+        most = max(map(len, steps.values()), default=0)
+        return [(step, fmean(values)) for step, values in sorted(steps.items()) if len(values) == most]
+
+
+def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folder: Path) -> list[Row]:
+    """Every row with what has run of it, a group at a time, pipelines and methods in the paper's order.
+
+    Args:
+        folder: of the suite's runs.
+
+    Raises:
+        UserError: a result is damaged.
+    """
+    rows = []
+    for name in dict.fromkeys(point.row for point in points):
+        own = [point for point in points if point.row == name]
+        config = min(own, key=lambda point: point.strength != 1).config
+        model = row_model(name)
+        group = model if suite == "paper" else f"world {config.data.seed} in the place of {model}"
+        results = [result for point in own if (result := _read(point, folder)) is not None]
+        rows.append(Row(name, group, model, row_label(experiment, name, config), config, own, results))
+    groups = list(dict.fromkeys(row.group for row in rows))
+    return sorted(rows, key=lambda row: (groups.index(row.group), _order(row.pipeline, PIPELINES.values()),
+                                         _order(row.method, METHODS.values())))  # fmt: skip
+
+
+def reference_of(row: Row, experiment: Experiment, rows: Sequence[Row]) -> Row | None:
+    """The row of the same group and pipeline that ``row`` is compared with; None if there is none or it is that."""
+    pattern = experiment.settings.reference
+    alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
+    found = [other for other in alike if pattern is not None and fnmatchcase(other.name, pattern)]
+    return found[0] if found and found[0] is not row else None
+
+
+def row_label(experiment: Experiment, row: str, config: Config) -> str:
+    """What a row is called: the experiment's ``label``, or its method where that says nothing of it."""
+    folder, _, stem = row.rpartition("/")
+    method = METHODS.get(config.method.name, config.method.name)
+    template = experiment.settings.label
+    named = {"method": method, "row": method if folder == "table1" else stem if folder == experiment.name else row}
+    keys = [part.partition("}")[0] for part in template.split("{")[1:]]
+    values = {key: named.get(key) or setting(config, key) for key in keys}
+    if any(value is None for value in values.values()):
+        return method
+    for key, value in values.items():
+        template = template.replace(f"{{{key}}}", str(value))
+    return template
+
+
+def setting(config: Config, key: str) -> str | None:
+    """A key's value as text, stage by stage where the stages differ; None where this configuration has no such key.
+
+    What a projection makes of null, the paper's default, is shown in its place.
+    """
+    name = key.removeprefix("method.")
+    if key != name and name in ProjectionSettings.__dataclass_fields__:
+        projections = [config.method.projection(stage.name) for stage in config.stages]
+        values = [vars(projection)[name] for projection in projections if projection is not None]
+        return " / ".join(dict.fromkeys(_text(value, "never") for value in values)) or None
+    flat = flatten(config.model_dump(mode="json"))
+    parts = [value for path, value in flat.items() if path == key or path.startswith(f"{key}.")]
+    return " / ".join(dict.fromkeys(_text(value, "default") for value in parts)) or None
+
+
+def _text(value: Any, null: str) -> str:
+    if isinstance(value, list | tuple):
+        return " + ".join(map(str, value))
+    return null if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _read(point: Point, folder: Path) -> Result | None:
+    directory = folder / point.config.run_name()
+    metrics = read_metrics(directory)
+    if metrics is None:
+        return None
+    members = [*point.config.eval.safety, *point.config.eval.utility]
+    base = _scores(metrics["base"])
+    scores = _scores(list(metrics["stages"].values())[-1])
+    if all(name in scores and name in base for name in members):
+        gain = average_gain({name: scores[name] for name in members}, {name: base[name] for name in members})
+        scores |= {} if gain.percent is None else {"gain": gain.percent}
+    return Result(point, directory, scores, base)
+
+
+def _scores(part: dict[str, Any]) -> dict[str, float]:
+    values = {name: part[name] for name in SCORES if name in part}
+    values |= {name: entry["value"] for name, entry in part.get("benchmarks", {}).items()}
+    return {name: 100 * value for name, value in values.items() if value is not None}
+
+
+def _order(item: Item, known: Any) -> int:
+    order = list(known)
+    return order.index(item) if item in order else len(order)

@@ -1,0 +1,14 @@
+"""OGPSA whose reference rows are chosen by gradient conflict instead of drawn (ours): ``ogpsa/selection.py``."""
+
+from dataclasses import replace
+from typing import Literal
+
+from ogpsa.methods import ProjectionSettings, Selection, StageName, ogpsa, value_for_stage
+
+
+class Settings(ogpsa.Settings):
+    name: Literal["ogpsa_selected"]  # type: ignore[assignment]
+    selection: Selection | dict[StageName, Selection | None] | None
+
+    def projection(self, stage: StageName) -> ProjectionSettings:
+        return replace(super().projection(stage), selection=value_for_stage(self.selection, stage, "conflict"))

@@ -1,0 +1,319 @@
+"""``python -m experiments report``: tables from made-up runs whose numbers can be worked out by hand."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.image import imread
+
+from eval.statistics import AtSafety, Paired, Summary, holm, paired_t, utility_at_safety
+from experiments.comparisons import compare, compare_at_equal_safety, equal_safety
+from experiments.costs import costs
+from experiments.report import report
+from experiments.results import published, read_rows
+from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
+from ogpsa.config import Config
+
+BASELINE, OGPSA, LORA = (f"table1/qwen2_5_7b_sft_{name}" for name in ("baseline", "ogpsa", "lora"))
+# The half-width of a 95% t-interval of 1, 2, 3 times a standard deviation of 1: t(0.975, 2) / √3.
+THREE = 4.302652729749464 / 3**0.5
+
+
+def experiment(
+    rows: Sequence[str], *grids: dict[str, Any], suite: str = "testbed", name: str = "table1", **settings: Any
+) -> Experiment:
+    given = {"title": "made up", "label": "{method}", "reference": "table1/*_baseline", "figure": "none"}
+    given |= settings | {"rows": list(rows), "suites": {suite: list(grids) or [{"seeds": 3}]}}
+    return Experiment(name, ExperimentSettings.model_validate(given), tuple(rows))
+
+
+def scores_of(config: Config, safety: float, utility: float, benchmarks: dict[str, float]) -> dict[str, Any]:
+    values = dict.fromkeys(config.eval.safety, safety) | dict.fromkeys(config.eval.utility, utility) | benchmarks
+    averages = {"safety": safety, "utility": utility, "over_refusal": 0.25}
+    return averages | {"benchmarks": {name: {"value": value} for name, value in values.items()}}
+
+
+def write_run(
+    folder: Path,
+    point: Point,
+    safety: float,
+    utility: float,
+    benchmarks: dict[str, float] | None = None,
+    history: Sequence[dict[str, float]] = (),
+) -> None:
+    """A finished run of a base with safety 0.5 and utility 0.8."""
+    directory = folder / point.config.run_name()
+    directory.mkdir(parents=True)
+    result = scores_of(point.config, safety, utility, benchmarks or {})
+    stages = {stage.name: result for stage in point.config.stages}
+    averages = {name: value for name, value in result.items() if name != "benchmarks"}
+    metrics = averages | {"base": scores_of(point.config, 0.5, 0.8, {}), "stages": stages}
+    (directory / "metrics.json").write_text(json.dumps(metrics))
+    for number, stage in enumerate(point.config.stages, start=1):
+        (directory / f"{number:02d}-{stage.name}").mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in history)
+        (directory / f"{number:02d}-{stage.name}" / "history.jsonl").write_text(text)
+
+
+def lines_of(markdown: str, title: str) -> list[dict[str, str]]:
+    """The table below a heading, by column."""
+    part = markdown.partition(f"## {title}\n\n")[2].partition("\n\n")[0].splitlines()
+    header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in part)
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def written(table: Experiment, suite: str, given: Sequence[Point], folder: Path) -> Path:
+    """Where the report of ``folder``'s runs lies."""
+    out = folder / "report"
+    paths = report(table, suite, given, folder, out)
+    assert sorted(paths) == sorted(out.iterdir())
+    return out
+
+
+def test_paired_t_by_hand() -> None:
+    """With two degrees of freedom, p = 1 - t / √(t² + 2); t of 1, 2, 3 is 2 √3."""
+    found = paired_t([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert found.difference == Summary(3, 2.0, pytest.approx(THREE))
+    assert found.p == pytest.approx(1 - (12 / 14) ** 0.5)
+    assert paired_t([0.3, 0.1], [0.3, 0.1]) == Paired(Summary(2, 0.0, 0.0), 1.0)
+    assert paired_t([0.3, 0.3], [0.2, 0.2]).p is None
+    assert paired_t([1.0], [0.5]) == Paired(Summary(1, 0.5, None), None)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("safety", "expected"),
+    [
+        (80.0, AtSafety(60.0, False)),
+        (77.5, AtSafety(65.0, False)),
+        (70.0, AtSafety(80.0, False)),
+        (60.0, AtSafety(80.0, True)),
+        (90.0 + 1e-12, AtSafety(50.0, False)),
+        (90.1, None),
+    ],
+)
+def test_utility_at_safety_by_hand(safety: float, expected: AtSafety | None) -> None:
+    # The last two are dominated.
+    found = utility_at_safety([(90.0, 50.0), (70.0, 80.0), (80.0, 60.0), (60.0, 70.0), (79.0, 55.0)], safety)
+    assert (found is None) == (expected is None)
+    if found and expected:
+        assert (found.utility, found.safer) == (pytest.approx(expected.utility), expected.safer)
+
+
+def test_published_numbers_are_of_rows_that_exist() -> None:
+    rows = {path.relative_to(ROWS).with_suffix("").as_posix() for path in ROWS.rglob("*.yaml")}
+    models = {"qwen2_5_7b", "llama3_1_8b", ""}
+    assert {name for name, _ in published()} <= rows | models
+    assert sum(entry.tag == "fig" for entry in published().values()) == 2 * (3 * 5 + 1)
+    gains = [published()[f"table1/{model}_sft_dpo_{method}", "gain"].value
+             for model in ("qwen2_5_7b", "llama3_1_8b") for method in ("baseline", "ogpsa")]  # fmt: skip
+    assert gains == [33.98, 42.74, 19.74, 32.98]
+
+
+def test_nothing_has_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = experiment(["table1/qwen2_5_7b_sft_dpo_baseline", "table1/qwen2_5_7b_sft_dpo_ogpsa"], suite="paper")
+    out = written(table, "paper", points(table, "paper"), tmp_path / "none")
+    text = (out / "table1.md").read_text()
+    assert capsys.readouterr().out == text
+    assert "nothing has run" in text
+    untuned, naive, ogpsa = lines_of(text, "qwen2_5_7b")
+    assert (untuned["published safety"], untuned["safety ↑"]) == ("55.78 [fig]", "")
+    assert (naive["row"], naive["seeds"], naive["utility ↑"]) == ("naive tuning", "0/3", "not run")
+    assert ogpsa["published utility"] == "55.05 [fig]"
+    assert ogpsa["published gain"] == "42.74 [abs v2]"
+    assert ogpsa["Δ utility (p)"] == ""
+    by_benchmark = lines_of(text, "qwen2_5_7b, benchmark by benchmark")
+    assert [line["simpleqa"] for line in by_benchmark] == ["", "not run; 0.53 [abs v1]", "not run; 3.03 [abs v1]"]
+    assert [line["stereotype"] for line in by_benchmark] == ["96.74 [app]", "not run", "not run"]
+    with (out / "table1.csv").open() as handle:
+        records = list(csv.DictReader(handle))
+    assert [record["safety"] for record in records] == ["", ""]
+    assert [record["safety_published"] for record in records] == ["88.37", "87.82"]
+
+
+def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+    table = experiment(["table1/qwen2_5_7b_sft_dpo_ogpsa"], {"seeds": 1}, suite="paper")
+    (point,) = points(table, "paper")
+    write_run(tmp_path, point, 0.88, 1 / 3, {"simpleqa": 0.04})
+    out = written(table, "paper", [point], tmp_path)
+    text = (out / "table1.md").read_text()
+    _, line = lines_of(text, "qwen2_5_7b")
+    assert (line["seeds"], line["safety ↑"], line["published safety"]) == ("1", "88.0", "87.82 [fig], +0.2")
+    assert line["published utility"] == "55.05 [fig], -21.7"
+    assert "Δ utility (p)" not in line
+    assert lines_of(text, "qwen2_5_7b, benchmark by benchmark")[1]["simpleqa"] == "4.0; 3.03 [abs v1], +1.0"
+    with (out / "table1.csv").open() as handle:
+        (record,) = csv.DictReader(handle)
+    assert float(record["utility"]) == 100 * (1 / 3)
+    assert record["utility_half_width"] == ""
+
+
+def test_seeds_intervals_and_paired_differences(tmp_path: Path) -> None:
+    """Utility 60, 70, 80 and 61, 72, 83; safety 90 always; a third method has run once of three."""
+    table = experiment([BASELINE, OGPSA, LORA])
+    given = points(table, "testbed")
+    for point in given:
+        if point.row == LORA and point.seed:
+            continue
+        utility = 0.6 + 0.1 * point.seed + (0.01 * (point.seed + 1) if point.row == OGPSA else 0.0)
+        write_run(tmp_path, point, 0.9, utility)
+    out = written(table, "testbed", given, tmp_path)
+    text = (out / "table1.md").read_text()
+    untuned, naive, lora, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
+    assert (untuned["safety ↑"], untuned["utility ↑"]) == ("50.0", "80.0")
+    assert (naive["seeds"], naive["utility ↑"]) == ("3", f"70.0 ± {10 * THREE:.1f}")
+    # Two safety benchmarks gain 80%, seven of utility lose 12.5% in the mean.
+    assert naive["average gain ↑"].startswith(f"{(2 * 80 - 7 * 12.5) / 9:.1f} ± ")
+    assert (lora["row"], lora["seeds"], lora["Δ utility (p)"]) == ("LoRA", "1/3", "+0.0")
+    # Safety is the same everywhere: p = 1, and Holm doubles the smaller one.
+    p = 2 * (1 - (12 / 14) ** 0.5)
+    assert ogpsa["Δ utility (p)"] == f"+2.0 ± {THREE:.1f} ({p:.3f})"
+    assert ogpsa["Δ safety (p)"] == "+0.0 ± 0.0 (1.000)"
+    # Another model's numbers are shown with their source, and no difference.
+    assert (ogpsa["published safety"], naive["published utility"]) == ("83.12 [fig]", "53.68 [fig]")
+    assert "none is shown" in text
+    latex = (out / "table1.tex").read_text()
+    assert r"world 0 in the place of qwen2\_5\_7b" in latex
+    assert rf"70.0 $\pm$ {10 * THREE:.1f}" in latex
+    assert r"95\% t-interval" in latex
+    details = json.loads((out / "table1.json").read_text())
+    assert len(details["runs"]) == 7
+    assert details["comparisons"][-2]["p"] == pytest.approx(p)
+
+
+def test_equal_safety_by_hand(tmp_path: Path) -> None:
+    """Naive tuning is at safety 90 and utility 60; OGPSA's front reaches 65 + seed there, and LoRA is never as safe."""
+    table = experiment([BASELINE, OGPSA, LORA], {"seeds": 2, "strengths": [1.0, 0.5]})
+    given = points(table, "testbed")
+    fronts = {
+        BASELINE: {1.0: (0.9, 0.6), 0.5: (0.8, 0.7)},
+        OGPSA: {1.0: (0.95, 0.6), 0.5: (0.85, 0.7)},
+        LORA: {1.0: (0.85, 0.6), 0.5: (0.8, 0.7)},
+    }
+    for point in given:
+        safety, utility = fronts[point.row][point.strength]
+        write_run(tmp_path, point, safety, utility + (0.01 * point.seed if point.row == OGPSA else 0.0))
+    rows = read_rows(table, "testbed", given, tmp_path)
+    naive, lora, ogpsa = equal_safety(table, rows)
+    assert naive.found == pytest.approx({0: 60.0, 1: 60.0})
+    assert lora.utility == {0: None, 1: None}
+    assert ogpsa.found == pytest.approx({0: 65.0, 1: 66.0})
+    (comparison,) = compare_at_equal_safety([naive, lora, ogpsa])
+    assert (comparison.row, comparison.against) == (OGPSA, BASELINE)
+    assert comparison.paired.difference.mean == pytest.approx(5.5)
+    text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
+    lines = lines_of(text, "world 0 in the place of qwen2_5_7b: utility at equal safety")
+    cells = [
+        (line["utility at S"].partition(" ±")[0], line["seeds with a number"], line["no overlap"]) for line in lines
+    ]
+    assert cells == [("60.0", "2/2", "0"), ("no overlap", "0/2", "2"), ("65.5", "2/2", "0")]
+    assert lines[0]["OGPSA minus it (p)"].startswith("+5.5 ± ")
+    strengths = lines_of(text, "world 0 in the place of qwen2_5_7b: safety, utility by strength")
+    assert strengths[0]["× 0.5"] == "80.0 ± 0.0, 70.0 ± 0.0"
+
+
+def test_equal_safety_waits_for_all_strengths(tmp_path: Path) -> None:
+    table = experiment([BASELINE, OGPSA], {"seeds": 1, "strengths": [1.0, 0.5]})
+    given = points(table, "testbed")
+    for point in given:
+        if (point.row, point.strength) != (OGPSA, 0.5):
+            write_run(tmp_path, point, 0.9, 0.6)
+    rows = read_rows(table, "testbed", given, tmp_path)
+    naive, ogpsa = equal_safety(table, rows)
+    assert (naive.found, ogpsa.utility) == ({0: pytest.approx(60.0)}, {})
+    assert len(compare(table, rows)) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "label", "expected"),
+    [
+        ("rank/4", "r = {method.rank}", "r = 4"),
+        ("refresh/never", "K = {method.refresh_every}", "K = never"),
+        ("scope/tensor", "K = {method.refresh_every}, {method.scope}", "K = 30 / 5, tensor"),
+        ("scope/tensor", "{row}", "tensor"),
+        (BASELINE, "r = {method.rank}", "naive tuning"),
+        (BASELINE, "{row}", "naive tuning"),
+        ("rivals/replay_0.1", "{method.ratio} {method.general_sets}", "0.1 general"),
+    ],
+)
+def test_labels(row: str, label: str, expected: str, tmp_path: Path) -> None:
+    table = experiment([row], {"seeds": 1}, label=label, name=row.partition("/")[0])
+    (found,) = read_rows(table, "testbed", points(table, "testbed"), tmp_path)
+    assert found.label == expected
+
+
+def test_cost_by_hand(tmp_path: Path) -> None:
+    """Ten steps of 3 s against 2 s; two refreshes of 2 s; 0.3 s of projecting a step."""
+    table = experiment([BASELINE, OGPSA], {"seeds": 1}, name="cost")
+    given = points(table, "testbed")
+    for point in given:
+        line: dict[str, float] = {"step": 10, "loss": 1.0}
+        if point.row == OGPSA:
+            line |= {"projection/refresh_seconds": 2.0, "projection/projection_seconds": 0.3}
+        runtime = 20.0 if point.row == BASELINE else 30.0
+        write_run(tmp_path, point, 0.9, 0.6, history=[line, {"step": 10, "train_runtime": runtime}])
+    naive, ogpsa = (
+        cost.stages["sft"] for cost in costs(table, "testbed", read_rows(table, "testbed", given, tmp_path))
+    )
+    assert (naive.rows, naive.work, naive.basis, naive.time) == (0.0, 0.0, 0.0, None)
+    # 234 steps of 1248 rows three times over; an estimate every 30 steps of 200 rows from two sets.
+    assert ogpsa.rows == pytest.approx(8 * 400 / (8 * 400 + 3 * 1248))
+    assert ogpsa.refresh == pytest.approx(8 * 2.0 / 30.0)
+    assert ogpsa.projection == pytest.approx(0.1)
+    assert ogpsa.time == pytest.approx(1.5)
+    assert ogpsa.basis == 2.0
+    text = (written(table, "testbed", given, tmp_path) / "cost.md").read_text()
+    assert lines_of(text, "What it costs")[1]["time per step"] == "× 1.50"
+
+
+def test_overlap_is_the_mean_over_seeds(tmp_path: Path) -> None:
+    rows = ["overlap/naive", "overlap/paper"]
+    table = experiment(rows, {"seeds": 2}, name="overlap", figure="overlap", label="{row}", reference="overlap/naive")
+    given = points(table, "testbed")
+    for point in given:
+        history = [{"step": step, "loss": float(step)} for step in (1, 2)]
+        if point.row == "overlap/paper":
+            history = [
+                line | {"projection/cosine": 0.2 + 0.2 * point.seed, "projection/reference_loss/a": 1.0,
+                        "projection/reference_loss/b": 2.0}
+                for line in history
+            ]  # fmt: skip
+        write_run(tmp_path, point, 0.9, 0.6, history=history)
+    out = written(table, "testbed", given, tmp_path)
+    naive, paper, *_ = lines_of((out / "overlap.md").read_text(), "Overlap of gradients, and losses")
+    assert (naive["stage"], naive["cosine before"], naive["safety loss"]) == ("SFT", "", "1 → 2")
+    assert (paper["cosine before"], paper["reference loss"]) == ("0.3 → 0.3", "1.5 → 1.5")
+    assert imread(out / "overlap.png").std() > 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [
+        ([BASELINE, OGPSA], {"figure": "front"}),
+        (
+            ["table1/qwen2_5_7b_sft_dpo_baseline", "refresh/30", "refresh/never"],
+            {"figure": "curve", "axis": "method.refresh_every"},
+        ),
+    ],
+)
+def test_figures(rows: list[str], settings: dict[str, Any], tmp_path: Path) -> None:
+    """The front has its published points before anything has run; a curve has nothing."""
+    table = experiment(rows, {"seeds": 2, "strengths": [1.0, 0.5]}, **settings)
+    given = points(table, "testbed")
+    before = {path.suffix for path in report(table, "testbed", given, tmp_path, tmp_path / "before")}
+    assert (".png" in before, ".pdf" in before) == ((True, True) if settings["figure"] == "front" else (False, False))
+    for point in given:
+        write_run(tmp_path, point, 0.8 + 0.1 * point.strength, 0.6 + 0.05 * point.seed)
+    out = written(table, "testbed", given, tmp_path)
+    assert (out / "table1.pdf").read_bytes().startswith(b"%PDF")
+    after = imread(out / "table1.png")
+    if settings["figure"] == "front":
+        assert (after != imread(tmp_path / "before" / "table1.png")).any()
