@@ -91,7 +91,7 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
         UserError: ``out`` cannot be written, or a result is damaged.
     """
     out = out or FOLDER / experiment.name / suite
-    check_writable(out, "--out")
+    check_writable(out, "out")
     rows = read_rows(experiment, suite, points, folder)
     comparisons = compare(experiment, rows)
     equal = equal_safety(experiment, rows)

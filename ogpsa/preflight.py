@@ -16,7 +16,7 @@ from ogpsa.data import Data, Row
 from ogpsa.errors import UserError
 from ogpsa.launch import accumulation_steps
 from ogpsa.memory import GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
-from ogpsa.methods import AdapterSettings, ProjectionSettings, StageName
+from ogpsa.methods import SAFETY_SAMPLE, AdapterSettings, ProjectionSettings, StageName
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
@@ -164,10 +164,16 @@ def count(
     references = {name: data.reference_sets[name] for name in projection.reference_sets} if projection else {}
     trained = samples * _mean_length(training, stage.name)
     estimated = passes * sum(_mean_length(part, stage.name) for part in references.values())
+    reference_samples = passes * len(references)
+    if projection is not None and projection.selection == "conflict":
+        # Once a pass over every row of the sets and some of the safety set's.
+        sample = min(SAFETY_SAMPLE, rows)
+        estimated += sum(len(part) * _mean_length(part, stage.name) for part in references.values())
+        estimated += sample * _mean_length(training, stage.name)
+        reference_samples += sum(map(len, references.values())) + sample
     forward = 0.0
     if stage.name == "dpo":
         forward = sum(len(part) * _mean_length(part, "dpo") for part in (training, *references.values()))
-    reference_samples = passes * len(references)
     characters = trained + estimated + forward / (4 if checkpointing else 3)
     return Counts(
         steps=steps,
@@ -223,6 +229,7 @@ def stage_setup(config: Config, stage: SFTSettings | DPOSettings, mode: Mode, pr
         references=references,
         basis_dtype=projection.basis_dtype if projection else "auto",
         basis_device=projection.basis_device if projection else "device",
+        anchored=config.method.anchor_strength(stage.name) is not None,
         streamed_sums=(1 if projection.refresh_every == 1 else 2) if projection and projection.streaming else 0,
     )
 

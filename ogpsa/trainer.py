@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ogpsa.diagnostics import Recorder, StepSample, layer_groups
 from ogpsa.errors import UserError
 from ogpsa.gradients import ParameterShards, Shards
-from ogpsa.methods import ProjectionSettings
+from ogpsa.methods import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.references import ReferenceChunk, ReferencePasses, preserved_random_state
 from ogpsa.selection import most_opposed
 from ogpsa.streaming import StreamedReferences
@@ -34,9 +34,6 @@ if TYPE_CHECKING:  # needs DeepSpeed's wrapper in accelerate
     from ogpsa.zero import SteppedEngine
 
 log = logging.getLogger(__name__)
-
-# Rows whose mean gradient is the safety gradient that candidates are compared with.
-SAFETY_SAMPLE = 64
 
 
 class ProjectionMixin(Trainer):

@@ -26,6 +26,8 @@ BasisDevice = Literal["device", "host"]
 Selection = Literal["random", "conflict"]
 # The paper's ablations go as far, and so do the GPU's kernels.
 MAX_RANK = 32
+# Rows whose mean gradient is the safety gradient that reference rows are chosen by.
+SAFETY_SAMPLE = 64
 Value = TypeVar("Value")
 
 

@@ -106,7 +106,7 @@ def test_run_name_depends_on_what_changes_the_result() -> None:
 
 # Overrides, and the exact lines.
 METHODS = "anchor, baseline, lora, merge, ogpsa, ogpsa_anchor, ogpsa_lora, ogpsa_merge, ogpsa_selected, replay"
-TOP_KEYS = "seed, cache_dir, preflight, model, stage, method, data, eval, distributed, tracker"
+TOP_KEYS = "seed, cache_dir, stage_store, preflight, model, stage, method, data, eval, distributed, tracker"
 METHOD_KEYS = (
     "name, recipe_rate, rank, refresh_every, samples, reference_sets, scope, sided, target, streaming, basis_dtype, "
     "basis_device"

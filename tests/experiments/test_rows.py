@@ -76,25 +76,28 @@ def test_seeds_are_a_number_a_range_or_a_list(given: str, expected: list[int]) -
     assert parse(["rank", f"seeds={given}"]).seeds == expected
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["fun"], "'fun' is no command; allowed: list, plan, run, report; did you mean 'run'?"),
-        (["run"], f"name an experiment: {', '.join([*NAMES, 'all'])}"),
-        (["plan", "rnak"], f"'rnak' is no experiment; allowed: {', '.join([*NAMES, 'all'])}; did you mean 'rank'?"),
-        (["run", "rank", "suite=tesbed"], "suite: found 'tesbed'; allowed: check, paper, testbed; did you mean 'testbed'?"),
-        (["run", "rank", "seeds=a"], "seeds: found 'a'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)"),
-        (["run", "rank", "workers=0"], "workers: found '0'; expected a whole number from 1"),
-        (["run", "rank", "slurm=yes"], "slurm: found 'yes'; allowed: true, false"),
-        (["plan", "rank", "rows=64"],
-         "rows: '64' matches no row of rank; rows: table1/qwen2_5_7b_sft_dpo_baseline, 1, 2, 4, 8, 16, 32"),
-        (["run", "rank", "sead=1"], "sead: unknown key; allowed: model, stage, method, data, eval, distributed, tracker, "
-         "seed, cache_dir, stage_store, preflight; did you mean 'seed'?"),
-        (["list", "rank"], "list: found 'rank'; it takes no arguments"),
-    ],
-)  # fmt: skip
-def test_a_users_mistake_takes_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == EXIT_USER_ERROR
+EXPERIMENTS = ", ".join([*NAMES, "all"])
+MISTAKES = {
+    "fun": "'fun' is no command; allowed: list, plan, run, report; did you mean 'run'?",
+    "run": f"name an experiment: {EXPERIMENTS}",
+    "plan rnak": f"'rnak' is no experiment; allowed: {EXPERIMENTS}; did you mean 'rank'?",
+    "run rank suite=tesbed": "suite: found 'tesbed'; allowed: check, paper, testbed; did you mean 'testbed'?",
+    "run rank seeds=a": "seeds: found 'a'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",
+    "run rank workers=0": "workers: found '0'; expected a whole number from 1",
+    "run rank slurm=yes": "slurm: found 'yes'; allowed: true, false",
+    "plan rank rows=64":
+        "rows: '64' matches no row of rank; rows: table1/qwen2_5_7b_sft_dpo_baseline, 1, 2, 4, 8, 16, 32; "
+        "did you mean '4'?",
+    "run rank sead=1":
+        "sead: unknown key; allowed: seed, cache_dir, stage_store, preflight, model, stage, method, data, eval, "
+        "distributed, tracker; did you mean 'seed'?",
+    "list rank": "list: found 'rank'; it takes no arguments",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "line"), MISTAKES.items())
+def test_a_users_mistake_takes_one_line(words: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == EXIT_USER_ERROR
     assert capsys.readouterr().err == f"error: {line}\n"
 
 

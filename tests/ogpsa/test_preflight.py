@@ -73,6 +73,13 @@ def test_what_a_mode_divides_by_the_processes(mode: Mode, qwen: ModelShape) -> N
     assert eight.weights == expected.get(mode, copy)
 
 
+@pytest.mark.parametrize(("mode", "shards"), [("single", 1), ("ddp", 1), ("fsdp2", 8)])
+def test_an_anchor_takes_a_copy_of_the_weights(mode: Mode, shards: int, qwen: ModelShape) -> None:
+    setup = replace(SETUP, mode=mode, processes=8 if mode != "single" else 1)
+    plain, anchored = (estimate(qwen, replace(setup, anchored=anchored)) for anchored in (False, True))
+    assert anchored.weights - plain.weights == 4 * qwen.trained / shards
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2, 8, 32])
 @pytest.mark.parametrize(("dtype", "size"), BASIS_BYTES.items())
 def test_the_basis_takes_rank_times_its_bytes(rank: int, dtype: Any, size: float, qwen: ModelShape) -> None:
@@ -186,6 +193,7 @@ TRAINED = [
     ["stage=sft", "method.refresh_every=never"],
     ["stage=sft", "method=ogpsa_lora"],
     ["stage=dpo", "method.rank=3"],
+    ["stage=sft", "method=ogpsa_selected"],
 ]
 
 

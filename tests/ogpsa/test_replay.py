@@ -35,11 +35,12 @@ def mixed(name: str, rows: int) -> SetUse:
 @pytest.mark.parametrize(
     ("override", "sft", "dpo"),
     [
-        ("seed=0", [("helpfulness", 13), ("truthfulness", 12)], [("preference", 25)]),
+        ("seed=0", [("helpfulness", 15), ("truthfulness", 15)], [("preference", 30)]),
+        ("method.ratio=0.25", [("helpfulness", 13), ("truthfulness", 12)], [("preference", 25)]),
         ("method.ratio=1", [("helpfulness", 50), ("truthfulness", 50)], [("preference", 100)]),
-        ("method.ratio={dpo: 0.5}", [("helpfulness", 13), ("truthfulness", 12)], [("preference", 50)]),
+        ("method.ratio={dpo: 0.5}", [("helpfulness", 15), ("truthfulness", 15)], [("preference", 50)]),
         ("method.ratio=0", [("helpfulness", 0), ("truthfulness", 0)], [("preference", 0)]),
-        ("method.general_sets={sft: [preference]}", [("preference", 25)], [("preference", 25)]),
+        ("method.general_sets={sft: [preference]}", [("preference", 30)], [("preference", 30)]),
     ],
 )
 def test_rows_wanted_of_each_set(override: str, sft: list[tuple[str, int]], dpo: list[tuple[str, int]]) -> None:
@@ -51,7 +52,7 @@ def test_rows_wanted_of_each_set(override: str, sft: list[tuple[str, int]], dpo:
 
 def test_the_defaults_run_on_the_testbed() -> None:
     data = load_data(compose_config(["method=replay"]))
-    assert {stage: len(rows) for stage, rows in data.general.items()} == {"sft": 312, "dpo": 312}
+    assert {stage: len(rows) for stage, rows in data.general.items()} == {"sft": 374, "dpo": 374}
 
 
 def test_rows_are_drawn_by_the_seed(small_config: Configure) -> None:
