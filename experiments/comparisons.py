@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from eval.statistics import AtSafety, Paired, holm, paired_t, utility_at_safety
 from experiments.results import Row, reference_of
 from experiments.rows import Experiment
 
 COMPARED = ("utility", "safety")
+AT_EQUAL_DISTANCE = "utility at equal distance"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,37 @@ def compare_at_equal_safety(equal: Sequence[EqualSafety]) -> list[Comparison]:
             if other is not ours and (other.row.group, other.row.pipeline) == (ours.row.group, ours.row.pipeline):
                 found += _paired(ours.row, other.row, "utility at equal safety", ours.found, other.found)
     return _corrected(found)
+
+
+def compare_at_equal_distance(rows: Sequence[Row]) -> list[Comparison]:
+    """Every row minus naive tuning that has moved the weights as far, by seed.
+
+    Naive tuning's utility at a distance is interpolated linearly between the untuned model and its points, one a
+    strength; a seed that has moved farther than all of them does not count.
+    """
+    found = []
+    for row in rows:
+        alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
+        for naive in (other for other in alike if other.config.method.name == "baseline" and len(other.strengths) > 1):
+            theirs = {
+                seed: utility
+                for seed, distance in row.values("moved").items()
+                if row is not naive and (utility := _utility_at_distance(naive, seed, distance)) is not None
+            }
+            found += _paired(row, naive, AT_EQUAL_DISTANCE, row.values("utility"), theirs)
+    return _corrected(found)
+
+
+def _utility_at_distance(row: Row, seed: int, distance: float) -> float | None:
+    results = [row.by_seed(strength).get(seed) for strength in row.strengths]
+    points = sorted((one.scores["moved"], one.scores["utility"]) for one in results if one and "moved" in one.scores)
+    if len(points) < len(results):
+        return None
+    points = [(0.0, row.base["utility"]), *points]
+    for (near, before), (far, after) in pairwise(points):
+        if near <= distance <= far:
+            return before + (after - before) * (distance - near) / (far - near)
+    return None
 
 
 def _paired(row: Row, against: Row, score: str, ours: dict[int, float], theirs: dict[int, float]) -> list[Comparison]:

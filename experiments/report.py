@@ -14,10 +14,12 @@ from eval.pareto import save
 from eval.statistics import Summary, summarize
 from eval.tables import LATEX_SPECIAL
 from experiments.comparisons import (
+    AT_EQUAL_DISTANCE,
     COMPARED,
     Comparison,
     EqualSafety,
     compare,
+    compare_at_equal_distance,
     compare_at_equal_safety,
     equal_safety,
 )
@@ -28,6 +30,12 @@ from experiments.rows import FOLDER, Experiment, Point
 from ogpsa.runs import check_writable, write_atomically, write_json
 
 TITLES = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓", "gain": "average gain ↑"}
+MOVED = "moved"
+MOVED_NOTE = (
+    "Moved: distance of the last weights from the untuned model's, as a share of the latter's length (on the testbed). "
+    "Δ at equal distance: utility minus that of naive tuning which has moved as far, read off its points of the same "
+    "seed at several multiples of the learning rates, linearly interpolated; seeds beyond them do not count."
+)
 COURSES = {
     "cosine before": "projection/cosine",
     "cosine after": "projection/cosine_after",
@@ -93,7 +101,7 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     out = out or FOLDER / experiment.name / suite
     check_writable(out, "out")
     rows = read_rows(experiment, suite, points, folder)
-    comparisons = compare(experiment, rows)
+    comparisons = [*compare(experiment, rows), *compare_at_equal_distance(rows)]
     equal = equal_safety(experiment, rows)
     at_equal = compare_at_equal_safety(equal)
     spent = costs(experiment, suite, rows) if experiment.name == "cost" else []
@@ -152,9 +160,13 @@ def _score_tables(
 
     def line(row: Row | None, name: str, summaries: dict[str, Summary | None], first: dict[str, str]) -> dict[str, str]:
         cells = first | {title: _score(summaries[score], row) for score, title in TITLES.items()}
+        if experiment.settings.distance:
+            cells |= {MOVED: _score(row.summary("moved")) if row else ""}
         cells |= {f"published {score}": _published(name, score, summaries[score] if ours else None) for score in shown}
         if references:
             cells |= {f"Δ {score} (p)": _difference(compared.get((name, score))) for score in COMPARED}
+        if experiment.settings.distance:
+            cells |= {"Δ at equal distance (p)": _difference(compared.get((name, AT_EQUAL_DISTANCE)))}
         return cells
 
     tables = []
@@ -165,7 +177,7 @@ def _score_tables(
             summaries = {score: row.summary(score) for score in SCORES}
             lines.append(line(row, row.name, summaries, _named(row) | {"seeds": _seeds(row)}))
         tables.append(Table(group, lines))
-    notes = [SCORES_NOTE]
+    notes = [SCORES_NOTE, *([MOVED_NOTE] if experiment.settings.distance else [])]
     if shown:
         notes.append(PUBLISHED_NOTE + (SAME_MODEL if ours else OTHER_MODEL))
     if references:
@@ -195,8 +207,10 @@ def _strength_tables(rows: Sequence[Row]) -> list[Table]:
     for group, members in _groups([row for row in rows if len(row.strengths) > 1]):
         strengths = sorted({strength for row in members for strength in row.strengths})
         lines = [_named(row) | {f"× {strength:g}": _pair(row, strength) for strength in strengths} for row in members]
-        tables.append(Table(f"{group}: safety, utility by strength", lines))
-    return _with_notes(tables, ["In %, by multiple of the row's learning rates."])
+        tables.append(Table(f"{group}: by strength", lines))
+    return _with_notes(
+        tables, ["In %, by multiple of the row's learning rates: safety, utility and how far the weights moved."]
+    )
 
 
 def _equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comparison]) -> list[Table]:
@@ -290,7 +304,7 @@ def _score(summary: Summary | None, row: Row | None = None) -> str:
 
 
 def _pair(row: Row, strength: float) -> str:
-    scores = [_score(row.summary(score, strength)) for score in ("safety", "utility")]
+    scores = [_score(row.summary(score, strength)) for score in ("safety", "utility", "moved")]
     return ", ".join(filter(None, scores)) or (NOT_RUN if strength in row.strengths else "")
 
 
@@ -359,7 +373,8 @@ def _records(row: Row, spent: Sequence[Cost]) -> list[dict[str, object]]:
     for strength in row.strengths:
         record: dict[str, object] = {"row": row.name, "group": row.group, "pipeline": row.pipeline, "label": row.label}
         record |= {"strength": strength, "seeds": len(row.by_seed(strength)), "planned": len(row.planned(strength))}
-        for name in (*SCORES, *row.benchmarks):
+        moved = ["moved"] if row.summary("moved", strength) else []
+        for name in (*SCORES, *moved, *row.benchmarks):
             summary = row.summary(name, strength)
             entry = published().get((row.name, name)) if strength == 1 else None
             record |= {name: summary.mean if summary else None}

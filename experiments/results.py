@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from eval.statistics import Summary, average_gain, summarize
+from experiments.distance import moved
 from experiments.rows import FOLDER, Experiment, Point, row_model
 from ogpsa.config import Config
 from ogpsa.methods import ProjectionSettings, Section, StageName
@@ -57,7 +58,8 @@ class Result:
     """A finished point.
 
     Attributes:
-        scores: ``SCORES`` and the last checkpoint's benchmarks by name, in percent, without what has no value.
+        scores: ``SCORES`` and the last checkpoint's benchmarks by name, in percent, without what has no value; how far
+            the weights have moved (``moved``) where the experiment shows it.
         base: the same of the untuned model.
     """
 
@@ -156,7 +158,7 @@ def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folde
         config = min(own, key=lambda point: point.strength != 1).config
         model = row_model(name)
         group = model if suite == "paper" else f"world {config.data.seed} in the place of {model}"
-        results = [result for point in own if (result := _read(point, folder)) is not None]
+        results = [result for point in own if (result := _read(point, folder, experiment.settings.distance))]
         rows.append(Row(name, group, model, row_label(experiment, name, config), config, own, results))
     groups = list(dict.fromkeys(row.group for row in rows))
     return sorted(rows, key=lambda row: (groups.index(row.group), _order(row.pipeline, PIPELINES.values()),
@@ -207,7 +209,7 @@ def _text(value: Any, null: str) -> str:
     return null if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _read(point: Point, folder: Path) -> Result | None:
+def _read(point: Point, folder: Path, distance: bool) -> Result | None:
     directory = folder / point.config.run_name()
     metrics = read_metrics(directory)
     if metrics is None:
@@ -218,6 +220,8 @@ def _read(point: Point, folder: Path) -> Result | None:
     if all(name in scores and name in base for name in members):
         gain = average_gain({name: scores[name] for name in members}, {name: base[name] for name in members})
         scores |= {} if gain.percent is None else {"gain": gain.percent}
+    if distance and (share := moved(point.config, directory)) is not None:
+        scores |= {"moved": 100 * share}
     return Result(point, directory, scores, base)
 
 

@@ -65,6 +65,7 @@ class ExperimentSettings(Section):
     reference: str | None
     figure: Literal["none", "front", "curve", "overlap"]
     axis: str | None = None
+    distance: bool = False
     suites: dict[SuiteName, list[Grid]]
 
 

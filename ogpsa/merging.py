@@ -32,14 +32,14 @@ def merge(base: Path, tuned: Path, target: Path, weight: float, check: Callable[
     if is_complete(target):
         return
     log.info("averaging %s with the untuned model, weight %g", tuned.name, weight)
-    trained = _tensor_files(tuned)
+    trained = tensor_files(tuned)
     with build_folder(target) as folder, ExitStack() as stack:
-        files = _tensor_files(base)
+        files = tensor_files(base)
         if not trained.keys() <= files.keys():
             # Under names of another release, or the other of two that are tied: write it as the stage was written.
             rewritten = folder / "base"
             load_model(base, torch.float32)[0].save_pretrained(rewritten)
-            files = _tensor_files(rewritten)
+            files = tensor_files(rewritten)
         opened = {file: stack.enter_context(safe_open(file, framework="pt")) for file in sorted(set(files.values()))}
 
         def averaged(name: str, after: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def average(before: Tensor, after: Tensor, weight: float) -> Tensor:
     return (weight * after.float() + (1 - weight) * before.float()).to(after.dtype)
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
+def tensor_files(folder: Path) -> dict[str, Path]:
     """The file of each tensor, as transformers looks for it."""
     whole = folder / SAFE_WEIGHTS_NAME
     if whole.is_file():

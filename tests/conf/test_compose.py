@@ -73,8 +73,16 @@ def test_defaults() -> None:
     assert config.stages[1].learning_rate == config.model.recipe.dpo.learning_rate
 
 
-@pytest.mark.parametrize(("model", "stage", "method"), product(*OPTIONS.values()))
-def test_every_combination_composes(model: str, stage: str, method: str) -> None:
+# A model only brings its recipe: one combination tries it.
+COMBINATIONS = [
+    (model, stage, method)
+    for model, stage, method in product(*OPTIONS.values())
+    if model == "tiny" or (stage, method) == ("sft_dpo", "ogpsa")
+]
+
+
+@pytest.mark.parametrize(("model", "stage", "method"), COMBINATIONS)
+def test_every_model_and_every_stage_with_every_method_composes(model: str, stage: str, method: str) -> None:
     config = compose_config([f"model={model}", f"stage={stage}", f"method={method}"])
     assert config.run_name().startswith(f"{model}-{stage}-{method}-seed0-")
 
