@@ -26,6 +26,8 @@ from pathlib import Path
 
 from ogpsa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError, closest_match, report
 
+# As a shell says of SIGINT.
+EXIT_INTERRUPTED = 130
 COMMANDS = ("list", "plan", "run", "report")
 
 
@@ -60,6 +62,9 @@ def main(arguments: Sequence[str]) -> int:
         return {"plan": _plan, "run": _run, "report": _report}[command](request)
     except UserError as error:
         return report(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def parse(words: Sequence[str]) -> Request:

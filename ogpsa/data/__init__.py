@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ogpsa.data.settings import SCHEMAS
 from ogpsa.errors import UserError, closest_match
 from ogpsa.methods import SetUse, StageName
 from ogpsa.runs import read_jsonl, write_jsonl
-from ogpsa.testbed.rows import build_rows
+from ogpsa.testbed.rows import Rows, build_rows
 from ogpsa.testbed.world import World
 
 Row = dict[str, Any]
@@ -70,7 +71,7 @@ def load_data(config: Config) -> Data:
     data = config.data
     evaluation: dict[str, list[Row]] = {}
     if not isinstance(data, FileData):
-        built = build_rows(World(data.seed), data.seed, data.safety_rows, data.reference_rows, data.evaluation_rows)
+        built = _testbed(data.seed, data.safety_rows, data.reference_rows, data.evaluation_rows)
         safety, reference_sets, evaluation = built.safety, built.reference_sets, built.evaluation
     else:
         safety = _read_rows(data.safety, "data.safety", {stage.name for stage in config.stages})
@@ -88,6 +89,12 @@ def load_data(config: Config) -> Data:
             draw = random.Random(f"{config.seed} {stage} {use.name}")
             general.setdefault(stage, []).extend(draw.sample(reference_sets[use.name], use.rows))
     return Data(safety, reference_sets, evaluation, general)
+
+
+@lru_cache(maxsize=4)
+def _testbed(seed: int, safety_rows: int, reference_rows: int, evaluation_rows: int) -> Rows:
+    """Kept for the next run of a sweep: nobody changes rows."""
+    return build_rows(World(seed), seed, safety_rows, reference_rows, evaluation_rows)
 
 
 def _set_uses(config: Config, safety: list[Row]) -> list[tuple[StageName, SetUse]]:
