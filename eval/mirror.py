@@ -27,6 +27,7 @@ from ogpsa.progress import track
 from ogpsa.runs import (
     CONFIG_FILE,
     HISTORY_FILE,
+    PROVENANCE_FILE,
     check_writable,
     read_json,
     read_jsonl,
@@ -148,7 +149,7 @@ def _settings(run: Path, mode: str) -> Tracker:
 
 
 def _provenance(run: Path) -> dict[str, Any]:
-    path = run / "provenance.json"
+    path = run / PROVENANCE_FILE
     facts: dict[str, Any] = read_json(path) if path.exists() else {}
     return facts
 

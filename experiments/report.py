@@ -25,7 +25,7 @@ from experiments.comparisons import (
 )
 from experiments.costs import NOTES as COST_NOTES
 from experiments.costs import Cost, costs
-from experiments.results import SCORES, Row, published, read_rows, reference_of
+from experiments.results import SCORES, Result, Row, published, read_rows, reference_of
 from experiments.rows import FOLDER, Experiment, Point
 from ogpsa.runs import check_writable, write_atomically, write_json
 
@@ -114,11 +114,11 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
         *_overlap_tables(rows if experiment.settings.figure == "overlap" else []),
     ]
     records = [record for row in rows for record in _records(row, spent)]
-    done, planned = (sum(map(len, parts)) for parts in zip(*((row.results, row.points) for row in rows), strict=True))
+    planned = sum(len(row.points) for row in rows)
     text = markdown(
         f"{experiment.name}: {experiment.settings.title}",
-        f"`python -m experiments report {experiment.name} suite={suite}`: "
-        f"{f'{done} of {planned} runs are finished' if done else 'nothing has run'}.",
+        f"`python -m experiments run {experiment.name} suite={suite}`, then `report`: "
+        + _provenance([result for row in rows for result in row.results], planned),
         tables,
     )
     details = {
@@ -148,6 +148,18 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
         del paths["png"], paths["pdf"]
     print(text, end="")
     return list(paths.values())
+
+
+def _provenance(results: Sequence[Result], planned: int) -> str:
+    """What has run, how long it took and by which code."""
+    if not results:
+        return "nothing has run."
+    hours = sum(result.seconds for result in results) / 3600
+    revisions = ", ".join(sorted({result.revision for result in results}))
+    return (
+        f"{len(results)} of {planned} runs are finished, {hours:.1f} hours of one worker in all, "
+        f"by revision {revisions} (+: changed files)."
+    )
 
 
 def _score_tables(

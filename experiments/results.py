@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,16 @@ from experiments.distance import moved
 from experiments.rows import FOLDER, Experiment, Point, row_model
 from ogpsa.config import Config
 from ogpsa.methods import ProjectionSettings, Section, StageName
-from ogpsa.runs import HISTORY_FILE, flatten, read_jsonl, read_metrics, stage_folder
+from ogpsa.runs import (
+    HISTORY_FILE,
+    METRICS_FILE,
+    PROVENANCE_FILE,
+    flatten,
+    read_json,
+    read_jsonl,
+    read_metrics,
+    stage_folder,
+)
 
 # Averages over benchmarks, and the average gain over the base.
 SCORES = ("safety", "utility", "over_refusal", "gain")
@@ -67,6 +77,25 @@ class Result:
     directory: Path
     scores: dict[str, float]
     base: dict[str, float]
+
+    @property
+    def revision(self) -> str:
+        """The code's, of the session that finished the run."""
+        git = self._session.get("git") or {"revision": "unknown", "dirty": False}
+        return str(git["revision"])[:7] + ("+" if git["dirty"] else "")
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the session that finished the run to its result."""
+        finished = (self.directory / METRICS_FILE).stat().st_mtime
+        started = self._session.get("started")
+        return finished - datetime.fromisoformat(started).timestamp() if started else 0.0
+
+    @property
+    def _session(self) -> dict[str, Any]:
+        file = self.directory / PROVENANCE_FILE
+        sessions: list[dict[str, Any]] = read_json(file)["sessions"] if file.is_file() else []
+        return sessions[-1] if sessions else {}
 
     def history(self, stage: StageName) -> list[dict[str, Any]]:
         """What the stage's trainer logged, line by line; nothing where that is gone."""

@@ -20,6 +20,7 @@ from ogpsa.report import table
 from ogpsa.runs import (
     COMPLETE_FILE,
     METRICS_FILE,
+    PROVENANCE_FILE,
     SCORES_FILE,
     check_directory,
     check_writable,
@@ -129,7 +130,7 @@ def _run(
     log.info("run directory: %s", directory)
     start = world.on_main(lambda: None if config.model.path is None else local_folder(config.model))
     facts = world.on_main(
-        lambda: provenance.record(directory / "provenance.json", config, data.write(directory / "data"), overrides)
+        lambda: provenance.record(directory / PROVENANCE_FILE, config, data.write(directory / "data"), overrides)
     )
 
     def score(checkpoint: Path, output: Path) -> dict[str, Any]:

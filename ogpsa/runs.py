@@ -31,6 +31,7 @@ from ogpsa.methods import StageName
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
+PROVENANCE_FILE = "provenance.json"
 HISTORY_FILE = "history.jsonl"
 COMPLETE_FILE = "COMPLETE.json"
 SCORES_FILE = "scores.json"

@@ -216,7 +216,7 @@ def test_equal_safety_by_hand(tmp_path: Path) -> None:
     ]
     assert cells == [("60.0", "2/2", "0"), ("no overlap", "0/2", "2"), ("65.5", "2/2", "0")]
     assert lines[0]["OGPSA minus it (p)"].startswith("+5.5 ± ")
-    strengths = lines_of(text, "world 0 in the place of qwen2_5_7b: safety, utility by strength")
+    strengths = lines_of(text, "world 0 in the place of qwen2_5_7b: by strength")
     assert strengths[0]["× 0.5"] == "80.0 ± 0.0, 70.0 ± 0.0"
 
 
