@@ -316,7 +316,7 @@ class Paired:
 
 
 def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
-    """How much ``ours`` exceed ``theirs``, pair by pair. Equal pairs throughout have p = 1.
+    """How much ``ours`` exceed ``theirs``, pair by pair.
 
     Raises:
         ValueError: no pair is given, or their numbers differ.
@@ -324,7 +324,7 @@ def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
     differences = [one - other for one, other in zip(ours, theirs, strict=True)]
     difference = summarize(differences)
     if len(differences) == 1 or stdev(differences) < ROUNDING:
-        return Paired(difference, 1.0 if len(differences) > 1 and abs(difference.mean) < ROUNDING else None)
+        return Paired(difference, None)
     from scipy.special import stdtr
 
     t = difference.mean / (stdev(differences) / sqrt(len(differences)))

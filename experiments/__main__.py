@@ -28,6 +28,7 @@ from ogpsa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError, cl
 
 # As a shell says of SIGINT.
 EXIT_INTERRUPTED = 130
+MOST_SEEDS = 10_000
 COMMANDS = ("list", "plan", "run", "report")
 
 
@@ -113,12 +114,18 @@ def parse(words: Sequence[str]) -> Request:
 
 
 def _seeds(text: str) -> list[int]:
-    if re.fullmatch(r"[1-9]\d*", text):
+    """The seeds that ``3``, ``5-9`` or ``0,2,4`` name.
+
+    Raises:
+        UserError: ``text`` is none of these, or names none or too many.
+    """
+    if re.fullmatch(r"[1-9]\d{0,3}", text):
         return list(range(int(text)))
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        known = re.fullmatch(r"\d{1,6}(-\d{1,6})?", part) and (dash or "," in text)
+        if not known or (dash and not int(first) <= int(last) < int(first) + MOST_SEEDS):
             raise UserError(
                 f"seeds: found '{text}'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)"
             )

@@ -14,7 +14,7 @@ AT_EQUAL_DISTANCE = "utility at equal distance"
 
 @dataclass(frozen=True)
 class Comparison:
-    """``row`` minus ``against`` on the same seeds, in percent; ``p`` is corrected by Holm over all it came with."""
+    """``row`` minus ``against`` on the same seeds, in percent; ``p`` is corrected by Holm over those of its score."""
 
     row: str
     against: str
@@ -50,7 +50,7 @@ def compare(experiment: Experiment, rows: Sequence[Row]) -> list[Comparison]:
         for score in COMPARED if reference else ():
             assert reference is not None
             found += _paired(row, reference, score, row.values(score), reference.values(score))
-    return _corrected(found)
+    return [one for score in COMPARED for one in _corrected([one for one in found if one.score == score])]
 
 
 def equal_safety(experiment: Experiment, rows: Sequence[Row]) -> list[EqualSafety]:
@@ -60,7 +60,10 @@ def equal_safety(experiment: Experiment, rows: Sequence[Row]) -> list[EqualSafet
         if len(row.strengths) == 1 or experiment.settings.reference is None:
             continue
         wanted = (reference_of(row, experiment, rows) or row).values("safety")
-        points = [(row.values("safety", strength), row.values("utility", strength)) for strength in row.strengths]
+        alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
+        # More points would make for a better front.
+        common = set.intersection(*(set(other.strengths) for other in alike if len(other.strengths) > 1))
+        points = [(row.values("safety", strength), row.values("utility", strength)) for strength in sorted(common)]
         seeds = [seed for seed in wanted if all(seed in values for pair in points for values in pair)]
         fronts = {seed: [(safety[seed], utility[seed]) for safety, utility in points] for seed in seeds}
         found.append(

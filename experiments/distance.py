@@ -14,12 +14,9 @@ def moved(config: Config, directory: Path) -> float | None:
     """
     if config.model.path is not None:
         return None
-    import torch
-
     from ogpsa.testbed.cache import base_key
 
-    torch.set_num_threads(1)  # as the workers that ran it: the base's key says so
-    base = Path(config.cache_dir) / "bases" / base_key(config)
+    base = Path(config.cache_dir) / "bases" / base_key(config, threads=1)  # as the workers that ran it
     last = stage_folder(directory, config, config.stages[-1].name)
     tuned = merged_folder(last) if merged_folder(last).is_dir() else last
     return relative_distance(base, tuned) if base.is_dir() and tuned.is_dir() else None

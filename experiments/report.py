@@ -58,8 +58,9 @@ OTHER_MODEL = (
     "mean nothing, and none is shown."
 )
 DIFFERENCE_NOTE = (
-    "Δ: difference to {} of the same pipeline, paired by seed, with its 95% t-interval; p: two-sided paired t-test, "
-    "corrected by Holm over all comparisons of this table; –: all seeds differ by the same amount, nothing to test."
+    "Δ: difference to {} of the same pipeline, paired by seed, with its 95% t-interval; in brackets p of a two-sided "
+    "paired t-test, corrected by Holm over the column (in all tables of this page), and the number of pairs; –: all "
+    "pairs differ by the same amount, nothing to test."
 )
 EQUAL_NOTE = (
     "Utility that each method reaches at S, the safety of naive tuning at its own learning rates (× 1), seed by seed: "
@@ -169,16 +170,17 @@ def _score_tables(
     references = _references(experiment, rows)
     shown = [score for score in SCORES if score in _published_scores(experiment, rows)]
     ours = suite == "paper"
+    distances = any(row.values("moved") for row in rows)
 
     def line(row: Row | None, name: str, summaries: dict[str, Summary | None], first: dict[str, str]) -> dict[str, str]:
         cells = first | {title: _score(summaries[score], row) for score, title in TITLES.items()}
-        if experiment.settings.distance:
+        if distances:
             cells |= {MOVED: _score(row.summary("moved")) if row else ""}
         cells |= {f"published {score}": _published(name, score, summaries[score] if ours else None) for score in shown}
         if references:
-            cells |= {f"Δ {score} (p)": _difference(compared.get((name, score))) for score in COMPARED}
-        if experiment.settings.distance:
-            cells |= {"Δ at equal distance (p)": _difference(compared.get((name, AT_EQUAL_DISTANCE)))}
+            cells |= {f"Δ {score}": _difference(compared.get((name, score))) for score in COMPARED}
+        if distances:
+            cells |= {"Δ at equal distance": _difference(compared.get((name, AT_EQUAL_DISTANCE)))}
         return cells
 
     tables = []
@@ -189,7 +191,7 @@ def _score_tables(
             summaries = {score: row.summary(score) for score in SCORES}
             lines.append(line(row, row.name, summaries, _named(row) | {"seeds": _seeds(row)}))
         tables.append(Table(group, lines))
-    notes = [SCORES_NOTE, *([MOVED_NOTE] if experiment.settings.distance else [])]
+    notes = [SCORES_NOTE, *([MOVED_NOTE] if distances else [])]
     if shown:
         notes.append(PUBLISHED_NOTE + (SAME_MODEL if ours else OTHER_MODEL))
     if references:
@@ -239,7 +241,7 @@ def _equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Com
                 "seeds with a number": f"{len(one.found)}/{len(planned)}",
                 "safer": str(sum(at is not None and at.safer for at in ats)),
                 "no overlap": str(ats.count(None)),
-                "OGPSA minus it (p)": _difference(compared.get(one.row.name)),
+                "OGPSA minus it": _difference(compared.get(one.row.name)),
             }
             lines.append(_named(one.row) | cells)
         tables.append(Table(f"{group}: utility at equal safety", lines))
@@ -337,9 +339,9 @@ def _difference(one: Comparison | None) -> str:
         return ""
     summary = one.paired.difference
     if summary.half_width is None:
-        return _signed(summary.mean)
+        return f"{_signed(summary.mean)} (n = 1)"
     p = "–" if one.p is None else "< 0.001" if one.p < 0.001 else f"{one.p:.3f}"
-    return f"{_signed(summary.mean)} ± {summary.half_width:.1f} ({p})"
+    return f"{_signed(summary.mean)} ± {summary.half_width:.1f} ({p}; n = {summary.n})"
 
 
 def _signed(value: float) -> str:

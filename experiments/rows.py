@@ -217,13 +217,6 @@ def row_model(row: str) -> str:
     return str(next(pick["override /model"] for pick in raw["defaults"] if "override /model" in pick))
 
 
-def row_summary(row: str) -> str:
-    """The first comment of a row's file."""
-    lines = (ROWS / f"{row}.yaml").read_text(encoding="utf-8").splitlines()
-    comments = [line.strip("# ") for line in lines if line.startswith("#") and not line.startswith("# @")]
-    return comments[0].partition(": ")[0] if comments else ""
-
-
 @cache
 def _compose(overrides: tuple[str, ...]) -> Config:
     return compose_config(list(overrides))

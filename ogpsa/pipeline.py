@@ -122,7 +122,7 @@ def _run(
     quiet_libraries()
     from ogpsa import provenance
     from ogpsa.merging import merge
-    from ogpsa.sharing import StageStore, stage_key, untuned_name
+    from ogpsa.sharing import StageStore, stage_key
     from ogpsa.stages import run_stage
     from ogpsa.testbed.cache import ensure_base
     from ogpsa.tracking import tracker
@@ -139,9 +139,8 @@ def _run(
         return evaluate(checkpoint, directory / "data" / "evaluation", output, config.eval, interruption.check)
 
     store = StageStore(None if config.stage_store is None else Path(config.stage_store))
-    untuned = world.on_main(lambda: untuned_name(config))
 
-    def shared_score(checkpoint: Path, name: str, count: int) -> dict[str, Any]:
+    def shared_score(untuned: Path, checkpoint: Path, name: str, count: int) -> dict[str, Any]:
         key = f"{stage_key(config, data, untuned, count)}-{config.eval.key()}"
         output = directory / "eval" / name
         with store.shared(key, output, SCORES_FILE, interruption.check):
@@ -162,16 +161,16 @@ def _run(
         if start is None:
             start, metrics["base"] = world.on_main(testbed_base)
         else:
-            metrics["base"] = world.on_main(partial(shared_score, start, "base", 0))
+            metrics["base"] = world.on_main(partial(shared_score, start, start, "base", 0))
         checkpoint = start
         for count, stage in enumerate(config.stages, start=1):
             folder = stage_folder(directory, config, stage.name)
-            key = stage_key(config, data, untuned, count)
+            key = world.on_main(partial(stage_key, config, data, start, count))
             with ExitStack() as held:
                 sharing = store.shared(key, folder, COMPLETE_FILE, interruption.check)
                 world.on_main(partial(held.enter_context, sharing))
                 run_stage(config, stage, checkpoint, data, folder, interruption, mirror)
-            metrics["stages"][stage.name] = world.on_main(partial(shared_score, folder, folder.name, count))
+            metrics["stages"][stage.name] = world.on_main(partial(shared_score, start, folder, folder.name, count))
             checkpoint = folder
             weight = config.method.merge_weight(last=stage is config.stages[-1])
             if weight is not None:

@@ -166,8 +166,8 @@ def count(
     estimated = passes * sum(_mean_length(part, stage.name) for part in references.values())
     reference_samples = passes * len(references)
     if projection is not None and projection.selection == "conflict":
-        # Once a pass over every row of the sets and some of the safety set's.
-        sample = min(SAFETY_SAMPLE, rows)
+        # Once a pass over every row of each set, and over some of the safety set's beside it.
+        sample = len(references) * min(SAFETY_SAMPLE, rows)
         estimated += sum(len(part) * _mean_length(part, stage.name) for part in references.values())
         estimated += sample * _mean_length(training, stage.name)
         reference_samples += sum(map(len, references.values())) + sample

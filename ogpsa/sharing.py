@@ -12,15 +12,20 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Config, TestbedData
+from ogpsa import world
+from ogpsa.config import Config
 from ogpsa.data import COLUMNS, Data, Row
 from ogpsa.methods import StageName
-from ogpsa.runs import build_folder, exclusive
+from ogpsa.runs import build_folder, exclusive, write_atomically
 
 log = logging.getLogger(__name__)
+PACKAGE = Path(__file__).parent
+# In a folder: what it was begun under.
+KEY_FILE = "stage.key"
 
 
 class StageStore:
@@ -33,7 +38,9 @@ class StageStore:
     def shared(self, key: str, folder: Path, marker: str, wait: Callable[[], None]) -> Iterator[None]:
         """Around the making of ``folder``: what another run made under ``key`` is put there, or what is made is kept.
 
-        One run at a time makes a key; ``wait`` is called again and again while another does, and may leave by raising.
+        The key is noted in the folder before it is made. One that was begun under another key, by other code or on
+        other rows, is finished as it was begun, and kept for no one. One run at a time makes a key; ``wait`` is called
+        again and again while another does, and may leave by raising.
 
         Args:
             marker: name of the file that says that a folder is whole.
@@ -46,24 +53,31 @@ class StageStore:
             if (kept / marker).is_file() and not (folder / marker).is_file():
                 log.info("%s: as another run made it (%s)", folder.name, kept)
                 _link(kept, folder)
+            elif not folder.exists():
+                write_atomically(folder / KEY_FILE, key)
             yield
-            if not (kept / marker).is_file():
-                _link(folder, kept)
+            noted = folder / KEY_FILE
+            if not (kept / marker).is_file() and noted.is_file() and noted.read_text(encoding="utf-8") == key:
+                try:
+                    _link(folder, kept)
+                except OSError as error:  # the run itself has what it needs
+                    log.warning("%s: could not be kept in %s for other runs: %s", folder.name, self._root, error)
 
 
-def stage_key(config: Config, data: Data, start: str, count: int) -> str:
+def stage_key(config: Config, data: Data, start: Path, count: int) -> str:
     """Sixteen hexadecimal digits over all that decides the weights after the first ``count`` stages.
 
     What a method does counts, not its name: the untuned end of ``merge`` is the baseline's, ``rank: null`` the rank
-    that it stands for.
+    that it stands for. So do the code of this package, the libraries, the kind of device and the processes.
 
     Args:
-        start: names the untuned weights.
+        start: folder of the untuned weights.
         count: stages; 0 for the untuned model, which has no seed.
     """
     facts: dict[str, Any] = {
-        "start": start,
+        "start": _weights(start),
         "model": config.model.model_dump(mode="json", exclude={"name", "path", "revision", "base", "recipe"}),
+        "made_by": _made_by(),
     }
     if count:
         stages = [_stage_facts(config, data, stage.name) for stage in config.stages[:count]]
@@ -73,14 +87,25 @@ def stage_key(config: Config, data: Data, start: str, count: int) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def untuned_name(config: Config) -> str:
-    """What the run starts from."""
-    if config.model.path is not None:
-        return f"{config.model.path}@{config.model.revision}"
-    from ogpsa.testbed.cache import base_key
+def _weights(folder: Path) -> list[tuple[str, int, int]]:
+    """A checkpoint's files with their sizes and times, which change when they do; weights are too large to read."""
+    files = sorted(path for path in folder.resolve().iterdir() if path.is_file())
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
-    assert isinstance(config.data, TestbedData)
-    return base_key(config)
+
+def _made_by() -> dict[str, Any]:
+    import torch
+
+    code = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        code.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
+    return {
+        "code": code.hexdigest(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")},
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": world.size(),
+    }
 
 
 def _stage_facts(config: Config, data: Data, name: StageName) -> dict[str, Any]:

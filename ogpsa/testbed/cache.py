@@ -13,8 +13,11 @@ from ogpsa.runs import build_folder, exclusive, is_complete, mark_complete
 DETERMINING = ("base.py", "rows.py", "tokenizer.py", "world.py")
 
 
-def base_key(config: Config) -> str:
-    """Hash of the world, the base's recipe, the code above, the libraries and the threads that compute it."""
+def base_key(config: Config, threads: int | None = None) -> str:
+    """Hash of the world, the base's recipe, the code above, the libraries and the threads that compute it.
+
+    ``threads`` None: as many as this process uses.
+    """
     import torch
 
     assert isinstance(config.data, TestbedData) and config.model.base is not None
@@ -26,7 +29,7 @@ def base_key(config: Config) -> str:
         "base": config.model.base.model_dump(),
         "code": code.hexdigest(),
         # Sums over more threads round differently.
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "versions": {name: version(name).partition("+")[0] for name in ("torch", "transformers", "tokenizers")},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

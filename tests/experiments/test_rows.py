@@ -83,6 +83,8 @@ MISTAKES = {
     "plan rnak": f"'rnak' is no experiment; allowed: {EXPERIMENTS}; did you mean 'rank'?",
     "run rank suite=tesbed": "suite: found 'tesbed'; allowed: check, paper, testbed; did you mean 'testbed'?",
     "run rank seeds=a": "seeds: found 'a'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",
+    "run rank seeds=0": "seeds: found '0'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",
+    "run rank seeds=9-5": "seeds: found '9-5'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",
     "run rank workers=0": "workers: found '0'; expected a whole number from 1",
     "run rank slurm=yes": "slurm: found 'yes'; allowed: true, false",
     "plan rank rows=64":

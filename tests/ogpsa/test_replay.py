@@ -168,7 +168,7 @@ def test_a_run_says_what_was_mixed_in(small_config: Configure, tmp_path: Path) -
     run(config, tmp_path / "run", eval.harness.evaluate)
     assert read_json(tmp_path / "run" / "01-sft" / "COMPLETE.json")["steps"] == 18
     facts, data = read_json(tmp_path / "run" / "provenance.json")["data"], load_data(config)
-    for stage, rows in {"sft": 32, "dpo": 16}.items():
+    for stage, rows in {"sft": 32, "dpo": 19}.items():
         assert facts[f"general/{stage}"]["rows"] == rows
         kept = read_jsonl(tmp_path / "run" / "data" / "general" / f"{stage}.jsonl")
         assert kept == data.general[stage]  # type: ignore[index]

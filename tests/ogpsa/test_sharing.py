@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from tests.program import ROOT, contents, run_here
 Configure = Callable[..., Config]
 
 
-def key(config: Config, count: int = 1, start: str = "base") -> str:
+BASE = Path(__file__).parent
+
+
+def key(config: Config, count: int = 1, start: Path = BASE) -> str:
     return stage_key(config, load_data(config), start, count)
 
 
@@ -58,10 +62,26 @@ def test_what_trains_alike_is_shared(one: list[str], other: list[str], small_con
     ],
 )
 def test_what_trains_otherwise_is_not(change: list[str], small_config: Configure) -> None:
+    assert key(small_config("method=baseline", *change)) != key(small_config("method=baseline"))
+
+
+def test_other_weights_stages_rows_or_code_are_another_key(
+    small_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     naive = small_config("method=baseline")
-    assert key(small_config("method=baseline", *change)) != key(naive)
-    assert key(naive, start="another base") != key(naive)
-    assert key(naive, 2) != key(naive)
+    weights = tmp_path / "model.safetensors"
+    weights.write_text("one")
+    first = key(naive, start=tmp_path)
+    assert key(naive, 2, tmp_path) != first
+    weights.write_text("other")
+    assert key(naive, start=tmp_path) != first
+    data = load_data(naive)
+    changed = replace(data, safety=[data.safety[0] | {"chosen": "no"}, *data.safety[1:]])
+    assert stage_key(naive, changed, BASE, 1) != key(naive)
+    ours = key(naive)
+    (tmp_path / "code").mkdir()
+    monkeypatch.setattr("ogpsa.sharing.PACKAGE", tmp_path / "code")
+    assert key(naive) != ours
 
 
 def test_a_merge_after_each_stage_shares_the_first_alone(small_config: Configure) -> None:
@@ -72,7 +92,7 @@ def test_a_merge_after_each_stage_shares_the_first_alone(small_config: Configure
 
 def without_times(folder: Path) -> dict[str, Any]:
     """A run's files but for those that hold times of day, paths or seconds."""
-    timed = ("run.log", "provenance.json", "config.yaml", "history.jsonl", "run.lock")
+    timed = ("run.log", "provenance.json", "config.yaml", "history.jsonl", "run.lock", "stage.key")
     return {name: content for name, content in contents(folder).items() if not name.endswith(timed)}
 
 
@@ -88,16 +108,27 @@ def test_sft_then_dpo_goes_on_from_the_sft_run(small: list[str], tmp_path: Path)
     assert first.samefile(second)
 
 
+def test_what_was_begun_under_another_key_is_kept_for_no_one(tmp_path: Path) -> None:
+    store, folder = StageStore(tmp_path / "store"), tmp_path / "01-sft"
+    with suppress(SystemExit), store.shared("rows a", folder, COMPLETE_FILE, lambda: None):
+        (folder / "checkpoints").mkdir()
+        raise SystemExit(85)
+    with store.shared("rows b", folder, COMPLETE_FILE, lambda: None):
+        (folder / COMPLETE_FILE).write_text("{}")
+    assert not (tmp_path / "store/rows a").exists()
+    assert not (tmp_path / "store/rows b").exists()
+    with store.shared("rows b", tmp_path / "new", COMPLETE_FILE, lambda: None):
+        assert not (tmp_path / "new" / COMPLETE_FILE).exists()
+
+
 def test_an_interrupted_making_leaves_nothing_to_share(tmp_path: Path) -> None:
     store, folder = StageStore(tmp_path / "store"), tmp_path / "01-sft"
     with suppress(SystemExit), store.shared("key", folder, COMPLETE_FILE, lambda: None):
-        folder.mkdir()
         raise SystemExit(85)
     assert not (tmp_path / "store/key").exists()
     # What is half made in the run's own folder gives way to what another run has finished since.
     (folder / "checkpoints").mkdir()
     with store.shared("key", tmp_path / "other", COMPLETE_FILE, lambda: None):
-        (tmp_path / "other").mkdir()
         (tmp_path / "other" / COMPLETE_FILE).write_text("{}")
     with store.shared("key", folder, COMPLETE_FILE, lambda: None):
         assert read_json(folder / COMPLETE_FILE) == {}
