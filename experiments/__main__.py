@@ -26,9 +26,14 @@ from pathlib import Path
 
 from ogpsa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError, closest_match, report
 
-# As a shell says of SIGINT.
-EXIT_INTERRUPTED = 130
 MOST_SEEDS = 10_000
+# Of train.py, by what to give in their place.
+OWN_KEYS = {
+    "seed": "name the seeds with seeds=",
+    "stage_store": "it lies in the suite's folder, below output=",
+    "hydra.run.dir": "choose the folder of all runs with output=",
+    "+experiment": "choose rows with rows=",
+}
 COMMANDS = ("list", "plan", "run", "report")
 
 
@@ -63,9 +68,6 @@ def main(arguments: Sequence[str]) -> int:
         return {"plan": _plan, "run": _run, "report": _report}[command](request)
     except UserError as error:
         return report(error)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def parse(words: Sequence[str]) -> Request:
@@ -103,6 +105,8 @@ def parse(words: Sequence[str]) -> Request:
             if value not in ("true", "false"):
                 problems.append(f"slurm: found '{value}'; allowed: true, false")
             request.slurm = value == "true"
+        elif key in OWN_KEYS:
+            problems.append(f"{key}: set by this command for every run; {OWN_KEYS[key]}")
         else:
             request.overrides.append(word)
     if not request.names and not problems:
@@ -171,7 +175,7 @@ def _run(request: Request) -> int:
     folder = request.output / request.suite
     tasks = tasks_of(every, folder)
     if request.slurm:
-        return _write_sweep(request, [task.arguments for task in tasks])
+        return _write_sweep(request, [task.arguments for task in tasks if not task.done])
     check(tasks)
     todo = [task for task in tasks if not task.done]
     print(f"{len(tasks)} runs in {folder}, {len(tasks) - len(todo)} done", file=sys.stderr, flush=True)
@@ -187,7 +191,7 @@ def _write_sweep(request: Request, rows: Sequence[Sequence[str]]) -> int:
 
     file = Path("slurm/sweeps") / f"{'-'.join(request.names)}.txt"
     write_atomically(file, "".join(f"{shlex.join(row)}\n" for row in rows))
-    print(f"{file}: {len(rows)} rows; slurm/submit.sh {file}")
+    print(f"{file}: {len(rows)} rows, those that are done left out")
     return EXIT_DONE
 
 

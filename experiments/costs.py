@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from experiments.results import Row, reference_of
-from experiments.rows import Experiment, load_suite
+from experiments.results import Row
+from experiments.rows import load_suite
 from ogpsa.config import Config
 from ogpsa.errors import UserError
+from ogpsa.memory import BASIS_BYTES
 from ogpsa.methods import ProjectionSettings, StageName
 
 if TYPE_CHECKING:
@@ -28,12 +29,11 @@ NOTES = (
     "Work on them: their passes' share of all passes, by length of the texts. Both are counted as `preflight=true` "
     "does, also for rows that have not run; empty where the data is not there.",
     "Refreshing: seconds a refresh, mean over the log, times refreshes; projecting: seconds a projected step times "
-    "steps; both as a share of the stage's training time, mean over seeds. Time per step: training time by steps, "
-    "a multiple of that of naive tuning with the same seed, median over seeds. Runs go side by side on a busy "
-    "machine: only ratios mean something, and those of short stages vary.",
+    "steps; both as a share of the stage's training time, mean over the seeds that ran without interruption. Time per "
+    "step: what these shares make of a step, one over what they leave. Each is a ratio within one run: others go on "
+    "beside it.",
     "Basis / weights: bytes of the basis (rank × trained weights × bytes a number) by theirs in fp32.",
 )
-BASIS_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class StageCost:
     Attributes:
         rows: reference rows as a share of all rows that pass through the model; ``work``: their share of the work.
         refresh: time in refreshes as a share of the training time; ``projection``: time in projecting.
-        time: time per step as a multiple of the reference row's.
+        time: per step, as a multiple of a step without the two.
         basis: memory of the basis as a multiple of that of the trained weights in fp32.
     """
 
@@ -71,16 +71,13 @@ class Cost:
         return {f"{stage}_{name}": value for stage, one in self.stages.items() for name, value in asdict(one).items()}
 
 
-def costs(experiment: Experiment, suite: str, rows: Sequence[Row]) -> list[Cost]:
+def costs(suite: str, rows: Sequence[Row]) -> list[Cost]:
     """What each row costs, as far as it is known."""
     devices = load_suite(suite).devices
     found = []
     for row in rows:
         counts = _counts(row.config, devices)
-        reference = reference_of(row, experiment, rows)
-        found.append(
-            Cost(row, {stage: _stage(row, reference, stage, counts.get(stage)) for stage in _names(row.config)})
-        )
+        found.append(Cost(row, {stage: _stage(row, stage, counts.get(stage)) for stage in _names(row.config)}))
     return found
 
 
@@ -103,38 +100,32 @@ def _counts(config: Config, devices: int) -> "dict[StageName, Counts]":
     }
 
 
-def _stage(row: Row, reference: Row | None, stage: StageName, counts: "Counts | None") -> StageCost:
+def _stage(row: Row, stage: StageName, counts: "Counts | None") -> StageCost:
     settings = row.config.method.projection(stage)
-    ours = _histories(row, stage)
-    theirs = _histories(reference, stage) if reference else {}
-    ratios = [_per_step(history) / _per_step(theirs[seed]) for seed, history in ours.items() if seed in theirs]
-    refresh = projection = None
-    if settings is not None and ours and counts is not None:
-        refresh = fmean(_mean(one, "refresh_seconds") * counts.refreshes / _runtime(one) for one in ours.values())
-        projection = fmean(_mean(one, "projection_seconds") / _per_step(one) for one in ours.values())
+    histories = _histories(row, stage)
+    refresh = projection = time = None
+    if settings is not None and histories and counts is not None:
+        refresh = fmean(_mean(one, "refresh_seconds") * counts.refreshes / _runtime(one) for one in histories)
+        projection = fmean(_mean(one, "projection_seconds") * one[-1]["step"] / _runtime(one) for one in histories)
+        time = 1 / (1 - refresh - projection)
     return StageCost(
         rows=counts.share if counts else None,
         work=counts.work if counts else None,
         refresh=refresh,
         projection=projection,
-        time=median(ratios) if ratios else None,
+        time=time,
         basis=_basis(settings, row.config) if settings else 0.0,
     )
 
 
-def _histories(row: Row, stage: StageName) -> dict[int, list[dict[str, Any]]]:
-    """By seed, those that reached their end."""
-    found = {seed: result.history(stage) for seed, result in row.by_seed().items()}
-    return {seed: lines for seed, lines in found.items() if any("train_runtime" in line for line in lines)}
+def _histories(row: Row, stage: StageName) -> list[list[dict[str, Any]]]:
+    """Of runs that were made in one go: a trainer's time is that of its last session."""
+    found = [result.history(stage) for result in row.by_seed().values() if len(result.sessions) <= 1]
+    return [lines for lines in found if any("train_runtime" in line for line in lines)]
 
 
 def _runtime(history: Sequence[dict[str, Any]]) -> float:
     return float(next(line["train_runtime"] for line in history if "train_runtime" in line))
-
-
-def _per_step(history: Sequence[dict[str, Any]]) -> float:
-    """Seconds of training a step."""
-    return _runtime(history) / float(history[-1]["step"])
 
 
 def _mean(history: Sequence[dict[str, Any]], name: str) -> float:

@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -25,7 +25,9 @@ from ogpsa.runs import METRICS_FILE
 
 log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).parent.parent
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# As a shell says of SIGINT.
+EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,14 @@ def check(tasks: Iterable[Task]) -> None:
         UserError: one line per problem, naming the first run that has it.
     """
     from eval.benchmarks import check_evaluation
-    from ogpsa.pipeline import check as check_run
+    from ogpsa.pipeline import check_files
 
     problems: dict[str, str] = {}
-    # A seed changes nothing that can be refused; torchrun's processes look for themselves.
+    # A seed changes nothing that can be refused.
     different = {task.point.config.model_copy(update={"seed": 0}).key(): task for task in tasks if not task.done}
     for task in different.values():
-        if task.point.config.distributed.name != "single":
-            continue
         try:
-            check_evaluation(task.point.config, check_run(task.point.config, task.directory).evaluation)
+            check_evaluation(task.point.config, check_files(task.point.config, task.directory).evaluation)
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, task.point.name)
@@ -96,7 +96,7 @@ def execute(tasks: Sequence[Task], workers: int) -> list[str]:
         One line for each point that failed.
 
     Raises:
-        SystemExit: code 85 after SIGTERM or SIGUSR1, with all that was under way saved.
+        SystemExit: code 85 after SIGTERM or SIGUSR1, 130 after SIGINT, with all that was under way saved.
     """
     waiting = [task for task in tasks if not task.done]
     alone = [task for task in waiting if task.point.config.distributed.name != "single"]
@@ -111,7 +111,15 @@ def _spread(waiting: list[Task], workers: int) -> list[str]:
     failed: list[str] = []
     progress = Progress(len(waiting), "runs", interval=60.0)
     finished = 0
-    with _interruptible() as crew:
+    crew: list[_Worker] = []
+
+    def stop(number: int) -> None:
+        for worker in crew:
+            worker.stop(number)
+        for worker in crew:
+            worker.process.join()
+
+    with _interruptible(stop):
         crew += [_Worker(number, waiting[0].directory.parent) for number in range(workers)]
         while waiting or any(worker.task for worker in crew):
             for worker in crew:
@@ -124,9 +132,12 @@ def _spread(waiting: list[Task], workers: int) -> list[str]:
                 task, problem = worker.task, worker.result()
                 finished += 1
                 if problem is not None:
-                    failed.append(f"{task.point.name}: {problem}; see {task.directory / 'run.log'}")
+                    failed.append(f"{task.point.name}: {problem}")
                     log.error("failed: %s", failed[-1])
                 progress.show(finished, f", {task.point.name}")
+        for worker in crew:
+            worker.connection.close()
+            worker.process.join()
     return failed
 
 
@@ -140,63 +151,61 @@ class _Worker:
     """A process that runs one task after another, on one thread, what it prints going to a file."""
 
     def __init__(self, number: int, folder: Path) -> None:
-        self._number, self._folder = number, folder
+        self._log_file = folder / f"worker-{number}.log"
         self.task: Task | None = None
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        log_file = self._folder / f"worker-{self._number}.log"
-        self.process = context.Process(target=_work, args=(theirs, log_file), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, self._log_file), daemon=True)
         self.process.start()
         theirs.close()
 
     def give(self, task: Task) -> None:
         self.task = task
-        self.connection.send(task)
+        with suppress(OSError):  # it is dead; the result says so
+            self.connection.send(task)
 
     def result(self) -> str | None:
-        """What went wrong with the task, or None."""
-        self.task = None
+        """What went wrong with the task and where that is told, or None."""
+        assert self.task is not None
+        run_log, self.task = self.task.directory / "run.log", None
         try:
             problem: str | None = self.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
             if code == EXIT_REQUEUE:
                 raise SystemExit(EXIT_REQUEUE) from None
             self._start()
-            return f"its process ended with {f'signal {-code}' if code and code < 0 else f'code {code}'}"
-        return problem
+            ended = f"signal {-code}" if code and code < 0 else f"code {code}"
+            return f"its process ended with {ended}; see {self._log_file}"
+        return problem and f"{problem}; see {run_log if run_log.is_file() else self._log_file}"
 
     def stop(self, number: int) -> None:
+        """Ask a run to save and leave; without one there is nothing to save."""
         if self.process.is_alive():
             assert self.process.pid is not None
-            os.kill(self.process.pid, number)
+            os.kill(self.process.pid, number if self.task else signal.SIGKILL)
 
 
 @contextmanager
-def _interruptible() -> Iterator[list[_Worker]]:
-    """A crew that the signals are handed on to; it is waited for, so that it can save."""
-    crew: list[_Worker] = []
+def _interruptible(stop: Callable[[int], None]) -> Iterator[None]:
+    """While entered, the signals call ``stop`` with what asks a run to save, and then end this process."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        for worker in crew:
-            worker.stop(number if worker.task else signal.SIGKILL)
-        for worker in crew:
-            worker.process.join()
-        raise SystemExit(EXIT_REQUEUE)
+        # A second Ctrl-C does not wait.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        stop(signal.SIGTERM if number == signal.SIGINT else number)
+        raise SystemExit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_REQUEUE)
 
     previous = {number: signal.signal(number, leave) for number in SIGNALS}
     try:
-        yield crew
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        for worker in crew:
-            worker.connection.close()
-            worker.process.join(timeout=5)
 
 
 def _work(connection: Connection, log_file: Path) -> None:
@@ -205,13 +214,15 @@ def _work(connection: Connection, log_file: Path) -> None:
     with log_file.open("a", encoding="utf-8") as handle:
         os.dup2(handle.fileno(), 1)
         os.dup2(handle.fileno(), 2)
+    # Ctrl-C reaches every process of the terminal; the first of them asks this one to save.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     torch.set_num_threads(1)
     while True:
         try:
             task = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         connection.send(_run(task))
 
@@ -236,11 +247,20 @@ def _torchrun(task: Task) -> str | None:
 
     devices = max(1, torch.cuda.device_count())
     print(f"{task.point.name} -> {task.directory}", file=sys.stderr, flush=True)
+    # torchrun hands the signals on to its processes.
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}",
         "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT,SIGUSR1", str(REPOSITORY / "train.py"), *task.arguments,
     ]  # fmt: skip
-    code = subprocess.run(command, check=False).returncode
+    # In a group of its own, so that Ctrl-C reaches it as the signal that lets it save.
+    process = subprocess.Popen(command, start_new_session=True)
+
+    def stop(number: int) -> None:
+        process.send_signal(number)
+        process.wait()
+
+    with _interruptible(stop):
+        code = process.wait()
     if code == EXIT_REQUEUE:
         raise SystemExit(EXIT_REQUEUE)
-    return None if code == 0 else f"code {code}; see {task.directory / 'run.log'}"
+    return None if code == 0 else f"torchrun ended with code {code}; what it printed says why"

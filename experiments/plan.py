@@ -57,11 +57,12 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
     hours = [one.hours * left[one.row] for one in plans if one.hours is not None]
     disk = [one.disk * one.runs for one in plans if one.disk is not None]
     calls = sum(one.judge_calls * left[one.row] for one in plans)
-    unknown = "" if len(hours) == len(plans) else f" (without {len(plans) - len(hours)} rows that nothing is known of)"
+    known = f"{sum(hours):.1f} {suite.device.name} hours, disk: {sum(disk) / 1e9:.1f} GB" if hours else "hours: ?"
+    unknown = "" if len(hours) == len(plans) else f" (without {len(plans) - len(hours)} rows: see below)"
     lines.append(
-        f"{sum(one.runs for one in plans)} runs, {sum(one.done for one in plans)} done; to go: "
-        f"{sum(hours):.1f} {suite.device.name} hours{unknown}, {calls} judge calls; disk: {sum(disk) / 1e9:.1f} GB. "
-        "At most: stages and evaluations that runs have in common are made and kept once."
+        f"{sum(one.runs for one in plans)} runs, {sum(one.done for one in plans)} done; to go: {known}{unknown}, "
+        f"{calls} judge calls. At most: stages and evaluations that runs have in common are made and kept once; while "
+        "a stage trains, two checkpoints with the optimizer's state are kept besides."
     )
     lines.append(
         f"hours: {OPERATIONS} operations a parameter and token, {OPERATIONS + 2} with checkpointing, at "
@@ -104,7 +105,7 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
         hours=_hours(config, shape, sum(one.characters for one in counts), suite) if shape and counts else None,
         peak=peak,
         advice=advice,
-        disk=4.0 * shape.parameters * len(config.stages) if shape else None,
+        disk=4.0 * shape.parameters * _checkpoints(config) if shape else None,
         judge_calls=_judge_calls(config),
         problems=tuple(problems),
     )
@@ -133,11 +134,18 @@ def _memory(config: Config, suite: Suite) -> tuple[float, str]:
         shape = shape_of(model) if adapter is None else adapted_shape(model, adapter)
         setup = stage_setup(config, stage, config.distributed.name, suite.devices)
         peak = estimate(shape, setup).peak
-        ways = () if peak <= memory else remedies(shape, setup, config.stage_key(stage.name), memory)
+        ways = () if peak <= memory else remedies(shape, setup, config.stage_key(stage.name), memory, stage.batch_size)
         enough = [f"{change} ({changed.peak / GB:.0f} GB)" for change, changed in ways if changed.peak <= memory]
         found.append((peak, "fits" if peak <= memory else f"too much for {suite.device.memory_gb:g} GB: "
                       + (" or ".join(enough[:2]) or "no one change is enough")))  # fmt: skip
     return max(found)
+
+
+def _checkpoints(config: Config) -> int:
+    """Models that a finished run leaves, each of them evaluated."""
+    last = config.stages[-1]
+    averages = [config.method.merge_weight(last=stage is last) is not None for stage in config.stages]
+    return len(config.stages) + sum(averages)
 
 
 def _judge_calls(config: Config) -> int:
@@ -151,8 +159,7 @@ def _judge_calls(config: Config) -> int:
         if benchmark.judge in judge_names() and isinstance(load_judge(benchmark.judge), PromptJudge)
     ]
     rows = [benchmark.source.count or 0 for benchmark in asked if benchmark.source is not None]
-    checkpoints = len(config.stages) + (config.method.merge_weight(last=True) is not None)
-    return checkpoints * sum(min(count, config.eval.limit or count) for count in rows)
+    return _checkpoints(config) * sum(min(count, config.eval.limit or count) for count in rows)
 
 
 def _cells(one: RowPlan) -> dict[str, str]:

@@ -105,7 +105,7 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     comparisons = [*compare(experiment, rows), *compare_at_equal_distance(rows)]
     equal = equal_safety(experiment, rows)
     at_equal = compare_at_equal_safety(equal)
-    spent = costs(experiment, suite, rows) if experiment.name == "cost" else []
+    spent = costs(suite, rows) if experiment.settings.costs else []
     tables = [
         *_score_tables(experiment, suite, rows, comparisons),
         *_benchmark_tables(experiment, suite, rows),

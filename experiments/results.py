@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -81,21 +81,22 @@ class Result:
     @property
     def revision(self) -> str:
         """The code's, of the session that finished the run."""
-        git = self._session.get("git") or {"revision": "unknown", "dirty": False}
+        git = (self.sessions or [{}])[-1].get("git") or {"revision": "unknown", "dirty": False}
         return str(git["revision"])[:7] + ("+" if git["dirty"] else "")
 
     @property
     def seconds(self) -> float:
         """From the start of the session that finished the run to its result."""
         finished = (self.directory / METRICS_FILE).stat().st_mtime
-        started = self._session.get("started")
+        started = (self.sessions or [{}])[-1].get("started")
         return finished - datetime.fromisoformat(started).timestamp() if started else 0.0
 
-    @property
-    def _session(self) -> dict[str, Any]:
+    @cached_property
+    def sessions(self) -> list[dict[str, Any]]:
+        """What the run's ``provenance.json`` says of each process that worked on it."""
         file = self.directory / PROVENANCE_FILE
-        sessions: list[dict[str, Any]] = read_json(file)["sessions"] if file.is_file() else []
-        return sessions[-1] if sessions else {}
+        found: list[dict[str, Any]] = read_json(file)["sessions"] if file.is_file() else []
+        return found
 
     def history(self, stage: StageName) -> list[dict[str, Any]]:
         """What the stage's trainer logged, line by line; nothing where that is gone."""

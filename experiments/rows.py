@@ -52,6 +52,7 @@ class Grid(Section):
     """Some of an experiment's rows, how many seeds they run at and at which multiples of their learning rates."""
 
     rows: str = "*"
+    first_seed: int = Field(default=0, ge=0)
     seeds: int = Field(ge=1)
     strengths: list[float] = Field(default=[1.0])
 
@@ -66,6 +67,7 @@ class ExperimentSettings(Section):
     figure: Literal["none", "front", "curve", "overlap"]
     axis: str | None = None
     distance: bool = False
+    costs: bool = False
     suites: dict[SuiteName, list[Grid]]
 
 
@@ -230,7 +232,7 @@ def _grid(experiment: Experiment, suite: str, row: str, seeds: Sequence[int] | N
         for grid in grids
         if _matches(row, grid.rows)
         for strength in grid.strengths
-        for seed in (range(grid.seeds) if seeds is None else seeds)
+        for seed in (range(grid.first_seed, grid.first_seed + grid.seeds) if seeds is None else seeds)
     }
     return list(pairs)
 

@@ -172,6 +172,8 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
     gradient_shards = setup.processes if setup.mode in (*SHARDING_WEIGHTS, "zero2") else 1
     weight_shards = setup.processes if setup.mode in SHARDING_WEIGHTS else 1
     trained = shape.trained / gradient_shards
+    # Each process makes its own piece of the basis.
+    largest = shape.largest / gradient_shards
     frozen = shape.parameters - shape.trained
     master = 4 * trained if setup.mode in ("zero2", "zero3") else 0
     dtype = setup.basis_dtype
@@ -198,7 +200,7 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
         streams=setup.streamed_sums * rows,
         references=0 if rows_on_host else rows,
         # Pieces of one parameter's rows in fp64, and its rows once more.
-        orthonormalization=setup.references * (16 * min(CHUNK[setup.device], shape.largest) + 4 * shape.largest),
+        orthonormalization=setup.references * (16 * min(CHUNK[setup.device], largest) + 4 * largest),
         activations=activations,
         last_activations=last,
         temporaries=temporaries,
@@ -353,12 +355,13 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None) -> ModelShape
     )
 
 
-def remedies(shape: ModelShape, setup: Setup, key: str, memory: float) -> list[tuple[str, Estimate]]:
+def remedies(shape: ModelShape, setup: Setup, key: str, memory: float, batch: int) -> list[tuple[str, Estimate]]:
     """What makes the peak smaller, the largest saving first: what to type, and the estimate with it.
 
     Args:
         key: where the stage's settings stand in the configuration.
         memory: bytes of a device; sharding is proposed over as few processes as make it fit, up to 64 times these.
+        batch: rows of an optimizer step, which the processes' micro-batches must divide.
     """
     changes = {
         "method.basis_dtype=int8": replace(setup, basis_dtype="int8"),
@@ -372,9 +375,11 @@ def remedies(shape: ModelShape, setup: Setup, key: str, memory: float) -> list[t
     # Moments in 8 bits cannot be sharded.
     whole: Optimizer = "adamw" if setup.optimizer == "adamw_8bit" else setup.optimizer
     for mode in SHARDING_WEIGHTS:
-        for power in range(1, 7):
-            spread = replace(setup, mode=mode, processes=setup.processes * 2**power, optimizer=whole)
-            if estimate(shape, spread).peak <= memory or power == 6:
+        counts = [setup.processes * 2**power for power in range(1, 7)]
+        counts = [count for count in counts if batch % (count * setup.rows) == 0]
+        for count in counts:
+            spread = replace(setup, mode=mode, processes=count, optimizer=whole)
+            if estimate(shape, spread).peak <= memory or count == counts[-1]:
                 words = f"distributed={mode} with {spread.processes} processes"
                 changes[words if whole == setup.optimizer else f"{words}, {key}.optimizer={whole}"] = spread
                 break

@@ -47,6 +47,15 @@ def check(config: Config, directory: Path) -> Data:
         UserError: the data, the model, the directory or the environment cannot serve this configuration.
     """
     check_launch(config)
+    return check_files(config, directory)
+
+
+def check_files(config: Config, directory: Path) -> Data:
+    """The same but for the processes that are to run it, which may not have been started yet.
+
+    Raises:
+        UserError: as ``check``.
+    """
     check_directory(directory, config)
     data = load_data(config)
     check_writable(Path(config.cache_dir), "cache_dir")

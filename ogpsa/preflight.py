@@ -73,7 +73,7 @@ def _stage_report(
         "peak: the highest moment, not the sum: a refresh holds the references and no basis; gradient checkpointing is "
         f"{'on: checkpointed' if own.checkpointing else 'off: activations'} counts"
     )
-    return "\n".join([*lines, *_verdict(shape, own, config.stage_key(stage.name), memory)])
+    return "\n".join([*lines, *_verdict(shape, own, config.stage_key(stage.name), memory, stage.batch_size)])
 
 
 def _cells(shape: ModelShape, setup: Setup) -> dict[str, str]:
@@ -103,14 +103,14 @@ def _table(rows: Sequence[dict[str, str]]) -> list[str]:
     return ["  ".join(f"{line[name]:>{width}}" for name, width in widths.items()) for line in lines]
 
 
-def _verdict(shape: ModelShape, setup: Setup, key: str, memory: float | None) -> list[str]:
+def _verdict(shape: ModelShape, setup: Setup, key: str, memory: float | None, batch: int) -> list[str]:
     peak = estimate(shape, setup).peak
     if memory is None:
         return ["no GPU on this machine to compare with"]
     if peak <= memory:
         return [f"fits: {peak / GB:.1f} of this GPU's {memory / GB:.1f} GB"]
     lines = [f"does not fit: {peak / GB:.1f} GB of this GPU's {memory / GB:.1f} GB; by what it saves:"]
-    for change, changed in remedies(shape, setup, key, memory):
+    for change, changed in remedies(shape, setup, key, memory, batch):
         fits = "fits" if changed.peak <= memory else "not enough alone"
         lines.append(f"  {change}: {changed.peak / GB:.1f} GB, {fits}")
     return lines

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from eval.statistics import AtSafety, Paired, Summary, holm, paired_t, utility_at_safety
-from experiments.comparisons import compare, compare_at_equal_safety, equal_safety
+from experiments.comparisons import compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
 from experiments.costs import costs
 from experiments.report import report
 from experiments.results import published, read_rows
@@ -78,7 +78,7 @@ def test_paired_t_by_hand() -> None:
     found = paired_t([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert found.difference == Summary(3, 2.0, pytest.approx(THREE))
     assert found.p == pytest.approx(1 - (12 / 14) ** 0.5)
-    assert paired_t([0.3, 0.1], [0.3, 0.1]) == Paired(Summary(2, 0.0, 0.0), 1.0)
+    assert paired_t([0.3, 0.1], [0.3, 0.1]) == Paired(Summary(2, 0.0, 0.0), None)
     assert paired_t([0.3, 0.3], [0.2, 0.2]).p is None
     assert paired_t([1.0], [0.5]) == Paired(Summary(1, 0.5, None), None)
 
@@ -129,7 +129,7 @@ def test_nothing_has_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (naive["row"], naive["seeds"], naive["utility ↑"]) == ("naive tuning", "0/3", "not run")
     assert ogpsa["published utility"] == "55.05 [fig]"
     assert ogpsa["published gain"] == "42.74 [abs v2]"
-    assert ogpsa["Δ utility (p)"] == ""
+    assert ogpsa["Δ utility"] == ""
     by_benchmark = lines_of(text, "qwen2_5_7b, benchmark by benchmark")
     assert [line["simpleqa"] for line in by_benchmark] == ["", "not run; 0.53 [abs v1]", "not run; 3.03 [abs v1]"]
     assert [line["stereotype"] for line in by_benchmark] == ["96.74 [app]", "not run", "not run"]
@@ -148,7 +148,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     _, line = lines_of(text, "qwen2_5_7b")
     assert (line["seeds"], line["safety ↑"], line["published safety"]) == ("1", "88.0", "87.82 [fig], +0.2")
     assert line["published utility"] == "55.05 [fig], -21.7"
-    assert "Δ utility (p)" not in line
+    assert "Δ utility" not in line
     assert lines_of(text, "qwen2_5_7b, benchmark by benchmark")[1]["simpleqa"] == "4.0; 3.03 [abs v1], +1.0"
     with (out / "table1.csv").open() as handle:
         (record,) = csv.DictReader(handle)
@@ -172,11 +172,11 @@ def test_seeds_intervals_and_paired_differences(tmp_path: Path) -> None:
     assert (naive["seeds"], naive["utility ↑"]) == ("3", f"70.0 ± {10 * THREE:.1f}")
     # Two safety benchmarks gain 80%, seven of utility lose 12.5% in the mean.
     assert naive["average gain ↑"].startswith(f"{(2 * 80 - 7 * 12.5) / 9:.1f} ± ")
-    assert (lora["row"], lora["seeds"], lora["Δ utility (p)"]) == ("LoRA", "1/3", "+0.0")
-    # Safety is the same everywhere: p = 1, and Holm doubles the smaller one.
-    p = 2 * (1 - (12 / 14) ** 0.5)
-    assert ogpsa["Δ utility (p)"] == f"+2.0 ± {THREE:.1f} ({p:.3f})"
-    assert ogpsa["Δ safety (p)"] == "+0.0 ± 0.0 (1.000)"
+    assert (lora["row"], lora["seeds"], lora["Δ utility"]) == ("LoRA", "1/3", "+0.0 (n = 1)")
+    # Safety is the same everywhere, and LoRA has one pair: nothing to test but OGPSA's utility.
+    p = 1 - (12 / 14) ** 0.5
+    assert ogpsa["Δ utility"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3)"
+    assert ogpsa["Δ safety"] == "+0.0 ± 0.0 (–; n = 3)"
     # Another model's numbers are shown with their source, and no difference.
     assert (ogpsa["published safety"], naive["published utility"]) == ("83.12 [fig]", "53.68 [fig]")
     assert "none is shown" in text
@@ -186,7 +186,7 @@ def test_seeds_intervals_and_paired_differences(tmp_path: Path) -> None:
     assert r"95\% t-interval" in latex
     details = json.loads((out / "table1.json").read_text())
     assert len(details["runs"]) == 7
-    assert details["comparisons"][-2]["p"] == pytest.approx(p)
+    assert [one["p"] for one in details["comparisons"]] == [None, pytest.approx(p), None, None]
 
 
 def test_equal_safety_by_hand(tmp_path: Path) -> None:
@@ -215,9 +215,32 @@ def test_equal_safety_by_hand(tmp_path: Path) -> None:
         (line["utility at S"].partition(" ±")[0], line["seeds with a number"], line["no overlap"]) for line in lines
     ]
     assert cells == [("60.0", "2/2", "0"), ("no overlap", "0/2", "2"), ("65.5", "2/2", "0")]
-    assert lines[0]["OGPSA minus it (p)"].startswith("+5.5 ± ")
+    assert lines[0]["OGPSA minus it"].startswith("+5.5 ± ")
     strengths = lines_of(text, "world 0 in the place of qwen2_5_7b: by strength")
     assert strengths[0]["× 0.5"] == "80.0 ± 0.0, 70.0 ± 0.0"
+
+
+def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naive tuning loses 10 points for each percent it moves from the untuned 80; OGPSA, 1.5% away, is 5 above."""
+    moved = {(BASELINE, 1.0): 0.02, (BASELINE, 0.5): 0.01, (OGPSA, 1.0): 0.015}
+    table = experiment(
+        [BASELINE, OGPSA], {"seeds": 2}, {"rows": BASELINE, "seeds": 2, "strengths": [0.5]}, distance=True
+    )
+    given = points(table, "testbed")
+    where = {point.config.run_name(): moved[point.row, point.strength] for point in given}
+    monkeypatch.setattr("experiments.results.moved", lambda config, directory: where[directory.name])
+    for point in given:
+        write_run(tmp_path, point, 0.9, {0.02: 0.6, 0.01: 0.7, 0.015: 0.7}[moved[point.row, point.strength]])
+    (comparison,) = compare_at_equal_distance(read_rows(table, "testbed", given, tmp_path))
+    assert (comparison.row, comparison.against) == (OGPSA, BASELINE)
+    assert comparison.paired.difference.mean == pytest.approx(5.0)
+    text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
+    _, naive, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
+    assert (naive["moved"], ogpsa["moved"]) == ("2.0 ± 0.0", "1.5 ± 0.0")
+    assert (naive["Δ at equal distance"], ogpsa["Δ at equal distance"]) == ("", "+5.0 ± 0.0 (–; n = 2)")
+    # Beyond what naive tuning has moved there is nothing to compare with.
+    where.update({name: 0.03 for name, share in where.items() if share == 0.015})
+    assert compare_at_equal_distance(read_rows(table, "testbed", given, tmp_path)) == []
 
 
 def test_equal_safety_waits_for_all_strengths(tmp_path: Path) -> None:
@@ -251,8 +274,8 @@ def test_labels(row: str, label: str, expected: str, tmp_path: Path) -> None:
 
 
 def test_cost_by_hand(tmp_path: Path) -> None:
-    """Ten steps of 3 s against 2 s; two refreshes of 2 s; 0.3 s of projecting a step."""
-    table = experiment([BASELINE, OGPSA], {"seeds": 1}, name="cost")
+    """Ten steps in 30 s, 0.3 s of projecting each; eight refreshes of 2 s."""
+    table = experiment([BASELINE, OGPSA], {"seeds": 1}, name="cost", costs=True)
     given = points(table, "testbed")
     for point in given:
         line: dict[str, float] = {"step": 10, "loss": 1.0}
@@ -260,27 +283,25 @@ def test_cost_by_hand(tmp_path: Path) -> None:
             line |= {"projection/refresh_seconds": 2.0, "projection/projection_seconds": 0.3}
         runtime = 20.0 if point.row == BASELINE else 30.0
         write_run(tmp_path, point, 0.9, 0.6, history=[line, {"step": 10, "train_runtime": runtime}])
-    naive, ogpsa = (
-        cost.stages["sft"] for cost in costs(table, "testbed", read_rows(table, "testbed", given, tmp_path))
-    )
+    naive, ogpsa = (cost.stages["sft"] for cost in costs("testbed", read_rows(table, "testbed", given, tmp_path)))
     assert (naive.rows, naive.work, naive.basis, naive.time) == (0.0, 0.0, 0.0, None)
     # 234 steps of 1248 rows three times over; an estimate every 30 steps of 200 rows from two sets.
     assert ogpsa.rows == pytest.approx(8 * 400 / (8 * 400 + 3 * 1248))
     assert ogpsa.refresh == pytest.approx(8 * 2.0 / 30.0)
     assert ogpsa.projection == pytest.approx(0.1)
-    assert ogpsa.time == pytest.approx(1.5)
+    assert ogpsa.time == pytest.approx(1 / (1 - 16 / 30 - 0.1))
     assert ogpsa.basis == 2.0
     text = (written(table, "testbed", given, tmp_path) / "cost.md").read_text()
-    assert lines_of(text, "What it costs")[1]["time per step"] == "× 1.50"
+    assert lines_of(text, "What it costs")[1]["time per step"] == "× 2.73"
 
 
 def test_overlap_is_the_mean_over_seeds(tmp_path: Path) -> None:
-    rows = ["overlap/naive", "overlap/paper"]
-    table = experiment(rows, {"seeds": 2}, name="overlap", figure="overlap", label="{row}", reference="overlap/naive")
+    rows = [BASELINE, "overlap/strong"]
+    table = experiment(rows, {"seeds": 2}, name="overlap", figure="overlap", label="{row}", reference=BASELINE)
     given = points(table, "testbed")
     for point in given:
         history = [{"step": step, "loss": float(step)} for step in (1, 2)]
-        if point.row == "overlap/paper":
+        if point.row == "overlap/strong":
             history = [
                 line | {"projection/cosine": 0.2 + 0.2 * point.seed, "projection/reference_loss/a": 1.0,
                         "projection/reference_loss/b": 2.0}

@@ -11,7 +11,7 @@ import pytest
 
 from conf.compose import CONF
 from experiments.__main__ import main, parse
-from experiments.execute import execute, tasks_of
+from experiments.execute import tasks_of
 from experiments.rows import experiment_names, load_experiment, points, row_model
 from ogpsa.errors import EXIT_REQUEUE, EXIT_USER_ERROR
 from ogpsa.runs import METRICS_FILE
@@ -93,6 +93,7 @@ MISTAKES = {
     "run rank sead=1":
         "sead: unknown key; allowed: seed, cache_dir, stage_store, preflight, model, stage, method, data, eval, "
         "distributed, tracker; did you mean 'seed'?",
+    "run rank seed=3": "seed: set by this command for every run; name the seeds with seeds=",
     "list rank": "list: found 'rank'; it takes no arguments",
 }  # fmt: skip
 
@@ -118,7 +119,7 @@ def test_a_sweep_file_holds_one_run_a_line(
     lines = (tmp_path / "slurm/sweeps/diversity.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 5
     assert all("seed=0" in line and "stage_store=outputs/paper/stages" in line for line in lines)
-    assert "slurm/submit.sh slurm/sweeps/diversity.txt" in capsys.readouterr().out
+    assert capsys.readouterr().out == "slurm/sweeps/diversity.txt: 5 rows, those that are done left out\n"
 
 
 def test_the_plan_counts_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,49 +146,56 @@ def test_the_plan_of_a_full_size_row_says_what_is_missing(tmp_path: Path, capsys
     assert "config.json of Qwen/Qwen2.5-7B-Instruct is not in the hub's cache" in printed
 
 
-@pytest.mark.slow
-def test_a_failing_row_stops_no_other_and_a_stopped_sweep_goes_on(tmp_path: Path) -> None:
-    """One row cannot start; SIGTERM ends the rest in between; the same command finishes them."""
-    cache = f"cache_dir={tmp_path / 'cache'}"
-    command = [
-        sys.executable,
-        "-m",
-        "experiments",
-        "run",
-        "rank",
-        "suite=check",
-        "workers=2",
-        "rows=rank/1,rank/2,rank/4",
-    ]
-    elsewhere = [*command, cache, f"output={tmp_path / 'undisturbed'}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(elsewhere, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
-    here = [*command, cache, f"output={tmp_path / 'stopped'}"]
-    process = subprocess.Popen(here, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("stopped/check/*/run.log")):
-        time.sleep(0.1)
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == EXIT_REQUEUE
-    [blocked] = tasks_of(points(load_experiment("rank"), "check", ["4"], overrides=[cache]), tmp_path / "stopped/check")
-    blocked.directory.mkdir(exist_ok=True)
-    (blocked.directory / METRICS_FILE).unlink(missing_ok=True)
-    (blocked.directory / "config.yaml").write_text("seed: 5\n")
-    tasks = tasks_of(
-        points(load_experiment("rank"), "check", ["rank/*"], overrides=[cache]), tmp_path / "stopped/check"
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_and_whose_worker_dies_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """SIGTERM, then SIGKILL for the worker at its task: the other points run, and the same command does the rest."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def sweep(place: str, workers: int = 1) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "experiments", "run", "rank", "suite=check", "rows=1,2,4"]
+        command += [f"workers={workers}", f"cache_dir={tmp_path / 'cache'}", f"output={tmp_path / place}"]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+    undisturbed = sweep("undisturbed", workers=2)
+    assert undisturbed.wait() == 0, undisturbed.stderr
+
+    stopped = sweep("disturbed")
+    while not list(tmp_path.glob("disturbed/check/*/run.log")):
+        time.sleep(0.05)
+        assert stopped.poll() is None
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait() == EXIT_REQUEUE
+
+    robbed = sweep("disturbed")
+    while not (workers := workers_of(robbed)):
+        time.sleep(0.05)
+        assert robbed.poll() is None
+    os.kill(workers[0], signal.SIGKILL)
+    _, printed = robbed.communicate()
+    assert robbed.returncode == 1
+    [line] = [line for line in printed.splitlines() if line.startswith("failed: rank/") and "signal 9" in line][:1]
+    assert line.endswith("its process ended with signal 9; see " + str(tmp_path / "disturbed/check/worker-0.log"))
+
+    last = sweep("disturbed")
+    _, printed = last.communicate()
+    assert last.returncode == 0, printed
+    assert "3 runs in" in printed
+    ours, theirs = (
+        {path.parent.name: path.read_bytes() for path in (tmp_path / place / "check").glob(f"*/{METRICS_FILE}")}
+        for place in ("disturbed", "undisturbed")
     )
-    [failed] = execute([task for task in tasks if task.point.row in ("rank/1", "rank/2", "rank/4")], 2)
-    assert failed.startswith("rank/4 seed 0: hydra.run.dir: ")
-    (blocked.directory / "config.yaml").unlink()
-    for path in blocked.directory.iterdir():
-        assert path.name == "run.lock" or path.is_dir() or path.suffix in (".log", ".json")
-    finished = {path.parent.name for path in (tmp_path / "stopped/check").glob(f"*/{METRICS_FILE}")}
-    for name in finished:
-        ours, theirs = (contents(tmp_path / place / "check" / name / "02-dpo") for place in ("stopped", "undisturbed"))
-        assert ours["model.safetensors"] == theirs["model.safetensors"]
-    assert len(finished) == 2
+    assert len(ours) == 3
+    assert ours == theirs
+    for name in ours:
+        first, second = (
+            contents(tmp_path / place / "check" / name / "02-dpo") for place in ("disturbed", "undisturbed")
+        )
+        assert first["model.safetensors"] == second["model.safetensors"]
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_the_peak_is_the_highest_moment(qwen: ModelShape) -> None:
 
 def test_remedies_by_what_they_save(qwen: ModelShape) -> None:
     memory = 140e9
-    found = remedies(qwen, SETUP, "stage", memory)
+    found = remedies(qwen, SETUP, "stage", memory, 128)
     peaks = [changed.peak for _, changed in found]
     assert peaks == sorted(peaks) and max(peaks) < estimate(qwen, SETUP).peak
     names = [change for change, _ in found]
@@ -133,9 +133,9 @@ def test_remedies_by_what_they_save(qwen: ModelShape) -> None:
     # The one is on; the other does nothing for the optimizer's step, which is the peak.
     assert not {"model.gradient_checkpointing=true", "stage.micro_batch_size=1"} & set(names)
     without = replace(SETUP, optimizer="sgd", checkpointing=False)
-    best, _ = remedies(qwen, without, "stage", memory)[0]
+    best, _ = remedies(qwen, without, "stage", memory, 128)[0]
     assert best == "model.gradient_checkpointing=true" or best.startswith("distributed=")
-    assert "stage.micro_batch_size=1" in [change for change, _ in remedies(qwen, without, "stage", memory)]
+    assert "stage.micro_batch_size=1" in [change for change, _ in remedies(qwen, without, "stage", memory, 128)]
     spread = {change: changed for change, changed in found if change.startswith("distributed=")}
     assert len(spread) == 2 and all(changed.peak <= memory for changed in spread.values())
 
