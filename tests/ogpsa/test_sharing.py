@@ -96,6 +96,7 @@ def without_times(folder: Path) -> dict[str, Any]:
     return {name: content for name, content in contents(folder).items() if not name.endswith(timed)}
 
 
+@pytest.mark.slow
 def test_sft_then_dpo_goes_on_from_the_sft_run(small: list[str], tmp_path: Path) -> None:
     given = [*small, "method=ogpsa", "method.samples=20"]
     store = f"stage_store={tmp_path / 'store'}"
