@@ -131,7 +131,7 @@ def _run(
     quiet_libraries()
     from ogpsa import provenance
     from ogpsa.merging import merge
-    from ogpsa.sharing import StageStore, stage_key
+    from ogpsa.sharing import StageStore, begun_under, stage_key
     from ogpsa.stages import run_stage
     from ogpsa.testbed.cache import ensure_base
     from ogpsa.tracking import tracker
@@ -179,6 +179,9 @@ def _run(
                 sharing = store.shared(key, folder, COMPLETE_FILE, interruption.check)
                 world.on_main(partial(held.enter_context, sharing))
                 run_stage(config, stage, checkpoint, data, folder, interruption, mirror)
+            if not world.on_main(partial(begun_under, key, folder)):
+                # Nor is what follows from it what its key would say.
+                store = StageStore(None)
             metrics["stages"][stage.name] = world.on_main(partial(shared_score, start, folder, folder.name, count))
             checkpoint = folder
             weight = config.method.merge_weight(last=stage is config.stages[-1])

@@ -56,12 +56,17 @@ class StageStore:
             elif not folder.exists():
                 write_atomically(folder / KEY_FILE, key)
             yield
-            noted = folder / KEY_FILE
-            if not (kept / marker).is_file() and noted.is_file() and noted.read_text(encoding="utf-8") == key:
+            if not (kept / marker).is_file() and begun_under(key, folder):
                 try:
                     _link(folder, kept)
                 except OSError as error:  # the run itself has what it needs
                     log.warning("%s: could not be kept in %s for other runs: %s", folder.name, self._root, error)
+
+
+def begun_under(key: str, folder: Path) -> bool:
+    """Whether ``key`` is what the folder was begun under."""
+    noted = folder / KEY_FILE
+    return noted.is_file() and noted.read_text(encoding="utf-8") == key
 
 
 def stage_key(config: Config, data: Data, start: Path, count: int) -> str:

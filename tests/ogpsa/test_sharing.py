@@ -1,5 +1,6 @@
 """Shared stages: what is taken from another run is what this one would have made, and nothing else is taken."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 
+import eval.harness
 from ogpsa.config import Config
 from ogpsa.data import load_data
-from ogpsa.runs import COMPLETE_FILE, read_json
+from ogpsa.pipeline import run
+from ogpsa.runs import COMPLETE_FILE, METRICS_FILE, read_json
 from ogpsa.sharing import StageStore, stage_key
 from tests.program import ROOT, contents, run_here
 
@@ -107,6 +110,25 @@ def test_sft_then_dpo_goes_on_from_the_sft_run(small: list[str], tmp_path: Path)
     assert without_times(tmp_path / "shared") == without_times(tmp_path / "alone")
     first, second = (tmp_path / folder / "01-sft/model.safetensors" for folder in ("sft", "shared"))
     assert first.samefile(second)
+
+
+@pytest.mark.slow
+def test_what_follows_from_a_stage_of_other_code_is_kept_for_no_one(
+    small_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SFT is done when the code changes: neither its evaluation nor the DPO after it stands under the new key."""
+    store, directory = tmp_path / "store", tmp_path / "run"
+    config = small_config("method=baseline", "stage=sft_dpo", f"stage_store={store}")
+    run(config, directory, eval.harness.evaluate)
+    assert len([path for path in store.iterdir() if path.is_dir()]) == 4
+    for made in (store, directory / "02-dpo", directory / "eval/01-sft", directory / "eval/02-dpo"):
+        shutil.rmtree(made)
+    (directory / METRICS_FILE).unlink()
+    (tmp_path / "code").mkdir()
+    monkeypatch.setattr("ogpsa.sharing.PACKAGE", tmp_path / "code")
+    run(config, directory, eval.harness.evaluate)
+    assert (directory / METRICS_FILE).is_file()
+    assert [path for path in store.iterdir() if path.is_dir()] == []
 
 
 def test_what_was_begun_under_another_key_is_kept_for_no_one(tmp_path: Path) -> None:
