@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ogpsa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError, closest_match, report
+from ogpsa.arguments import run_command
+from ogpsa.errors import EXIT_DONE, EXIT_FAILURE, UserError, closest_match
 
 MOST_SEEDS = 10_000
 # Of train.py, by what to give in their place.
@@ -34,7 +35,6 @@ OWN_KEYS = {
     "hydra.run.dir": "choose the folder of all runs with output=",
     "+experiment": "choose rows with rows=",
 }
-COMMANDS = ("list", "plan", "run", "report")
 
 
 @dataclass
@@ -53,21 +53,7 @@ class Request:
 
 
 def main(arguments: Sequence[str]) -> int:
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return EXIT_DONE if arguments else EXIT_USER_ERROR
-    try:
-        command, *rest = arguments
-        if command not in COMMANDS:
-            raise UserError(
-                f"'{command}' is no command; allowed: {', '.join(COMMANDS)}{closest_match(command, COMMANDS)}"
-            )
-        if command == "list":
-            return _list(rest)
-        request = parse(rest)
-        return {"plan": _plan, "run": _run, "report": _report}[command](request)
-    except UserError as error:
-        return report(error)
+    return run_command(arguments, __doc__, {"list": _list, "plan": _plan, "run": _run, "report": _report})
 
 
 def parse(words: Sequence[str]) -> Request:
@@ -92,8 +78,10 @@ def parse(words: Sequence[str]) -> Request:
             request.suite = value
         elif key == "rows":
             request.rows = value.split(",")
-        elif key in ("output", "out"):
-            setattr(request, key, Path(value))
+        elif key == "output":
+            request.output = Path(value)
+        elif key == "out":
+            request.out = Path(value)
         elif key == "seeds":
             request.seeds = _seeds(value)
         elif key == "workers":
@@ -137,7 +125,7 @@ def _seeds(text: str) -> list[int]:
     return found
 
 
-def _list(words: Sequence[str]) -> int:
+def _list(words: list[str]) -> int:
     from experiments.rows import experiment_names, load_experiment
 
     if words:
@@ -148,25 +136,27 @@ def _list(words: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _plan(request: Request) -> int:
+def _plan(words: list[str]) -> int:
     from experiments.execute import tasks_of
     from experiments.plan import plan
     from experiments.rows import load_experiment, load_suite, points
     from ogpsa.quiet import quiet_libraries
 
-    quiet_libraries()
+    request = parse(words)
     suite = load_suite(request.suite)
-    for number, name in enumerate(request.names):
-        experiment = load_experiment(name)
-        found = points(experiment, request.suite, request.rows, request.seeds, request.overrides)
-        print("\n" * bool(number) + plan(experiment, tasks_of(found, request.output / request.suite), suite))
+    experiments = [load_experiment(name) for name in request.names]
+    found = [points(one, request.suite, request.rows, request.seeds, request.overrides) for one in experiments]
+    quiet_libraries()
+    for number, (experiment, own) in enumerate(zip(experiments, found, strict=True)):
+        print("\n" * bool(number) + plan(experiment, tasks_of(own, request.output / request.suite), suite))
     return EXIT_DONE
 
 
-def _run(request: Request) -> int:
+def _run(words: list[str]) -> int:
     from experiments.execute import check, execute, tasks_of
     from experiments.rows import load_experiment, points
 
+    request = parse(words)
     every = [
         point
         for name in request.names
@@ -195,10 +185,11 @@ def _write_sweep(request: Request, rows: Sequence[Sequence[str]]) -> int:
     return EXIT_DONE
 
 
-def _report(request: Request) -> int:
+def _report(words: list[str]) -> int:
     from experiments.report import report as write_report
     from experiments.rows import load_experiment, points
 
+    request = parse(words)
     for name in request.names:
         experiment = load_experiment(name)
         found = points(experiment, request.suite, request.rows, request.seeds, request.overrides)

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from ogpsa.errors import UserError, closest_match
+from ogpsa.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,3 +40,21 @@ def whole_number(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def run_command(arguments: Sequence[str], usage: str | None, commands: Mapping[str, Callable[[list[str]], int]]) -> int:
+    """Let the command that comes first in ``arguments`` have the rest, and return its exit code.
+
+    Without arguments, or with ``--help``, ``usage`` is printed; a mistake of the user's takes one line.
+    """
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(usage)
+        return EXIT_DONE if arguments else EXIT_USER_ERROR
+    command, *rest = arguments
+    try:
+        if command not in commands:
+            allowed = ", ".join(commands)
+            raise UserError(f"'{command}' is no command; allowed: {allowed}{closest_match(command, commands)}")
+        return commands[command](rest)
+    except UserError as error:
+        return report(error)

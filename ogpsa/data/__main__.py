@@ -15,29 +15,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ogpsa.arguments import Parser
-from ogpsa.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
-
-COMMANDS = ("build", "check")
+from ogpsa.arguments import Parser, run_command
+from ogpsa.errors import EXIT_DONE, UserError
 
 
 def main(arguments: Sequence[str]) -> int:
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return EXIT_DONE if arguments else EXIT_USER_ERROR
-    try:
-        command, *rest = arguments
-        if command not in COMMANDS:
-            raise UserError(
-                f"'{command}' is no command; allowed: {', '.join(COMMANDS)}{closest_match(command, COMMANDS)}"
-            )
-        (_build if command == "build" else _check)(rest)
-    except UserError as error:
-        return report(error)
-    return EXIT_DONE
+    return run_command(arguments, __doc__, {"build": _build, "check": _check})
 
 
-def _build(arguments: Sequence[str]) -> None:
+def _build(arguments: list[str]) -> int:
     from ogpsa.data.build import build, summary
     from ogpsa.data.settings import SCHEMAS, load_settings
 
@@ -45,9 +31,10 @@ def _build(arguments: Sequence[str]) -> None:
         raise UserError(f"build: name a data set: {', '.join(SCHEMAS)}")
     settings = load_settings(arguments[0], arguments[1:])
     print(*summary(build(settings), Path(settings.output)), sep="\n")
+    return EXIT_DONE
 
 
-def _check(arguments: Sequence[str]) -> None:
+def _check(arguments: list[str]) -> int:
     from ogpsa.data.leakage import REPORT, check_leakage
 
     parser = Parser(prog="python -m ogpsa.data check", add_help=False)
@@ -64,6 +51,7 @@ def _check(arguments: Sequence[str]) -> None:
     total = len(found["files"])
     print("" if found["pairs"] else "no prompt in two files; ", f"{total} files compared, ", sep="", end="")
     print(given.folder / REPORT if given.folder.is_dir() else given.folder.with_name(REPORT))
+    return EXIT_DONE
 
 
 if __name__ == "__main__":
