@@ -19,15 +19,13 @@ from pathlib import Path
 from types import FrameType
 
 from experiments.rows import Point
-from ogpsa.errors import EXIT_REQUEUE, UserError
+from ogpsa.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, UserError
 from ogpsa.progress import Progress
 from ogpsa.runs import METRICS_FILE
 
 log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# As a shell says of SIGINT.
-EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def check(tasks: Iterable[Task]) -> None:
     from ogpsa.pipeline import check_files
 
     problems: dict[str, str] = {}
-    # A seed changes nothing that can be refused.
+    # A seed changes nothing but the directory, at which the run itself looks again.
     different = {task.point.config.model_copy(update={"seed": 0}).key(): task for task in tasks if not task.done}
     for task in different.values():
         try:

@@ -60,6 +60,8 @@ def _front(rows: Sequence[Row], suite: str) -> Figure | None:
             if all(score in base for score in AXES):
                 axes.axvline(base["safety"], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
                 axes.axhline(base["utility"], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
+            axes.set_xlim(_within_percent(*axes.get_xlim()))
+            axes.set_ylim(_within_percent(*axes.get_ylim()))
             _finish(axes, f"{pipeline}" if len(groups) == 1 else f"{group}, {pipeline}")
             axes.set_xlabel("safety (%) →")
         line[0].set_ylabel("utility (%) →")
@@ -131,12 +133,19 @@ def _curve(experiment: Experiment, rows: Sequence[Row]) -> Figure:
                 means, halves = zip(*((one.mean, one.half_width or 0.0) for one in summaries), strict=True)
                 axes.errorbar(x, means, yerr=halves, color=COLOURS[index], marker="o", markersize=5, capsize=3,
                               linewidth=1.2, label=group)  # fmt: skip
+        axes.set_ylim(_within_percent(*axes.get_ylim()))
         axes.set_xticks(list(places.values()), list(places))
         axes.set_xlabel(axis)
         _finish(axes, title)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def _within_percent(low: float, high: float) -> tuple[float, float]:
+    """Limits no farther than percentages go, a little room beside them, and not so near that noise fills the panel."""
+    room = max(0.0, 5.0 - (high - low)) / 2
+    return max(low - room, -3.0), min(high + room, 103.0)
 
 
 def _is_number(text: str) -> bool:

@@ -8,6 +8,8 @@ EXIT_DONE = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_REQUEUE = 85
+# As a shell says of SIGINT.
+EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
