@@ -27,14 +27,13 @@ from eval.judges import (
 from eval.judges._prompts import fill, prompt_hash
 from eval.judges._replies import read_reply
 from ogpsa.config import JudgeSettings
-from ogpsa.endpoint import Budget, Completion, Endpoint
+from ogpsa.endpoint import CHARACTERS_PER_TOKEN, Budget, Completion, Endpoint
 from ogpsa.journal import Journal
 from ogpsa.progress import Progress
 
 STAMP = {"holds": "replies of judges"}
 # Times that a verdict is asked for while the replies cannot be read.
 ASKS = 2
-CHARACTERS_PER_TOKEN = 4
 
 Record = dict[str, Any]
 Requests = dict[str, list[dict[str, str]]]

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from experiments.execute import Task
 from experiments.rows import Experiment, Suite
 from ogpsa.config import Config, TestbedData
+from ogpsa.endpoint import CHARACTERS_PER_TOKEN
 from ogpsa.errors import UserError
+from ogpsa.memory import GB
 
 if TYPE_CHECKING:
     from ogpsa.memory import ModelShape
 
-# Characters of English a token [ours], as the judges' estimates count them.
-CHARACTERS_PER_TOKEN = 4
-GB = 1e9
 # Forward and backward pass of a token, per parameter: Kaplan et al., arXiv 2001.08361, section 2.1.
 OPERATIONS = 6
 
@@ -57,7 +56,7 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
     hours = [one.hours * left[one.row] for one in plans if one.hours is not None]
     disk = [one.disk * one.runs for one in plans if one.disk is not None]
     calls = sum(one.judge_calls * left[one.row] for one in plans)
-    known = f"{sum(hours):.1f} {suite.device.name} hours, disk: {sum(disk) / 1e9:.1f} GB" if hours else "hours: ?"
+    known = f"{sum(hours):.1f} {suite.device.name} hours, disk: {sum(disk) / GB:.1f} GB" if hours else "hours: ?"
     unknown = "" if len(hours) == len(plans) else f" (without {len(plans) - len(hours)} rows: see below)"
     lines.append(
         f"{sum(one.runs for one in plans)} runs, {sum(one.done for one in plans)} done; to go: {known}{unknown}, "

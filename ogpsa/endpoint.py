@@ -30,6 +30,8 @@ OPENAI = "https://api.openai.com/v1"
 LONGEST_BACKOFF = 60.0
 LONGEST_PAUSE = 600.0
 NOTICE = 5.0
+# Of English, in estimates of what a text takes [ours].
+CHARACTERS_PER_TOKEN = 4
 # What models that do not take a parameter take in its place; None: nothing.
 IN_PLACE_OF = {"max_tokens": "max_completion_tokens", "temperature": None}
 
