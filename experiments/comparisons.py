@@ -1,13 +1,17 @@
 """Rows of an experiment against each other, paired by seed: at the same learning rates, and at equal safety."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import fmean
+from typing import TypeVar
 
-from eval.statistics import AtSafety, Paired, holm, paired_t, utility_at_safety
+from eval.statistics import AtSafety, Paired, holm, paired_t, pareto_front, utility_at_safety
+from eval.statistics import Point as Coordinates
 from experiments.results import Row, reference_of
 from experiments.rows import Experiment
 
+Key = TypeVar("Key", bound=Hashable)
 COMPARED = ("utility", "safety")
 AT_EQUAL_DISTANCE = "utility at equal distance"
 
@@ -40,6 +44,22 @@ class EqualSafety:
     def found(self) -> dict[int, float]:
         """The utilities there are, by seed."""
         return {seed: at.utility for seed, at in self.utility.items() if at is not None}
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Whether a row is on the Pareto front of its group and pipeline, the untuned model included.
+
+    Attributes:
+        mean: its mean at strength 1 among the other rows'.
+        seeds: the same seed by seed, over the seeds that all rows have.
+        strengths: the mean at each strength among the means of all rows at all strengths.
+    """
+
+    row: Row
+    mean: bool
+    seeds: dict[int, bool]
+    strengths: dict[float, bool]
 
 
 def compare(experiment: Experiment, rows: Sequence[Row]) -> list[Comparison]:
@@ -103,6 +123,42 @@ def compare_at_equal_distance(rows: Sequence[Row]) -> list[Comparison]:
             }
             found += _paired(row, naive, AT_EQUAL_DISTANCE, row.values("utility"), theirs)
     return _corrected(found)
+
+
+def front_membership(rows: Sequence[Row]) -> list[Membership]:
+    """Every row that has run, within its group and pipeline."""
+    found = []
+    for place in dict.fromkeys((row.group, row.pipeline) for row in rows):
+        members = [row for row in rows if (row.group, row.pipeline) == place and row.by_seed()]
+        if not members:
+            continue
+        untuned = (members[0].base["safety"], members[0].base["utility"])
+        common = set.intersection(*(set(row.by_seed()) for row in members))
+        on_mean = _on_front({row.name: _mean_point(row, 1.0) for row in members}, untuned)
+        on_seed = {seed: _on_front({row.name: _point(row, seed) for row in members}, untuned) for seed in common}
+        every = {(row.name, strength): _mean_point(row, strength) for row in members for strength in row.strengths
+                 if row.by_seed(strength)}  # fmt: skip
+        on_any = _on_front(every, untuned)
+        for row in members:
+            seeds = {seed: row.name in on for seed, on in sorted(on_seed.items())}
+            strengths = {strength: (name, strength) in on_any for name, strength in every if name == row.name}
+            found.append(Membership(row, row.name in on_mean, seeds, strengths))
+    return found
+
+
+def _on_front(points: Mapping[Key, Coordinates], untuned: Coordinates) -> set[Key]:
+    flags = pareto_front([*points.values(), untuned])
+    return {key for key, on in zip(points, flags, strict=False) if on}
+
+
+def _mean_point(row: Row, strength: float) -> Coordinates:
+    safety, utility = (fmean(row.values(score, strength).values()) for score in ("safety", "utility"))
+    return safety, utility
+
+
+def _point(row: Row, seed: int) -> Coordinates:
+    scores = row.by_seed()[seed].scores
+    return scores["safety"], scores["utility"]
 
 
 def _utility_at_distance(row: Row, seed: int, distance: float) -> float | None:

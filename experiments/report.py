@@ -18,10 +18,12 @@ from experiments.comparisons import (
     COMPARED,
     Comparison,
     EqualSafety,
+    Membership,
     compare,
     compare_at_equal_distance,
     compare_at_equal_safety,
     equal_safety,
+    front_membership,
 )
 from experiments.costs import NOTES as COST_NOTES
 from experiments.costs import Cost, costs
@@ -70,6 +72,12 @@ EQUAL_NOTE = (
     "OGPSA minus it: paired over the seeds that both have a number for, 95% t-interval; p: two-sided paired t-test, "
     "corrected by Holm over all comparisons of this table."
 )
+FRONT_NOTE = (
+    "On the front: no other row of the pipeline, nor the untuned model, is as good in safety and utility and better in "
+    "one of them. By means: of the means over seeds at the rows' own learning rates. In seeds: the same seed by seed, "
+    "over the seeds that all rows have. At any strength: of all rows' means at all multiples of the learning rates; "
+    "the multiples at which the row is on that front."
+)
 OVERLAP_NOTE = (
     "Mean over seeds, early → late: over the first and the last tenth of what the stage logged. Cosine: of the safety "
     "gradient with the capability subspace (the length of its part in it by its length), before and after projection. "
@@ -105,10 +113,12 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     comparisons = [*compare(experiment, rows), *compare_at_equal_distance(rows)]
     equal = equal_safety(experiment, rows)
     at_equal = compare_at_equal_safety(equal)
+    fronts = front_membership(rows) if experiment.settings.figure == "front" else []
     spent = costs(suite, rows) if experiment.settings.costs else []
     tables = [
         *_score_tables(experiment, suite, rows, comparisons),
         *_benchmark_tables(experiment, suite, rows),
+        *_front_tables(fronts),
         *_strength_tables(rows),
         *_equal_safety_tables(equal, at_equal),
         *_cost_tables(spent),
@@ -131,6 +141,9 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
             | one.scores
             for row in rows
             for one in row.results
+        ],
+        "fronts": [
+            {"row": one.row.name, "mean": one.mean, "seeds": one.seeds, "strengths": one.strengths} for one in fronts
         ],
         "comparisons": [asdict(one) for one in comparisons],
         "equal_safety": [
@@ -213,6 +226,22 @@ def _benchmark_tables(experiment: Experiment, suite: str, rows: Sequence[Row]) -
         ]
         tables.append(Table(f"{group}, benchmark by benchmark", lines))
     return _with_notes(tables, ["In %: ours; what is published, with its source, and ours minus it."])
+
+
+def _front_tables(fronts: Sequence[Membership]) -> list[Table]:
+    tables = []
+    for group, members in _groups([one.row for one in fronts]):
+        lines = []
+        for one in (one for one in fronts if one.row in members):
+            strengths = [f"× {strength:g}" for strength, on in sorted(one.strengths.items()) if on]
+            cells = {
+                "on the front by means": "yes" if one.mean else "no",
+                "in seeds": f"{sum(one.seeds.values())} of {len(one.seeds)}",
+                "at any strength": ", ".join(strengths) or "no",
+            }
+            lines.append(_named(one.row) | cells)
+        tables.append(Table(f"{group}: the Pareto front", lines))
+    return _with_notes(tables, [FRONT_NOTE])
 
 
 def _strength_tables(rows: Sequence[Row]) -> list[Table]:
