@@ -47,6 +47,11 @@ install-8bit: $(INSTALLED) ## Add bitsandbytes to the environment, for stage.opt
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation '.[8bit]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 
+.PHONY: install-submitit
+install-submitit: $(INSTALLED) ## Add Hydra's submitit launcher to the environment, for hydra/launcher=slurm
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation '.[submitit]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+
 .PHONY: demo
 demo: $(INSTALLED) ## Run the main job on the testbed: SFT, then DPO, with projection
 	$(BIN)/python train.py method=ogpsa stage=sft_dpo $(ARGS)
@@ -90,6 +95,8 @@ lint: $(INSTALLED) ## Check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/shellcheck slurm/*.sh slurm/*.sbatch slurm/env.sh.example tests/slurm/cluster.sh .ci/run
+	$(BIN)/hadolint Dockerfile
 
 .PHONY: format
 format: $(INSTALLED) ## Format the code and mend what ruff can mend

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 
 def check(config: "Config", directory: Path) -> None:
     """Refuse what the files, the directory or the benchmarks do not allow, before torch is imported."""
-    from eval.benchmarks import check_evaluation
-    from ogpsa.pipeline import check as check_run
+    from eval.checks import check as check_run
 
-    check_evaluation(config, check_run(config, directory).evaluation)
+    check_run(config, directory)
 
 
 program = Program(check)

@@ -48,10 +48,19 @@ def compose_config(overrides: list[str]) -> "Config":
     Raises:
         UserError: one line per problem, in the overrides or in the values.
     """
+    return compose_run(overrides)[0]
+
+
+def compose_run(overrides: list[str]) -> tuple["Config", Path]:
+    """``compose_config``, and the directory that Hydra would run it in.
+
+    Raises:
+        UserError: as ``compose_config``.
+    """
     composer = Composer()
     composed = composer.compose(overrides)
     composer.check_mode(overrides, sweep=False)
-    return _inspect(composed, "hydra.run.dir")[0]
+    return _inspect(composed, "hydra.run.dir")
 
 
 def validate(composed: DictConfig) -> "Config":

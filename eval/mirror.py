@@ -65,8 +65,10 @@ def mirror(directory: Path, mode: str = "auto") -> tuple[list[str], list[str]]:
             raise
         left_out, runs = list(error.problems) if runs else [], []
     finished = [(run, metrics) for run in runs if (metrics := read_metrics(run)) is not None]
+    # Which tracker a run had while it trained does not matter; its project and group do.
     sources = [
-        (run, metrics, _stored(run), _settings(run, mode), _provenance(run), _history(run)) for run, metrics in finished
+        (run, metrics, _stored(run), stored_tracker(run, name="wandb", mode=mode), _provenance(run), _history(run))
+        for run, metrics in finished
     ]
     folder = directory / FOLDER
     check_writable(folder, "DIR")
@@ -95,10 +97,7 @@ def mirror(directory: Path, mode: str = "auto") -> tuple[list[str], list[str]]:
             ids.append(copy.id)
     name = directory.resolve().name
     if collection:
-        identity = run_id("pareto", directory)
-        with _closed(start(shared, f"pareto-{name}", identity, folder, {"directory": name})) as copy:
-            _log_front(copy, collection, folder)
-            ids.append(copy.id)
+        ids.append(mirror_front(collection, shared, directory, folder))
     for one in evaluations:
         label = name if one.folder == directory else str(one.folder.relative_to(directory))
         with _closed(start(shared, label, run_id("eval", one.folder), folder, {"evaluation": label})) as copy:
@@ -107,18 +106,28 @@ def mirror(directory: Path, mode: str = "auto") -> tuple[list[str], list[str]]:
     return ids, left_out
 
 
-def _log_front(copy: "wandb.Run", collection: Collection, folder: Path) -> None:
+def mirror_front(collection: Collection, tracker: Tracker, directory: Path, folder: Path) -> str:
+    """The Pareto table and the front as a picture to a W&B run of their own, and its id.
+
+    Args:
+        directory: what the runs lie in; it names the W&B run.
+        folder: where the picture is written and offline runs are kept.
+    """
     import wandb
 
     from eval.plots import draw
     from eval.tables import records
+    from ogpsa.tracking import run_id, start
 
     picture = folder / "front.png"
     save(draw(collection), picture)
     rows = records(collection)
     columns: list[str | int] = list(rows[0])
     table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
-    copy.log({"pareto": table, "front": wandb.Image(str(picture))})
+    name = directory.resolve().name
+    with _closed(start(tracker, f"pareto-{name}", run_id("pareto", directory), folder, {"directory": name})) as copy:
+        copy.log({"pareto": table, "front": wandb.Image(str(picture))})
+        return str(copy.id)
 
 
 @contextmanager
@@ -139,11 +148,15 @@ def _stored(run: Path) -> dict[str, Any]:
     return stored
 
 
-def _settings(run: Path, mode: str) -> Tracker:
-    """The run's own W&B project and group; which tracker it had while it trained does not matter."""
+def stored_tracker(run: Path, **changes: str) -> Tracker:
+    """The tracker's settings that a run was given, with ``changes``.
+
+    Raises:
+        UserError: there are none, or they are of another kind.
+    """
     stored = _stored(run).get("tracker")
     try:
-        return Tracker.model_validate({**(stored or {}), "name": "wandb", "mode": mode})
+        return Tracker.model_validate({**(stored or {}), **changes})
     except (ValidationError, TypeError):
         raise UserError(f"{run / CONFIG_FILE}: tracker: found {stored!r}; expected the settings of a tracker") from None
 

@@ -181,7 +181,7 @@ def _write_sweep(request: Request, rows: Sequence[Sequence[str]]) -> int:
 
     file = Path("slurm/sweeps") / f"{'-'.join(request.names)}.txt"
     write_atomically(file, "".join(f"{shlex.join(row)}\n" for row in rows))
-    print(f"{file}: {len(rows)} rows, those that are done left out")
+    print(f"{file}: {len(rows)} rows, those that are done left out; next: slurm/submit.sh {file}")
     return EXIT_DONE
 
 

@@ -71,20 +71,12 @@ def check(tasks: Iterable[Task]) -> None:
     Raises:
         UserError: one line per problem, naming the first run that has it.
     """
-    from eval.benchmarks import check_evaluation
-    from ogpsa.pipeline import check_files
+    from eval.checks import check_all
 
-    problems: dict[str, str] = {}
     # A seed changes nothing but the directory, at which the run itself looks again.
-    different = {task.point.config.model_copy(update={"seed": 0}).key(): task for task in tasks if not task.done}
-    for task in different.values():
-        try:
-            check_evaluation(task.point.config, check_files(task.point.config, task.directory).evaluation)
-        except UserError as error:
-            for problem in error.problems:
-                problems.setdefault(problem, task.point.name)
-    if problems:
-        raise UserError(*(f"{name}: {problem}" for problem, name in problems.items()))
+    found = check_all([(task.point.name, task.point.config, task.directory) for task in tasks if not task.done])
+    if found:
+        raise UserError(*(f"{name}: {problem}" for name, problem in found))
 
 
 def execute(tasks: Sequence[Task], workers: int) -> list[str]:

@@ -74,7 +74,7 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
 def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
     from ogpsa.data import load_data
     from ogpsa.memory import shape_of
-    from ogpsa.preflight import count, meta_model
+    from ogpsa.preflight import count, fit, meta_model
 
     config = tasks[0].point.config
     problems: list[str] = []
@@ -94,7 +94,7 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
     ]
     samples = sum(one.samples for one in counts)
     references = sum(one.reference_samples for one in counts)
-    peak, advice = _memory(config, suite) if shape is not None else (None, "")
+    memory = fit(config, suite.devices, suite.device.memory_gb) if shape is not None else None
     return RowPlan(
         row,
         runs=len(tasks),
@@ -102,8 +102,8 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
         steps=tuple(one.steps for one in counts),
         reference_share=references / (references + samples) if counts else None,
         hours=_hours(config, shape, sum(one.characters for one in counts), suite) if shape and counts else None,
-        peak=peak,
-        advice=advice,
+        peak=memory.peak if memory else None,
+        advice=memory.text if memory else "",
         disk=4.0 * shape.parameters * _checkpoints(config) if shape else None,
         judge_calls=_judge_calls(config),
         problems=tuple(problems),
@@ -118,26 +118,6 @@ def _hours(config: Config, shape: "ModelShape", characters: float, suite: Suite)
     operations = OPERATIONS + 2 * config.model.gradient_checkpointing
     work = operations * shape.parameters * characters / CHARACTERS_PER_TOKEN
     return work / (suite.device.teraflops * 1e12 * suite.device.utilisation) / 3600
-
-
-def _memory(config: Config, suite: Suite) -> tuple[float, str]:
-    """Bytes per GPU in the stage that takes most, and whether they fit or what makes them fit."""
-    from ogpsa.memory import estimate, remedies, shape_of
-    from ogpsa.preflight import adapted_shape, meta_model, stage_setup
-
-    memory = suite.device.memory_gb * GB
-    found = []
-    for stage in config.stages:
-        adapter = config.method.adapter(stage.name)
-        model = meta_model(config.model, _testbed(config))
-        shape = shape_of(model) if adapter is None else adapted_shape(model, adapter)
-        setup = stage_setup(config, stage, config.distributed.name, suite.devices)
-        peak = estimate(shape, setup).peak
-        ways = () if peak <= memory else remedies(shape, setup, config.stage_key(stage.name), memory, stage.batch_size)
-        enough = [f"{change} ({changed.peak / GB:.0f} GB)" for change, changed in ways if changed.peak <= memory]
-        found.append((peak, "fits" if peak <= memory else f"too much for {suite.device.memory_gb:g} GB: "
-                      + (" or ".join(enough[:2]) or "no one change is enough")))  # fmt: skip
-    return max(found)
 
 
 def _checkpoints(config: Config) -> int:

@@ -19,7 +19,7 @@ from ogpsa.methods import MethodSettings, Section, StageName, method_settings
 
 # Where to log and cache, whether to run at all, how an endpoint is reached: no part of what makes two runs the same.
 INERT_SECTIONS = (
-    "tracker", "cache_dir", "stage_store", "preflight", "eval.judge.max_calls",
+    "tracker", "cache_dir", "stage_store", "lock_wait", "preflight", "eval.judge.max_calls",
     *(f"eval.{section}.{key}" for section in ("backend", "judge")
       for key in ("api_key_env", "concurrency", "timeout", "attempts")),
 )  # fmt: skip
@@ -282,6 +282,7 @@ class Config(Section):
     tracker: Tracker
     cache_dir: str
     stage_store: str | None
+    lock_wait: int = Field(default=0, ge=0)
     preflight: bool
 
     @property

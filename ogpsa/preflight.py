@@ -33,6 +33,46 @@ def report(config: Config, data: Data) -> str:
     return "\n\n".join(_stage_report(config, stage, data, processes, memory) for stage in config.stages)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """Whether a run's highest stage fits.
+
+    Attributes:
+        peak: bytes per GPU.
+        text: that it fits, or what makes it.
+    """
+
+    peak: float
+    fits: bool
+    text: str
+
+
+def fit(config: Config, processes: int, memory: float) -> Fit:
+    """Compare the stage that takes most with ``memory``, in GB per GPU.
+
+    Raises:
+        UserError: as ``meta_model``.
+    """
+    testbed = config.data if isinstance(config.data, TestbedData) else None
+    found = []
+    for stage in config.stages:
+        adapter = config.method.adapter(stage.name)
+        model = meta_model(config.model, testbed)
+        shape = shape_of(model) if adapter is None else adapted_shape(model, adapter)
+        setup = stage_setup(config, stage, config.distributed.name, processes)
+        peak = estimate(shape, setup).peak
+        if peak <= memory * GB:
+            found.append(Fit(peak, True, "fits"))
+            continue
+        ways = remedies(shape, setup, config.stage_key(stage.name), memory * GB, stage.batch_size)
+        enough = [f"{change} ({changed.peak / GB:.0f} GB)" for change, changed in ways if changed.peak <= memory * GB]
+        text = (
+            f"{peak / GB:.0f} GB are too much for {memory:g} GB: {' or '.join(enough[:2]) or 'no one change is enough'}"
+        )
+        found.append(Fit(peak, False, text))
+    return max(found, key=lambda one: one.peak)
+
+
 def device_memory() -> float | None:
     """Bytes of this machine's first GPU, if it has one."""
     import torch

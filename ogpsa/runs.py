@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from typing import Any, TextIO
 import yaml
 
 from ogpsa.config import Config, without_inert
-from ogpsa.errors import UserError
+from ogpsa.errors import EXIT_REQUEUE, UserError
 from ogpsa.methods import StageName
 
 CONFIG_FILE = "config.yaml"
@@ -263,10 +264,18 @@ def own(directory: Path, config: Config) -> Iterator[None]:
 
     Raises:
         UserError: as ``check_directory``, or another process runs in it.
+        SystemExit: code 85, another process has run in it for all of ``lock_wait``.
     """
     check_directory(directory, config)
     busy = f"hydra.run.dir: another process runs in {directory}; wait for it or choose another directory"
-    with exclusive(directory / LOCK_FILE, busy):
+    until = time.monotonic() + config.lock_wait
+
+    def wait() -> None:
+        if time.monotonic() > until:
+            print(f"another process still runs in {directory} after {config.lock_wait} s", file=sys.stderr, flush=True)
+            raise SystemExit(EXIT_REQUEUE)
+
+    with exclusive(directory / LOCK_FILE, busy, wait=wait if config.lock_wait else None):
         check_directory(directory, config)
         if not (directory / CONFIG_FILE).exists():
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

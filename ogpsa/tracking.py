@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ogpsa.config import Config, identity_key, identity_name
+from ogpsa.config import Config, identity_key
 from ogpsa.config import Tracker as TrackerSettings
 from ogpsa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 
@@ -66,6 +66,17 @@ def run_id(key: str, directory: Path) -> str:
     return f"{key}-{hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:8]}"
 
 
+def run_title(identity: Mapping[str, Any]) -> str:
+    """What a run is called in W&B: model, pipeline, method, of a projection rank r and K, and the seed."""
+    parts = [identity[section]["name"] for section in ("model", "stage", "method")]
+    for symbol, key in (("r", "rank"), ("K", "refresh_every")):
+        if key in identity["method"] and "reference_sets" in identity["method"]:
+            value = identity["method"][key]
+            shown = value.values() if isinstance(value, Mapping) else [value]
+            parts.append(symbol + "+".join("paper" if one is None else str(one) for one in shown))
+    return "-".join([*parts, f"seed{identity['seed']}"])
+
+
 def start(settings: TrackerSettings, name: str, identity: str, folder: Path, config: Mapping[str, Any]) -> "wandb.Run":
     """Start a W&B run called ``name`` with the id ``identity``; what it keeps on disk lies below ``folder``."""
     import wandb
@@ -98,7 +109,7 @@ def open_run(
 ) -> "wandb.Run":
     """The W&B run of the run in ``directory``; ``identity`` is its configuration without what changes no result."""
     key = run_id(identity_key(identity), directory)
-    return start(settings, identity_name(identity), key, folder, {**identity, "provenance": dict(provenance)})
+    return start(settings, run_title(identity), key, folder, {**identity, "provenance": dict(provenance)})
 
 
 def summarize(run: "wandb.Run", metrics: Mapping[str, Any]) -> None:

@@ -243,6 +243,28 @@ def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert compare_at_equal_distance(read_rows(table, "testbed", given, tmp_path)) == []
 
 
+def test_front_membership_by_hand(tmp_path: Path) -> None:
+    """The untuned model is at (0.5, 0.8); of three rows one is dominated by mean and in seed 0, not in seed 1."""
+    strong = {"rows": BASELINE, "seeds": 2, "strengths": [0.5]}
+    table = experiment([BASELINE, LORA, OGPSA], {"seeds": 2}, strong, figure="front")
+    given = points(table, "testbed")
+    scores = {
+        (BASELINE, 1.0): [(0.9, 0.6), (1.0, 0.6)],
+        (BASELINE, 0.5): [(0.4, 0.9), (0.4, 0.9)],
+        (LORA, 1.0): [(0.9, 0.7), (0.9, 0.7)],
+        (OGPSA, 1.0): [(1.0, 0.8), (0.9, 0.7)],
+    }
+    for point in given:
+        write_run(tmp_path, point, *scores[point.row, point.strength][point.seed])
+    report = (written(table, "testbed", given, tmp_path) / "table1.md").read_text(encoding="utf-8")
+    lines = lines_of(report, "world 0 in the place of qwen2_5_7b: the Pareto front")
+    assert [tuple(line.values())[1:] for line in lines] == [
+        ("naive tuning", "no", "1 of 2", "× 0.5"),
+        ("LoRA", "no", "1 of 2", "no"),
+        ("OGPSA", "yes", "2 of 2", "× 1"),
+    ]
+
+
 def test_equal_safety_waits_for_all_strengths(tmp_path: Path) -> None:
     table = experiment([BASELINE, OGPSA], {"seeds": 1, "strengths": [1.0, 0.5]})
     given = points(table, "testbed")

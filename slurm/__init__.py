@@ -1,0 +1,1 @@
+"""Sweeps on a SLURM cluster: rows are queued, requeued, watched and plotted."""

@@ -1,0 +1,22 @@
+# What all scripts of this folder begin with: the repository, its Python, and env.sh with its defaults.
+# shellcheck shell=bash disable=SC2034
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+SBATCH_OPTIONS=()
+OGPSA_PROCESSES=${OGPSA_PROCESSES:-}
+OGPSA_GPU_MEMORY_GB=${OGPSA_GPU_MEMORY_GB:-}
+OGPSA_ROWS_AT_ONCE=${OGPSA_ROWS_AT_ONCE:-}
+OGPSA_WARNING_SECONDS=${OGPSA_WARNING_SECONDS:-300}
+OGPSA_MOST_REQUEUES=${OGPSA_MOST_REQUEUES:-20}
+OGPSA_LOCK_SECONDS=${OGPSA_LOCK_SECONDS:-120}
+OGPSA_PYTHON=${OGPSA_PYTHON:-}
+environment=${OGPSA_ENVIRONMENT:-$repository/slurm/env.sh}
+if [[ -f $environment ]]; then
+  # shellcheck source=/dev/null
+  source "$environment"
+fi
+python=${OGPSA_PYTHON:-$repository/.venv/bin/python}
+if [[ ! -x $python ]] && ! command -v "$python" > /dev/null; then
+  echo "error: $python: no such program; type make install, or set OGPSA_PYTHON in slurm/env.sh" >&2
+  exit 2
+fi
+export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}

@@ -1,0 +1,58 @@
+"""Tables, picture and W&B run of a sweep's finished rows: ``python -m slurm.front FOLDER``.
+
+A task does this when its row is done; FOLDER is the sweep's, ``outputs/<sweep>``. The W&B run is ``pareto-<sweep>`` and
+keeps its id, so that there is one a sweep.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ogpsa.arguments import Parser
+from ogpsa.errors import EXIT_DONE, UserError, report
+from ogpsa.runs import exclusive
+from slurm.sweep import read_records
+
+
+def refresh(folder: Path) -> int:
+    """Write ``pareto.*`` into ``folder`` and log the front to W&B where the rows do; returns how many rows it shows.
+
+    Raises:
+        UserError: nothing has finished, or a result is damaged.
+    """
+    from eval.mirror import mirror_front, stored_tracker
+    from eval.pareto import collect, write
+
+    busy = f"FOLDER: {folder} is being refreshed"
+    # Two rows that end together: the second sees both.
+    with exclusive(folder / "slurm" / "front.lock", busy, wait=lambda: None):
+        done = [record.directory for record in read_records(folder).values() if record.done]
+        if not done:
+            raise UserError(f"FOLDER: {folder}: no row of this sweep has finished")
+        collection = collect(done)
+        write(collection, folder)
+        tracker = stored_tracker(done[0])
+        if tracker.name == "wandb":
+            kept = folder / "slurm" / "front"
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.mkdir()
+            mirror_front(collection, tracker, folder, kept)
+    return len(done)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Refresh, say where, and return the exit code."""
+    parser = Parser(prog="python -m slurm.front", description="The front of a sweep's finished rows.")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="of the sweep: outputs/<sweep>")
+    try:
+        folder = parser.parse_args(arguments).folder.resolve()
+        count = refresh(folder)
+    except UserError as error:
+        return report(error)
+    print(f"{folder / 'pareto.md'}: {count} rows")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""A sweep's rows as they stand: what ``slurm/status.sh`` prints (``slurm/status.sh --help``).
+
+A row is called by the overrides in which the sweep's rows differ.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ogpsa.arguments import Parser
+from ogpsa.errors import EXIT_DONE, UserError, report
+from ogpsa.runs import read_metrics
+from slurm.squeue import Task, tasks_of
+from slurm.sweep import Record, Sweep, find_sweep, read_lines
+
+# What the trainer's log, or a run's own, says of where it is.
+STEP = re.compile(r"(sft|dpo) (\d+)/(\d+):")
+EVALUATING = re.compile(r"evaluating (\S+)")
+# How a traceback or a refusal ends.
+ERROR = re.compile(r"^([\w.]+(Error|Exception|Exit|Interrupt|Expired)\b|error: )")
+# What ends a row's time with SLURM; anything else begins it.
+STARTED = "started"
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+WIDEST = 100
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a task wrote of its row.
+
+    Attributes:
+        time: in seconds since 1970.
+        what: started, requeued, finished, failed or cancelled.
+        job: as SLURM writes it.
+        restarts: of the job, until then.
+        why: in words, or nothing.
+    """
+
+    time: float
+    what: str
+    job: str
+    node: str
+    restarts: int
+    why: str
+
+
+def read_events(file: Path) -> list[Event]:
+    """What happened to a row; a line that is not whole is passed over."""
+    events = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        parts = line.split("\t")
+        if len(parts) == 6 and parts[0].isdecimal() and parts[4].isdecimal():
+            events.append(Event(float(parts[0]), parts[1], parts[2], parts[3], int(parts[4]), parts[5]))
+    return events
+
+
+def state_of(record: Record, events: Sequence[Event], task: Task | None) -> str:
+    """done, running, waiting, requeued, failed, cancelled, stopped or not queued."""
+    if record.done:
+        return "done"
+    if task is not None:
+        if task.state in WAITING:
+            return "requeued" if events and events[-1].what in (STARTED, "requeued") else "waiting"
+        return "running"
+    if not events:
+        return "not queued"
+    # It says nothing of an end that it did not live to see.
+    return "stopped" if events[-1].what in (STARTED, "requeued", "finished") else events[-1].what
+
+
+def place_of(record: Record) -> str:
+    """Stage and step, or what is evaluated, from the end of the run's log."""
+    file = record.directory / "run.log"
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    for line in reversed(lines):
+        if match := STEP.search(line):
+            return f"{match[1]} {match[2]}/{match[3]}"
+        if match := EVALUATING.search(line):
+            return f"evaluating {match[1]}"
+    return ""
+
+
+def seconds_of(record: Record, events: Sequence[Event], now: float | None) -> float:
+    """Time that the row's tasks have worked.
+
+    Args:
+        now: the end of one that is running. Of any other without a last word, as it was killed, the run's log has it.
+    """
+    log = record.directory / "run.log"
+    heard = log.stat().st_mtime if log.is_file() else 0.0
+    total = 0.0
+    for event, after in zip(events, [*events[1:], None], strict=True):
+        if event.what == STARTED:
+            killed = max(event.time, heard)
+            end = min(after.time, killed) if after and after.what == STARTED else after.time if after else now or killed
+            total += end - event.time
+    return total
+
+
+def requeues_of(events: Sequence[Event]) -> int:
+    """How often SLURM started the row's tasks anew."""
+    return sum(max(event.restarts for event in events if event.job == job) for job in {event.job for event in events})
+
+
+def error_of(sweep: Sweep, events: Sequence[Event]) -> str:
+    """The line of the last task's log that says what went wrong, and what the task itself says."""
+    if not events:
+        return ""
+    log = sweep.logs / f"{events[-1].job}.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    # torchrun and srun add lines of their own below it.
+    told = next((line.strip() for line in reversed(lines) if ERROR.match(line)), "")
+    return "; ".join(dict.fromkeys(filter(None, (told.removeprefix("error: "), events[-1].why))))
+
+
+def status(sweep: Sweep, tasks: Sequence[Task], failed_only: bool, now: float) -> str:
+    """The table, and a line of sums."""
+    by_row = {task.row: task for task in tasks}
+    records = list(sweep.records().values())
+    common = set.intersection(*(set(one.line.overrides) for one in records)) if records else set()
+    cells, states = [], []
+    for record in records:
+        events = read_events(sweep.events(record.name))
+        task = by_row.get(record.name)
+        state = state_of(record, events, task)
+        states.append(state)
+        if failed_only and state not in ("failed", "stopped", "cancelled"):
+            continue
+        metrics = read_metrics(record.directory) if record.done else None
+        cells.append(
+            {
+                "row": _cut(" ".join(word for word in record.line.overrides if word not in common) or record.name),
+                "state": state,
+                "step": "" if record.done else place_of(record),
+                "safety": _percent(metrics["safety"] if metrics else None),
+                "utility": _percent(metrics["utility"] if metrics else None),
+                "time": _clock(seconds_of(record, events, now if state == "running" else None)),
+                "requeues": str(requeues_of(events)) if events else "",
+                "node": task.node if task else events[-1].node if events else "",
+                "last error": "" if record.done or state == "running" else _cut(_why(sweep, state, task, events)),
+                "log": str(sweep.logs / f"{events[-1].job}.log") if failed_only and events else "",
+            }
+        )
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    submitted = {record.line.content for record in records}
+    new = sum(line.content not in submitted for line in read_lines(sweep.file))
+    lines = [*_table(cells), counts or "nothing was submitted"]
+    if new:
+        lines.append(f"{new} of {sweep.file} not submitted yet: slurm/submit.sh {sweep.file}")
+    return "\n".join(lines)
+
+
+def _why(sweep: Sweep, state: str, task: Task | None, events: Sequence[Event]) -> str:
+    if task is not None:
+        return "" if task.reason in ("None", "") else task.reason
+    if state == "stopped":
+        return "; ".join(filter(None, (error_of(sweep, events), "ended without a word; submit again to go on")))
+    return error_of(sweep, events)
+
+
+def _table(cells: Sequence[dict[str, str]]) -> list[str]:
+    if not cells:
+        return []
+    shown = [name for name in cells[0] if name in ("row", "state") or any(line[name] for line in cells)]
+    widths = {name: max(len(name), *(len(line[name]) for line in cells)) for name in shown}
+    lines = [{name: name for name in shown}, *cells]
+    return ["  ".join(f"{line[name]:<{widths[name]}}" for name in shown).rstrip() for line in lines]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table and return the exit code."""
+    parser = Parser(prog="slurm/status.sh", description="A sweep's rows as they stand.")
+    parser.add_argument("sweep", metavar="SWEEP", help="the file of its rows, or its name in slurm/sweeps")
+    parser.add_argument("--failed", action="store_true", help="only rows that failed or stopped")
+    try:
+        options = parser.parse_args(arguments)
+        sweep = find_sweep(options.sweep)
+        try:
+            tasks = tasks_of(sweep)
+        except UserError as error:
+            print(f"{error}: states from files alone, as if nothing were queued", file=sys.stderr)
+            tasks = []
+        print(status(sweep, tasks, options.failed, time.time()))
+    except UserError as error:
+        return report(error)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

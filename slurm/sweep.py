@@ -1,0 +1,267 @@
+"""A sweep: a file with one run a line, and what is known of the rows that were submitted.
+
+A row is written as ``train.py`` is given it, quoted as in a shell; empty lines and lines that begin with # are passed
+over. What its overrides compose to names it, so neither the order of rows nor that of a row's overrides matters.
+
+```
+outputs/<sweep>/<run>/                     a run's directory, unless its row says hydra.run.dir=DIR
+outputs/<sweep>/pareto.*                   tables and picture of the rows that are done
+outputs/<sweep>/slurm/rows.json            every row that was submitted, as it was
+                      submissions/<id>/    one array: a file a task, never changed
+                      events/<row>.tsv     what happened to a row, a line each
+                      logs/<job>.log       what its tasks printed
+```
+"""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ogpsa.errors import UserError, closest_match
+from ogpsa.progress import Progress
+from ogpsa.runs import CONFIG_FILE, METRICS_FILE, read_json, write_json
+
+if TYPE_CHECKING:
+    from ogpsa.config import Config
+
+SWEEPS = Path("slurm/sweeps")
+RUN_DIRECTORY = "hydra.run.dir="
+# Two lines more alike than this are one that was edited.
+ALIKE = 0.6
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row as the file has it; ``number`` counts from 1."""
+
+    number: int
+    overrides: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return shlex.join(self.overrides)
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """The same for every order of the overrides."""
+        return tuple(sorted(self.overrides))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line and the run that it asks for."""
+
+    line: Line
+    name: str
+    directory: Path
+    overrides: tuple[str, ...]
+    config: "Config"
+
+    @property
+    def done(self) -> bool:
+        return (self.directory / METRICS_FILE).is_file()
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row that was submitted, as it was then."""
+
+    name: str
+    line: Line
+    directory: Path
+
+    @property
+    def done(self) -> bool:
+        return (self.directory / METRICS_FILE).is_file()
+
+    @property
+    def begun(self) -> bool:
+        return (self.directory / CONFIG_FILE).is_file()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's file and its folder of results.
+
+    Attributes:
+        file: its rows.
+        folder: ``outputs/<sweep>`` below the working directory.
+    """
+
+    file: Path
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def records_file(self) -> Path:
+        return self.folder / "slurm" / "rows.json"
+
+    @property
+    def submissions(self) -> Path:
+        return self.folder / "slurm" / "submissions"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "slurm" / "logs"
+
+    def events(self, name: str) -> Path:
+        """The file of what happened to the row called ``name``."""
+        return self.folder / "slurm" / "events" / f"{name}.tsv"
+
+    def records(self) -> dict[str, Record]:
+        """Rows that were submitted, by name."""
+        return read_records(self.folder)
+
+    def remember(self, records: Sequence[Record]) -> None:
+        """Replace what is known by ``records``."""
+        write_json(
+            self.records_file,
+            {
+                one.name: {
+                    "line": one.line.number,
+                    "overrides": one.line.overrides,
+                    "directory": str(one.directory),
+                }
+                for one in records
+            },
+        )
+
+
+def read_records(folder: Path) -> dict[str, Record]:
+    """What is known of the sweep whose results are in ``folder``.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = folder / "slurm" / "rows.json"
+    if not file.is_file():
+        return {}
+    return {
+        name: Record(name, Line(one["line"], tuple(one["overrides"])), Path(one["directory"]))
+        for name, one in read_json(file).items()
+    }
+
+
+def find_sweep(text: str) -> Sweep:
+    """The sweep that ``text`` names: a file, or one of ``slurm/sweeps`` without its ending.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = [path.stem for path in sorted(SWEEPS.glob("*.txt"))]
+    for file in (Path(text), SWEEPS / f"{text}.txt"):
+        if file.is_file():
+            return Sweep(file, Path("outputs") / file.stem)
+    allowed = f"a file of rows, or one of {SWEEPS}: {', '.join(known) or 'none there'}"
+    raise UserError(f"SWEEP: found '{text}'; expected {allowed}{closest_match(Path(text).stem, known)}")
+
+
+def read_lines(file: Path) -> list[Line]:
+    """The rows of a sweep file.
+
+    Raises:
+        UserError: the file is not text, holds no row, or a line's quotes do not match; one line per problem.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not a UTF-8 text file; expected one row of overrides a line") from None
+    lines, problems = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            lines.append(Line(number, tuple(shlex.split(line))))
+        except ValueError as error:
+            problems.append(f"{file}:{number}: {str(error).lower()}; quote as in a shell")
+    if not lines and not problems:
+        problems.append(f"{file}: holds no row; expected one run's overrides a line")
+    if problems:
+        raise UserError(*problems)
+    return lines
+
+
+def compose_rows(sweep: Sweep, lines: Sequence[Line]) -> list[Row]:
+    """The runs that the lines ask for.
+
+    Raises:
+        UserError: one line per problem: a row does not compose, or two ask for the same run.
+    """
+    from conf.compose import compose_run
+
+    rows: list[Row] = []
+    problems: list[str] = []
+    progress = Progress(len(lines), "reading rows")
+    for count, line in enumerate(lines, start=1):
+        own = any(override.startswith(RUN_DIRECTORY) for override in line.overrides)
+        overrides = list(line.overrides) if own else [*line.overrides, f"{RUN_DIRECTORY}{sweep.folder}/${{run_name:}}"]
+        if not any(override.lstrip("+").startswith("tracker.group=") for override in overrides):
+            overrides.append(f"tracker.group={json.dumps(sweep.name)}")
+        try:
+            config, directory = compose_run(overrides)
+        except UserError as error:
+            problems += [f"{sweep.file}:{line.number}: {problem}" for problem in error.problems]
+            continue
+        same = next((row for row in rows if row.config.key() == config.key() or row.directory == directory), None)
+        if same is None:
+            rows.append(Row(line, config.run_name(), directory, tuple(overrides), config))
+        elif same.config.key() == config.key():
+            problems.append(f"{sweep.file}:{line.number}: the same run as line {same.line.number}; drop one")
+        else:
+            problems.append(
+                f"{sweep.file}:{line.number}: would run in the same directory as line {same.line.number}, {directory}; "
+                "tell them apart in hydra.run.dir"
+            )
+        progress.show(count)
+    if problems:
+        raise UserError(*problems)
+    return rows
+
+
+def check_edits(sweep: Sweep, rows: Sequence[Row], records: dict[str, Record], queued: Sequence[str]) -> None:
+    """Refuse rows that were changed after they ran or were queued: their results would be of another row.
+
+    Args:
+        queued: names of rows that are queued or running.
+
+    Raises:
+        UserError: one line per row, with both versions.
+    """
+    problems = []
+    contents = {row.line.content: row for row in rows}
+    names = {row.name for row in rows}
+    new = [row for row in rows if row.name not in records]
+    for record in records.values():
+        if record.name in names or not (record.begun or record.name in queued):
+            continue
+        state = "ran" if record.begun else "was queued"
+        if (row := contents.get(record.line.content)) is not None:
+            problems.append(
+                f"{sweep.file}:{row.line.number}: conf/ has changed since this row {state}: it was {record.name}, it "
+                f"is {row.name}; go back to the revision that ran it, or give the row to a new sweep file"
+            )
+        elif (row := _edited(record, new)) is not None:
+            new.remove(row)
+            problems.append(
+                f"{sweep.file}:{row.line.number}: edited after it {state}; it was: {record.line.text}; it is: "
+                f"{row.line.text}; put the old row back and add the new one in a line of its own"
+            )
+    if problems:
+        raise UserError(*problems)
+
+
+def _edited(record: Record, new: Sequence[Row]) -> Row | None:
+    """The new row that ``record`` has become, if there is one."""
+
+    def likeness(row: Row) -> float:
+        return SequenceMatcher(None, record.line.text, row.line.text, autojunk=False).ratio()
+
+    alike = [row for row in new if likeness(row) > ALIKE]
+    return max(alike, key=likeness, default=next((row for row in new if row.line.number == record.line.number), None))

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+  cat <<'EOF'
+usage: slurm/sync_wandb.sh [DIR] [wandb sync options]
+
+Upload every W&B run that was kept offline below DIR (outputs), one at a time: a run that cannot be read stops no other.
+What has been uploaded is remembered beside it and left out the next time. Needs WANDB_API_KEY and a network.
+EOF
+}
+
+case ${1:-} in
+  -h | --help)
+    usage
+    exit
+    ;;
+esac
+directory=${1:-outputs}
+shift || true
+if [[ ! -d $directory ]]; then
+  echo "error: $directory: no such folder" >&2
+  exit 2
+fi
+if [[ -z ${WANDB_API_KEY:-} ]]; then
+  echo "error: WANDB_API_KEY: not set; wandb sync needs it" >&2
+  exit 2
+fi
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+mapfile -d '' -t runs < <(find "$directory" -type d -name 'offline-run-*' -print0 | sort -z)
+uploaded=0 before=0 failed=()
+for run in "${runs[@]}"; do
+  mark=$run/uploaded-by-sync
+  newest=$(find "$run" -name '*.wandb' -newer "$mark" 2> /dev/null | head -n 1 || true)
+  if [[ -f $mark && -z $newest ]]; then
+    before=$((before + 1))
+  elif "$python" -m wandb sync "$@" "$run" && touch "$mark"; then
+    uploaded=$((uploaded + 1))
+  else
+    failed+=("$run")
+  fi
+done
+echo "${#runs[@]} runs: $uploaded uploaded, $before uploaded before, ${#failed[@]} failed"
+if ((${#failed[@]})); then
+  printf 'failed: %s\n' "${failed[@]}" >&2
+  exit 1
+fi

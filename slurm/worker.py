@@ -1,0 +1,27 @@
+"""``train.py`` as one process of torchrun: ``python -m slurm.worker SAVED OVERRIDE…``.
+
+torchrun ends with 1 whatever its processes ended with. One that saved and left with code 85 therefore leaves the file
+SAVED, for the task that started torchrun.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+from ogpsa.errors import EXIT_REQUEUE
+
+PROGRAM = Path(__file__).resolve().parent.parent / "train.py"
+
+
+def main(saved: Path, overrides: list[str]) -> None:
+    sys.argv = [str(PROGRAM), *overrides]
+    try:
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+    except SystemExit as end:
+        if end.code == EXIT_REQUEUE:
+            saved.touch()
+        raise
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

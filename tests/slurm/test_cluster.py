@@ -1,0 +1,226 @@
+"""Sweeps on a real SLURM: what is queued, what a fault costs, and that results are those of an undisturbed run."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import SLURM, Work, result
+
+pytestmark = pytest.mark.slow
+Undisturbed = tuple[object, dict[str, str]]
+TAKE_NODE = ["--partition=high", "--exclusive", "--nodelist=n1"]
+
+
+def preempt(work: Work) -> None:
+    work.cluster.ask("sbatch", *TAKE_NODE, "--output=/dev/null", "--wrap", "sleep 3")
+
+
+def one_run_equals(work: Work, undisturbed: Undisturbed) -> None:
+    [run] = work.runs()
+    assert result(run) == undisturbed
+
+
+def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) -> None:
+    short = [*row, "stage=sft", "stage.max_steps=2"]
+    short = [word for word in short if word != "stage=sft_dpo" and not word.startswith(("stage.sft", "stage.dpo"))]
+    grid = work.cluster.call(
+        work.cluster.environment["OGPSA_PYTHON"], "-m", "slurm.grid", *short, "method.rank=1,2",
+        "method.refresh_every=2,5", "--out", str(work.file), cwd=SLURM.parent,
+    )  # fmt: skip
+    assert grid.returncode == 0, grid.stderr
+    with work.file.open("a", encoding="utf-8") as file:
+        # It is valid, and its loss is no number after a few steps.
+        crash = ["stage.learning_rate=1e30", "stage.warmup_ratio=0", "stage.log_every=1", "++stage.max_steps=6"]
+        file.write(" ".join([*short, "method.rank=1", *crash]) + "\n")
+    job = work.queue()
+    work.ends()
+    assert work.status()[-1] == "4 done, 1 failed"
+    failed = work.cluster.facts(f"{job}_4")
+    assert (failed["JobState"], failed["ExitCode"]) == ("FAILED", "1:0")
+    table = work.status("--failed")
+    assert "FloatingPointError" in table[1] and "Traceback" in work.printed()
+    pareto = (work.results / "pareto.csv").read_text(encoding="utf-8").splitlines()
+    assert len(pareto) == 1 + 4
+    # Submitted again, only what failed is queued; an appended row beside it.
+    with work.file.open("a", encoding="utf-8") as file:
+        file.write(" ".join([*short, "method.rank=1", "method.refresh_every=3"]) + "\n")
+    assert "4 done, 0 queued or running, 2 to queue" in work.submit("--test-only").stdout
+    # A row that ran may not be edited.
+    lines = work.file.read_text(encoding="utf-8").splitlines()
+    work.file.write_text("\n".join([lines[0].replace("rank=1", "rank=3"), *lines[1:]]) + "\n", encoding="utf-8")
+    refused = work.submit()
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "sweep.txt:1: edited after it ran" in refused.stderr
+    assert "rank=1" in refused.stderr and "rank=3" in refused.stderr
+
+
+def test_two_submissions_at_the_same_instant_queue_a_row_once(work: Work, row: list[str]) -> None:
+    work.write(row, [*row, "seed=1"])
+    command = [str(SLURM / "submit.sh"), work.file.name]
+    both = [
+        subprocess.Popen(command, cwd=work.folder, env=work.cluster.environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = sorted(process.communicate()[0] for process in both)
+    assert "0 done, 0 queued or running, 2 queued as job" in said[0]
+    assert "0 done, 2 queued or running, 0 to queue" in said[1]
+    work.all_done()
+    assert work.events() == ["started", "finished"] * 2
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        "sft 20/60",
+        pytest.param("dpo 10/30", marks=pytest.mark.long),
+        pytest.param("evaluating 02-dpo", marks=pytest.mark.long),
+    ],
+)
+def test_a_preempted_row_goes_on_bit_for_bit(work: Work, row: list[str], undisturbed: Undisturbed, phase: str) -> None:
+    work.write(row)
+    work.queue()
+    work.reaches(phase)
+    preempt(work)
+    work.all_done()
+    assert "requeued" in work.events()
+    assert work.events()[-1] == "finished"
+    one_run_equals(work, undisturbed)
+
+
+@pytest.mark.long
+def test_a_row_at_its_time_limit_is_requeued_and_goes_on(work: Work, row: list[str], undisturbed: Undisturbed) -> None:
+    slow = [*row, "stage.sft.max_steps=60"]
+    work.write(slow)
+    # SLURM's shortest limit is a minute; it is told 55 seconds before that.
+    work.queue("--time=1", OGPSA_WARNING_SECONDS="55")
+    work.until(lambda: "requeued" in work.events())
+    work.all_done()
+    one_run_equals(work, undisturbed)
+
+
+@pytest.mark.long
+def test_scontrol_requeue_loses_nothing(work: Work, row: list[str], undisturbed: Undisturbed) -> None:
+    work.write(row)
+    job = work.queue()
+    work.reaches("sft 20/60")
+    work.cluster.ask("scontrol", "requeue", f"{job}_0")
+    work.all_done()
+    assert work.events().count("started") == 2
+    one_run_equals(work, undisturbed)
+
+
+def test_a_cancelled_row_stays_cancelled_and_can_be_submitted_again(
+    work: Work, row: list[str], undisturbed: Undisturbed
+) -> None:
+    work.write(row)
+    job = work.queue()
+    work.reaches("sft 20/60")
+    work.cluster.ask("scancel", job)
+    work.ends()
+    assert work.cluster.facts(f"{job}_0")["JobState"] == "CANCELLED"
+    assert work.status()[-1] in ("1 cancelled", "1 stopped")
+    work.queue()
+    work.all_done()
+    one_run_equals(work, undisturbed)
+
+
+def test_a_row_is_requeued_no_more_than_allowed(work: Work, row: list[str]) -> None:
+    work.write(row)
+    job = work.queue(OGPSA_MOST_REQUEUES="0")
+    work.reaches("sft 20/60")
+    work.cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    work.ends()
+    assert work.cluster.facts(f"{job}_0")["JobState"] == "FAILED"
+    assert "requeued 0 times already, the most that OGPSA_MOST_REQUEUES allows" in work.status()[1]
+
+
+@pytest.mark.long
+def test_the_controller_may_die_while_rows_run(work: Work, row: list[str], undisturbed: Undisturbed) -> None:
+    work.write(row)
+    work.queue()
+    work.reaches("sft 10/60")
+    os.kill(work.cluster.daemon("slurmctld"), signal.SIGKILL)
+    assert work.status()[-1].startswith("1 ")  # from files alone
+    refused = work.submit()
+    assert refused.returncode == 2 and refused.stderr.startswith("error: squeue: ")
+    work.cluster.script("controller", str(work.cluster.directory))
+    work.all_done()
+    assert work.events() == ["started", "finished"]
+    one_run_equals(work, undisturbed)
+
+
+@pytest.mark.long
+def test_a_node_may_die_while_a_row_runs(work: Work, row: list[str], undisturbed: Undisturbed) -> None:
+    work.write([*row, "stage.sft.log_every=2"])
+    work.queue("--nodelist=n1")
+    work.reaches("sft 10/60")
+    try:
+        # Its daemon alone: the row's processes live on, as on a node that only lost its network.
+        os.kill(work.cluster.daemon("slurmd.n1"), signal.SIGKILL)
+        work.until(
+            lambda: "n1 down" in work.cluster.ask("sinfo", "--noheader", "--Node", "--format=%N %T").replace("*", "")
+        )
+    finally:
+        work.cluster.script("node", str(work.cluster.directory), "n1")
+    work.all_done()
+    one_run_equals(work, undisturbed)
+
+
+@pytest.mark.long
+def test_a_full_disk_fails_the_row_and_costs_nothing(work: Work, row: list[str], undisturbed: Undisturbed) -> None:
+    disk = work.folder / "outputs"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], check=True)
+    try:
+        work.write(row)
+        job = work.queue()
+        work.ends()
+        assert work.cluster.facts(f"{job}_0")["JobState"] == "FAILED"
+        assert "No space left on device" in work.printed()
+        subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
+        work.queue()
+        work.all_done()
+        one_run_equals(work, undisturbed)
+    finally:
+        work.cluster.call("scancel", "--name=sweep")
+        work.ends()
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.long
+def test_two_nodes_are_requeued_together_and_fail_together(work: Work, row: list[str]) -> None:
+    work.write([*row, "distributed=ddp", "stage.sft.micro_batch_size=8", "stage.dpo.micro_batch_size=4"])
+    job = work.queue("--nodes=2", OGPSA_PROCESSES="1", OGPSA_HEAD="127.0.0.1")
+    work.reaches("sft 10/60")
+    # The one on the head, without a warning.
+    [head] = [pid for pid in _processes("slurm.worker") if _variable(pid, "RANK") == "0"]
+    os.kill(head, signal.SIGKILL)
+    work.ends()
+    assert work.cluster.facts(f"{job}_0")["JobState"] == "FAILED"
+    assert not _processes("slurm.worker")
+    # Submitted again it goes on from its last checkpoint, and is requeued when warned.
+    again = work.queue("--nodes=2", OGPSA_PROCESSES="1", OGPSA_HEAD="127.0.0.1")
+    work.reaches("sft 20/60")
+    work.cluster.ask("scancel", "--batch", "--signal=USR1", again)
+    work.until(lambda: "requeued" in work.events())
+    work.all_done()
+
+
+def _processes(module: str) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[1:2] == [b"-u"] and module.encode() in words[:5]:
+            found.append(int(path.parent.name))
+    return found
+
+
+def _variable(pid: int, name: str) -> str:
+    pairs = (entry.partition(b"=") for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    return {key.decode(): value.decode() for key, _, value in pairs}[name]

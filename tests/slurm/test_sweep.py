@@ -1,0 +1,293 @@
+"""Sweep files, grids and scripts: what needs no cluster."""
+
+import os
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+
+from ogpsa.errors import UserError
+from ogpsa.runs import write_json
+from slurm import grid
+from slurm.squeue import Task, read_words, write_words
+from slurm.status import error_of, read_events, requeues_of, seconds_of, state_of, status
+from slurm.submit import node_count
+from slurm.sweep import Line, Record, Sweep, check_edits, compose_rows, find_sweep, read_lines
+from tests.program import ROOT
+
+SCRIPTS = ["submit.sh", "status.sh", "sync_wandb.sh", "array.sbatch", "multinode.sbatch"]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return Sweep(tmp_path / "study.txt", tmp_path / "outputs" / "study")
+
+
+def written(sweep: Sweep, *lines: str) -> Sweep:
+    sweep.file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return sweep
+
+
+def test_a_file_holds_a_row_a_line_quoted_as_in_a_shell(sweep: Sweep) -> None:
+    written(sweep, "# a comment", "", "method=ogpsa 'data.safety=/my data/rows.jsonl'", "seed=1")
+    found = read_lines(sweep.file)
+    assert [(line.number, line.overrides) for line in found] == [
+        (3, ("method=ogpsa", "data.safety=/my data/rows.jsonl")),
+        (4, ("seed=1",)),
+    ]
+    assert written(sweep, found[0].text) and read_lines(sweep.file)[0].overrides == found[0].overrides
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("seed=1 'stage=sft\n", ":1: no closing quotation; quote as in a shell"),
+        ("# nothing\n", ": holds no row; expected one run's overrides a line"),
+        ("\udcff\n", ": not a UTF-8 text file; expected one row of overrides a line"),
+    ],
+)
+def test_what_is_no_row_is_refused(sweep: Sweep, content: str, problem: str) -> None:
+    sweep.file.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError) as refused:
+        read_lines(sweep.file)
+    assert refused.value.problems == (f"{sweep.file}{problem}",)
+
+
+def test_a_row_is_named_by_what_it_asks_for(sweep: Sweep) -> None:
+    def names(*lines: str) -> list[str]:
+        return [row.name for row in compose_rows(sweep, read_lines(written(sweep, *lines).file))]
+
+    first, second = names("method.rank=2 seed=1", "method.rank=4")
+    assert names("method.rank=4", "seed=1 method.rank=2") == [second, first]
+    assert names("# more", "method.rank=4", "method.rank=8", "method.rank=2 seed=1 tracker=none")[::2] == [
+        second,
+        first,
+    ]
+
+
+def test_a_row_runs_in_the_sweeps_folder_and_group_unless_it_says_otherwise(sweep: Sweep) -> None:
+    written(sweep, "seed=1", f"seed=2 hydra.run.dir={sweep.folder}/own tracker.group=mine")
+    one, two = compose_rows(sweep, read_lines(sweep.file))
+    assert one.directory == sweep.folder / one.name
+    assert two.directory == sweep.folder / "own"
+    assert (one.config.tracker.group, two.config.tracker.group) == ("study", "mine")
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (["seed=1", "method=ogpza"], ":2: method: 'ogpza' is not an option"),
+        (["seed=1", "tracker=none seed=1"], ":2: the same run as line 1; drop one"),
+        (
+            ["seed=1 hydra.run.dir=/tmp/x", "seed=2 hydra.run.dir=/tmp/x"],
+            ":2: would run in the same directory as line 1",
+        ),
+        (["method.rank=2,4"], ":1: method.rank: found 2,4, a sweep"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused_by_its_line(sweep: Sweep, lines: list[str], problem: str) -> None:
+    with pytest.raises(UserError) as refused:
+        compose_rows(sweep, read_lines(written(sweep, *lines).file))
+    assert refused.value.problems[0].startswith(f"{sweep.file}{problem}")
+
+
+def test_the_closest_sweep_is_named(tmp_path: Path) -> None:
+    with chdir(ROOT), pytest.raises(UserError, match=r"SWEEP: found 'rank_k'.*did you mean 'rank_and_k'\?"):
+        find_sweep("rank_k")
+
+
+def ran(sweep: Sweep, *lines: str) -> dict[str, Record]:
+    """Records of rows that have begun."""
+    rows = compose_rows(sweep, read_lines(written(sweep, *lines).file))
+    for row in rows:
+        row.directory.mkdir(parents=True)
+        (row.directory / "config.yaml").touch()
+    return {row.name: Record(row.name, row.line, row.directory) for row in rows}
+
+
+def test_an_edited_row_that_ran_is_refused_with_both_versions(sweep: Sweep) -> None:
+    records = ran(sweep, "method.rank=2 seed=1", "method.rank=4 seed=1")
+    rows = compose_rows(sweep, read_lines(written(sweep, "method.rank=2 seed=1", "method.rank=8 seed=1").file))
+    with pytest.raises(UserError) as refused:
+        check_edits(sweep, rows, records, [])
+    [problem] = refused.value.problems
+    assert problem.startswith(
+        f"{sweep.file}:2: edited after it ran; it was: method.rank=4 seed=1; it is: method.rank=8"
+    )
+
+
+def test_rows_may_be_appended_reordered_and_taken_out(sweep: Sweep) -> None:
+    records = ran(sweep, "method.rank=2 seed=1", "method.rank=4 seed=1")
+    for lines in (
+        ["method.rank=4 seed=1", "method.rank=2 seed=1", "method.rank=8 seed=1"],
+        ["seed=1 method.rank=4"],
+    ):
+        check_edits(sweep, compose_rows(sweep, read_lines(written(sweep, *lines).file)), records, [])
+
+
+def test_a_row_that_never_began_may_be_edited_unless_it_is_queued(sweep: Sweep) -> None:
+    record = Record("old", Line(1, ("method.rank=4", "seed=1")), sweep.folder / "old")
+    rows = compose_rows(sweep, read_lines(written(sweep, "method.rank=8 seed=1").file))
+    check_edits(sweep, rows, {"old": record}, [])
+    with pytest.raises(UserError, match="edited after it was queued"):
+        check_edits(sweep, rows, {"old": record}, ["old"])
+
+
+def test_a_row_that_conf_makes_another_is_refused(sweep: Sweep) -> None:
+    record = Record("old", Line(1, ("seed=1",)), sweep.folder / "old")
+    (sweep.folder / "old").mkdir(parents=True)
+    (sweep.folder / "old" / "config.yaml").touch()
+    rows = compose_rows(sweep, read_lines(written(sweep, "seed=1").file))
+    with pytest.raises(UserError, match=r":1: conf/ has changed since this row ran: it was old, it is tiny-"):
+        check_edits(sweep, rows, {"old": record}, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [([], 1), (["--nodes=2"], 2), (["--nodes", "3"], 3), (["-N4"], 4), (["-N", "5"], 5), (["--nodes=2", "-N", "1"], 1)],
+)
+def test_nodes_are_read_as_sbatch_reads_them(options: list[str], count: int) -> None:
+    assert node_count(options) == count
+
+
+@pytest.mark.parametrize("options", [["--nodes=1-2"], ["--nodes"], ["-N0"]])
+def test_another_number_of_nodes_is_refused(options: list[str]) -> None:
+    with pytest.raises(UserError, match="--nodes: found"):
+        node_count(options)
+
+
+def test_a_grid_is_every_combination(capsys: pytest.CaptureFixture[str]) -> None:
+    assert grid.main(["method.rank=2,4", "stage=sft", "method.refresh_every=5,10"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "method.rank=2 stage=sft method.refresh_every=5",
+        "method.rank=2 stage=sft method.refresh_every=10",
+        "method.rank=4 stage=sft method.refresh_every=5",
+        "method.rank=4 stage=sft method.refresh_every=10",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1,2", ["1", "2"]),
+        ("[a,b],{sft: 1,dpo: 2}", ["[a,b]", "{sft: 1,dpo: 2}"]),
+        ("'a,b',c", ["'a,b'", "c"]),
+        ("f(a,b)", ["f(a,b)"]),
+        (r"a\,b,c", [r"a\,b", "c"]),
+        ("", [""]),
+    ],
+)
+def test_values_are_separated_as_hydra_separates_them(text: str, values: list[str]) -> None:
+    assert grid.split(text) == values
+
+
+@pytest.mark.parametrize(("word", "problem"), [("rank", "'rank' is no override"), ("a=1,,2", "a: found '1,,2'")])
+def test_what_is_no_grid_is_refused(word: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert grid.main([word]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {problem}")
+
+
+def test_a_grid_adds_to_a_file_what_it_lacks(tmp_path: Path) -> None:
+    file = tmp_path / "study.txt"
+    file.write_text("# mine\nseed=1 method.rank=2", encoding="utf-8")
+    assert grid.main(["method.rank=2,4", "seed=1", "--out", str(file)]) == 0
+    assert file.read_text(encoding="utf-8") == "# mine\nseed=1 method.rank=2\nmethod.rank=4 seed=1\n"
+
+
+def test_a_tasks_words_may_hold_anything_a_command_line_can(tmp_path: Path) -> None:
+    words = ["name", "", "a b", "'quoted' \"twice\"", "two\nlines", "ünïcode"]
+    write_words(tmp_path / "0", words)
+    assert read_words(tmp_path / "0") == words
+
+
+def record_in(sweep: Sweep, *events: str, log: str = "", printed: str = "") -> Record:
+    record = Record("row", Line(1, ("seed=1",)), sweep.folder / "row")
+    record.directory.mkdir(parents=True)
+    sweep.events("row").parent.mkdir(parents=True)
+    sweep.events("row").write_text("".join(f"{event}\n" for event in events), encoding="utf-8")
+    (record.directory / "run.log").write_text(log, encoding="utf-8")
+    sweep.logs.mkdir()
+    (sweep.logs / "7_0.log").write_text(printed, encoding="utf-8")
+    sweep.remember([record])
+    written(sweep, "seed=1", "seed=2")
+    return record
+
+
+STARTED = "100\tstarted\t7_0\tn1\t0\t"
+
+
+@pytest.mark.parametrize(
+    ("events", "task", "state"),
+    [
+        ([], Task("row", "7_0", "PENDING", "", "Priority"), "waiting"),
+        ([STARTED], Task("row", "7_0", "RUNNING", "n1", "None"), "running"),
+        ([STARTED, "160\trequeued\t7_0\tn1\t0\t"], Task("row", "7_0", "PENDING", "", "BeginTime"), "requeued"),
+        ([STARTED, "160\tfailed\t7_0\tn1\t0\texit code 1"], None, "failed"),
+        ([STARTED, "160\tcancelled\t7_0\tn1\t0\t"], None, "cancelled"),
+        ([STARTED], None, "stopped"),
+        ([], None, "not queued"),
+    ],
+)
+def test_a_rows_state_is_the_queues_word_or_its_last_event(
+    sweep: Sweep, events: list[str], task: Task | None, state: str
+) -> None:
+    record = record_in(sweep, *events)
+    assert state_of(record, read_events(sweep.events("row")), task) == state
+
+
+def test_a_row_with_a_result_is_done_whatever_else_is_said(sweep: Sweep) -> None:
+    record = record_in(sweep, STARTED, "160\tfailed\t7_0\tn1\t0\t")
+    write_json(record.directory / "metrics.json", {})
+    assert state_of(record, read_events(sweep.events("row")), None) == "done"
+
+
+def test_time_and_requeues_are_of_all_tasks(sweep: Sweep) -> None:
+    record = record_in(
+        sweep, STARTED, "160\trequeued\t7_0\tn1\t0\t", "200\tstarted\t7_0\tn2\t1\t", "210\trequeued\t7_0\tn2\t1\t",
+        "300\tstarted\t7_0\tn2\t2\t", "torn li",
+    )  # fmt: skip
+    events = read_events(sweep.events("row"))
+    os.utime(record.directory / "run.log", (305, 305))
+    assert seconds_of(record, events, None) == 60 + 10 + 5
+    assert seconds_of(record, events, 320) == 60 + 10 + 20
+    assert requeues_of(events) == 2
+
+
+def test_the_last_error_is_the_programs_own(sweep: Sweep) -> None:
+    printed = "Traceback (most recent call last):\n  File x\nValueError: rows\nsrun: error: n1: task 0: Exited\n"
+    record_in(sweep, STARTED, "160\tfailed\t7_0\tn1\t0\texit code 1", printed=printed)
+    assert error_of(sweep, read_events(sweep.events("row"))) == "ValueError: rows; exit code 1"
+
+
+def test_the_table_says_where_a_row_is_and_what_is_not_submitted(sweep: Sweep) -> None:
+    record_in(sweep, STARTED, log="10:00:00 sft 3/100: loss 1\n10:00:01 sft 4/100: loss 1, about 9 s left\n")
+    lines = status(sweep, [Task("row", "7_0", "RUNNING", "n1", "None")], False, 190.0)
+    assert lines.splitlines() == [
+        "row  state    step       time     requeues  node",
+        "row  running  sft 4/100  0:01:30  0         n1",
+        "1 running",
+        f"1 of {sweep.file} not submitted yet: slurm/submit.sh {sweep.file}",
+    ]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_needs_no_environment(script: str, option: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [ROOT / "slurm" / script, option] if script.endswith(".sh") else ["bash", ROOT / "slurm" / script, option],
+        cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage:")
+
+
+def test_a_cluster_without_slurm_is_one_line(tmp_path: Path, small: list[str]) -> None:
+    (tmp_path / "study.txt").write_text(" ".join(small), encoding="utf-8")
+    environment = {"PATH": "/usr/bin:/bin", "OGPSA_PYTHON": sys.executable, "OGPSA_ENVIRONMENT": "/dev/null"}
+    done = subprocess.run(
+        [ROOT / "slurm" / "submit.sh", "study.txt", "--array=1-3"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "error: --array: set by submit.sh; it is made from the rows\n")
