@@ -30,13 +30,19 @@ fi
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 mapfile -d '' -t runs < <(find "$directory" -type d -name 'offline-run-*' -print0 | sort -z)
+# wandb sync ends with 0 whatever it met; what it has read to the end it marks.
+complete() {
+  local file
+  for file in "$1"/*.wandb; do
+    [[ -f $file.synced && ! $file -nt $file.synced ]] || return 1
+  done
+}
+
 uploaded=0 before=0 failed=()
 for run in "${runs[@]}"; do
-  mark=$run/uploaded-by-sync
-  newest=$(find "$run" -name '*.wandb' -newer "$mark" 2> /dev/null | head -n 1 || true)
-  if [[ -f $mark && -z $newest ]]; then
+  if complete "$run"; then
     before=$((before + 1))
-  elif "$python" -m wandb sync "$@" "$run" && touch "$mark"; then
+  elif "$python" -m wandb sync "$@" "$run" && complete "$run"; then
     uploaded=$((uploaded + 1))
   else
     failed+=("$run")
