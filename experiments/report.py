@@ -28,7 +28,7 @@ from experiments.comparisons import (
 from experiments.costs import NOTES as COST_NOTES
 from experiments.costs import Cost, costs
 from experiments.results import SCORES, Result, Row, published, read_rows, reference_of
-from experiments.rows import FOLDER, Experiment, Point
+from experiments.rows import FOLDER, Experiment, Point, confirmation_seed
 from ogpsa.runs import check_writable, write_atomically, write_json
 
 TITLES = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓", "gain": "average gain ↑"}
@@ -109,14 +109,19 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     """
     out = out or FOLDER / experiment.name / suite
     check_writable(out, "out")
-    rows = read_rows(experiment, suite, points, folder)
+    first = confirmation_seed(experiment, suite)
+    confirming = [point for point in points if first is not None and point.seed >= first]
+    rows = read_rows(experiment, suite, [point for point in points if point not in confirming], folder)
+    confirmed = read_rows(experiment, suite, confirming, folder)
     comparisons = [*compare(experiment, rows), *compare_at_equal_distance(rows)]
+    confirmations = [*compare(experiment, confirmed), *compare_at_equal_distance(confirmed)]
     equal = equal_safety(experiment, rows)
     at_equal = compare_at_equal_safety(equal)
     fronts = front_membership(rows) if experiment.settings.figure == "front" else []
     spent = costs(suite, rows) if experiment.settings.costs else []
     tables = [
         *_score_tables(experiment, suite, rows, comparisons),
+        *_score_tables(experiment, suite, confirmed, confirmations, f"confirmed on seeds from {first}"),
         *_benchmark_tables(experiment, suite, rows),
         *_front_tables(fronts),
         *_strength_tables(rows),
@@ -125,11 +130,11 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
         *_overlap_tables(rows if experiment.settings.figure == "overlap" else []),
     ]
     records = [record for row in rows for record in _records(row, spent)]
-    planned = sum(len(row.points) for row in rows)
+    records += [record | {"first_seed": first} for row in confirmed for record in _records(row, [])]
     text = markdown(
         f"{experiment.name}: {experiment.settings.title}",
         f"`python -m experiments run {experiment.name} suite={suite}`, then `report`: "
-        + _provenance([result for row in rows for result in row.results], planned),
+        + _provenance([result for row in (*rows, *confirmed) for result in row.results], len(points)),
         tables,
     )
     details = {
@@ -139,13 +144,14 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
         "runs": [
             {"run": one.directory.name, "row": row.name, "seed": one.point.seed, "strength": one.point.strength}
             | one.scores
-            for row in rows
+            for row in (*rows, *confirmed)
             for one in row.results
         ],
         "fronts": [
             {"row": one.row.name, "mean": one.mean, "seeds": one.seeds, "strengths": one.strengths} for one in fronts
         ],
         "comparisons": [asdict(one) for one in comparisons],
+        "confirmations": [asdict(one) for one in confirmations],
         "equal_safety": [
             {"row": one.row.name, "seed": seed, "safety": one.safety[seed]} | (asdict(at) if at else {"utility": None})
             for one in equal
@@ -177,7 +183,7 @@ def _provenance(results: Sequence[Result], planned: int) -> str:
 
 
 def _score_tables(
-    experiment: Experiment, suite: str, rows: Sequence[Row], comparisons: Sequence[Comparison]
+    experiment: Experiment, suite: str, rows: Sequence[Row], comparisons: Sequence[Comparison], which: str = ""
 ) -> list[Table]:
     compared = {(one.row, one.score): one for one in comparisons}
     references = _references(experiment, rows)
@@ -203,7 +209,7 @@ def _score_tables(
         for row in members:
             summaries = {score: row.summary(score) for score in SCORES}
             lines.append(line(row, row.name, summaries, _named(row) | {"seeds": _seeds(row)}))
-        tables.append(Table(group, lines))
+        tables.append(Table(f"{group}, {which}" if which else group, lines))
     notes = [SCORES_NOTE, *([MOVED_NOTE] if distances else [])]
     if shown:
         notes.append(PUBLISHED_NOTE + (SAME_MODEL if ours else OTHER_MODEL))

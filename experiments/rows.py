@@ -177,6 +177,11 @@ def points(
     return found
 
 
+def confirmation_seed(experiment: Experiment, suite: str) -> int | None:
+    """The first of the seeds on which is confirmed what was chosen on those before; None where nothing is chosen."""
+    return min((grid.first_seed for grid in _grids(experiment, suite) if grid.first_seed), default=None)
+
+
 def row_overrides(row: str, suite: str) -> tuple[str, ...]:
     """What a row is in a suite, as arguments of ``train.py``; without the suite's cap on steps.
 
@@ -226,15 +231,18 @@ def _compose(overrides: tuple[str, ...]) -> Config:
 
 def _grid(experiment: Experiment, suite: str, row: str, seeds: Sequence[int] | None) -> list[tuple[int, float]]:
     """Seeds and strengths of a row."""
-    grids = experiment.settings.suites.get(suite, [Grid(seeds=1)])  # type: ignore[call-overload]
     pairs = {
         (seed, strength): None
-        for grid in grids
+        for grid in _grids(experiment, suite)
         if _matches(row, grid.rows)
         for strength in grid.strengths
         for seed in (range(grid.first_seed, grid.first_seed + grid.seeds) if seeds is None else seeds)
     }
     return list(pairs)
+
+
+def _grids(experiment: Experiment, suite: str) -> list[Grid]:
+    return experiment.settings.suites.get(suite, [Grid(seeds=1)])  # type: ignore[call-overload]
 
 
 def _matches(row: str, pattern: str) -> bool:

@@ -265,6 +265,24 @@ def test_front_membership_by_hand(tmp_path: Path) -> None:
     ]
 
 
+def test_a_choice_and_its_confirmation_are_told_apart(tmp_path: Path) -> None:
+    """OGPSA is 10 points above naive tuning on the seeds it was chosen on, and 2 on those that confirm it."""
+    table = experiment([BASELINE, OGPSA], {"seeds": 2}, {"first_seed": 5, "seeds": 3})
+    given = points(table, "testbed")
+    for point in given:
+        gain = 0 if point.row == BASELINE else 0.1 if point.seed < 5 else 0.02
+        write_run(tmp_path, point, 0.9, 0.6 + gain)
+    out = written(table, "testbed", given, tmp_path)
+    text = (out / "table1.md").read_text(encoding="utf-8")
+    chosen = lines_of(text, "world 0 in the place of qwen2_5_7b")[-1]
+    confirmed = lines_of(text, "world 0 in the place of qwen2_5_7b, confirmed on seeds from 5")[-1]
+    assert (chosen["seeds"], confirmed["seeds"]) == ("2", "3")
+    assert (chosen["Δ utility"], confirmed["Δ utility"]) == ("+10.0 ± 0.0 (–; n = 2)", "+2.0 ± 0.0 (–; n = 3)")
+    assert "10 of 10 runs are finished" in text
+    with (out / "table1.csv").open(encoding="utf-8") as file:
+        assert [line["first_seed"] for line in csv.DictReader(file)] == ["", "", "5", "5"]
+
+
 def test_equal_safety_waits_for_all_strengths(tmp_path: Path) -> None:
     table = experiment([BASELINE, OGPSA], {"seeds": 1, "strengths": [1.0, 0.5]})
     given = points(table, "testbed")

@@ -168,7 +168,11 @@ def row(small: list[str]) -> list[str]:
 @pytest.fixture(scope="session")
 def undisturbed(row: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[object, dict[str, str]]:
     """What ``row`` gives without SLURM."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    return run_alone(row, tmp_path_factory.mktemp("undisturbed"))
+
+
+def run_alone(row: Sequence[str], folder: Path) -> tuple[object, dict[str, str]]:
+    """The result of a row that runs in ``folder`` without SLURM."""
     command = [sys.executable, str(PROGRAM), *row, f"hydra.run.dir={folder / 'run'}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)

@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.slurm.conftest import SLURM, Work, result
+from tests.slurm.conftest import SLURM, Work, result, run_alone
 
 pytestmark = pytest.mark.slow
 Undisturbed = tuple[object, dict[str, str]]
@@ -25,7 +26,8 @@ def one_run_equals(work: Work, undisturbed: Undisturbed) -> None:
 
 def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) -> None:
     short = [*row, "stage=sft", "stage.max_steps=2"]
-    short = [word for word in short if word != "stage=sft_dpo" and not word.startswith(("stage.sft", "stage.dpo"))]
+    left_out = ("stage=sft_dpo", "stage.sft", "stage.dpo", "tracker=none")
+    short = [word for word in short if not word.startswith(left_out)]
     grid = work.cluster.call(
         work.cluster.environment["OGPSA_PYTHON"], "-m", "slurm.grid", *short, "method.rank=1,2",
         "method.refresh_every=2,5", "--out", str(work.file), cwd=SLURM.parent,
@@ -44,6 +46,10 @@ def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) 
     assert "FloatingPointError" in table[1] and "Traceback" in work.printed()
     pareto = (work.results / "pareto.csv").read_text(encoding="utf-8").splitlines()
     assert len(pareto) == 1 + 4
+    # A W&B run for each that ended, in the sweep's group, and one for the front.
+    assert len(list(work.results.glob("*/wandb/offline-run-*"))) == 5
+    assert len(list(work.results.glob("slurm/front/wandb/offline-run-*"))) == 1
+    assert yaml.safe_load((work.runs()[0] / "config.yaml").read_text(encoding="utf-8"))["tracker"]["group"] == "sweep"
     # Submitted again, only what failed is queued; an appended row beside it.
     with work.file.open("a", encoding="utf-8") as file:
         file.write(" ".join([*short, "method.rank=1", "method.refresh_every=3"]) + "\n")
@@ -91,14 +97,14 @@ def test_a_preempted_row_goes_on_bit_for_bit(work: Work, row: list[str], undistu
 
 
 @pytest.mark.long
-def test_a_row_at_its_time_limit_is_requeued_and_goes_on(work: Work, row: list[str], undisturbed: Undisturbed) -> None:
-    slow = [*row, "stage.sft.max_steps=60"]
-    work.write(slow)
-    # SLURM's shortest limit is a minute; it is told 55 seconds before that.
-    work.queue("--time=1", OGPSA_WARNING_SECONDS="55")
+def test_a_row_at_its_time_limit_is_requeued_and_goes_on(work: Work, row: list[str]) -> None:
+    longer = [*row, "stage.sft.max_steps=800"]
+    work.write(longer)
+    # SLURM's shortest limit is a minute; it warns half a minute before it.
+    work.queue("--time=1")
     work.until(lambda: "requeued" in work.events())
     work.all_done()
-    one_run_equals(work, undisturbed)
+    one_run_equals(work, run_alone(longer, work.folder))
 
 
 @pytest.mark.long

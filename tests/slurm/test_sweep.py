@@ -13,7 +13,7 @@ from ogpsa.runs import write_json
 from slurm import grid
 from slurm.squeue import Task, read_words, write_words
 from slurm.status import error_of, read_events, requeues_of, seconds_of, state_of, status
-from slurm.submit import node_count
+from slurm.submit import check_rows, node_count
 from slurm.sweep import Line, Record, Sweep, check_edits, compose_rows, find_sweep, read_lines
 from tests.program import ROOT
 
@@ -142,6 +142,31 @@ def test_a_row_that_conf_makes_another_is_refused(sweep: Sweep) -> None:
     rows = compose_rows(sweep, read_lines(written(sweep, "seed=1").file))
     with pytest.raises(UserError, match=r":1: conf/ has changed since this row ran: it was old, it is tiny-"):
         check_edits(sweep, rows, {"old": record}, [])
+
+
+@pytest.mark.parametrize(
+    ("row", "nodes", "environment", "problem"),
+    [
+        ("method=baseline data=files data.safety=gone.jsonl", 1, {}, "data.safety: gone.jsonl: no such file"),
+        ("method=baseline eval.data_dir=gone", 1, {}, "gone/harmful_seen.jsonl: no such file"),
+        ("method=baseline", 2, {}, "distributed.name: found single with --nodes=2; allowed: ddp, fsdp2, zero2, zero3"),
+        ("distributed=ddp", 1, {}, "OGPSA_PROCESSES: not set; say in slurm/env.sh how many processes a node has"),
+        ("distributed=ddp", 1, {"OGPSA_PROCESSES": "3"}, "stage.sft.batch_size: found 16; allowed is a multiple of"),
+        ("distributed=fsdp2_two_nodes", 3, {}, "distributed.processes: found 16, which 3 nodes cannot share evenly"),
+        ("method=baseline", 1, {"OGPSA_GPU_MEMORY_GB": "0.001"}, "does not fit: "),
+    ],
+)
+def test_what_could_not_run_is_refused_before_anything_is_queued(
+    sweep: Sweep, row: str, nodes: int, environment: dict[str, str], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OGPSA_PROCESSES", "OGPSA_GPU_MEMORY_GB"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    rows = compose_rows(sweep, read_lines(written(sweep, "method=baseline seed=9", row).file))
+    with chdir(sweep.file.parent), pytest.raises(UserError) as refused:
+        check_rows(sweep, rows[1:], nodes)
+    assert refused.value.problems[0].startswith(f"{sweep.file}:2: {problem}")
 
 
 @pytest.mark.parametrize(
