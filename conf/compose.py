@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # the schema needs pydantic, which --help and --cfg do withou
     from ogpsa.config import Config
 
 CONF = Path(__file__).resolve().parent
+# What the plugin that hydra/launcher=slurm needs brings.
+SUBMITIT = "submitit_slurm"
 WRITERS = ("hydra.output_subdir", "hydra.job.chdir", "hydra/job_logging")
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -272,6 +274,10 @@ def _picks_option(override: Override, repository: IConfigRepository) -> bool:
 def _option_problems(override: Override, repository: IConfigRepository) -> list[str]:
     group, value = override.key_or_group, override.value()
     if override.is_sweep_override() or (isinstance(value, str) and repository.config_exists(f"{group}/{value}")):
+        if group == "hydra/launcher" and value == "slurm" and not repository.config_exists(f"{group}/{SUBMITIT}"):
+            return [
+                f"{group}: slurm needs hydra-submitit-launcher, which is not installed; type: make install-submitit"
+            ]
         return []
     return [_no_option(group, override.get_value_string(), _options(group, repository))]
 
@@ -285,7 +291,8 @@ def _options(group: str, repository: IConfigRepository) -> list[str]:
 
 
 def _no_option(group: str, found: str, options: list[str]) -> str:
-    shown = [option for option in options if not option.startswith("_")]  # _shared is there for others to inherit
+    # What starts with _ is there for others to inherit, and so are the plugin's launchers.
+    shown = [option for option in options if not option.startswith(("_", "submitit_"))]
     allowed = ", ".join(shown) or "none"
     return f"{group}: '{found}' is not an option; allowed: {allowed}{closest_match(found, shown)}"
 

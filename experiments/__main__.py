@@ -6,7 +6,7 @@ python -m experiments run NAME…    [suite=…] [rows=…] [seeds=…] [output=
 python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=DIR] [out=DIR]
 
 list names the experiments; NAME may be all. plan says what would run, what is done and what it takes. run does what is
-not done, and goes on where it was stopped; slurm=true writes slurm/sweeps/NAME.txt, one run a line, in place of
+not done, and goes on where it was stopped; slurm=true adds the runs to slurm/sweeps/NAME.txt, one a line, in place of
 running. report prints the table and writes it as .md, .tex and .csv, also before anything has run.
 
 suite: testbed (default): every table in small, on a CPU; paper: full size; check: two steps of every row.
@@ -18,7 +18,6 @@ cores). Any other KEY=VALUE goes to every run, as eval=quick or distributed=zero
 import logging
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -165,7 +164,7 @@ def _run(words: list[str]) -> int:
     folder = request.output / request.suite
     tasks = tasks_of(every, folder)
     if request.slurm:
-        return _write_sweep(request, [task.arguments for task in tasks if not task.done])
+        return _write_sweep(request, [task.arguments for task in tasks])
     check(tasks)
     todo = [task for task in tasks if not task.done]
     print(f"{len(tasks)} runs in {folder}, {len(tasks) - len(todo)} done", file=sys.stderr, flush=True)
@@ -177,11 +176,13 @@ def _run(words: list[str]) -> int:
 
 
 def _write_sweep(request: Request, rows: Sequence[Sequence[str]]) -> int:
-    from ogpsa.runs import write_atomically
+    from experiments.rows import ALL, experiment_names
+    from slurm.sweep import SWEEPS, Line, add_lines
 
-    file = Path("slurm/sweeps") / f"{'-'.join(request.names)}.txt"
-    write_atomically(file, "".join(f"{shlex.join(row)}\n" for row in rows))
-    print(f"{file}: {len(rows)} rows, those that are done left out; next: slurm/submit.sh {file}")
+    names = ALL if request.names == experiment_names() else "-".join(request.names)
+    file = SWEEPS / (f"{names}.txt" if request.suite == "paper" else f"{names}-{request.suite}.txt")
+    added, there = add_lines(file, [Line(0, tuple(row)) for row in rows])
+    print(f"{file}: {added} rows added, {there} were there; next: slurm/submit.sh {file}")
     return EXIT_DONE
 
 

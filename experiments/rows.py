@@ -242,7 +242,8 @@ def _grid(experiment: Experiment, suite: str, row: str, seeds: Sequence[int] | N
 
 
 def _grids(experiment: Experiment, suite: str) -> list[Grid]:
-    return experiment.settings.suites.get(suite, [Grid(seeds=1)])  # type: ignore[call-overload]
+    grids: list[Grid] = experiment.settings.suites.get(suite, [Grid(seeds=1)])  # type: ignore[call-overload]
+    return grids
 
 
 def _matches(row: str, pattern: str) -> bool:

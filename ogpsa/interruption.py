@@ -1,6 +1,8 @@
 """SIGTERM and SIGUSR1 ask the run to save what it has and leave with exit code 85, to be requeued."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -35,3 +37,16 @@ class Interruption:
         """
         if self.requested:
             raise SystemExit(EXIT_REQUEUE)
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes started meanwhile do not hear the signals, which a cluster may send to every process of a run.
+
+    One that died of them would be taken for one that failed. They reach this process when the block ends.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)

@@ -18,13 +18,18 @@ def check_launch(config: Config) -> None:
     if config.preflight:
         problems = batch_problems(config, config.distributed.processes or world.size())
     else:
-        problems = _launch_problems(config, world.size()) or batch_problems(config, world.size())
-        problems += _optimizer_problems(config)
+        problems = launch_problems(config, world.size())
     if problems:
         raise UserError(*problems)
 
 
-def _launch_problems(config: Config, started: int) -> list[str]:
+def launch_problems(config: Config, started: int) -> list[str]:
+    """One line for each way in which ``started`` processes could not run this configuration."""
+    problems = _process_problems(config, started) or batch_problems(config, started)
+    return problems + _optimizer_problems(config)
+
+
+def _process_problems(config: Config, started: int) -> list[str]:
     name, wanted = config.distributed.name, config.distributed.processes
     command = f"torchrun --nproc-per-node {wanted or 2} train.py distributed={name} ..."
     if name == "single":

@@ -12,6 +12,7 @@ from typing import Any
 
 from ogpsa import __version__, world
 from ogpsa.config import Config
+from ogpsa.interruption import deaf_children
 from ogpsa.runs import read_json, write_json
 
 PACKAGES = (
@@ -57,7 +58,10 @@ def git_state() -> dict[str, Any] | None:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False)
+        with deaf_children():
+            done = subprocess.run(
+                ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False
+            )
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

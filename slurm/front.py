@@ -4,14 +4,13 @@ A task does this when its row is done; FOLDER is the sweep's, ``outputs/<sweep>`
 keeps its id, so that there is one a sweep.
 """
 
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ogpsa.arguments import Parser
 from ogpsa.errors import EXIT_DONE, UserError, report
-from ogpsa.runs import exclusive
+from ogpsa.runs import build_folder, exclusive
 from slurm.sweep import read_records
 
 
@@ -24,20 +23,17 @@ def refresh(folder: Path) -> int:
     from eval.mirror import mirror_front, stored_tracker
     from eval.pareto import collect, write
 
-    busy = f"FOLDER: {folder} is being refreshed"
     # Two rows that end together: the second sees both.
-    with exclusive(folder / "slurm" / "front.lock", busy, wait=lambda: None):
-        done = [record.directory for record in read_records(folder).values() if record.done]
+    with exclusive(folder / "slurm" / "front.lock", "", wait=lambda: None):
+        done = [record.directory for record in read_records(folder).values() if record.done and not record.gone]
         if not done:
             raise UserError(f"FOLDER: {folder}: no row of this sweep has finished")
         collection = collect(done)
         write(collection, folder)
-        tracker = stored_tracker(done[0])
-        if tracker.name == "wandb":
-            kept = folder / "slurm" / "front"
-            shutil.rmtree(kept, ignore_errors=True)
-            kept.mkdir()
-            mirror_front(collection, tracker, folder, kept)
+        trackers = [tracker for run in done if (tracker := stored_tracker(run)).name == "wandb"]
+        if trackers:
+            with build_folder(folder / "slurm" / "front") as kept:
+                mirror_front(collection, trackers[0], folder, kept)
     return len(done)
 
 

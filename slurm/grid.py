@@ -12,8 +12,7 @@ from pathlib import Path
 
 from ogpsa.arguments import Parser
 from ogpsa.errors import EXIT_DONE, UserError, report
-from ogpsa.runs import write_atomically
-from slurm.sweep import Line, read_lines
+from slurm.sweep import Line, add_lines
 
 OPENING, CLOSING, QUOTES = "[{(", "]})", "\"'"
 
@@ -69,15 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out is None:
             print("\n".join(line.text for line in found))
             return EXIT_DONE
-        old = read_lines(options.out) if options.out.exists() else []
-        known = {line.content for line in old}
-        new = [line for line in found if line.content not in known]
-        before = options.out.read_text(encoding="utf-8") if options.out.exists() else ""
-        before += "\n" * bool(before and not before.endswith("\n"))
-        write_atomically(options.out, before + "".join(f"{line.text}\n" for line in new))
+        added, there = add_lines(options.out, found)
     except UserError as error:
         return report(error)
-    print(f"{options.out}: {len(new)} rows added, {len(old)} were there")
+    print(f"{options.out}: {added} rows added, {there} were there")
     return EXIT_DONE
 
 

@@ -38,7 +38,7 @@ def tasks_of(sweep: Sweep) -> list[Task]:
     """
     own = sweep.submissions.resolve()
     found = []
-    for line in call(["squeue", "--noheader", "--array", "--format=%F|%K|%T|%N|%r|%k"]).splitlines():
+    for line in call(["squeue", "--all", "--noheader", "--array", "--format=%F|%K|%T|%N|%r|%k"]).splitlines():
         array, index, state, node, reason, comment = line.strip().split("|", 5)
         submission = Path(comment)
         if submission.parent == own:
@@ -58,7 +58,8 @@ def call(command: Sequence[str]) -> str:
     except FileNotFoundError:
         raise UserError(f"{command[0]}: no such program here; type this on a machine that has SLURM") from None
     if done.returncode:
-        raise UserError(f"{command[0]}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+        said = " ".join(done.stderr.split()).removeprefix(f"{command[0]}: ").removeprefix("error: ")
+        raise UserError(f"{command[0]}: {said or f'exit code {done.returncode}'}")
     return done.stdout
 
 

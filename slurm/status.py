@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ogpsa.arguments import Parser
 from ogpsa.errors import EXIT_DONE, UserError, report
@@ -20,8 +21,9 @@ from slurm.sweep import Record, Sweep, find_sweep, read_lines
 STEP = re.compile(r"(sft|dpo) (\d+)/(\d+):")
 EVALUATING = re.compile(r"evaluating (\S+)")
 # How a traceback or a refusal ends.
-ERROR = re.compile(r"^([\w.]+(Error|Exception|Exit|Interrupt|Expired)\b|error: )")
-# What ends a row's time with SLURM; anything else begins it.
+ERROR = re.compile(r"^(?!torch\.distributed\.elastic)([\w.]+(Error|Exception|Exit|Interrupt|Expired)\b|error: )")
+# How a task's part of its log begins.
+BEGINNING = "slurm: task "
 STARTED = "started"
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 WIDEST = 100
@@ -33,7 +35,7 @@ class Event:
 
     Attributes:
         time: in seconds since 1970.
-        what: started, requeued, finished, failed or cancelled.
+        what: started, requeued, finished, failed, or ended, by SLURM.
         job: as SLURM writes it.
         restarts: of the job, until then.
         why: in words, or nothing.
@@ -57,18 +59,25 @@ def read_events(file: Path) -> list[Event]:
     return events
 
 
-def state_of(record: Record, events: Sequence[Event], task: Task | None) -> str:
-    """done, running, waiting, requeued, failed, cancelled, stopped or not queued."""
+def state_of(record: Record, events: Sequence[Event], task: Task | None, known: bool = True) -> str:
+    """done, running, waiting, requeued, failed, cancelled, stopped, not queued or unknown.
+
+    Args:
+        known: SLURM has been asked, so that a row without a task has none.
+    """
     if record.done:
         return "done"
+    last = events[-1].what if events else None
     if task is not None:
         if task.state in WAITING:
-            return "requeued" if events and events[-1].what in (STARTED, "requeued") else "waiting"
+            return "requeued" if last in (STARTED, "requeued", "ended") else "waiting"
         return "running"
-    if not events:
-        return "not queued"
-    # It says nothing of an end that it did not live to see.
-    return "stopped" if events[-1].what in (STARTED, "requeued", "finished") else events[-1].what
+    if last == "failed":
+        return "failed"
+    if not known:
+        return "unknown"
+    # Cancelled, or out of time; stopped: killed before it could say anything.
+    return {None: "not queued", "ended": "cancelled"}.get(last, "stopped")
 
 
 def place_of(record: Record) -> str:
@@ -111,25 +120,30 @@ def error_of(sweep: Sweep, events: Sequence[Event]) -> str:
         return ""
     log = sweep.logs / f"{events[-1].job}.log"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    starts = [number for number, line in enumerate(lines) if line.startswith(BEGINNING)]
     # torchrun and srun add lines of their own below it.
-    told = next((line.strip() for line in reversed(lines) if ERROR.match(line)), "")
+    told = next((line.strip() for line in reversed(lines[starts[-1] :] if starts else lines) if ERROR.match(line)), "")
     return "; ".join(dict.fromkeys(filter(None, (told.removeprefix("error: "), events[-1].why))))
 
 
-def status(sweep: Sweep, tasks: Sequence[Task], failed_only: bool, now: float) -> str:
-    """The table, and a line of sums."""
-    by_row = {task.row: task for task in tasks}
-    records = list(sweep.records().values())
+def status(sweep: Sweep, tasks: Sequence[Task] | None, failed_only: bool, now: float) -> str:
+    """The table, and a line of sums.
+
+    Args:
+        tasks: None where SLURM has no answer.
+    """
+    by_row = {task.row: task for task in tasks or ()}
+    records = [one for one in sweep.records().values() if not one.gone or one.name in by_row]
     common = set.intersection(*(set(one.line.overrides) for one in records)) if records else set()
     cells, states = [], []
     for record in records:
         events = read_events(sweep.events(record.name))
         task = by_row.get(record.name)
-        state = state_of(record, events, task)
+        state = state_of(record, events, task, known=tasks is not None)
         states.append(state)
         if failed_only and state not in ("failed", "stopped", "cancelled"):
             continue
-        metrics = read_metrics(record.directory) if record.done else None
+        metrics, damage = _metrics(record)
         cells.append(
             {
                 "row": _cut(" ".join(word for word in record.line.overrides if word not in common) or record.name),
@@ -140,7 +154,7 @@ def status(sweep: Sweep, tasks: Sequence[Task], failed_only: bool, now: float) -
                 "time": _clock(seconds_of(record, events, now if state == "running" else None)),
                 "requeues": str(requeues_of(events)) if events else "",
                 "node": task.node if task else events[-1].node if events else "",
-                "last error": "" if record.done or state == "running" else _cut(_why(sweep, state, task, events)),
+                "last error": damage or _cut(_why(sweep, state, task, events)),
                 "log": str(sweep.logs / f"{events[-1].job}.log") if failed_only and events else "",
             }
         )
@@ -153,12 +167,25 @@ def status(sweep: Sweep, tasks: Sequence[Task], failed_only: bool, now: float) -
     return "\n".join(lines)
 
 
+def _metrics(record: Record) -> tuple[dict[str, Any] | None, str]:
+    """A finished row's result, or what is wrong with it."""
+    try:
+        return read_metrics(record.directory), ""
+    except UserError as error:
+        return None, str(error)
+
+
 def _why(sweep: Sweep, state: str, task: Task | None, events: Sequence[Event]) -> str:
+    if state in ("done", "running", "not queued"):
+        return ""
     if task is not None:
         return "" if task.reason in ("None", "") else task.reason
-    if state == "stopped":
-        return "; ".join(filter(None, (error_of(sweep, events), "ended without a word; submit again to go on")))
-    return error_of(sweep, events)
+    ended = {
+        "stopped": "ended without a word; submit again to go on",
+        "cancelled": "ended by SLURM, cancelled or out of time; submit again to go on",
+        "unknown": f"last: {events[-1].what}" if events else "",
+    }.get(state, "")
+    return "; ".join(filter(None, (error_of(sweep, events), ended)))
 
 
 def _table(cells: Sequence[dict[str, str]]) -> list[str]:
@@ -192,11 +219,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(arguments)
         sweep = find_sweep(options.sweep)
+        tasks = None
         try:
             tasks = tasks_of(sweep)
         except UserError as error:
-            print(f"{error}: states from files alone, as if nothing were queued", file=sys.stderr)
-            tasks = []
+            print(f"{error}: states from files alone", file=sys.stderr)
         print(status(sweep, tasks, options.failed, time.time()))
     except UserError as error:
         return report(error)

@@ -4,28 +4,35 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ogpsa.errors import EXIT_DONE, UserError, report
-from ogpsa.runs import exclusive
+from ogpsa.runs import check_directory, exclusive
 from slurm.squeue import call, tasks_of, write_words
 from slurm.sweep import Record, Row, Sweep, check_edits, compose_rows, find_sweep, read_lines
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# Of sbatch, by what they would break.
+# Of sbatch: why they are not the user's.
 OWN_OPTIONS = {
     "--array": "it is made from the rows",
-    "-a": "it is made from the rows",
+    "--chdir": "runs start where submit.sh is typed",
     "--comment": "it tells the sweep's jobs from others",
     "--job-name": "it is the sweep's name",
-    "-J": "it is the sweep's name",
-    "--chdir": "runs start where submit.sh is typed",
-    "-D": "runs start where submit.sh is typed",
+    "--no-requeue": "rows are requeued after a warning",
+    "--ntasks": "a node has one task, which starts its processes; see OGPSA_PROCESSES",
+    "--ntasks-per-node": "a node has one task, which starts its processes; see OGPSA_PROCESSES",
+    "--open-mode": "a requeued row goes on in its log",
     "--output": "the logs lie in outputs/<sweep>/slurm/logs",
-    "-o": "the logs lie in outputs/<sweep>/slurm/logs",
+    "--parsable": "what sbatch prints is read here",
+    "--signal": "OGPSA_WARNING_SECONDS sets it",
     "--wrap": "the script is ours",
 }
+SHORT_OPTIONS = {"-a": "--array", "-D": "--chdir", "-J": "--job-name", "-n": "--ntasks", "-o": "--output"}
+# Settings of slurm/env.sh, by the least that they may be.
+NUMBERS = {"OGPSA_PROCESSES": 1, "OGPSA_ROWS_AT_ONCE": 1, "OGPSA_WARNING_SECONDS": 1, "OGPSA_MOST_REQUEUES": 0,
+           "OGPSA_LOCK_SECONDS": 0}  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,34 +53,74 @@ def submit(sweep: Sweep, options: Sequence[str], test_only: bool) -> None:
         test_only: stop before anything is queued.
 
     Raises:
-        UserError: one line per problem; nothing is queued then.
+        UserError: one line per problem; nothing is queued then, but for arrays before one that sbatch refuses.
     """
-    for option in options:
-        if (reason := OWN_OPTIONS.get(option.partition("=")[0])) is not None:
-            raise UserError(f"{option.partition('=')[0]}: set by submit.sh; {reason}")
+    if problems := [*option_problems(options), *_setting_problems()]:
+        raise UserError(*problems)
     nodes = node_count(options)
     rows = compose_rows(sweep, read_lines(sweep.file))
     check_rows(sweep, [row for row in rows if not row.done], nodes)
-    busy = f"SWEEP: {sweep.name} is being submitted by another process"
-    with exclusive(sweep.folder / "slurm" / "submit.lock", busy, wait=lambda: None):
-        tasks = {task.row: task for task in tasks_of(sweep)}
+    with exclusive(sweep.folder / "slurm" / "submit.lock", "", wait=_Waiting(sweep)):
+        tasks = {task.row for task in tasks_of(sweep)}
         records = sweep.records()
-        check_edits(sweep, rows, records, list(tasks))
+        check_edits(sweep, rows, records, tasks)
         todo = [row for row in rows if not row.done and row.name not in tasks]
-        names = {row.name for row in rows}
-        kept = [one for one in records.values() if one.name in names or one.begun or one.name in tasks]
         done = sum(row.done for row in rows)
         said = f"{len(rows)} rows: {done} done, {len(rows) - done - len(todo)} queued or running"
-        if gone := sum(one.name not in names for one in kept):
-            said += f" ({gone} more ran and {'is' if gone == 1 else 'are'} no longer in the file)"
         if test_only or not todo:
             print(f"{said}, {len(todo)} to queue", flush=True)
             return
-        known = {one.name for one in kept}
-        new = [Record(row.name, row.line, row.directory.absolute()) for row in todo if row.name not in known]
-        sweep.remember([*kept, *new])
-        job = _queue(sweep, todo, nodes, options)
-    print(f"{said}, {len(todo)} queued as job {job}; slurm/status.sh {sweep.file}", flush=True)
+        sweep.remember(_kept(rows, records, tasks))
+        largest = _largest_array()
+        for start in range(0, len(todo), largest):
+            some = todo[start : start + largest]
+            job = _queue(sweep, some, nodes, options)
+            print(f"{said}, {len(some)} queued as job {job}; slurm/status.sh {sweep.file}", flush=True)
+
+
+def _kept(rows: Sequence[Row], records: Mapping[str, Record], queued: Collection[str]) -> list[Record]:
+    """What is known after a submission: the file's rows, and those it no longer holds that ran or are queued."""
+    here = [Record(row.name, row.line, row.directory.absolute()) for row in rows]
+    names = {one.name for one in here}
+    gone = [replace(one, gone=True) for one in records.values() if one.begun or one.name in queued]
+    return [*here, *(one for one in gone if one.name not in names)]
+
+
+class _Waiting:
+    """Says once that another submission is being waited for."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._text: str | None = f"{sweep.name} is being submitted by another process; waiting"
+
+    def __call__(self) -> None:
+        if self._text is not None:
+            print(self._text, file=sys.stderr, flush=True)
+            self._text = None
+
+
+def option_problems(options: Sequence[str]) -> list[str]:
+    """Options of sbatch that would break what this does, and words that belong to none."""
+    problems = []
+    for place, option in enumerate(options):
+        name = option.partition("=")[0]
+        if name.startswith("--"):
+            own = [known for known in OWN_OPTIONS if known == name or (len(name) > 3 and known.startswith(name))]
+        else:
+            own = [SHORT_OPTIONS[option[:2]]] if option[:2] in SHORT_OPTIONS else []
+        if own:
+            problems.append(f"{own[0]}: set by submit.sh; {OWN_OPTIONS[own[0]]}")
+        before = options[place - 1] if place else ""
+        if not option.startswith("-") and (not before.startswith("-") or "=" in before):
+            problems.append(f"'{option}' belongs to no option of sbatch; one sweep at a time, its options after it")
+    return problems
+
+
+def _setting_problems() -> list[str]:
+    return [
+        f"{name}: found '{text}'; expected a whole number from {least}"
+        for name, least in NUMBERS.items()
+        if (text := os.environ.get(name, "")) and not (text.isdecimal() and int(text) >= least)
+    ]
 
 
 def node_count(options: Sequence[str]) -> int:
@@ -103,7 +150,7 @@ def check_rows(sweep: Sweep, rows: Sequence[Row], nodes: int) -> None:
 
     problems: dict[str, Row] = {}
     for row in rows:
-        for problem in _launch_problems(row, nodes):
+        for problem in [*_launch_problems(row, nodes), *_directory_problems(row)]:
             problems.setdefault(problem, row)
     for row, problem in check_all([(row, row.config, row.directory) for row in rows]):
         problems.setdefault(problem, row)
@@ -121,27 +168,32 @@ def processes_per_node(row: Row, nodes: int) -> int | None:
         return 1
     if wanted is not None:
         return wanted // nodes
-    per_node = os.environ.get("OGPSA_PROCESSES", "")
-    return int(per_node) if per_node.isdecimal() and int(per_node) > 0 else None
+    return int(os.environ.get("OGPSA_PROCESSES") or 0) or None
 
 
 def _launch_problems(row: Row, nodes: int) -> list[str]:
-    from ogpsa.launch import batch_problems
+    from ogpsa.launch import launch_problems
 
     distributed = row.config.distributed
     per_node = processes_per_node(row, nodes)
-    if distributed.name == "single":
-        if nodes > 1:
-            return [f"distributed.name: found single with --nodes={nodes}; allowed: ddp, fsdp2, zero2, zero3"]
-        return []
+    if row.config.preflight:
+        return ["preflight: found true, which runs nothing; leave it out, submit.sh makes its own"]
+    if distributed.name == "single" and nodes > 1:
+        return [f"distributed.name: found single with --nodes={nodes}; allowed: ddp, fsdp2, zero2, zero3"]
     if per_node is None:
         return ["OGPSA_PROCESSES: not set; say in slurm/env.sh how many processes a node has, or in the row "
                 "distributed.processes"]  # fmt: skip
     if distributed.processes is not None and distributed.processes % nodes:
         return [f"distributed.processes: found {distributed.processes}, which {nodes} nodes cannot share evenly"]
-    if per_node * nodes < 2:
-        return [f"distributed.name: {distributed.name} needs several processes, but OGPSA_PROCESSES is 1 on one node"]
-    return batch_problems(row.config, per_node * nodes)
+    return launch_problems(row.config, per_node * nodes)
+
+
+def _directory_problems(row: Row) -> list[str]:
+    try:
+        check_directory(row.directory, row.config)
+    except UserError as error:
+        return list(error.problems)
+    return []
 
 
 def _memory_problems(rows: Sequence[Row], nodes: int) -> list[tuple[Row, str]]:
@@ -168,15 +220,21 @@ def _memory_problems(rows: Sequence[Row], nodes: int) -> list[tuple[Row, str]]:
     return found
 
 
+def _largest_array() -> int:
+    """How many tasks the cluster lets an array have."""
+    match = re.search(r"^MaxArraySize\s*=\s*([1-9]\d*)", call(["scontrol", "show", "config"]), flags=re.M)
+    return int(match[1]) if match else 1000
+
+
 def _queue(sweep: Sweep, rows: Sequence[Row], nodes: int, options: Sequence[str]) -> str:
     """Hand the rows to sbatch and return the job's number."""
-    submission = sweep.submissions.resolve() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    submission = sweep.submissions.resolve() / f"{time.strftime('%Y%m%d-%H%M%S')}-{rows[0].name}"
     submission.mkdir(parents=True)
     sweep.events("any").parent.mkdir(exist_ok=True)
     sweep.logs.mkdir(exist_ok=True)
     for index, row in enumerate(rows):
         events = sweep.events(row.name).resolve()
-        words = [row.name, str(events), str(processes_per_node(row, nodes)), *row.overrides]
+        words = [str(events), str(processes_per_node(row, nodes)), *row.overrides]
         write_words(submission / str(index), words)
     at_once = os.environ.get("OGPSA_ROWS_AT_ONCE", "")
     command = [

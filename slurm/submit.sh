@@ -30,7 +30,8 @@ case ${1:-} in
 esac
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-export OGPSA_PROCESSES OGPSA_GPU_MEMORY_GB OGPSA_ROWS_AT_ONCE OGPSA_WARNING_SECONDS
+export OGPSA_PROCESSES OGPSA_GPU_MEMORY_GB OGPSA_ROWS_AT_ONCE OGPSA_WARNING_SECONDS OGPSA_MOST_REQUEUES
+export OGPSA_LOCK_SECONDS
 sweep=$1
 shift
 exec "$python" -m slurm.submit "$sweep" ${SBATCH_OPTIONS[@]+"${SBATCH_OPTIONS[@]}"} "$@"

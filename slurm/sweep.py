@@ -13,9 +13,10 @@ outputs/<sweep>/slurm/rows.json            every row that was submitted, as it w
 ```
 """
 
-import json
+import os
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -23,13 +24,16 @@ from typing import TYPE_CHECKING
 
 from ogpsa.errors import UserError, closest_match
 from ogpsa.progress import Progress
-from ogpsa.runs import CONFIG_FILE, METRICS_FILE, read_json, write_json
+from ogpsa.runs import CONFIG_FILE, METRICS_FILE, read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from ogpsa.config import Config
 
 SWEEPS = Path("slurm/sweeps")
-RUN_DIRECTORY = "hydra.run.dir="
+RUN_DIRECTORY = re.compile(r"\+*hydra\.run\.dir=")
+TRACKER_GROUP = re.compile(r"\+*tracker\.group=")
+# What a sweep may be called: it is in paths, in overrides and in SLURM's own fields.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Two lines more alike than this are one that was edited.
 ALIKE = 0.6
 
@@ -63,20 +67,25 @@ class Row:
 
     @property
     def done(self) -> bool:
-        return (self.directory / METRICS_FILE).is_file()
+        return is_done(self.directory)
 
 
 @dataclass(frozen=True)
 class Record:
-    """A row that was submitted, as it was then."""
+    """A row that was submitted, as it was then.
+
+    Attributes:
+        gone: the file held it no longer when it was last submitted.
+    """
 
     name: str
     line: Line
     directory: Path
+    gone: bool = False
 
     @property
     def done(self) -> bool:
-        return (self.directory / METRICS_FILE).is_file()
+        return is_done(self.directory)
 
     @property
     def begun(self) -> bool:
@@ -116,22 +125,31 @@ class Sweep:
         return self.folder / "slurm" / "events" / f"{name}.tsv"
 
     def records(self) -> dict[str, Record]:
-        """Rows that were submitted, by name."""
+        """Rows that were submitted, by name.
+
+        Raises:
+            UserError: they are of another file that is called the same.
+        """
+        if self.records_file.is_file() and (other := read_json(self.records_file)["file"]) != os.path.abspath(
+            self.file
+        ):
+            raise UserError(
+                f"SWEEP: {self.folder} holds the rows of {other}; rename {self.file}, or move {self.folder} away"
+            )
         return read_records(self.folder)
 
     def remember(self, records: Sequence[Record]) -> None:
         """Replace what is known by ``records``."""
-        write_json(
-            self.records_file,
-            {
-                one.name: {
-                    "line": one.line.number,
-                    "overrides": one.line.overrides,
-                    "directory": str(one.directory),
-                }
-                for one in records
-            },
-        )
+        rows = {
+            one.name: {"line": one.line.number, "overrides": one.line.overrides, "directory": str(one.directory),
+                       "gone": one.gone}
+            for one in records
+        }  # fmt: skip
+        write_json(self.records_file, {"file": os.path.abspath(self.file), "rows": rows})
+
+
+def is_done(directory: Path) -> bool:
+    return (directory / METRICS_FILE).is_file()
 
 
 def read_records(folder: Path) -> dict[str, Record]:
@@ -141,11 +159,9 @@ def read_records(folder: Path) -> dict[str, Record]:
         UserError: the file is damaged.
     """
     file = folder / "slurm" / "rows.json"
-    if not file.is_file():
-        return {}
     return {
-        name: Record(name, Line(one["line"], tuple(one["overrides"])), Path(one["directory"]))
-        for name, one in read_json(file).items()
+        name: Record(name, Line(one["line"], tuple(one["overrides"])), Path(one["directory"]), one["gone"])
+        for name, one in (read_json(file)["rows"] if file.is_file() else {}).items()
     }
 
 
@@ -158,6 +174,8 @@ def find_sweep(text: str) -> Sweep:
     known = [path.stem for path in sorted(SWEEPS.glob("*.txt"))]
     for file in (Path(text), SWEEPS / f"{text}.txt"):
         if file.is_file():
+            if not NAME.fullmatch(file.stem):
+                raise UserError(f"SWEEP: found '{file.name}'; expected a name of letters, digits, dots, - and _")
             return Sweep(file, Path("outputs") / file.stem)
     allowed = f"a file of rows, or one of {SWEEPS}: {', '.join(known) or 'none there'}"
     raise UserError(f"SWEEP: found '{text}'; expected {allowed}{closest_match(Path(text).stem, known)}")
@@ -171,7 +189,7 @@ def read_lines(file: Path) -> list[Line]:
     """
     try:
         text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, IsADirectoryError):
         raise UserError(f"{file}: not a UTF-8 text file; expected one row of overrides a line") from None
     lines, problems = [], []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -188,6 +206,21 @@ def read_lines(file: Path) -> list[Line]:
     return lines
 
 
+def add_lines(file: Path, lines: Sequence[Line]) -> tuple[int, int]:
+    """Append to a sweep file the rows that it lacks; returns how many those are, and how many it had.
+
+    Raises:
+        UserError: the file cannot be read as one.
+    """
+    old = read_lines(file) if file.exists() else []
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    known = {line.content for line in old}
+    new = [line for line in lines if line.content not in known]
+    text += "\n" * bool(text and not text.endswith("\n"))
+    write_atomically(file, text + "".join(f"{line.text}\n" for line in new))
+    return len(new), len(old)
+
+
 def compose_rows(sweep: Sweep, lines: Sequence[Line]) -> list[Row]:
     """The runs that the lines ask for.
 
@@ -197,35 +230,44 @@ def compose_rows(sweep: Sweep, lines: Sequence[Line]) -> list[Row]:
     from conf.compose import compose_run
 
     rows: list[Row] = []
+    by_key: dict[str, Line] = {}
+    by_directory: dict[str, Line] = {}
     problems: list[str] = []
     progress = Progress(len(lines), "reading rows")
     for count, line in enumerate(lines, start=1):
-        own = any(override.startswith(RUN_DIRECTORY) for override in line.overrides)
-        overrides = list(line.overrides) if own else [*line.overrides, f"{RUN_DIRECTORY}{sweep.folder}/${{run_name:}}"]
-        if not any(override.lstrip("+").startswith("tracker.group=") for override in overrides):
-            overrides.append(f"tracker.group={json.dumps(sweep.name)}")
+        own = [word for word in line.overrides if RUN_DIRECTORY.match(word)]
+        overrides = [word for word in line.overrides if word not in own]
+        if not any(TRACKER_GROUP.match(word) for word in overrides):
+            overrides.append(f"tracker.group={quoted(sweep.name)}")
         try:
-            config, directory = compose_run(overrides)
+            config, directory = compose_run([*overrides, *(own or [f"hydra.run.dir={sweep.folder}/${{run_name:}}"])])
         except UserError as error:
             problems += [f"{sweep.file}:{line.number}: {problem}" for problem in error.problems]
             continue
-        same = next((row for row in rows if row.config.key() == config.key() or row.directory == directory), None)
-        if same is None:
-            rows.append(Row(line, config.run_name(), directory, tuple(overrides), config))
-        elif same.config.key() == config.key():
-            problems.append(f"{sweep.file}:{line.number}: the same run as line {same.line.number}; drop one")
-        else:
+        same = by_key.setdefault(config.key(), line)
+        tenant = by_directory.setdefault(os.path.abspath(directory), line)
+        if same is not line:
+            problems.append(f"{sweep.file}:{line.number}: the same run as line {same.number}; drop one")
+        elif tenant is not line:
             problems.append(
-                f"{sweep.file}:{line.number}: would run in the same directory as line {same.line.number}, {directory}; "
+                f"{sweep.file}:{line.number}: would run in the same directory as line {tenant.number}, {directory}; "
                 "tell them apart in hydra.run.dir"
             )
+        # As it is now: what conf/ says when the row starts may be something else.
+        resolved = (*overrides, f"hydra.run.dir={quoted(str(directory))}")
+        rows.append(Row(line, config.run_name(), directory, resolved, config))
         progress.show(count)
     if problems:
         raise UserError(*problems)
     return rows
 
 
-def check_edits(sweep: Sweep, rows: Sequence[Row], records: dict[str, Record], queued: Sequence[str]) -> None:
+def quoted(text: str) -> str:
+    """``text`` as a value of an override, whatever is in it."""
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def check_edits(sweep: Sweep, rows: Sequence[Row], records: Mapping[str, Record], queued: Collection[str]) -> None:
     """Refuse rows that were changed after they ran or were queued: their results would be of another row.
 
     Args:
@@ -239,7 +281,7 @@ def check_edits(sweep: Sweep, rows: Sequence[Row], records: dict[str, Record], q
     names = {row.name for row in rows}
     new = [row for row in rows if row.name not in records]
     for record in records.values():
-        if record.name in names or not (record.begun or record.name in queued):
+        if record.name in names or record.gone or not (record.begun or record.name in queued):
             continue
         state = "ran" if record.begun else "was queued"
         if (row := contents.get(record.line.content)) is not None:
@@ -251,7 +293,8 @@ def check_edits(sweep: Sweep, rows: Sequence[Row], records: dict[str, Record], q
             new.remove(row)
             problems.append(
                 f"{sweep.file}:{row.line.number}: edited after it {state}; it was: {record.line.text}; it is: "
-                f"{row.line.text}; put the old row back and add the new one in a line of its own"
+                f"{row.line.text}; put the old row back and give the new one a line of its own, or delete "
+                f"{record.directory}"
             )
     if problems:
         raise UserError(*problems)

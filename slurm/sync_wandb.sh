@@ -6,7 +6,7 @@ usage() {
 usage: slurm/sync_wandb.sh [DIR] [wandb sync options]
 
 Upload every W&B run that was kept offline below DIR (outputs), one at a time: a run that cannot be read stops no other.
-What has been uploaded is remembered beside it and left out the next time. Needs WANDB_API_KEY and a network.
+What has been uploaded is remembered beside it and left out the next time. Needs WANDB_API_KEY, or a stored login, and a network.
 EOF
 }
 
@@ -22,15 +22,15 @@ if [[ ! -d $directory ]]; then
   echo "error: $directory: no such folder" >&2
   exit 2
 fi
-if [[ -z ${WANDB_API_KEY:-} ]]; then
-  echo "error: WANDB_API_KEY: not set; wandb sync needs it" >&2
+if [[ -z ${WANDB_API_KEY:-} && ! -f ${NETRC:-$HOME/.netrc} ]]; then
+  echo "error: WANDB_API_KEY: not set, and no login is stored; wandb sync needs one of them" >&2
   exit 2
 fi
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 mapfile -d '' -t runs < <(find "$directory" -type d -name 'offline-run-*' -print0 | sort -z)
-# wandb sync ends with 0 whatever it met; what it has read to the end it marks.
+# wandb sync also ends with 0 for a run that it cannot read; what it has read to the end it marks.
 complete() {
   local file
   for file in "$1"/*.wandb; do

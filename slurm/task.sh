@@ -1,26 +1,43 @@
-# What an array task does with its row, for array.sbatch and multinode.sbatch. Sourced with two arguments: the
+# What an array task does with its row, for array.sbatch and multinode.sbatch. Sourced with their two arguments: the
 # repository, and the folder of the submission. Expects SLURM's variables of a task.
 # shellcheck shell=bash disable=SC2034
 submission=$2
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$1/slurm/common.sh"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+EXIT_REQUEUE=85
+# Both names: one task of every array has the array's own number, which means all of them.
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+restarts=${SLURM_RESTART_COUNT:-0}
 
 mapfile -d '' -t words < "$submission/$SLURM_ARRAY_TASK_ID"
 # Words of slurm/submit.py: the row's name, the file of what happens to it, its processes a node, then its overrides.
-name=${words[0]} events=${words[1]} processes=${words[2]}
-arguments=("${words[@]:3}" "lock_wait=$OGPSA_LOCK_SECONDS")
-restarts=${SLURM_RESTART_COUNT:-0}
+events=${words[1]} processes=${words[2]} arguments=("${words[@]:3}")
 # Where the processes of torchrun, which has exit codes of its own, say that they saved and left with 85.
 saved=$submission/$SLURM_ARRAY_TASK_ID.saved
-EXIT_REQUEUE=85
-job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+# SLURM asked this script to end: cancelled, out of time, or requeued by someone else. What follows is SLURM's business.
+ended=
 
-# record WHAT [WHY]: one line to the row's events, whole or not at all.
+# record WHAT [WHY]: one line to the row's events.
 record() {
   printf '%s\t%s\t%s\t%s\t%s\t%s\n' \
     "$(date +%s)" "$1" "$job" "${SLURM_JOB_NODELIST:-}" "$restarts" "${2:-}" >> "$events"
+  recorded=$1
 }
+
+# However this script ends, the row's events say so.
+recorded=
+last_word() {
+  local code=$?
+  [[ $recorded && $recorded != started ]] || record failed "the task ended with exit code $code"
+}
+trap last_word EXIT
+
+echo "slurm: task $job, start $((restarts + 1)), on ${SLURM_JOB_NODELIST:-?}"
+# shellcheck source=common.sh
+source "$1/slurm/common.sh"
+arguments+=("lock_wait=$OGPSA_LOCK_SECONDS")
+cores=${SLURM_CPUS_PER_TASK:-1}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
+# srun does not take it from sbatch.
+export SRUN_CPUS_PER_TASK=$cores
 
 fail() {
   record failed "$1"
@@ -28,22 +45,19 @@ fail() {
   exit 1
 }
 
-# The state in SLURM's words.
-state() {
-  scontrol --oneliner show job "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p' | head -n 1
-}
-
 requeue() {
-  # Someone cancelled it: it stays cancelled.
-  if [[ $(state) == CANCELLED ]]; then
-    record cancelled
+  local now
+  # A task that SLURM lost sight of must not requeue the one that took its place.
+  now=$(scontrol --oneliner show job "$job" | sed -n 's/.* Restarts=\([0-9]*\) .*/\1/p')
+  if [[ ${now:-$restarts} != "$restarts" ]]; then
+    record ended "SLURM had started it anew"
     exit "$EXIT_REQUEUE"
   fi
   if ((restarts >= OGPSA_MOST_REQUEUES)); then
     fail "requeued $restarts times already, the most that OGPSA_MOST_REQUEUES allows"
   fi
   record requeued "saved and left"
-  scontrol requeue "$SLURM_JOB_ID" || fail "saved, but scontrol requeue refused; submit the sweep again to go on"
+  scontrol requeue "$job" || fail "saved, but scontrol requeue refused; submit the sweep again to go on"
   # SLURM ends this script.
   sleep 60
 }
@@ -52,23 +66,25 @@ requeue() {
 # came before the run listens would be lost.
 warn() {
   while kill -0 "$pid" 2> /dev/null; do
-    scancel --signal=USR1 "$SLURM_JOB_ID.0" 2> /dev/null || true
+    scancel --signal=USR1 "$job.0" 2> /dev/null || true
     sleep 2
   done
 }
 
-# run COMMAND...: start the row by srun, wait for it, and do what its exit code asks for.
+# run COMMAND...: start the row by srun, a task a node, wait for it, and do what its exit code asks for.
 run() {
   local code=0 again=0 warned=
   if ((restarts > OGPSA_MOST_REQUEUES)); then
     fail "requeued $restarts times, more than OGPSA_MOST_REQUEUES allows"
   fi
+  rm -f "$saved"
   record started
   # Neither ends this script, which has to say how the row ended; srun and the run have their own.
   trap '[[ $warned ]] || { warned=yes; warn & }' USR1
-  trap ':' TERM
+  trap 'ended=yes' TERM
   # Nothing but the run heeds the warning: it would end torchrun.
-  srun --kill-on-bad-exit=1 bash -c 'trap "" USR1; exec "$@"' _ "$@" &
+  srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
+    bash -c 'trap "" USR1; exec "$@"' _ "$@" &
   pid=$!
   while kill -0 "$pid" 2> /dev/null; do
     code=0
@@ -77,17 +93,23 @@ run() {
   # A signal ends wait as well; what it left unread is read now, and 127 says that nothing was.
   wait "$pid" || again=$?
   ((again == 127)) || code=$again
-  if [[ -e $saved ]]; then
-    rm -f "$saved"
+  if ((code)) && [[ -e $saved ]]; then
     code=$EXIT_REQUEUE
   fi
-  case $code in
-    0)
-      record finished
-      "$python" -m slurm.front "$submission/../../.." || echo "the sweep's front was not refreshed; the row is done" >&2
-      ;;
-    "$EXIT_REQUEUE") requeue ;;
-    *) record failed "exit code $code" ;;
-  esac
+  rm -f "$saved"
+  if ((code == 0)); then
+    record finished
+    timeout 600 "$python" -m slurm.front "$submission/../../.." ||
+      echo "the sweep's front was not refreshed; the row is done" >&2
+  elif [[ $ended ]]; then
+    record ended
+    # Until SLURM ends or requeues the job: one that left by itself would not be requeued.
+    sleep 120
+  elif ((code == EXIT_REQUEUE || code == 128 + 15)); then
+    # 143: SIGTERM came to the run alone, and before it listened.
+    requeue
+  else
+    record failed "exit code $code"
+  fi
   exit "$code"
 }

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ogpsa.interruption import deaf_children
+
 # Seconds and bytes that one program may take; the published evaluation allows 3 seconds.
 CODE_SECONDS = 3
 CODE_BYTES = 4 * 2**30
@@ -55,17 +57,18 @@ def humaneval_results(document: Mapping[str, Any], results: Sequence[str]) -> di
     program = f"{document['prompt']}{completion}\n{document['test']}\ncheck({document['entry_point']})\n"
     with tempfile.TemporaryDirectory() as folder:
         try:
-            finished = subprocess.run(
-                [sys.executable, "-I", "-c", RUNNER],
-                input=f"{word}\n{program}",
-                text=True,
-                cwd=folder,
-                env={},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=CODE_SECONDS + 2,
-                check=False,
-            )
+            with deaf_children():
+                finished = subprocess.run(
+                    [sys.executable, "-I", "-c", RUNNER],
+                    input=f"{word}\n{program}",
+                    text=True,
+                    cwd=folder,
+                    env={},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    timeout=CODE_SECONDS + 2,
+                    check=False,
+                )
         except subprocess.TimeoutExpired:
             return {"pass_at_1": 0.0}
     return {"pass_at_1": float(finished.stdout == word)}

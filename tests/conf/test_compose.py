@@ -114,7 +114,7 @@ def test_run_name_depends_on_what_changes_the_result() -> None:
 
 # Overrides, and the exact lines.
 METHODS = "anchor, baseline, lora, merge, ogpsa, ogpsa_anchor, ogpsa_lora, ogpsa_merge, ogpsa_selected, replay"
-TOP_KEYS = "seed, cache_dir, stage_store, preflight, model, stage, method, data, eval, distributed, tracker"
+TOP_KEYS = "seed, cache_dir, stage_store, lock_wait, preflight, model, stage, method, data, eval, distributed, tracker"
 METHOD_KEYS = (
     "name, recipe_rate, rank, refresh_every, samples, reference_sets, scope, sided, target, streaming, basis_dtype, "
     "basis_device"
@@ -126,7 +126,7 @@ MISTAKES: dict[tuple[str, ...], list[str]] = {
         "stage: 'stf' is not an option; allowed: dpo, sft, sft_dpo; did you mean 'sft'?",
         "tracker: 'wnadb' is not an option; allowed: none, wandb; did you mean 'wandb'?",
     ],
-    ("hydra/launcher=nope",): ["hydra/launcher: 'nope' is not an option; allowed: basic"],
+    ("hydra/launcher=nope",): ["hydra/launcher: 'nope' is not an option; allowed: basic, slurm"],
     ("method.rnak=4",): [f"method.rnak: unknown key; allowed: {METHOD_KEYS}; did you mean 'rank'?"],
     ("++method.rnak=4",): [f"method.rnak: unknown key; allowed: {METHOD_KEYS}; did you mean 'rank'?"],
     ("method=baseline", "method.rank=4"): ["method.rank: unknown key; allowed: name, recipe_rate"],

@@ -48,11 +48,11 @@ def test_rows_come_in_the_order_of_their_numbers() -> None:
 def test_seeds_and_strengths_are_the_suites_or_the_users() -> None:
     table = load_experiment("table1")
     found = points(table, "testbed", ["qwen2_5_7b_sft_dpo_ogpsa"])
-    seeds = {strength: [point.seed for point in found if point.strength == strength] for strength in (1, 0.5, 0.25)}
-    assert seeds == {1: list(range(10)), 0.5: list(range(5)), 0.25: list(range(5))}
-    full, half = (next(point for point in found if point.strength == strength) for strength in (1, 0.5))
-    for stage, halved in zip(full.config.stages, half.config.stages, strict=True):
-        assert halved.learning_rate == pytest.approx(stage.learning_rate / 2)
+    seeds = {strength: [point.seed for point in found if point.strength == strength] for strength in (1, 0.25)}
+    assert seeds == {1: list(range(10)), 0.25: list(range(5))}
+    full, quarter = (next(point for point in found if point.strength == strength) for strength in (1, 0.25))
+    for stage, less in zip(full.config.stages, quarter.config.stages, strict=True):
+        assert less.learning_rate == pytest.approx(stage.learning_rate / 4)
     [one] = points(table, "testbed", ["llama3_1_8b_sft_lora"], seeds=[7])
     assert (one.seed, one.config.seed, one.config.data.seed) == (7, 7, 1)
     [full_size] = points(table, "paper", ["llama3_1_8b_sft_lora"])
@@ -91,8 +91,8 @@ MISTAKES = {
         "rows: '64' matches no row of rank; rows: table1/qwen2_5_7b_sft_dpo_baseline, 1, 2, 4, 8, 16, 32; "
         "did you mean '4'?",
     "run rank sead=1":
-        "sead: unknown key; allowed: seed, cache_dir, stage_store, preflight, model, stage, method, data, eval, "
-        "distributed, tracker; did you mean 'seed'?",
+        "sead: unknown key; allowed: seed, cache_dir, stage_store, lock_wait, preflight, model, stage, method, data, "
+        "eval, distributed, tracker; did you mean 'seed'?",
     "run rank seed=3": "seed: set by this command for every run; name the seeds with seeds=",
     "list rank": "list: found 'rank'; it takes no arguments",
 }  # fmt: skip
@@ -119,7 +119,13 @@ def test_a_sweep_file_holds_one_run_a_line(
     lines = (tmp_path / "slurm/sweeps/diversity.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 5
     assert all("seed=0" in line and "stage_store=outputs/paper/stages" in line for line in lines)
-    assert capsys.readouterr().out == "slurm/sweeps/diversity.txt: 5 rows, those that are done left out\n"
+    said = "slurm/sweeps/diversity.txt: {}; next: slurm/submit.sh slurm/sweeps/diversity.txt\n"
+    assert capsys.readouterr().out == said.format("5 rows added, 0 were there")
+    # More seeds are added to what is there; another suite has a file of its own.
+    assert main(["run", "diversity", "suite=paper", "seeds=2", "slurm=true"]) == 0
+    assert capsys.readouterr().out == said.format("5 rows added, 5 were there")
+    assert main(["run", "diversity", "slurm=true"]) == 0
+    assert (tmp_path / "slurm/sweeps/diversity-testbed.txt").is_file()
 
 
 def test_the_plan_counts_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,9 @@ case $1 in
     await 30 "an idle cluster" idle
     ;;
   stop)
+    # Jobs would live on without their daemons.
+    scancel --user=root > /dev/null 2>&1 || true
+    scancel --signal=KILL --user=root > /dev/null 2>&1 || true
     for file in "$directory"/run/slurmd.*.pid "$directory"/run/slurmctld.pid "$directory"/run/munged.pid; do
       stop_by "$file"
     done

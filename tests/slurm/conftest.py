@@ -95,6 +95,10 @@ class Work:
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
+    def nodes(self) -> str:
+        """Every node and its state, a line each."""
+        return self.cluster.ask("sinfo", "--noheader", "--Node", "--format=%N %T").replace("*", "")
+
     def runs(self) -> list[Path]:
         return sorted(path.parent for path in self.results.glob("*/config.yaml"))
 
@@ -171,9 +175,10 @@ def undisturbed(row: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
     return run_alone(row, tmp_path_factory.mktemp("undisturbed"))
 
 
-def run_alone(row: Sequence[str], folder: Path) -> tuple[object, dict[str, str]]:
+def run_alone(row: Sequence[str], folder: Path, processes: int = 1) -> tuple[object, dict[str, str]]:
     """The result of a row that runs in ``folder`` without SLURM."""
-    command = [sys.executable, str(PROGRAM), *row, f"hydra.run.dir={folder / 'run'}"]
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launch, str(PROGRAM), *row, f"hydra.run.dir={folder / 'run'}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     return result(folder / "run")

@@ -19,9 +19,11 @@ def preempt(work: Work) -> None:
     work.cluster.ask("sbatch", *TAKE_NODE, "--output=/dev/null", "--wrap", "sleep 3")
 
 
-def one_run_equals(work: Work, undisturbed: Undisturbed) -> None:
+def one_run_equals(work: Work, undisturbed: Undisturbed, failures: int = 0) -> None:
+    """The row's one run gave what it would have given, and was finished once."""
     [run] = work.runs()
     assert result(run) == undisturbed
+    assert (work.events().count("finished"), work.events().count("failed")) == (1, failures)
 
 
 def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) -> None:
@@ -64,7 +66,8 @@ def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) 
 
 
 def test_two_submissions_at_the_same_instant_queue_a_row_once(work: Work, row: list[str]) -> None:
-    work.write(row, [*row, "seed=1"])
+    folder = work.results / "it's a row, ä"
+    work.write(row, [*row, "seed=1", f'hydra.run.dir="{folder}"'])
     command = [str(SLURM / "submit.sh"), work.file.name]
     both = [
         subprocess.Popen(command, cwd=work.folder, env=work.cluster.environment, stdout=subprocess.PIPE, text=True)
@@ -75,6 +78,23 @@ def test_two_submissions_at_the_same_instant_queue_a_row_once(work: Work, row: l
     assert "0 done, 2 queued or running, 0 to queue" in said[1]
     work.all_done()
     assert work.events() == ["started", "finished"] * 2
+    assert (folder / "metrics.json").is_file()
+    # A log is lines, not a bar drawn over itself.
+    assert "\r" not in work.printed()
+
+
+def test_a_warning_is_for_one_row_of_an_array(work: Work, row: list[str], undisturbed: Undisturbed) -> None:
+    work.write([*row, "seed=1"], row)
+    job = work.queue()
+    work.until(lambda: work.log().count("sft 10/60") == 2)
+    # To SLURM, one task of every array is also called by the array's own number.
+    [both] = [task for task in ("0", "1") if work.cluster.facts(f"{job}_{task}")["JobId"] == job]
+    work.cluster.ask("scancel", "--batch", "--signal=USR1", f"{job}_{both}")
+    work.all_done()
+    histories = {path.name: path.read_text(encoding="utf-8") for path in work.results.glob("slurm/events/*.tsv")}
+    assert sorted(text.count("started") for text in histories.values()) == [1, 2]
+    assert sorted(text.count("finished") for text in histories.values()) == [1, 1]
+    assert result(next(run for run in work.runs() if "-seed0-" in run.name)) == undisturbed
 
 
 @pytest.mark.parametrize(
@@ -127,7 +147,7 @@ def test_a_cancelled_row_stays_cancelled_and_can_be_submitted_again(
     work.cluster.ask("scancel", job)
     work.ends()
     assert work.cluster.facts(f"{job}_0")["JobState"] == "CANCELLED"
-    assert work.status()[-1] in ("1 cancelled", "1 stopped")
+    assert work.status()[-1] == "1 cancelled"
     work.queue()
     work.all_done()
     one_run_equals(work, undisturbed)
@@ -149,7 +169,7 @@ def test_the_controller_may_die_while_rows_run(work: Work, row: list[str], undis
     work.queue()
     work.reaches("sft 10/60")
     os.kill(work.cluster.daemon("slurmctld"), signal.SIGKILL)
-    assert work.status()[-1].startswith("1 ")  # from files alone
+    assert work.status()[-1] == "1 unknown"
     refused = work.submit()
     assert refused.returncode == 2 and refused.stderr.startswith("error: squeue: ")
     work.cluster.script("controller", str(work.cluster.directory))
@@ -159,27 +179,28 @@ def test_the_controller_may_die_while_rows_run(work: Work, row: list[str], undis
 
 
 @pytest.mark.long
-def test_a_node_may_die_while_a_row_runs(work: Work, row: list[str], undisturbed: Undisturbed) -> None:
-    work.write([*row, "stage.sft.log_every=2"])
+def test_a_node_may_die_while_a_row_runs(work: Work, row: list[str]) -> None:
+    longer = [*row, "stage.sft.max_steps=800"]
+    work.write(longer)
     work.queue("--nodelist=n1")
-    work.reaches("sft 10/60")
+    work.reaches("sft 10/800")
     try:
-        # Its daemon alone: the row's processes live on, as on a node that only lost its network.
+        # Its daemon alone: the row lives on, as on a node that only lost its network, and keeps the run's lock.
         os.kill(work.cluster.daemon("slurmd.n1"), signal.SIGKILL)
-        work.until(
-            lambda: "n1 down" in work.cluster.ask("sinfo", "--noheader", "--Node", "--format=%N %T").replace("*", "")
-        )
+        work.until(lambda: "n1 down" in work.nodes())
     finally:
         work.cluster.script("node", str(work.cluster.directory), "n1")
     work.all_done()
-    one_run_equals(work, undisturbed)
+    assert work.events().count("started") > 1
+    [run] = work.runs()
+    assert result(run) == run_alone(longer, work.folder)
 
 
 @pytest.mark.long
 def test_a_full_disk_fails_the_row_and_costs_nothing(work: Work, row: list[str], undisturbed: Undisturbed) -> None:
     disk = work.folder / "outputs"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(disk)], check=True)
     try:
         work.write(row)
         job = work.queue()
@@ -189,7 +210,7 @@ def test_a_full_disk_fails_the_row_and_costs_nothing(work: Work, row: list[str],
         subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
         work.queue()
         work.all_done()
-        one_run_equals(work, undisturbed)
+        one_run_equals(work, undisturbed, work.events().count("failed"))
     finally:
         work.cluster.call("scancel", "--name=sweep")
         work.ends()
@@ -198,7 +219,8 @@ def test_a_full_disk_fails_the_row_and_costs_nothing(work: Work, row: list[str],
 
 @pytest.mark.long
 def test_two_nodes_are_requeued_together_and_fail_together(work: Work, row: list[str]) -> None:
-    work.write([*row, "distributed=ddp", "stage.sft.micro_batch_size=8", "stage.dpo.micro_batch_size=4"])
+    both = [*row, "distributed=ddp", "stage.sft.micro_batch_size=8", "stage.dpo.micro_batch_size=4"]
+    work.write(both)
     job = work.queue("--nodes=2", OGPSA_PROCESSES="1", OGPSA_HEAD="127.0.0.1")
     work.reaches("sft 10/60")
     # The one on the head, without a warning.
@@ -213,6 +235,7 @@ def test_two_nodes_are_requeued_together_and_fail_together(work: Work, row: list
     work.cluster.ask("scancel", "--batch", "--signal=USR1", again)
     work.until(lambda: "requeued" in work.events())
     work.all_done()
+    one_run_equals(work, run_alone(both, work.folder, processes=2), failures=1)
 
 
 def _processes(module: str) -> list[int]:

@@ -1,19 +1,22 @@
 """Sweep files, grids and scripts: what needs no cluster."""
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from conf.compose import compose_run
 from ogpsa.errors import UserError
 from ogpsa.runs import write_json
 from slurm import grid
 from slurm.squeue import Task, read_words, write_words
 from slurm.status import error_of, read_events, requeues_of, seconds_of, state_of, status
-from slurm.submit import check_rows, node_count
+from slurm.submit import check_rows, node_count, option_problems
 from slurm.sweep import Line, Record, Sweep, check_edits, compose_rows, find_sweep, read_lines
 from tests.program import ROOT
 
@@ -127,6 +130,39 @@ def test_rows_may_be_appended_reordered_and_taken_out(sweep: Sweep) -> None:
         check_edits(sweep, compose_rows(sweep, read_lines(written(sweep, *lines).file)), records, [])
 
 
+def test_a_row_that_was_taken_out_does_not_stand_in_the_way(sweep: Sweep) -> None:
+    records = ran(sweep, "method.rank=2 seed=1")
+    later = compose_rows(sweep, read_lines(written(sweep, "method.rank=4 seed=1").file))
+    gone = {name: replace(record, gone=True) for name, record in records.items()}
+    check_edits(sweep, later, gone, [])
+
+
+def test_a_sweeps_name_is_one_that_paths_and_overrides_can_hold(tmp_path: Path) -> None:
+    (tmp_path / "a,b.txt").write_text("seed=1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"found 'a,b.txt'; expected a name of letters, digits, dots, - and _"):
+        find_sweep(str(tmp_path / "a,b.txt"))
+
+
+def test_two_files_of_one_name_do_not_share_results(sweep: Sweep, tmp_path: Path) -> None:
+    sweep.remember([])
+    other = Sweep(tmp_path / "elsewhere" / "study.txt", sweep.folder)
+    with pytest.raises(UserError, match=r"holds the rows of .*study\.txt; rename"):
+        other.records()
+
+
+def test_records_are_read_as_they_were_written(sweep: Sweep) -> None:
+    record = Record("old", Line(3, ("a='b c'", "seed=1")), sweep.folder / "old", gone=True)
+    sweep.remember([record])
+    assert sweep.records() == {"old": record}
+
+
+def test_a_folder_with_odd_characters_is_the_runs_folder(sweep: Sweep) -> None:
+    written(sweep, f"seed=1 'hydra.run.dir=\"{sweep.folder}/it=s, odd\"'")
+    [row] = compose_rows(sweep, read_lines(sweep.file))
+    assert row.directory == sweep.folder / "it=s, odd"
+    assert compose_run(list(row.overrides))[1] == row.directory
+
+
 def test_a_row_that_never_began_may_be_edited_unless_it_is_queued(sweep: Sweep) -> None:
     record = Record("old", Line(1, ("method.rank=4", "seed=1")), sweep.folder / "old")
     rows = compose_rows(sweep, read_lines(written(sweep, "method.rank=8 seed=1").file))
@@ -175,6 +211,28 @@ def test_what_could_not_run_is_refused_before_anything_is_queued(
 )
 def test_nodes_are_read_as_sbatch_reads_them(options: list[str], count: int) -> None:
     assert node_count(options) == count
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--array=1-3"], "--array: set by submit.sh; it is made from the rows"),
+        (["-a1-3"], "--array: set by submit.sh"),
+        (["--arr", "1"], "--array: set by submit.sh"),
+        (["-J", "mine"], "--job-name: set by submit.sh"),
+        (["--ntasks-per-node=8"], "--ntasks-per-node: set by submit.sh"),
+        (["--signal=USR1@5"], "--signal: set by submit.sh; OGPSA_WARNING_SECONDS sets it"),
+        (["other.txt"], "'other.txt' belongs to no option of sbatch"),
+        (["--time=1", "other.txt"], "'other.txt' belongs to no option of sbatch"),
+    ],
+)
+def test_options_that_would_break_a_sweep_are_refused(options: list[str], problem: str) -> None:
+    assert option_problems(options)[0].startswith(problem)
+
+
+def test_the_rest_of_sbatchs_options_is_the_users() -> None:
+    given = ["--time", "8:00:00", "-p", "gpu", "--gpus-per-node=8", "--exclusive", "-A", "us", "--nodes=2", "-c8"]
+    assert option_problems(given) == []
 
 
 @pytest.mark.parametrize("options", [["--nodes=1-2"], ["--nodes"], ["-N0"]])
@@ -250,7 +308,8 @@ STARTED = "100\tstarted\t7_0\tn1\t0\t"
         ([STARTED], Task("row", "7_0", "RUNNING", "n1", "None"), "running"),
         ([STARTED, "160\trequeued\t7_0\tn1\t0\t"], Task("row", "7_0", "PENDING", "", "BeginTime"), "requeued"),
         ([STARTED, "160\tfailed\t7_0\tn1\t0\texit code 1"], None, "failed"),
-        ([STARTED, "160\tcancelled\t7_0\tn1\t0\t"], None, "cancelled"),
+        ([STARTED, "160\tended\t7_0\tn1\t0\t"], None, "cancelled"),
+        ([STARTED, "160\tended\t7_0\tn1\t0\t"], Task("row", "7_0", "PENDING", "", "BeginTime"), "requeued"),
         ([STARTED], None, "stopped"),
         ([], None, "not queued"),
     ],
@@ -281,9 +340,24 @@ def test_time_and_requeues_are_of_all_tasks(sweep: Sweep) -> None:
 
 
 def test_the_last_error_is_the_programs_own(sweep: Sweep) -> None:
-    printed = "Traceback (most recent call last):\n  File x\nValueError: rows\nsrun: error: n1: task 0: Exited\n"
+    printed = (
+        "slurm: task 7_0, start 1, on n1\nOSError: of an earlier start\nslurm: task 7_0, start 2, on n1\n"
+        "Traceback (most recent call last):\n  File x\nValueError: rows\nsrun: error: n1: task 0: Exited\n"
+        "    raise ChildFailedError(\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n"
+    )
     record_in(sweep, STARTED, "160\tfailed\t7_0\tn1\t0\texit code 1", printed=printed)
     assert error_of(sweep, read_events(sweep.events("row"))) == "ValueError: rows; exit code 1"
+
+
+def test_without_squeue_nothing_is_claimed_of_a_row_that_had_begun(sweep: Sweep) -> None:
+    record_in(sweep, STARTED)
+    assert status(sweep, None, False, 190.0).splitlines()[1].split()[:2] == ["row", "unknown"]
+
+
+def test_a_damaged_result_is_its_own_rows_affair(sweep: Sweep) -> None:
+    record = record_in(sweep, STARTED)
+    (record.directory / "metrics.json").write_text("{", encoding="utf-8")
+    assert "metrics.json: not readable as JSON" in status(sweep, [], False, 190.0)
 
 
 def test_the_table_says_where_a_row_is_and_what_is_not_submitted(sweep: Sweep) -> None:
@@ -310,9 +384,14 @@ def test_help_needs_no_environment(script: str, option: str, tmp_path: Path) -> 
 
 def test_a_cluster_without_slurm_is_one_line(tmp_path: Path, small: list[str]) -> None:
     (tmp_path / "study.txt").write_text(" ".join(small), encoding="utf-8")
-    environment = {"PATH": "/usr/bin:/bin", "OGPSA_PYTHON": sys.executable, "OGPSA_ENVIRONMENT": "/dev/null"}
+    # An empty folder has no squeue.
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "dirname", "env"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    environment = {"PATH": str(tmp_path / "bin"), "OGPSA_PYTHON": sys.executable, "OGPSA_ENVIRONMENT": "/dev/null"}
     done = subprocess.run(
-        [ROOT / "slurm" / "submit.sh", "study.txt", "--array=1-3"],
+        [ROOT / "slurm" / "submit.sh", "study.txt"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (2, "error: --array: set by submit.sh; it is made from the rows\n")
+    said = "error: squeue: no such program here; type this on a machine that has SLURM\n"
+    assert (done.returncode, done.stderr) == (2, said)

@@ -114,7 +114,8 @@ def test_one_broken_run_stops_no_other(kept: Path, server: Server) -> None:
 
 
 def test_without_a_key_or_a_folder_it_says_so_in_a_line(tmp_path: Path) -> None:
-    assert sync(tmp_path).stderr == "error: WANDB_API_KEY: not set; wandb sync needs it\n"
+    said = "error: WANDB_API_KEY: not set, and no login is stored; wandb sync needs one of them\n"
+    assert sync(tmp_path, HOME=str(tmp_path), NETRC=str(tmp_path / "none")).stderr == said
     command = [ROOT / "slurm" / "sync_wandb.sh", "nowhere"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "error: nowhere: no such folder\n")
