@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def seconds_of(record: Record, events: Sequence[Event], now: float | None) -> fl
     log = record.directory / "run.log"
     heard = log.stat().st_mtime if log.is_file() else 0.0
     total = 0.0
-    for event, after in zip(events, [*events[1:], None], strict=True):
+    for event, after in zip_longest(events, events[1:]):
         if event.what == STARTED:
             killed = max(event.time, heard)
             end = min(after.time, killed) if after and after.what == STARTED else after.time if after else now or killed

@@ -234,7 +234,7 @@ def _queue(sweep: Sweep, rows: Sequence[Row], nodes: int, options: Sequence[str]
     sweep.logs.mkdir(exist_ok=True)
     for index, row in enumerate(rows):
         events = sweep.events(row.name).resolve()
-        words = [str(events), str(processes_per_node(row, nodes)), *row.overrides]
+        words = [row.name, str(events), str(processes_per_node(row, nodes)), *row.overrides]
         write_words(submission / str(index), words)
     at_once = os.environ.get("OGPSA_ROWS_AT_ONCE", "")
     command = [
