@@ -13,6 +13,7 @@ from typing import Any
 from ogpsa import world
 from ogpsa.config import Config, Evaluation
 from ogpsa.data import Data, load_data
+from ogpsa.errors import UserError
 from ogpsa.interruption import Interruption
 from ogpsa.launch import check_launch
 from ogpsa.models import check_model, check_weights, local_folder
@@ -36,6 +37,8 @@ from ogpsa.tracking import NoTracker, check_tracker
 
 # evaluate(checkpoint, rows, output, settings, check) -> scores; ``check`` may leave between benchmarks.
 Evaluate = Callable[[Path, Path, Path, Evaluation, Callable[[], None]], dict[str, Any]]
+# Bytes; with less nothing can go on.
+FULL_DISK = 1 << 20
 log = logging.getLogger(__name__)
 file_log = logging.getLogger("ogpsa.file")
 
@@ -80,7 +83,7 @@ def run(config: Config, directory: Path, evaluate: Evaluate, overrides: Sequence
         The last checkpoint's safety and utility score, in [0, 1]; NaN where there is none, as with ``preflight``.
 
     Raises:
-        UserError: as ``check``, or another run owns the directory; on the main process alone.
+        UserError: as ``check``, another run owns the directory, or its disk is full; on the main process alone.
         SystemExit: code 85, with everything saved, when SIGTERM or SIGUSR1 asked for it; on the other processes
             also the main one's failure.
     """
@@ -96,8 +99,12 @@ def run(config: Config, directory: Path, evaluate: Evaluate, overrides: Sequence
             with Interruption() as interruption, _logging(directory / "run.log" if world.is_main() else None):
                 try:
                     metrics = _run(config, directory, data, evaluate, overrides, interruption)
-                except Exception:
+                except Exception as error:
                     file_log.exception("failed")
+                    if shutil.disk_usage(directory).free < FULL_DISK:
+                        # Libraries say it in words of their own, or not at all.
+                        problem = f"hydra.run.dir: no space left on the disk of {directory}"
+                        raise UserError(f"{problem}; make room and give the same command again") from error
                     raise
                 file_log.info("\n%s", table(metrics["base"], metrics["stages"]))
     if world.is_main():

@@ -57,6 +57,8 @@ requeue() {
     fail "requeued $restarts times already, the most that OGPSA_MOST_REQUEUES allows"
   fi
   record requeued "saved and left"
+  # The TERM that follows is of this requeue.
+  ended=yes
   scontrol requeue "$job" || fail "saved, but scontrol requeue refused; submit the sweep again to go on"
   # SLURM ends this script.
   sleep 60
@@ -81,7 +83,8 @@ run() {
   record started
   # Neither ends this script, which has to say how the row ended; srun and the run have their own.
   trap '[[ $warned ]] || { warned=yes; warn & }' USR1
-  trap 'ended=yes' TERM
+  # At once, since it may be killed before the run has left.
+  trap '[[ $ended ]] || { ended=yes; record ended; }' TERM
   # Nothing but the run heeds the warning: it would end torchrun.
   srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
     bash -c 'trap "" USR1; exec "$@"' _ "$@" &
@@ -102,7 +105,6 @@ run() {
     timeout 600 "$python" -m slurm.front "$submission/../../.." ||
       echo "the sweep's front was not refreshed; the row is done" >&2
   elif [[ $ended ]]; then
-    record ended
     # Until SLURM ends or requeues the job: one that left by itself would not be requeued.
     sleep 120
   elif ((code == EXIT_REQUEUE || code == 128 + 15)); then

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -348,3 +349,20 @@ def test_every_experiment_composes_as_its_header_says(file: Path) -> None:
     assert f" train.py +experiment={name}\n" in file.read_text(encoding="utf-8")
     config = compose_config([f"+experiment={name}", "seed=3"])
     assert config.seed == 3
+
+
+def test_the_slurm_launcher_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conf.compose.SUBMITIT", "of_no_plugin")
+    with pytest.raises(UserError) as refused:
+        compose_config(["hydra/launcher=slurm"])
+    assert refused.value.problems == (
+        "hydra/launcher: slurm needs hydra-submitit-launcher, which is not installed; type: make install-submitit",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("submitit") is None, reason="needs make install-submitit")
+def test_help_does_not_wait_for_submitit(cwd: Path) -> None:
+    command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "--help"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True)
+    assert "hydra.main" in done.stderr and "submitit" not in done.stderr

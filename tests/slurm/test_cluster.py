@@ -138,6 +138,24 @@ def test_scontrol_requeue_loses_nothing(work: Work, row: list[str], undisturbed:
     one_run_equals(work, undisturbed)
 
 
+@pytest.mark.long
+def test_a_row_that_is_ended_before_it_listens_is_requeued(
+    work: Work, row: list[str], undisturbed: Undisturbed
+) -> None:
+    """As on a cluster that sends a preempted job SIGTERM in place of a warning."""
+    work.write(row)
+    job = work.queue()
+    work.until(lambda: work.events())
+
+    def requeued() -> bool:
+        work.cluster.call("scancel", "--signal=TERM", f"{job}_0.0")
+        return "requeued" in work.events()
+
+    work.until(requeued)
+    work.all_done()
+    one_run_equals(work, undisturbed)
+
+
 def test_a_cancelled_row_stays_cancelled_and_can_be_submitted_again(
     work: Work, row: list[str], undisturbed: Undisturbed
 ) -> None:
@@ -206,7 +224,7 @@ def test_a_full_disk_fails_the_row_and_costs_nothing(work: Work, row: list[str],
         job = work.queue()
         work.ends()
         assert work.cluster.facts(f"{job}_0")["JobState"] == "FAILED"
-        assert "No space left on device" in work.printed()
+        assert "no space left on the disk of" in work.status()[1]
         subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
         work.queue()
         work.all_done()

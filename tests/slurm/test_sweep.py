@@ -349,6 +349,12 @@ def test_the_last_error_is_the_programs_own(sweep: Sweep) -> None:
     assert error_of(sweep, read_events(sweep.events("row"))) == "ValueError: rows; exit code 1"
 
 
+def test_a_row_that_waits_has_nothing_to_tell_but_why(sweep: Sweep) -> None:
+    record_in(sweep)
+    lines = status(sweep, [Task("row", "7_0", "PENDING", "", "Priority")], False, 190.0).splitlines()
+    assert lines[:2] == ["row  state    time     last error", "row  waiting  0:00:00  Priority"]
+
+
 def test_without_squeue_nothing_is_claimed_of_a_row_that_had_begun(sweep: Sweep) -> None:
     record_in(sweep, STARTED)
     assert status(sweep, None, False, 190.0).splitlines()[1].split()[:2] == ["row", "unknown"]
