@@ -96,15 +96,12 @@ def run(config: Config, directory: Path, evaluate: Evaluate, overrides: Sequence
         world.on_main(lambda: owned.enter_context(own(directory, config)))
         metrics = world.on_main(lambda: read_metrics(directory))
         if metrics is None:
-            with Interruption() as interruption, _logging(directory / "run.log" if world.is_main() else None):
+            log_file = directory / "run.log" if world.is_main() else None
+            with _full_disk_said(directory), Interruption() as interruption, _logging(log_file):
                 try:
                     metrics = _run(config, directory, data, evaluate, overrides, interruption)
-                except Exception as error:
+                except Exception:
                     file_log.exception("failed")
-                    if shutil.disk_usage(directory).free < FULL_DISK:
-                        # Libraries say it in words of their own, or not at all.
-                        problem = f"hydra.run.dir: no space left on the disk of {directory}"
-                        raise UserError(f"{problem}; make room and give the same command again") from error
                     raise
                 file_log.info("\n%s", table(metrics["base"], metrics["stages"]))
     if world.is_main():
@@ -204,6 +201,20 @@ def _run(
         if world.is_main():
             write_json(directory / METRICS_FILE, result)
     return result
+
+
+@contextmanager
+def _full_disk_said(directory: Path) -> Iterator[None]:
+    """Libraries, and the log's own file, say it in words of their own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if shutil.disk_usage(directory).free < FULL_DISK:
+            problem = f"hydra.run.dir: no space left on the disk of {directory}"
+            raise UserError(f"{problem}; make room and give the same command again") from error
+        raise
 
 
 @contextmanager

@@ -201,7 +201,10 @@ MISTAKES = {
     ),
     "mode misspelt": Mistake(
         ["distributed=fsdp"],
-        ["distributed: 'fsdp' is not an option; allowed: ddp, fsdp2, single, zero2, zero3; did you mean 'fsdp2'?"],
+        [
+            "distributed: 'fsdp' is not an option; allowed: ddp, fsdp2, fsdp2_two_nodes, single, zero2, zero3; "
+            "did you mean 'fsdp2'?"
+        ],
     ),
     # Settings that do not go together.
     "batch and micro-batch": Mistake(

@@ -118,12 +118,14 @@ def test_a_preempted_row_goes_on_bit_for_bit(work: Work, row: list[str], undistu
 
 @pytest.mark.long
 def test_a_row_at_its_time_limit_is_requeued_and_goes_on(work: Work, row: list[str]) -> None:
-    longer = [*row, "stage.sft.max_steps=800"]
+    longer = [*row, "stage.sft.max_steps=1500"]
     work.write(longer)
-    # SLURM's shortest limit is a minute; it warns half a minute before it.
-    work.queue("--time=1")
+    work.queue("--time=2", OGPSA_WARNING_SECONDS="60")
     work.until(lambda: "requeued" in work.events())
+    # What had been done is not done again.
+    assert "sft: saved at step" in work.log()
     work.all_done()
+    assert "sft: going on from checkpoint-" in work.log()
     one_run_equals(work, run_alone(longer, work.folder))
 
 
