@@ -20,6 +20,7 @@ from ogpsa.models import check_model, check_weights, local_folder
 from ogpsa.report import table
 from ogpsa.runs import (
     COMPLETE_FILE,
+    FULL_DISK,
     METRICS_FILE,
     PROVENANCE_FILE,
     SCORES_FILE,
@@ -37,8 +38,6 @@ from ogpsa.tracking import NoTracker, check_tracker
 
 # evaluate(checkpoint, rows, output, settings, check) -> scores; ``check`` may leave between benchmarks.
 Evaluate = Callable[[Path, Path, Path, Evaluation, Callable[[], None]], dict[str, Any]]
-# Bytes; with less nothing can go on.
-FULL_DISK = 1 << 20
 log = logging.getLogger(__name__)
 file_log = logging.getLogger("ogpsa.file")
 

@@ -37,6 +37,8 @@ HISTORY_FILE = "history.jsonl"
 COMPLETE_FILE = "COMPLETE.json"
 SCORES_FILE = "scores.json"
 LOCK_FILE = "run.lock"
+# Bytes of free disk; with less nothing can go on.
+FULL_DISK = 1 << 20
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

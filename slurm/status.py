@@ -4,6 +4,7 @@ A row is called by the overrides in which the sweep's rows differ.
 """
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from ogpsa.arguments import Parser
 from ogpsa.errors import EXIT_DONE, UserError, report
-from ogpsa.runs import read_metrics
+from ogpsa.runs import FULL_DISK, read_metrics
 from slurm.squeue import Task, tasks_of
 from slurm.sweep import Record, Sweep, find_sweep, read_lines
 
@@ -165,6 +166,9 @@ def status(sweep: Sweep, tasks: Sequence[Task] | None, failed_only: bool, now: f
     lines = [*_table(cells), counts or "nothing was submitted"]
     if new:
         lines.append(f"{new} of {sweep.file} not submitted yet: slurm/submit.sh {sweep.file}")
+    if sweep.folder.exists() and shutil.disk_usage(sweep.folder).free < FULL_DISK:
+        # Then its logs do not say it.
+        lines.append(f"no space left on the disk of {sweep.folder}")
     return "\n".join(lines)
 
 

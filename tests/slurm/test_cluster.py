@@ -226,7 +226,7 @@ def test_a_full_disk_fails_the_row_and_costs_nothing(work: Work, row: list[str],
         job = work.queue()
         work.ends()
         assert work.cluster.facts(f"{job}_0")["JobState"] == "FAILED"
-        assert "no space left on the disk of" in work.status()[1]
+        assert work.status()[-1] == "no space left on the disk of outputs/sweep"
         subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
         work.queue()
         work.all_done()
