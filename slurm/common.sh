@@ -1,5 +1,18 @@
-# What all scripts of this folder begin with: the repository, its Python, and env.sh with its defaults.
+# What all scripts of this folder begin with: --help, the repository, its Python, and env.sh with its defaults. A script
+# that users type defines usage, and in needs the least number of its arguments; --help then works without any of the rest.
 # shellcheck shell=bash disable=SC2034
+if [[ ${needs:-} ]]; then
+  case ${1:-} in
+    -h | --help)
+      usage
+      exit
+      ;;
+  esac
+  if (($# < needs)); then
+    usage >&2
+    exit 2
+  fi
+fi
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 SBATCH_OPTIONS=()
 OGPSA_PROCESSES=${OGPSA_PROCESSES:-}

@@ -12,16 +12,7 @@ from the run directories and from squeue; sacct is not needed. Type it where sub
 EOF
 }
 
-case ${1:-} in
-  -h | --help)
-    usage
-    exit
-    ;;
-  '')
-    usage >&2
-    exit 2
-    ;;
-esac
-# shellcheck source-path=SCRIPTDIR source=common.sh
+needs=1
+# shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 exec "$python" -m slurm.status "$@"

@@ -18,17 +18,8 @@ slurm/status.sh SWEEP. Settings of the cluster: slurm/env.sh (slurm/env.sh.examp
 EOF
 }
 
-case ${1:-} in
-  -h | --help)
-    usage
-    exit
-    ;;
-  '')
-    usage >&2
-    exit 2
-    ;;
-esac
-# shellcheck source-path=SCRIPTDIR source=common.sh
+needs=1
+# shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 export OGPSA_PROCESSES OGPSA_GPU_MEMORY_GB OGPSA_ROWS_AT_ONCE OGPSA_WARNING_SECONDS OGPSA_MOST_REQUEUES
 export OGPSA_LOCK_SECONDS

@@ -10,12 +10,9 @@ What has been uploaded is remembered beside it and left out the next time. Needs
 EOF
 }
 
-case ${1:-} in
-  -h | --help)
-    usage
-    exit
-    ;;
-esac
+needs=0
+# shellcheck source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 directory=${1:-outputs}
 shift || true
 if [[ ! -d $directory ]]; then
@@ -26,8 +23,6 @@ if [[ -z ${WANDB_API_KEY:-} && ! -f ${NETRC:-$HOME/.netrc} ]]; then
   echo "error: WANDB_API_KEY: not set, and no login is stored; wandb sync needs one of them" >&2
   exit 2
 fi
-# shellcheck source-path=SCRIPTDIR source=common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 mapfile -d '' -t runs < <(find "$directory" -type d -name 'offline-run-*' -print0 | sort -z)
 # wandb sync also ends with 0 for a run that it cannot read; what it has read to the end it marks.
