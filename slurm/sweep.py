@@ -34,6 +34,8 @@ RUN_DIRECTORY = re.compile(r"\+*hydra\.run\.dir=")
 TRACKER_GROUP = re.compile(r"\+*tracker\.group=")
 # What a sweep may be called: it is in paths, in overrides and in SLURM's own fields.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+# Below a sweep's folder.
+RECORDS = Path("slurm") / "rows.json"
 # Two lines more alike than this are one that was edited.
 ALIKE = 0.6
 
@@ -110,7 +112,7 @@ class Sweep:
 
     @property
     def records_file(self) -> Path:
-        return self.folder / "slurm" / "rows.json"
+        return self.folder / RECORDS
 
     @property
     def submissions(self) -> Path:
@@ -158,7 +160,7 @@ def read_records(folder: Path) -> dict[str, Record]:
     Raises:
         UserError: the file is damaged.
     """
-    file = folder / "slurm" / "rows.json"
+    file = folder / RECORDS
     return {
         name: Record(name, Line(one["line"], tuple(one["overrides"])), Path(one["directory"]), one["gone"])
         for name, one in (read_json(file)["rows"] if file.is_file() else {}).items()
