@@ -14,6 +14,7 @@ from eval.questions import Answer, Question, Questions, Row
 from eval.undisturbed import undisturbed
 from ogpsa.config import Evaluation
 from ogpsa.errors import UserError
+from ogpsa.interruption import deaf_children
 from ogpsa.journal import Journal
 from ogpsa.loading import load_model
 from ogpsa.progress import Progress
@@ -154,6 +155,8 @@ def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
         raise UserError("eval.backend.name: vllm is not installed; install it, or use model or server")
     from lm_eval.models.vllm_causallms import VLLM
 
-    # Not the checkpoint's own sampling settings, as above. vLLM makes its batches itself, out of many rows.
-    lm = VLLM(pretrained=str(checkpoint), trust_remote_code=False, batch_size="auto", generation_config="vllm")
+    # Not the checkpoint's own sampling settings, as above. vLLM makes its batches itself, out of many rows, in another
+    # process.
+    with deaf_children():
+        lm = VLLM(pretrained=str(checkpoint), trust_remote_code=False, batch_size="auto", generation_config="vllm")
     return LocalModel(lm, 16 * settings.batch_size)

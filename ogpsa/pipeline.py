@@ -20,7 +20,6 @@ from ogpsa.models import check_model, check_weights, local_folder
 from ogpsa.report import table
 from ogpsa.runs import (
     COMPLETE_FILE,
-    FULL_DISK,
     METRICS_FILE,
     PROVENANCE_FILE,
     SCORES_FILE,
@@ -28,6 +27,7 @@ from ogpsa.runs import (
     check_writable,
     exclusive,
     is_complete,
+    is_full,
     merged_folder,
     own,
     read_metrics,
@@ -210,7 +210,7 @@ def _full_disk_said(directory: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if shutil.disk_usage(directory).free < FULL_DISK:
+        if is_full(directory):
             problem = f"hydra.run.dir: no space left on the disk of {directory}"
             raise UserError(f"{problem}; make room and give the same command again") from error
         raise

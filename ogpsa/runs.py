@@ -12,6 +12,7 @@ metrics.json     the result, written last
 ```
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 import yaml
@@ -37,8 +39,22 @@ HISTORY_FILE = "history.jsonl"
 COMPLETE_FILE = "COMPLETE.json"
 SCORES_FILE = "scores.json"
 LOCK_FILE = "run.lock"
-# Bytes of free disk; with less nothing can go on.
-FULL_DISK = 1 << 20
+# What cannot be written means that nothing can go on.
+FULL_DISK = bytes(1 << 20)
+# How the system says so: the disk is full, or the user's share of it.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# How it says that files cannot be locked.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+
+def is_full(directory: Path) -> bool:
+    """Whether no more can be written there."""
+    try:
+        with TemporaryFile(dir=directory) as file:
+            file.write(FULL_DISK)
+    except OSError as error:
+        return error.errno in NO_SPACE
+    return False
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -257,6 +273,11 @@ def _try_lock(handle: TextIO) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        problem = f"{handle.name}: no locks on this file system; choose another, or have it mounted with them"
+        raise UserError(f"{problem} (Lustre: flock)") from None
     return True
 
 

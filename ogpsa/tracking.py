@@ -1,9 +1,10 @@
 """The W&B mirror of a run. The run directory is the truth: nothing is read back from here."""
 
 import hashlib
+import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,7 @@ from ogpsa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 if TYPE_CHECKING:
     import wandb
 
+log = logging.getLogger(__name__)
 BENCHMARK_COLUMNS = ("group", "value", "stderr", "n", "missing", "low", "high", "metric", "judge")
 
 
@@ -44,21 +46,41 @@ class NoTracker:
 
 
 class WandbTracker:
-    """One W&B run. Without ``WANDB_API_KEY`` it is kept offline in the run directory, to be synced later."""
+    """One W&B run. Without ``WANDB_API_KEY`` it is kept offline in the run directory, to be synced later.
+
+    What W&B cannot take is said once, and costs the run nothing: a cluster that ends a run may end W&B's own process
+    before it.
+    """
 
     def __init__(self, config: Config, directory: Path, provenance: Mapping[str, Any]) -> None:
         self._run = open_run(config.tracker, config.identity(), directory, provenance, directory)
+        self._lost = False
 
     def log(self, values: Mapping[str, Any]) -> None:
-        self._run.log(dict(values))
+        self._tell(lambda: self._run.log(dict(values)))
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
         """Headline scores to the summary, every benchmark to a table."""
-        summarize(self._run, metrics)
+        self._tell(lambda: summarize(self._run, metrics))
 
     def finish(self, exit_code: int) -> None:
         """Close the run; any code but 0 marks it failed."""
-        self._run.finish(exit_code=exit_code)
+        self._tell(lambda: self._run.finish(exit_code=exit_code))
+        if self._lost:
+            import wandb
+
+            # Its connection to a dead process would fail the next run of this one, and its exit.
+            with suppress(Exception):
+                wandb.teardown(exit_code)
+
+    def _tell(self, tell: Callable[[], object]) -> None:
+        if self._lost:
+            return
+        try:
+            tell()
+        except Exception as error:  # noqa: BLE001  # W&B has no one class for it
+            self._lost = True
+            log.warning("W&B is lost (%s: %s); the run goes on without it", type(error).__name__, error)
 
 
 def run_id(key: str, directory: Path) -> str:

@@ -2,12 +2,14 @@
 # that users type defines usage, and in needs the least number of its arguments; --help then works without any of the rest.
 # shellcheck shell=bash disable=SC2034
 if [[ ${needs:-} ]]; then
-  case ${1:-} in
-    -h | --help)
-      usage
-      exit
-      ;;
-  esac
+  for word in "$@"; do
+    case $word in
+      -h | --help)
+        usage
+        exit
+        ;;
+    esac
+  done
   if (($# < needs)); then
     usage >&2
     exit 2
@@ -24,8 +26,12 @@ OGPSA_LOCK_SECONDS=${OGPSA_LOCK_SECONDS:-120}
 OGPSA_PYTHON=${OGPSA_PYTHON:-}
 environment=${OGPSA_ENVIRONMENT:-$repository/slurm/env.sh}
 if [[ -f $environment ]]; then
+  # Modules and conda are not written for these.
+  strict=$(set +o | grep -E 'errexit|nounset')
+  set +eu
   # shellcheck source=/dev/null
   source "$environment"
+  eval "$strict"
 fi
 python=${OGPSA_PYTHON:-$repository/.venv/bin/python}
 if [[ ! -x $python ]] && ! command -v "$python" > /dev/null; then

@@ -14,26 +14,50 @@ from ogpsa.runs import build_folder, exclusive
 from slurm.sweep import read_records
 
 
+class _Busy(Exception):  # noqa: N818 - another process is at it, nothing went wrong
+    pass
+
+
 def refresh(folder: Path) -> int:
-    """Write ``pareto.*`` into ``folder`` and log the front to W&B where the rows do; returns how many rows it shows.
+    """Write ``pareto.*`` into ``folder`` and log the front to W&B where the rows do.
+
+    Returns:
+        How many rows it shows; 0 where another process is at it, which then does it once more. Of many rows that end
+        together, only one holds its nodes for it.
 
     Raises:
         UserError: nothing has finished, or a result is damaged.
     """
+
+    def leave() -> None:
+        raise _Busy
+
+    due = folder / "slurm" / "front.due"
+    due.touch()
+    shown = 0
+    while due.exists():
+        try:
+            with exclusive(folder / "slurm" / "front.lock", "", wait=leave):
+                due.unlink(missing_ok=True)
+                shown = _refresh(folder)
+        except _Busy:
+            break
+    return shown
+
+
+def _refresh(folder: Path) -> int:
     from eval.mirror import mirror_front, stored_tracker
     from eval.pareto import collect, write
 
-    # Two rows that end together: the second sees both.
-    with exclusive(folder / "slurm" / "front.lock", "", wait=lambda: None):
-        done = [record.directory for record in read_records(folder).values() if record.done and not record.gone]
-        if not done:
-            raise UserError(f"FOLDER: {folder}: no row of this sweep has finished")
-        collection = collect(done)
-        write(collection, folder)
-        trackers = [tracker for run in done if (tracker := stored_tracker(run)).name == "wandb"]
-        if trackers:
-            with build_folder(folder / "slurm" / "front") as kept:
-                mirror_front(collection, trackers[0], folder, kept)
+    done = [record.directory for record in read_records(folder).values() if record.done and not record.gone]
+    if not done:
+        raise UserError(f"FOLDER: {folder}: no row of this sweep has finished")
+    collection = collect(done)
+    write(collection, folder)
+    trackers = [tracker for run in done if (tracker := stored_tracker(run)).name == "wandb"]
+    if trackers:
+        with build_folder(folder / "slurm" / "front") as kept:
+            mirror_front(collection, trackers[0], folder, kept)
     return len(done)
 
 
@@ -46,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         count = refresh(folder)
     except UserError as error:
         return report(error)
-    print(f"{folder / 'pareto.md'}: {count} rows")
+    print(f"{folder / 'pareto.md'}: {f'{count} rows' if count else 'another process refreshes it'}")
     return EXIT_DONE
 
 

@@ -34,16 +34,23 @@ def tasks_of(sweep: Sweep) -> list[Task]:
     """The sweep's tasks that are queued, running or ending.
 
     Raises:
-        UserError: there is no squeue, or it has no answer.
+        UserError: there is no squeue, or it has no answer; or the sweep's folder was removed under a task.
     """
     own = sweep.submissions.resolve()
     found = []
     for line in call(["squeue", "--all", "--noheader", "--array", "--format=%F|%K|%T|%N|%r|%k"]).splitlines():
-        array, index, state, node, reason, comment = line.strip().split("|", 5)
-        submission = Path(comment)
-        if submission.parent == own:
+        fields = line.strip().split("|", 5)
+        # Another user's job may have anything for its comment, line breaks too.
+        if len(fields) < 6 or (submission := Path(fields[5])).parent != own:
+            continue
+        array, index, state, node, reason, _ = fields
+        try:
             row = read_words(submission / index)[0]
-            found.append(Task(row, f"{array}_{index}", state, node, reason))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{error.filename}: removed, but job {array}_{index} still needs it; scancel {array}"
+            ) from None
+        found.append(Task(row, f"{array}_{index}", state, node, reason))
     return found
 
 
@@ -54,7 +61,7 @@ def call(command: Sequence[str]) -> str:
         UserError: it is not there, or refuses; in its own words.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     except FileNotFoundError:
         raise UserError(f"{command[0]}: no such program here; type this on a machine that has SLURM") from None
     if done.returncode:

@@ -4,7 +4,6 @@ A row is called by the overrides in which the sweep's rows differ.
 """
 
 import re
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from ogpsa.arguments import Parser
 from ogpsa.errors import EXIT_DONE, UserError, report
-from ogpsa.runs import FULL_DISK, read_metrics
+from ogpsa.runs import is_full, read_metrics
 from slurm.squeue import Task, tasks_of
 from slurm.sweep import Record, Sweep, find_sweep, read_lines
 
@@ -23,7 +22,11 @@ from slurm.sweep import Record, Sweep, find_sweep, read_lines
 STEP = re.compile(r"(sft|dpo) (\d+)/(\d+):")
 EVALUATING = re.compile(r"evaluating (\S+)")
 # How a traceback or a refusal ends.
-ERROR = re.compile(r"^(?!torch\.distributed\.elastic)([\w.]+(Error|Exception|Exit|Interrupt|Expired)\b|error: )")
+ERROR = re.compile(
+    r"^(?!torch\.distributed\.elastic)([\w.]+(Error|Exception|Exit|Interrupt|Expired)\b|error: |slurmstepd: .*oom)"
+)
+# Of a process that lost another one, which has more to say.
+CONNECTION = re.compile(r"connection|NCCL|gloo", flags=re.IGNORECASE)
 # How a task's part of its log begins.
 BEGINNING = "slurm: task "
 STARTED = "started"
@@ -124,7 +127,8 @@ def error_of(sweep: Sweep, events: Sequence[Event]) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     starts = [number for number, line in enumerate(lines) if line.startswith(BEGINNING)]
     # torchrun and srun add lines of their own below it.
-    told = next((line.strip() for line in reversed(lines[starts[-1] :] if starts else lines) if ERROR.match(line)), "")
+    found = [line.strip() for line in (lines[starts[-1] :] if starts else lines) if ERROR.match(line)]
+    told = next((line for line in reversed(found) if not CONNECTION.search(line)), found[-1] if found else "")
     return "; ".join(dict.fromkeys(filter(None, (told.removeprefix("error: "), events[-1].why))))
 
 
@@ -166,7 +170,7 @@ def status(sweep: Sweep, tasks: Sequence[Task] | None, failed_only: bool, now: f
     lines = [*_table(cells), counts or "nothing was submitted"]
     if new:
         lines.append(f"{new} of {sweep.file} not submitted yet: slurm/submit.sh {sweep.file}")
-    if sweep.folder.exists() and shutil.disk_usage(sweep.folder).free < FULL_DISK:
+    if sweep.folder.exists() and is_full(sweep.folder):
         # Then its logs do not say it.
         lines.append(f"no space left on the disk of {sweep.folder}")
     return "\n".join(lines)

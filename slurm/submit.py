@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ogpsa.errors import EXIT_DONE, UserError, report
-from ogpsa.runs import check_directory, exclusive
+from ogpsa.runs import NO_SPACE, check_directory, exclusive
 from slurm.squeue import call, tasks_of, write_words
 from slurm.sweep import Record, Row, Sweep, check_edits, compose_rows, find_sweep, read_lines
 
@@ -18,7 +18,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 OWN_OPTIONS = {
     "--array": "it is made from the rows",
     "--chdir": "runs start where submit.sh is typed",
+    "--clusters": "queued elsewhere, rows could not be told from those that are not",
     "--comment": "it tells the sweep's jobs from others",
+    "--error": "the logs lie in outputs/<sweep>/slurm/logs",
     "--job-name": "it is the sweep's name",
     "--no-requeue": "rows are requeued after a warning",
     "--ntasks": "a node has one task, which starts its processes; see OGPSA_PROCESSES",
@@ -27,9 +29,13 @@ OWN_OPTIONS = {
     "--output": "the logs lie in outputs/<sweep>/slurm/logs",
     "--parsable": "what sbatch prints is read here",
     "--signal": "OGPSA_WARNING_SECONDS sets it",
+    "--usage": "slurm/submit.sh --help has ours",
+    "--version": "type sbatch --version",
+    "--wait": "slurm/status.sh tells what is done",
     "--wrap": "the script is ours",
 }
-SHORT_OPTIONS = {"-a": "--array", "-D": "--chdir", "-J": "--job-name", "-n": "--ntasks", "-o": "--output"}
+SHORT_OPTIONS = {"-a": "--array", "-D": "--chdir", "-J": "--job-name", "-M": "--clusters", "-V": "--version",
+                 "-W": "--wait", "-e": "--error", "-n": "--ntasks", "-o": "--output"}  # fmt: skip
 # Settings of slurm/env.sh, by the least that they may be.
 NUMBERS = {"OGPSA_PROCESSES": 1, "OGPSA_ROWS_AT_ONCE": 1, "OGPSA_WARNING_SECONDS": 1, "OGPSA_MOST_REQUEUES": 0,
            "OGPSA_LOCK_SECONDS": 0}  # fmt: skip
@@ -44,6 +50,10 @@ def main(arguments: Sequence[str]) -> int:
         submit(find_sweep(name), [option for option in options if option != "--test-only"], test_only)
     except UserError as error:
         return report(error)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        return report(UserError(f"SWEEP: no space left for outputs/{Path(name).stem}; make room and submit again"))
     return EXIT_DONE
 
 
@@ -187,6 +197,10 @@ def _launch_problems(row: Row, nodes: int) -> list[str]:
                 "distributed.processes"]  # fmt: skip
     if distributed.processes is not None and distributed.processes % nodes:
         return [f"distributed.processes: found {distributed.processes}, which {nodes} nodes cannot share evenly"]
+    most = int(os.environ.get("OGPSA_PROCESSES") or 0)
+    if most and per_node > most:
+        return [f"distributed.processes: found {distributed.processes} with --nodes={nodes}, {per_node} on a node; "
+                f"allowed are {most} (OGPSA_PROCESSES); ask for --nodes={-(-per_node * nodes // most)}"]  # fmt: skip
     return launch_problems(row.config, per_node * nodes)
 
 
@@ -248,7 +262,10 @@ def _queue(sweep: Sweep, rows: Sequence[Row], nodes: int, options: Sequence[str]
         str(REPOSITORY / "slurm" / ("multinode.sbatch" if nodes > 1 else "array.sbatch")),
         str(REPOSITORY), str(submission),
     ]  # fmt: skip
-    return call(command).strip().partition(";")[0]
+    said = call(command)
+    if not (job := re.match(r"\d+", said)):
+        raise UserError(f"sbatch: found no job's number in its answer: {' '.join(said.split())}")
+    return job[0]
 
 
 if __name__ == "__main__":

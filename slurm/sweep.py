@@ -280,13 +280,22 @@ def check_edits(sweep: Sweep, rows: Sequence[Row], records: Mapping[str, Record]
     """
     problems = []
     contents = {row.line.content: row for row in rows}
-    names = {row.name for row in rows}
+    names = {row.name: row for row in rows}
     new = [row for row in rows if row.name not in records]
     for record in records.values():
-        if record.name in names or record.gone or not (record.begun or record.name in queued):
+        if not (record.begun or record.name in queued):
             continue
         state = "ran" if record.begun else "was queued"
-        if (row := contents.get(record.line.content)) is not None:
+        if (same := names.get(record.name)) is not None:
+            if (directory := same.directory.absolute()) != record.directory:
+                problems.append(
+                    f"{sweep.file}:{same.line.number}: hydra.run.dir: edited after it {state}; it was: "
+                    f"{record.directory}; it is: {directory}; put the old one back, or move the run there when it has "
+                    "ended"
+                )
+        elif record.gone:
+            continue
+        elif (row := contents.get(record.line.content)) is not None:
             problems.append(
                 f"{sweep.file}:{row.line.number}: conf/ has changed since this row {state}: it was {record.name}, it "
                 f"is {row.name}; go back to the revision that ran it, or give the row to a new sweep file"

@@ -14,6 +14,10 @@ events=${words[1]} processes=${words[2]} arguments=("${words[@]:3}")
 saved=$submission/$SLURM_ARRAY_TASK_ID.saved
 # SLURM asked this script to end: cancelled, out of time, or requeued by someone else. What follows is SLURM's business.
 ended=
+# SLURM warned it; pid: of the srun of its run, which that is for.
+warned=
+pid=
+recorded=
 
 # record WHAT [WHY]: one line to the row's events.
 record() {
@@ -23,21 +27,25 @@ record() {
 }
 
 # However this script ends, the row's events say so.
-recorded=
 last_word() {
   local code=$?
   [[ $recorded && $recorded != started ]] || record failed "the task ended with exit code $code"
 }
 trap last_word EXIT
+trap '[[ $warned ]] || { warned=yes; [[ ! $pid ]] || warn & }' USR1
+# At once, since it may be killed before the run has left.
+trap '[[ $ended ]] || { ended=yes; record ended; }' TERM
 
 echo "slurm: task $job, start $((restarts + 1)), on ${SLURM_JOB_NODELIST:-?}"
 # shellcheck source=common.sh
 source "$1/slurm/common.sh"
 arguments+=("lock_wait=$OGPSA_LOCK_SECONDS")
-cores=${SLURM_CPUS_PER_TASK:-1}
+cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
-# srun does not take it from sbatch.
-export SRUN_CPUS_PER_TASK=$cores
+# srun does not take it from sbatch. Without it, a step has all of the job's cores.
+if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+fi
 
 fail() {
   record failed "$1"
@@ -45,50 +53,74 @@ fail() {
   exit 1
 }
 
+# Until SLURM ends or requeues the job: one that left by itself would not be requeued.
+leave_it_to_slurm() {
+  sleep 120
+  exit "$1"
+}
+
+# requeue WHY: have SLURM start this task anew.
 requeue() {
-  local now
+  local facts now
+  facts=$(scontrol --oneliner show job "$job")
   # A task that SLURM lost sight of must not requeue the one that took its place.
-  now=$(scontrol --oneliner show job "$job" | sed -n 's/.* Restarts=\([0-9]*\) .*/\1/p')
+  now=$(sed -n 's/.* Restarts=\([0-9]*\) .*/\1/p' <<< "$facts")
   if [[ ${now:-$restarts} != "$restarts" ]]; then
     record ended "SLURM had started it anew"
     exit "$EXIT_REQUEUE"
   fi
+  # Nor one that was cancelled meanwhile.
+  if [[ $ended || $facts == *" JobState=CANCELLED "* ]]; then
+    [[ $ended ]] || record ended
+    leave_it_to_slurm "$EXIT_REQUEUE"
+  fi
   if ((restarts >= OGPSA_MOST_REQUEUES)); then
     fail "requeued $restarts times already, the most that OGPSA_MOST_REQUEUES allows"
   fi
-  record requeued "saved and left"
+  record requeued "$1"
   # The TERM that follows is of this requeue.
   ended=yes
-  scontrol requeue "$job" || fail "saved, but scontrol requeue refused; submit the sweep again to go on"
-  # SLURM ends this script.
-  sleep 60
+  # The controller may be away for a moment.
+  for pause in 2 10 30 60; do
+    if scontrol requeue "$job"; then
+      leave_it_to_slurm "$EXIT_REQUEUE"
+    fi
+    sleep "$pause"
+  done
+  fail "$1, but scontrol requeue refused; submit the sweep again to go on"
 }
 
-# The warning, from SLURM or from whoever typed scancel --batch --signal=USR1, goes to the run. Again and again: one that
-# came before the run listens would be lost.
+# The warning, from SLURM or from whoever typed scancel --batch --signal=USR1, goes to the run. Again and again, ever more
+# slowly: one that came before the run listens would be lost.
 warn() {
+  local pause=2
   while kill -0 "$pid" 2> /dev/null; do
     scancel --signal=USR1 "$job.0" 2> /dev/null || true
-    sleep 2
+    sleep "$pause"
+    ((pause < 20)) && pause=$((pause + 2))
   done
 }
 
 # run COMMAND...: start the row by srun, a task a node, wait for it, and do what its exit code asks for.
 run() {
-  local code=0 again=0 warned=
+  local code=0 again=0
   if ((restarts > OGPSA_MOST_REQUEUES)); then
     fail "requeued $restarts times, more than OGPSA_MOST_REQUEUES allows"
   fi
   rm -f "$saved"
   record started
-  # Neither ends this script, which has to say how the row ended; srun and the run have their own.
-  trap '[[ $warned ]] || { warned=yes; warn & }' USR1
-  # At once, since it may be killed before the run has left.
-  trap '[[ $ended ]] || { ended=yes; record ended; }' TERM
-  # Nothing but the run heeds the warning: it would end torchrun.
+  if [[ $ended ]]; then
+    record ended
+    leave_it_to_slurm "$EXIT_REQUEUE"
+  elif [[ $warned ]]; then
+    requeue "warned before the run began"
+  fi
+  # Nothing but the run heeds these signals, which reach every process of a step: they would end torchrun.
   srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
-    bash -c 'trap "" USR1; exec "$@"' _ "$@" &
+    bash -c 'trap "" USR1 TERM; exec "$@"' _ "$@" &
   pid=$!
+  # It may have come just now.
+  [[ ! $warned ]] || warn &
   while kill -0 "$pid" 2> /dev/null; do
     code=0
     wait "$pid" || code=$?
@@ -105,11 +137,10 @@ run() {
     timeout 600 "$python" -m slurm.front "$submission/../../.." ||
       echo "the sweep's front was not refreshed; the row is done" >&2
   elif [[ $ended ]]; then
-    # Until SLURM ends or requeues the job: one that left by itself would not be requeued.
-    sleep 120
+    leave_it_to_slurm "$code"
   elif ((code == EXIT_REQUEUE || code == 128 + 15)); then
-    # 143: SIGTERM came to the run alone, and before it listened.
-    requeue
+    # 143: SIGTERM came to the step alone, and before anything of it listened.
+    requeue "saved and left"
   else
     record failed "exit code $code"
   fi

@@ -1,6 +1,7 @@
 """The W&B mirror: an offline run that W&B itself reads back, closed however the run ends."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import wandb
 
+from eval.harness import evaluate
 from ogpsa.runs import read_json
 from tests.program import run_here
 
@@ -92,6 +94,26 @@ def test_is_closed_after_a_failure(small: list[str], tmp_path: Path, monkeypatch
     assert wandb.run is None
     read = read_back(tmp_path / "run")
     assert (read["state"], read["exit_code"]) == ("failed", 1)
+
+
+def test_the_end_of_wandbs_process_costs_the_run_nothing(
+    small: list[str], tmp_path: Path, mirrored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end_it_and_evaluate(*arguments: Any) -> Any:
+        subprocess.run(["pkill", "-TERM", "-P", str(os.getpid()), "wandb-core"], check=True)
+        monkeypatch.undo()
+        return evaluate(*arguments)
+
+    # As a cluster does that sends SIGTERM to every process of a run.
+    monkeypatch.setattr("eval.harness.evaluate", end_it_and_evaluate)
+    result = run_here(*small, *OVERRIDES, cwd=tmp_path)
+    assert result.code == 0, result.stderr
+    assert result.stderr.count("W&B is lost (ConnectionResetError: ") == 1
+    assert read_json(tmp_path / "run" / "metrics.json") == read_json(mirrored / "metrics.json")
+    # The next run of this process has its mirror again.
+    result = run_here(*small, *OVERRIDES, "stage.max_steps=2", "hydra.run.dir=next", cwd=tmp_path)
+    assert result.code == 0 and "lost" not in result.stderr
+    assert read_back(tmp_path / "next")["exit_code"] == 0
 
 
 def test_is_off_when_asked(small: list[str], tmp_path: Path) -> None:

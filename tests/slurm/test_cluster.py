@@ -19,6 +19,16 @@ def preempt(work: Work) -> None:
     work.cluster.ask("sbatch", *TAKE_NODE, "--output=/dev/null", "--wrap", "sleep 3")
 
 
+def mirrored(row: list[str]) -> list[str]:
+    """The row with W&B, offline, as users have it."""
+    return [word for word in row if word != "tracker=none"]
+
+
+def by_torchrun(row: list[str]) -> list[str]:
+    """The row by two processes."""
+    return [*row, "distributed=ddp", "stage.sft.micro_batch_size=8", "stage.dpo.micro_batch_size=4"]
+
+
 def one_run_equals(work: Work, undisturbed: Undisturbed, failures: int = 0) -> None:
     """The row's one run gave what it would have given, and was finished once."""
     [run] = work.runs()
@@ -28,8 +38,8 @@ def one_run_equals(work: Work, undisturbed: Undisturbed, failures: int = 0) -> N
 
 def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) -> None:
     short = [*row, "stage=sft", "stage.max_steps=2"]
-    left_out = ("stage=sft_dpo", "stage.sft", "stage.dpo", "tracker=none")
-    short = [word for word in short if not word.startswith(left_out)]
+    left_out = ("stage=sft_dpo", "stage.sft", "stage.dpo", "method.refresh_every")
+    short = [word for word in mirrored(short) if not word.startswith(left_out)]
     grid = work.cluster.call(
         work.cluster.environment["OGPSA_PYTHON"], "-m", "slurm.grid", *short, "method.rank=1,2",
         "method.refresh_every=2,5", "--out", str(work.file), cwd=SLURM.parent,
@@ -39,7 +49,8 @@ def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) 
         # It is valid, and its loss is no number after a few steps.
         crash = ["stage.learning_rate=1e30", "stage.warmup_ratio=0", "stage.log_every=1", "++stage.max_steps=6"]
         file.write(" ".join([*short, "method.rank=1", *crash]) + "\n")
-    job = work.queue()
+    job = work.queue(OGPSA_ROWS_AT_ONCE="3")
+    assert work.cluster.facts(f"{job}_4")["ArrayTaskThrottle"] == "3"
     work.ends()
     assert work.status()[-1] == "4 done, 1 failed"
     failed = work.cluster.facts(f"{job}_4")
@@ -53,9 +64,15 @@ def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) 
     assert len(list(work.results.glob("slurm/front/wandb/offline-run-*"))) == 1
     assert yaml.safe_load((work.runs()[0] / "config.yaml").read_text(encoding="utf-8"))["tracker"]["group"] == "sweep"
     # Submitted again, only what failed is queued; an appended row beside it.
+    appended = [*short, "method.rank=1", "method.refresh_every=3"]
     with work.file.open("a", encoding="utf-8") as file:
-        file.write(" ".join([*short, "method.rank=1", "method.refresh_every=3"]) + "\n")
-    assert "4 done, 0 queued or running, 2 to queue" in work.submit("--test-only").stdout
+        file.write(" ".join(appended) + "\n")
+    assert "4 done, 0 queued or running, 2 queued as job" in work.submit().stdout
+    work.ends()
+    assert work.status()[-1] == "5 done, 1 failed"
+    assert (work.events().count("finished"), work.events().count("failed")) == (5, 2)
+    [run] = [run for run in work.runs() if "refresh_every: 3" in (run / "config.yaml").read_text(encoding="utf-8")]
+    assert result(run) == run_alone([*appended, "tracker=none"], work.folder)
     # A row that ran may not be edited.
     lines = work.file.read_text(encoding="utf-8").splitlines()
     work.file.write_text("\n".join([lines[0].replace("rank=1", "rank=3"), *lines[1:]]) + "\n", encoding="utf-8")
@@ -65,7 +82,9 @@ def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) 
     assert "rank=1" in refused.stderr and "rank=3" in refused.stderr
 
 
-def test_two_submissions_at_the_same_instant_queue_a_row_once(work: Work, row: list[str]) -> None:
+def test_two_submissions_at_the_same_instant_queue_a_row_once(
+    work: Work, row: list[str], undisturbed: Undisturbed
+) -> None:
     folder = work.results / "it's a row, ä"
     work.write(row, [*row, "seed=1", f'hydra.run.dir="{folder}"'])
     command = [str(SLURM / "submit.sh"), work.file.name]
@@ -78,7 +97,9 @@ def test_two_submissions_at_the_same_instant_queue_a_row_once(work: Work, row: l
     assert "0 done, 2 queued or running, 0 to queue" in said[1]
     work.all_done()
     assert work.events() == ["started", "finished"] * 2
-    assert (folder / "metrics.json").is_file()
+    assert result(folder) == run_alone([*row, "seed=1"], work.folder)
+    [other] = [run for run in work.runs() if run != folder]
+    assert result(other) == undisturbed
     # A log is lines, not a bar drawn over itself.
     assert "\r" not in work.printed()
 
@@ -94,7 +115,9 @@ def test_a_warning_is_for_one_row_of_an_array(work: Work, row: list[str], undist
     histories = {path.name: path.read_text(encoding="utf-8") for path in work.results.glob("slurm/events/*.tsv")}
     assert sorted(text.count("started") for text in histories.values()) == [1, 2]
     assert sorted(text.count("finished") for text in histories.values()) == [1, 1]
-    assert result(next(run for run in work.runs() if "-seed0-" in run.name)) == undisturbed
+    other, first = sorted(work.runs(), key=lambda run: "-seed0-" in run.name)
+    assert result(first) == undisturbed
+    assert result(other) == run_alone([*row, "seed=1"], work.folder)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +129,7 @@ def test_a_warning_is_for_one_row_of_an_array(work: Work, row: list[str], undist
     ],
 )
 def test_a_preempted_row_goes_on_bit_for_bit(work: Work, row: list[str], undisturbed: Undisturbed, phase: str) -> None:
-    work.write(row)
+    work.write(mirrored(row))
     work.queue()
     work.reaches(phase)
     preempt(work)
@@ -114,6 +137,28 @@ def test_a_preempted_row_goes_on_bit_for_bit(work: Work, row: list[str], undistu
     assert "requeued" in work.events()
     assert work.events()[-1] == "finished"
     one_run_equals(work, undisturbed)
+    # W&B was closed before the run left, and taken up again.
+    assert len(list(work.runs()[0].glob("wandb/offline-run-*"))) == 2
+    assert "W&B is lost" not in work.printed()
+
+
+@pytest.mark.parametrize(
+    ("processes", "signal_name"), [(1, "TERM"), (2, "TERM"), pytest.param(2, "USR1", marks=pytest.mark.long)]
+)
+def test_a_signal_to_every_process_of_a_row_has_it_requeued(
+    work: Work, row: list[str], undisturbed: Undisturbed, processes: int, signal_name: str
+) -> None:
+    """SIGTERM: as on a cluster that sends it to a preempted job in place of a warning."""
+    row = by_torchrun(row) if processes > 1 else row
+    work.write(mirrored(row))
+    job = work.queue(OGPSA_PROCESSES=str(processes))
+    work.reaches("sft 20/60")
+    target = ["--batch", job] if signal_name == "USR1" else [f"{job}_0.0"]
+    work.cluster.ask("scancel", f"--signal={signal_name}", *target)
+    work.all_done()
+    assert work.events() == ["started", "requeued", "started", "finished"]
+    assert "sft: going on from checkpoint-" in work.log()
+    one_run_equals(work, run_alone(row, work.folder, processes) if processes > 1 else undisturbed)
 
 
 @pytest.mark.long
@@ -173,14 +218,23 @@ def test_a_cancelled_row_stays_cancelled_and_can_be_submitted_again(
     one_run_equals(work, undisturbed)
 
 
-def test_a_row_is_requeued_no_more_than_allowed(work: Work, row: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("disturb", "why"),
+    [
+        (["scancel", "--batch", "--signal=USR1"], "requeued 0 times already, the most that OGPSA_MOST_REQUEUES allows"),
+        pytest.param(
+            ["scontrol", "requeue"], "requeued 1 times, more than OGPSA_MOST_REQUEUES allows", marks=pytest.mark.long
+        ),
+    ],
+)
+def test_a_row_is_requeued_no_more_than_allowed(work: Work, row: list[str], disturb: list[str], why: str) -> None:
     work.write(row)
     job = work.queue(OGPSA_MOST_REQUEUES="0")
     work.reaches("sft 20/60")
-    work.cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    work.cluster.ask(*disturb, f"{job}_0")
     work.ends()
     assert work.cluster.facts(f"{job}_0")["JobState"] == "FAILED"
-    assert "requeued 0 times already, the most that OGPSA_MOST_REQUEUES allows" in work.status()[1]
+    assert why in work.status()[1]
 
 
 @pytest.mark.long
@@ -212,8 +266,7 @@ def test_a_node_may_die_while_a_row_runs(work: Work, row: list[str]) -> None:
         work.cluster.script("node", str(work.cluster.directory), "n1")
     work.all_done()
     assert work.events().count("started") > 1
-    [run] = work.runs()
-    assert result(run) == run_alone(longer, work.folder)
+    one_run_equals(work, run_alone(longer, work.folder), work.events().count("failed"))
 
 
 @pytest.mark.long
@@ -230,7 +283,8 @@ def test_a_full_disk_fails_the_row_and_costs_nothing(work: Work, row: list[str],
         subprocess.run(["mount", "-o", "remount,size=500m", str(disk)], check=True)
         work.queue()
         work.all_done()
-        one_run_equals(work, undisturbed, work.events().count("failed"))
+        # What the first task wrote of its end may not have fitted.
+        one_run_equals(work, undisturbed, failures=min(work.events().count("failed"), 1))
     finally:
         work.cluster.call("scancel", "--name=sweep")
         work.ends()
@@ -238,16 +292,21 @@ def test_a_full_disk_fails_the_row_and_costs_nothing(work: Work, row: list[str],
 
 
 @pytest.mark.long
-def test_two_nodes_are_requeued_together_and_fail_together(work: Work, row: list[str]) -> None:
-    both = [*row, "distributed=ddp", "stage.sft.micro_batch_size=8", "stage.dpo.micro_batch_size=4"]
+@pytest.mark.parametrize(("victim", "state"), [("process", "1 failed"), ("script", "1 stopped")])
+def test_two_nodes_are_requeued_together_and_fail_together(work: Work, row: list[str], victim: str, state: str) -> None:
+    both = by_torchrun(row)
     work.write(both)
     job = work.queue("--nodes=2", OGPSA_PROCESSES="1", OGPSA_HEAD="127.0.0.1")
     work.reaches("sft 10/60")
-    # The one on the head, without a warning.
-    [head] = [pid for pid in _processes("slurm.worker") if _variable(pid, "RANK") == "0"]
+    # On the head, without a warning: the process of rank 0, or the task itself.
+    if victim == "process":
+        [head] = [pid for pid in _processes("slurm.worker") if _variable(pid, "RANK") == "0"]
+    else:
+        [head] = _processes("slurm_script")
     os.kill(head, signal.SIGKILL)
     work.ends()
     assert work.cluster.facts(f"{job}_0")["JobState"] == "FAILED"
+    assert work.status()[-1] == state
     assert not _processes("slurm.worker")
     # Submitted again it goes on from its last checkpoint, and is requeued when warned.
     again = work.queue("--nodes=2", OGPSA_PROCESSES="1", OGPSA_HEAD="127.0.0.1")
@@ -255,17 +314,19 @@ def test_two_nodes_are_requeued_together_and_fail_together(work: Work, row: list
     work.cluster.ask("scancel", "--batch", "--signal=USR1", again)
     work.until(lambda: "requeued" in work.events())
     work.all_done()
-    one_run_equals(work, run_alone(both, work.folder, processes=2), failures=1)
+    one_run_equals(work, run_alone(both, work.folder, processes=2), failures=int(victim == "process"))
 
 
-def _processes(module: str) -> list[int]:
+def _processes(what: str) -> list[int]:
+    """A module of unbuffered Pythons, or a script of bash."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if words[1:2] == [b"-u"] and module.encode() in words[:5]:
+        python = words[1:2] == [b"-u"] and what.encode() in words[:5]
+        if python or (words[0].endswith(b"bash") and words[1:2] and words[1].endswith(what.encode())):
             found.append(int(path.parent.name))
     return found
 

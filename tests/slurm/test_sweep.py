@@ -12,11 +12,11 @@ import pytest
 
 from conf.compose import compose_run
 from ogpsa.errors import UserError
-from ogpsa.runs import write_json
-from slurm import grid
-from slurm.squeue import Task, read_words, write_words
+from ogpsa.runs import exclusive, write_json
+from slurm import front, grid, submit
+from slurm.squeue import Task, read_words, tasks_of, write_words
 from slurm.status import error_of, read_events, requeues_of, seconds_of, state_of, status
-from slurm.submit import check_rows, node_count, option_problems
+from slurm.submit import check_rows, node_count, option_problems, processes_per_node
 from slurm.sweep import Line, Record, Sweep, check_edits, compose_rows, find_sweep, read_lines
 from tests.program import ROOT
 
@@ -121,6 +121,18 @@ def test_an_edited_row_that_ran_is_refused_with_both_versions(sweep: Sweep) -> N
     )
 
 
+def test_the_directory_of_a_row_that_ran_is_refused_with_both_versions(sweep: Sweep) -> None:
+    records = ran(sweep, f"seed=1 hydra.run.dir={sweep.folder}/a")
+    moved = [*read_lines(written(sweep, f"seed=1 hydra.run.dir={sweep.folder}/b").file)]
+    with pytest.raises(UserError) as refused:
+        check_edits(sweep, compose_rows(sweep, moved), records, [])
+    assert refused.value.problems[0].startswith(
+        f"{sweep.file}:1: hydra.run.dir: edited after it ran; it was: {sweep.folder}/a; it is: {sweep.folder}/b; "
+    )
+    (sweep.folder / "a").rename(sweep.folder / "b")
+    check_edits(sweep, compose_rows(sweep, moved), records, [])
+
+
 def test_rows_may_be_appended_reordered_and_taken_out(sweep: Sweep) -> None:
     records = ran(sweep, "method.rank=2 seed=1", "method.rank=4 seed=1")
     for lines in (
@@ -189,6 +201,13 @@ def test_a_row_that_conf_makes_another_is_refused(sweep: Sweep) -> None:
         ("distributed=ddp", 1, {}, "OGPSA_PROCESSES: not set; say in slurm/env.sh how many processes a node has"),
         ("distributed=ddp", 1, {"OGPSA_PROCESSES": "3"}, "stage.sft.batch_size: found 16; allowed is a multiple of"),
         ("distributed=fsdp2_two_nodes", 3, {}, "distributed.processes: found 16, which 3 nodes cannot share evenly"),
+        (
+            "distributed=fsdp2_two_nodes",
+            1,
+            {"OGPSA_PROCESSES": "8"},
+            "distributed.processes: found 16 with --nodes=1, 16 on a node; allowed are 8 (OGPSA_PROCESSES); ask for "
+            "--nodes=2",
+        ),
         ("method=baseline", 1, {"OGPSA_GPU_MEMORY_GB": "0.001"}, "does not fit: "),
     ],
 )
@@ -203,6 +222,14 @@ def test_what_could_not_run_is_refused_before_anything_is_queued(
     with chdir(sweep.file.parent), pytest.raises(UserError) as refused:
         check_rows(sweep, rows[1:], nodes)
     assert refused.value.problems[0].startswith(f"{sweep.file}:2: {problem}")
+
+
+def test_two_nodes_of_eight_are_the_presets(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OGPSA_PROCESSES", "8")
+    small = "stage.sft.micro_batch_size=1 stage.dpo.micro_batch_size=2"
+    [row] = compose_rows(sweep, read_lines(written(sweep, f"distributed=fsdp2_two_nodes {small}").file))
+    check_rows(sweep, [row], 2)
+    assert processes_per_node(row, 2) == 8
 
 
 @pytest.mark.parametrize(
@@ -222,6 +249,8 @@ def test_nodes_are_read_as_sbatch_reads_them(options: list[str], count: int) -> 
         (["-J", "mine"], "--job-name: set by submit.sh"),
         (["--ntasks-per-node=8"], "--ntasks-per-node: set by submit.sh"),
         (["--signal=USR1@5"], "--signal: set by submit.sh; OGPSA_WARNING_SECONDS sets it"),
+        (["-V"], "--version: set by submit.sh; type sbatch --version"),
+        (["-W"], "--wait: set by submit.sh; slurm/status.sh tells what is done"),
         (["other.txt"], "'other.txt' belongs to no option of sbatch"),
         (["--time=1", "other.txt"], "'other.txt' belongs to no option of sbatch"),
     ],
@@ -349,6 +378,27 @@ def test_the_last_error_is_the_programs_own(sweep: Sweep) -> None:
     assert error_of(sweep, read_events(sweep.events("row"))) == "ValueError: rows; exit code 1"
 
 
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        (
+            "torch.OutOfMemoryError: 8 GiB\nRuntimeError: [1] Connection closed by peer\n",
+            "torch.OutOfMemoryError: 8 GiB",
+        ),
+        ("RuntimeError: [1] Connection closed by peer\n", "RuntimeError: [1] Connection closed by peer"),
+        (
+            "slurmstepd: error: Detected 1 oom_kill event\nsrun: error: n1\n",
+            "slurmstepd: error: Detected 1 oom_kill event",
+        ),
+    ],
+)
+def test_a_process_that_lost_another_has_the_last_word_only_if_it_is_alone(
+    sweep: Sweep, printed: str, told: str
+) -> None:
+    record_in(sweep, STARTED, "160\tfailed\t7_0\tn1\t0\texit code 1", printed=f"slurm: task 7_0\n{printed}")
+    assert error_of(sweep, read_events(sweep.events("row"))) == f"{told}; exit code 1"
+
+
 def test_a_row_that_waits_has_nothing_to_tell_but_why(sweep: Sweep) -> None:
     record_in(sweep)
     lines = status(sweep, [Task("row", "7_0", "PENDING", "", "Priority")], False, 190.0).splitlines()
@@ -386,6 +436,56 @@ def test_help_needs_no_environment(script: str, option: str, tmp_path: Path) -> 
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage:")
+
+
+def test_help_is_ours_wherever_it_is_asked_for(tmp_path: Path) -> None:
+    command = [ROOT / "slurm" / "submit.sh", "study.txt", "--time=1", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: slurm/submit.sh SWEEP")
+
+
+def programs(folder: Path, **scripts: str) -> Path:
+    """A folder of shell programs."""
+    folder.mkdir()
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_tasks_are_told_by_their_comment_whatever_other_jobs_say(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission = sweep.submissions.resolve() / "first"
+    submission.mkdir(parents=True)
+    write_words(submission / "3", ["row", "events"])
+    lines = f"7|3|RUNNING|n1|None|{submission}\n8|N/A|RUNNING|n1|None|two\nlines \377\n9|1|PENDING||Priority|(null)\n"
+    monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", squeue=f"/bin/cat {tmp_path}/queue")))
+    (tmp_path / "queue").write_bytes(lines.encode("latin-1"))
+    assert tasks_of(sweep) == [Task("row", "7_3", "RUNNING", "n1", "None")]
+    (submission / "3").unlink()
+    with pytest.raises(UserError, match=r"first/3: removed, but job 7_3 still needs it; scancel 7$"):
+        tasks_of(sweep)
+
+
+def test_an_answer_of_sbatch_without_a_job_is_said(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(sweep, "method=baseline tracker=none")
+    monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", squeue="", scontrol="", sbatch="echo Usage: sbatch")))
+    with chdir(tmp_path):
+        assert submit.main([sweep.file.name]) == 2
+    assert capsys.readouterr().err == "error: sbatch: found no job's number in its answer: Usage: sbatch\n"
+
+
+def test_a_front_that_another_row_refreshes_is_left_to_it(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    with exclusive(sweep.folder / "slurm" / "front.lock", ""):
+        assert front.main([str(sweep.folder)]) == 0
+    assert "another process refreshes it" in capsys.readouterr().out
+    # That one looks again.
+    assert (sweep.folder / "slurm" / "front.due").exists()
+    assert front.main([str(sweep.folder)]) == 2
+    assert not (sweep.folder / "slurm" / "front.due").exists()
 
 
 def test_a_cluster_without_slurm_is_one_line(tmp_path: Path, small: list[str]) -> None:
