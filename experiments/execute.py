@@ -232,25 +232,30 @@ def _run(task: Task) -> str | None:
 
 
 def _torchrun(task: Task) -> str | None:
-    """Run a task on all devices of this machine."""
+    """Run a task by as many processes as it asks for, or on all devices of this machine."""
     import torch
 
-    devices = max(1, torch.cuda.device_count())
+    processes = task.point.config.distributed.processes or max(1, torch.cuda.device_count())
     print(f"{task.point.name} -> {task.directory}", file=sys.stderr, flush=True)
-    # torchrun hands the signals on to its processes.
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}",
-        "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT,SIGUSR1", str(REPOSITORY / "train.py"), *task.arguments,
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+        "--signals-to-handle=SIGINT", str(REPOSITORY / "train.py"), *task.arguments,
     ]  # fmt: skip
-    # In a group of its own, so that Ctrl-C reaches it as the signal that lets it save.
+    # Its processes are told to save by a signal that torchrun never sees: on one that it heeds, it kills them half a
+    # minute later. In a group of its own, so that Ctrl-C reaches none of them.
+    previous = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     process = subprocess.Popen(command, start_new_session=True)
+    signal.signal(signal.SIGUSR1, previous)
 
-    def stop(number: int) -> None:
-        process.send_signal(number)
-        process.wait()
-
-    with _interruptible(stop):
-        code = process.wait()
-    if code == EXIT_REQUEUE:
-        raise SystemExit(EXIT_REQUEUE)
+    with _interruptible(lambda _: None):
+        try:
+            code = process.wait()
+        finally:
+            # Again and again: a signal that comes before they listen is lost.
+            while process.poll() is None:
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                        os.kill(int(child), signal.SIGUSR1)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=2)
     return None if code == 0 else f"torchrun ended with code {code}; what it printed says why"

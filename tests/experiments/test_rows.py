@@ -209,6 +209,39 @@ def test_a_sweep_that_is_stopped_and_whose_worker_dies_ends_as_an_undisturbed_on
 
 
 @pytest.mark.slow
+def test_a_row_of_several_processes_is_stopped_and_goes_on(tmp_path: Path, small: list[str]) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    own = [
+        "distributed=ddp",
+        "distributed.processes=2",
+        "stage.sft.micro_batch_size=8",
+        "stage.dpo.micro_batch_size=4",
+    ]
+    own += ["stage.sft.max_steps=40", "stage.sft.log_every=1", *small]
+
+    def run(place: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "experiments", "run", "rank", "rows=1", "seeds=1", *own]
+        command.append(f"output={tmp_path / place}")
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, text=True)
+
+    def log(place: str) -> str:
+        return "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob(f"{place}/testbed/*/run.log"))
+
+    stopped = run("disturbed")
+    while "sft 10/40" not in log("disturbed"):
+        time.sleep(0.05)
+        assert stopped.poll() is None
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait() == EXIT_REQUEUE
+    assert "sft: saved at step" in log("disturbed")
+    assert (run("disturbed").wait(), run("undisturbed").wait()) == (0, 0)
+    assert "sft: going on from checkpoint-" in log("disturbed")
+    [ours], [theirs] = ([*tmp_path.glob(f"{place}/testbed/tiny-*")] for place in ("disturbed", "undisturbed"))
+    assert (ours / METRICS_FILE).read_bytes() == (theirs / METRICS_FILE).read_bytes()
+    assert (ours / "02-dpo/model.safetensors").read_bytes() == (theirs / "02-dpo/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
 def test_every_row_of_every_experiment_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In one worker: two steps a stage, four rows a benchmark, a model of random weights; then every report."""
     given = ["all", "suite=check", f"output={tmp_path}"]
