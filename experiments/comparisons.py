@@ -14,6 +14,7 @@ from experiments.rows import Experiment
 Key = TypeVar("Key", bound=Hashable)
 COMPARED = ("utility", "safety")
 AT_EQUAL_DISTANCE = "utility at equal distance"
+TO_USUAL = "utility beside the usual setting's"
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,27 @@ def compare(experiment: Experiment, rows: Sequence[Row]) -> list[Comparison]:
     return [one for score in COMPARED for one in _corrected([one for one in found if one.score == score])]
 
 
+def compare_to_usual(experiment: Experiment, rows: Sequence[Row]) -> list[Comparison]:
+    """Every row that projects against the one with the paper's setting, at strength 1."""
+    usual = next((row for row in rows if row.name == experiment.settings.usual), None)
+    others = [row for row in rows if row is not usual and row.config.method.name != "baseline"]
+    if usual is None:
+        return []
+    theirs = usual.values("utility")
+    return _corrected([one for row in others for one in _paired(row, usual, TO_USUAL, row.values("utility"), theirs)])
+
+
 def equal_safety(experiment: Experiment, rows: Sequence[Row]) -> list[EqualSafety]:
     """Every row that is to run at several strengths, its reference too, over the seeds that have run at all of them."""
     found = []
-    for row in rows:
-        if len(row.strengths) == 1 or experiment.settings.reference is None:
+    several = [row for row in rows if len(row.strengths) > 1]
+    for row in several:
+        alike = [other for other in several if (other.group, other.pipeline) == (row.group, row.pipeline)]
+        if len(alike) == 1 or experiment.settings.reference is None:
             continue
         wanted = (reference_of(row, experiment, rows) or row).values("safety")
-        alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
         # More points would make for a better front.
-        common = set.intersection(*(set(other.strengths) for other in alike if len(other.strengths) > 1))
+        common = set.intersection(*(set(other.strengths) for other in alike))
         points = [(row.values("safety", strength), row.values("utility", strength)) for strength in sorted(common)]
         seeds = [seed for seed in wanted if all(seed in values for pair in points for values in pair)]
         fronts = {seed: [(safety[seed], utility[seed]) for safety, utility in points] for seed in seeds}

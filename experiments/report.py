@@ -16,12 +16,14 @@ from eval.tables import LATEX_SPECIAL
 from experiments.comparisons import (
     AT_EQUAL_DISTANCE,
     COMPARED,
+    TO_USUAL,
     Comparison,
     EqualSafety,
     Membership,
     compare,
     compare_at_equal_distance,
     compare_at_equal_safety,
+    compare_to_usual,
     equal_safety,
     front_membership,
 )
@@ -60,7 +62,7 @@ OTHER_MODEL = (
     "mean nothing, and none is shown."
 )
 DIFFERENCE_NOTE = (
-    "Δ: difference to {} of the same pipeline, paired by seed, with its 95% t-interval; in brackets p of a two-sided "
+    "Δ: difference to {}, paired by seed, with its 95% t-interval; in brackets p of a two-sided "
     "paired t-test, corrected by Holm over the column (in all tables of this page), and the number of pairs; –: all "
     "pairs differ by the same amount, nothing to test."
 )
@@ -113,7 +115,9 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     confirming = [point for point in points if first is not None and point.seed >= first]
     rows = read_rows(experiment, suite, [point for point in points if point not in confirming], folder)
     confirmed = read_rows(experiment, suite, confirming, folder)
-    comparisons = [*compare(experiment, rows), *compare_at_equal_distance(rows)]
+    comparisons = [
+        *compare(experiment, rows), *compare_to_usual(experiment, rows), *compare_at_equal_distance(rows)
+    ]  # fmt: skip
     confirmations = [*compare(experiment, confirmed), *compare_at_equal_distance(confirmed)]
     equal = equal_safety(experiment, rows)
     at_equal = compare_at_equal_safety(equal)
@@ -189,7 +193,8 @@ def _score_tables(
     references = _references(experiment, rows)
     shown = [score for score in SCORES if score in _published_scores(experiment, rows)]
     ours = suite == "paper"
-    distances = any(row.values("moved") for row in rows)
+    distances = _distances(rows)
+    usual = next((row.label for row in rows if row.name == experiment.settings.usual), None)
 
     def line(row: Row | None, name: str, summaries: dict[str, Summary | None], first: dict[str, str]) -> dict[str, str]:
         cells = first | {title: _score(summaries[score], row) for score, title in TITLES.items()}
@@ -198,6 +203,8 @@ def _score_tables(
         cells |= {f"published {score}": _published(name, score, summaries[score] if ours else None) for score in shown}
         if references:
             cells |= {f"Δ {score}": _difference(compared.get((name, score))) for score in COMPARED}
+        if usual:
+            cells |= {f"Δ utility to {usual}": _difference(compared.get((name, TO_USUAL)))}
         if distances:
             cells |= {"Δ at equal distance": _difference(compared.get((name, AT_EQUAL_DISTANCE)))}
         return cells
@@ -215,7 +222,8 @@ def _score_tables(
         notes.append(PUBLISHED_NOTE + (SAME_MODEL if ours else OTHER_MODEL))
     if references:
         labels = dict.fromkeys(row.label for row in rows if row.name in references)
-        notes.append(DIFFERENCE_NOTE.format(", ".join(labels)))
+        whose = f"{', '.join(labels)} of the same pipeline" + (f", or to {usual}" if usual else "")
+        notes.append(DIFFERENCE_NOTE.format(whose))
     return _with_notes(tables, notes)
 
 
@@ -257,9 +265,8 @@ def _strength_tables(rows: Sequence[Row]) -> list[Table]:
         strengths = sorted({strength for row in members for strength in row.strengths})
         lines = [_named(row) | {f"× {strength:g}": _pair(row, strength) for strength in strengths} for row in members]
         tables.append(Table(f"{group}: by strength", lines))
-    return _with_notes(
-        tables, ["In %, by multiple of the row's learning rates: safety, utility and how far the weights moved."]
-    )
+    scores = "safety, utility and how far the weights moved" if _distances(rows) else "safety and utility"
+    return _with_notes(tables, [f"In %, by multiple of the row's learning rates: {scores}."])
 
 
 def _equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comparison]) -> list[Table]:
@@ -303,6 +310,11 @@ def _overlap_tables(rows: Sequence[Row]) -> list[Table]:
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     return [(group, [row for row in rows if row.group == group]) for group in dict.fromkeys(row.group for row in rows)]
+
+
+def _distances(rows: Sequence[Row]) -> bool:
+    """Whether it is known how far the weights moved."""
+    return any(row.values("moved") for row in rows)
 
 
 def _references(experiment: Experiment, rows: Sequence[Row]) -> set[str]:

@@ -58,12 +58,18 @@ class Grid(Section):
 
 
 class ExperimentSettings(Section):
-    """``experiments/<name>/experiment.yaml``."""
+    """``experiments/<name>/experiment.yaml``.
+
+    Attributes:
+        reference: pattern of the row that the others of its model and pipeline are compared with.
+        usual: the row with the paper's setting, or the nearest to it, which an ablation's others are compared with besides.
+    """
 
     title: str
     rows: list[str]
     label: str
     reference: str | None
+    usual: str | None = None
     figure: Literal["none", "front", "curve", "overlap"]
     axis: str | None = None
     distance: bool = False

@@ -189,6 +189,21 @@ def test_seeds_intervals_and_paired_differences(tmp_path: Path) -> None:
     assert [one["p"] for one in details["comparisons"]] == [None, pytest.approx(p), None, None]
 
 
+def test_an_ablation_is_compared_with_the_usual_setting_besides(tmp_path: Path) -> None:
+    table = experiment([BASELINE, OGPSA, LORA], usual=OGPSA)
+    utilities = {BASELINE: [0.5, 0.5, 0.5], OGPSA: [0.5, 0.6, 0.7], LORA: [0.51, 0.62, 0.73]}
+    given = points(table, "testbed")
+    for point in given:
+        write_run(tmp_path, point, 0.9, utilities[point.row][point.seed])
+    text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
+    _, naive, lora, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
+    # Of 1, 2, 3 the mean is 2, and of the one comparison p is not raised.
+    p = 1 - (12 / 14) ** 0.5
+    assert lora["Δ utility to OGPSA"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3)"
+    assert (naive["Δ utility to OGPSA"], ogpsa["Δ utility to OGPSA"]) == ("", "")
+    assert "Δ: difference to naive tuning of the same pipeline, or to OGPSA, paired by seed" in text
+
+
 def test_equal_safety_by_hand(tmp_path: Path) -> None:
     """Naive tuning is at safety 90 and utility 60; OGPSA's front reaches 65 + seed there, and LoRA is never as safe."""
     table = experiment([BASELINE, OGPSA, LORA], {"seeds": 2, "strengths": [1.0, 0.5]})
