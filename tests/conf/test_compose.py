@@ -346,7 +346,9 @@ def test_every_yaml_key_has_its_comment() -> None:
 @pytest.mark.parametrize("file", sorted((CONF / "experiment").rglob("[!_]*.yaml")), ids=lambda file: file.stem)
 def test_every_experiment_composes_as_its_header_says(file: Path) -> None:
     name = file.relative_to(CONF / "experiment").with_suffix("").as_posix()
-    assert f" train.py +experiment={name}\n" in file.read_text(encoding="utf-8")
+    table, _, row = name.partition("/")
+    commands = {f"# python -m experiments run {table} rows={row} suite=paper", f"# python train.py +experiment={name}"}
+    assert len(commands.intersection(file.read_text(encoding="utf-8").splitlines())) == 1
     config = compose_config([f"+experiment={name}", "seed=3"])
     assert config.seed == 3
 

@@ -25,12 +25,8 @@ def test_every_experiment_names_rows_that_are_there(name: str) -> None:
     experiment = load_experiment(name)
     assert experiment.rows
     assert all((CONF / "experiment" / f"{row}.yaml").is_file() for row in experiment.rows)
-    own = {
-        path.stem: path.read_text(encoding="utf-8").splitlines() for path in (CONF / "experiment" / name).glob("*.yaml")
-    }
+    own = {path.stem for path in (CONF / "experiment" / name).glob("*.yaml")}
     assert {f"{name}/{row}" for row in own} <= set(experiment.rows)
-    for row, lines in own.items():
-        assert f"# python -m experiments run {name} rows={row} suite=paper" in lines
     assert set(experiment.settings.suites) == {"paper", "testbed", "check"}
 
 
