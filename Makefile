@@ -59,7 +59,7 @@ demo: $(INSTALLED) ## Run the main job on the testbed: SFT, then DPO, with proje
 .PHONY: experiments
 experiments: $(INSTALLED) ## Repeat every table and figure on the testbed (seeds=1: one seed, a fifth of the time)
 	$(BIN)/python -m experiments run all $(if $(seeds),seeds=$(seeds)) $(ARGS)
-	$(BIN)/python -m experiments report all $(if $(seeds),seeds=$(seeds) out=outputs/testbed/reports) $(ARGS)
+	$(BIN)/python -m experiments report all $(if $(seeds),seeds=$(seeds),out=experiments) $(ARGS)
 
 .PHONY: calibration
 calibration: $(INSTALLED) ## Repeat the testbed's calibration: bases, and naive tuning over learning rates

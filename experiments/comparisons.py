@@ -2,13 +2,13 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from statistics import fmean
 from typing import TypeVar
 
-from eval.statistics import AtSafety, Paired, holm, paired_t, pareto_front, utility_at_safety
+from eval.statistics import AtSafety, Paired, Summary, holm, paired_t, pareto_front, summarize, utility_at_safety
 from eval.statistics import Point as Coordinates
-from experiments.results import Row, reference_of
+from experiments.distance import cosine
+from experiments.results import Row, reference_of, usual_of
 from experiments.rows import Experiment
 
 Key = TypeVar("Key", bound=Hashable)
@@ -67,21 +67,21 @@ def compare(experiment: Experiment, rows: Sequence[Row]) -> list[Comparison]:
     """Every row against its reference, at strength 1, on the seeds that both have run."""
     found = []
     for row in rows:
-        reference = reference_of(row, experiment, rows)
-        for score in COMPARED if reference else ():
-            assert reference is not None
+        if (reference := reference_of(row, experiment, rows)) is None:
+            continue
+        for score in COMPARED:
             found += _paired(row, reference, score, row.values(score), reference.values(score))
     return [one for score in COMPARED for one in _corrected([one for one in found if one.score == score])]
 
 
 def compare_to_usual(experiment: Experiment, rows: Sequence[Row]) -> list[Comparison]:
-    """Every row that projects against the one with the paper's setting, at strength 1."""
-    usual = next((row for row in rows if row.name == experiment.settings.usual), None)
-    others = [row for row in rows if row is not usual and row.config.method.name != "baseline"]
-    if usual is None:
-        return []
-    theirs = usual.values("utility")
-    return _corrected([one for row in others for one in _paired(row, usual, TO_USUAL, row.values("utility"), theirs)])
+    """Every row but its reference against the one with the paper's setting, at strength 1."""
+    found = []
+    for row in rows:
+        usual, reference = usual_of(row, experiment, rows), reference_of(row, experiment, rows)
+        if usual is not None and reference is not None and usual is not reference:
+            found += _paired(row, usual, TO_USUAL, row.values("utility"), usual.values("utility"))
+    return _corrected(found)
 
 
 def equal_safety(experiment: Experiment, rows: Sequence[Row]) -> list[EqualSafety]:
@@ -108,21 +108,23 @@ def equal_safety(experiment: Experiment, rows: Sequence[Row]) -> list[EqualSafet
     return found
 
 
-def compare_at_equal_safety(equal: Sequence[EqualSafety]) -> list[Comparison]:
+def compare_at_equal_safety(experiment: Experiment, equal: Sequence[EqualSafety]) -> list[Comparison]:
     """OGPSA minus every other method of its group and pipeline, on the seeds that both have a number for."""
     found = []
-    for ours in (one for one in equal if one.row.config.method.name == "ogpsa"):
-        for other in equal:
-            if other is not ours and (other.row.group, other.row.pipeline) == (ours.row.group, ours.row.pipeline):
-                found += _paired(ours.row, other.row, "utility at equal safety", ours.found, other.found)
+    rows = [one.row for one in equal]
+    for other in equal:
+        usual = usual_of(other.row, experiment, rows)
+        for ours in (one for one in equal if one.row is usual):
+            found += _paired(ours.row, other.row, "utility at equal safety", ours.found, other.found)
     return _corrected(found)
 
 
 def compare_at_equal_distance(rows: Sequence[Row]) -> list[Comparison]:
     """Every row minus naive tuning that has moved the weights as far, by seed.
 
-    Naive tuning's utility at a distance is interpolated linearly between the untuned model and its points, one a
-    strength; a seed that has moved farther than all of them does not count.
+    Naive tuning's utility at a distance is interpolated between the untuned model and its points, one a strength, by a
+    monotone cubic (Fritsch and Carlson, SIAM J. Numer. Anal. 17, 1980; scipy's PCHIP): straight lines would lie below
+    a curve that falls ever faster. A seed that has moved farther than all of them does not count.
     """
     found = []
     for row in rows:
@@ -135,6 +137,23 @@ def compare_at_equal_distance(rows: Sequence[Row]) -> list[Comparison]:
             }
             found += _paired(row, naive, AT_EQUAL_DISTANCE, row.values("utility"), theirs)
     return _corrected(found)
+
+
+def directions(rows: Sequence[Row]) -> dict[str, Summary]:
+    """Cosine of the way that each row's weights went with that of naive tuning's, over the seeds of both, by row."""
+    found = {}
+    for row in rows:
+        alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
+        for naive in (other for other in alike if other.config.method.name == "baseline" and other is not row):
+            theirs = {seed: result.weights for seed, result in naive.by_seed().items()}
+            cosines = [
+                cosine(mine.weights, other)
+                for seed, mine in row.by_seed().items()
+                if mine.weights is not None and (other := theirs.get(seed)) is not None
+            ]
+            if cosines:
+                found[row.name] = summarize(cosines)
+    return found
 
 
 def front_membership(rows: Sequence[Row]) -> list[Membership]:
@@ -178,11 +197,12 @@ def _utility_at_distance(row: Row, seed: int, distance: float) -> float | None:
     points = sorted((one.scores["moved"], one.scores["utility"]) for one in results if one and "moved" in one.scores)
     if len(points) < len(results):
         return None
-    points = [(0.0, row.base["utility"]), *points]
-    for (near, before), (far, after) in pairwise(points):
-        if near <= distance <= far:
-            return before + (after - before) * (distance - near) / (far - near)
-    return None
+    distances, utilities = zip((0.0, row.base["utility"]), *points, strict=True)
+    if distance > distances[-1]:
+        return None
+    from scipy.interpolate import PchipInterpolator
+
+    return float(PchipInterpolator(distances, utilities)(distance))
 
 
 def _paired(row: Row, against: Row, score: str, ours: dict[int, float], theirs: dict[int, float]) -> list[Comparison]:

@@ -1,17 +1,28 @@
-"""How far training has moved the weights, which is most of what the tax depends on at a given safety."""
+"""How far training has moved the weights, which is most of what the tax depends on at a given safety, and where to."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ogpsa.config import Config
 from ogpsa.runs import merged_folder, stage_folder
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def moved(config: Config, directory: Path) -> float | None:
-    """Distance of a finished run's last weights from the untuned ones, as a share of their length (Euclidean).
 
-    None for a model that is not the testbed's, or whose base is no longer in the cache.
-    """
+@dataclass(frozen=True)
+class Weights:
+    """Checkpoints: the untuned model's, and the last of a run."""
+
+    untuned: Path
+    tuned: Path
+
+
+def weights_of(config: Config, directory: Path) -> Weights | None:
+    """A finished run's; None for a model that is not the testbed's, or whose base is no longer in the cache."""
     if config.model.path is not None:
         return None
     from ogpsa.testbed.cache import base_key
@@ -19,21 +30,38 @@ def moved(config: Config, directory: Path) -> float | None:
     base = Path(config.cache_dir) / "bases" / base_key(config, threads=1)  # as the workers that ran it
     last = stage_folder(directory, config, config.stages[-1].name)
     tuned = merged_folder(last) if merged_folder(last).is_dir() else last
-    return relative_distance(base, tuned) if base.is_dir() and tuned.is_dir() else None
+    return Weights(base, tuned) if base.is_dir() and tuned.is_dir() else None
 
 
-def relative_distance(before: Path, after: Path) -> float:
-    """``|after - before| / |before|`` over all tensors of two checkpoints, in fp64, tensor by tensor."""
+def relative_distance(weights: Weights) -> float:
+    """``|tuned - untuned| / |untuned|`` over all tensors, in fp64, tensor by tensor."""
+    change = length = 0.0
+    for start, tuned in _tensors(weights.untuned, weights.tuned):
+        change += float((tuned - start).square().sum())
+        length += float(start.square().sum())
+    return sqrt(change / length)
+
+
+def cosine(one: Weights, other: Weights) -> float:
+    """Cosine of the ways that two runs of the same untuned model have gone, as above."""
+    product = squares = other_squares = 0.0
+    for start, mine, theirs in _tensors(one.untuned, one.tuned, other.tuned):
+        product += float(((mine - start) * (theirs - start)).sum())
+        squares += float((mine - start).square().sum())
+        other_squares += float((theirs - start).square().sum())
+    return product / sqrt(squares * other_squares)
+
+
+def _tensors(*checkpoints: Path) -> Iterator[tuple["Tensor", ...]]:
+    """Each tensor of the last checkpoint in all of them."""
     from safetensors import safe_open
 
     from ogpsa.merging import tensor_files
 
-    files = tensor_files(before)
-    change = length = 0.0
-    for name, file in tensor_files(after).items():
-        with safe_open(files[name], framework="pt") as opened:
-            start = opened.get_tensor(name).double()
-        with safe_open(file, framework="pt") as opened:
-            change += float((opened.get_tensor(name).double() - start).square().sum())
-        length += float(start.square().sum())
-    return sqrt(change / length)
+    files = [tensor_files(checkpoint) for checkpoint in checkpoints]
+    for name in files[-1]:
+        tensors = []
+        for own in files:
+            with safe_open(own[name], framework="pt") as opened:
+                tensors.append(opened.get_tensor(name).double())
+        yield tuple(tensors)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -49,10 +49,15 @@ class Task:
         )
 
     @property
+    def world(self) -> int:
+        """What its untuned model is of: on the testbed the first run of a world trains that."""
+        return self.point.config.data.seed
+
+    @property
     def start(self) -> str:
         """What this task makes that others may begin with: of two at the same time, the second would wait."""
         config = self.point.config
-        return f"{config.data.seed} {config.seed} {config.stages[0]} {config.method.projection(config.stages[0].name)}"
+        return f"{self.world} {config.seed} {config.stages[0]} {config.method.projection(config.stages[0].name)}"
 
 
 def tasks_of(points: Iterable[Point], folder: Path) -> list[Task]:
@@ -101,6 +106,7 @@ def _spread(waiting: list[Task], workers: int) -> list[str]:
     failed: list[str] = []
     progress = Progress(len(waiting), "runs", interval=60.0)
     finished = 0
+    begun: set[int] = set()
     crew: list[_Worker] = []
 
     def stop(number: int) -> None:
@@ -114,13 +120,14 @@ def _spread(waiting: list[Task], workers: int) -> list[str]:
         while waiting or any(worker.task for worker in crew):
             for worker in crew:
                 if worker.task is None and waiting:
-                    worker.give(_take(waiting, [other.task for other in crew if other.task]))
+                    worker.give(_take(waiting, [other.task for other in crew if other.task], begun))
             ready = wait([worker.connection for worker in crew if worker.task])
             for worker in crew:
                 if worker.connection not in ready or worker.task is None:
                     continue
                 task, problem = worker.task, worker.result()
                 finished += 1
+                begun.add(task.world)
                 if problem is not None:
                     failed.append(f"{task.point.name}: {problem}")
                     log.error("failed: %s", failed[-1])
@@ -131,10 +138,20 @@ def _spread(waiting: list[Task], workers: int) -> list[str]:
     return failed
 
 
-def _take(waiting: list[Task], running: Sequence[Task]) -> Task:
-    """The first task that would not wait for one that runs; the first of all if there is none."""
+def _take(waiting: list[Task], running: Sequence[Task], begun: Collection[int]) -> Task:
+    """The first task that would wait neither for an untuned model in training nor for another's start.
+
+    Where there is none, one that waits for the former; where there is none of these either, the first of all.
+
+    Args:
+        begun: worlds of which a task has ended, so that their untuned model is there.
+    """
     starts = {task.start for task in running}
-    return waiting.pop(next((index for index, task in enumerate(waiting) if task.start not in starts), 0))
+    training = {task.world for task in running} - set(begun)
+    place = min(
+        range(len(waiting)), key=lambda place: (waiting[place].start in starts, waiting[place].world in training)
+    )
+    return waiting.pop(place)
 
 
 class _Worker:

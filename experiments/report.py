@@ -24,22 +24,26 @@ from experiments.comparisons import (
     compare_at_equal_distance,
     compare_at_equal_safety,
     compare_to_usual,
+    directions,
     equal_safety,
     front_membership,
 )
 from experiments.costs import NOTES as COST_NOTES
 from experiments.costs import Cost, costs
-from experiments.results import SCORES, Result, Row, published, read_rows, reference_of
-from experiments.rows import FOLDER, Experiment, Point, confirmation_seed
+from experiments.results import SCORES, Result, Row, published, read_rows, reference_of, usual_of
+from experiments.rows import Experiment, Point, confirmation_seed
+from ogpsa.methods import StageName
 from ogpsa.runs import check_writable, write_atomically, write_json
 
 TITLES = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓", "gain": "average gain ↑"}
 MOVED = "moved"
 MOVED_NOTE = (
     "Moved: distance of the last weights from the untuned model's, as a share of the latter's length (on the testbed). "
+    "Direction: cosine of the way that they went with the way that naive tuning's of the same seed went. "
     "Δ at equal distance: utility minus that of naive tuning which has moved as far, read off its points of the same "
-    "seed at several multiples of the learning rates, linearly interpolated; seeds beyond them do not count."
+    "seed at several multiples of the learning rates, interpolated by a monotone cubic; seeds beyond them do not count."
 )
+STAGES: tuple[StageName, ...] = ("sft", "dpo")
 COURSES = {
     "cosine before": "projection/cosine",
     "cosine after": "projection/cosine_after",
@@ -96,12 +100,11 @@ class Table:
     notes: Sequence[str] = ()
 
 
-def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: Path, out: Path | None) -> list[Path]:
-    """Write an experiment's tables and figure and print the Markdown.
+def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: Path, out: Path) -> list[Path]:
+    """Write an experiment's tables and figure into ``out`` and print the Markdown.
 
     Args:
         folder: of the suite's runs.
-        out: None for ``experiments/<name>/<suite>``.
 
     Returns:
         What was written.
@@ -109,7 +112,6 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     Raises:
         UserError: ``out`` cannot be written, or a result is damaged.
     """
-    out = out or FOLDER / experiment.name / suite
     check_writable(out, "out")
     first = confirmation_seed(experiment, suite)
     confirming = [point for point in points if first is not None and point.seed >= first]
@@ -120,13 +122,13 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     ]  # fmt: skip
     confirmations = [*compare(experiment, confirmed), *compare_at_equal_distance(confirmed)]
     equal = equal_safety(experiment, rows)
-    at_equal = compare_at_equal_safety(equal)
+    at_equal = compare_at_equal_safety(experiment, equal)
     fronts = front_membership(rows) if experiment.settings.figure == "front" else []
     spent = costs(suite, rows) if experiment.settings.costs else []
     tables = [
         *_score_tables(experiment, suite, rows, comparisons),
         *_score_tables(experiment, suite, confirmed, confirmations, f"confirmed on seeds from {first}"),
-        *_benchmark_tables(experiment, suite, rows),
+        *_benchmark_tables(experiment, rows),
         *_front_tables(fronts),
         *_strength_tables(rows),
         *_equal_safety_tables(equal, at_equal),
@@ -192,14 +194,16 @@ def _score_tables(
     compared = {(one.row, one.score): one for one in comparisons}
     references = _references(experiment, rows)
     shown = [score for score in SCORES if score in _published_scores(experiment, rows)]
-    ours = suite == "paper"
+    ours = all(row.comparable for row in rows)
     distances = _distances(rows)
-    usual = next((row.label for row in rows if row.name == experiment.settings.usual), None)
+    usuals = {found.name: found.label for row in rows if (found := usual_of(row, experiment, rows)) is not None}
+    usual = ", ".join(dict.fromkeys(label for name, label in usuals.items() if name not in references))
+    ways = directions(rows) if distances else {}
 
     def line(row: Row | None, name: str, summaries: dict[str, Summary | None], first: dict[str, str]) -> dict[str, str]:
         cells = first | {title: _score(summaries[score], row) for score, title in TITLES.items()}
         if distances:
-            cells |= {MOVED: _score(row.summary("moved")) if row else ""}
+            cells |= {MOVED: _score(row.summary("moved")) if row else "", "direction": _cosine(ways.get(name))}
         cells |= {f"published {score}": _published(name, score, summaries[score] if ours else None) for score in shown}
         if references:
             cells |= {f"Δ {score}": _difference(compared.get((name, score))) for score in COMPARED}
@@ -227,9 +231,9 @@ def _score_tables(
     return _with_notes(tables, notes)
 
 
-def _benchmark_tables(experiment: Experiment, suite: str, rows: Sequence[Row]) -> list[Table]:
+def _benchmark_tables(experiment: Experiment, rows: Sequence[Row]) -> list[Table]:
     """Benchmark by benchmark, where single ones are published."""
-    if suite != "paper" or _published_scores(experiment, rows) <= set(SCORES):
+    if not all(row.comparable for row in rows) or _published_scores(experiment, rows) <= set(SCORES):
         return []
     tables = []
     for group, members in _groups(rows):
@@ -297,13 +301,11 @@ def _cost_tables(spent: Sequence[Cost]) -> list[Table]:
 
 def _overlap_tables(rows: Sequence[Row]) -> list[Table]:
     lines = [
-        {"stage": stage.name.upper(), "row": row.label, "seeds": _seeds(row)}
-        | {
-            title: _early_late(row.course(stage.name, key)) if row.by_seed() else NOT_RUN
-            for title, key in COURSES.items()
-        }
-        for stage in (rows[0].config.stages if rows else [])
+        {"stage": stage.upper(), **_named(row), "seeds": _seeds(row)}
+        | {title: _early_late(row.course(stage, key)) if row.by_seed() else NOT_RUN for title, key in COURSES.items()}
+        for stage in STAGES
         for row in rows
+        if stage in (own.name for own in row.config.stages)
     ]
     return [Table("Overlap of gradients, and losses", lines, [OVERLAP_NOTE])] if lines else []
 
@@ -362,6 +364,12 @@ def _score(summary: Summary | None, row: Row | None = None) -> str:
     if summary is None:
         return NOT_RUN if row is not None and not row.by_seed() else ""
     return f"{summary.mean:.1f}" + ("" if summary.half_width is None else f" ± {summary.half_width:.1f}")
+
+
+def _cosine(summary: Summary | None) -> str:
+    if summary is None:
+        return ""
+    return f"{summary.mean:.2f}" + ("" if summary.half_width is None else f" ± {summary.half_width:.2f}")
 
 
 def _pair(row: Row, strength: float) -> str:

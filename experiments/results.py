@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from eval.statistics import Summary, average_gain, summarize
-from experiments.distance import moved
+from experiments.distance import Weights, relative_distance, weights_of
 from experiments.rows import FOLDER, Experiment, Point, row_model
 from ogpsa.config import Config
 from ogpsa.methods import ProjectionSettings, Section, StageName
@@ -38,6 +38,7 @@ METHODS = {
     "merge": "merged",
     "ogpsa": "OGPSA",
     "anchor": "naive tuning, anchored",
+    "ogpsa_selected": "OGPSA, references chosen",
     "ogpsa_lora": "OGPSA + LoRA",
     "ogpsa_merge": "OGPSA, merged",
     "ogpsa_anchor": "OGPSA, anchored",
@@ -71,12 +72,14 @@ class Result:
         scores: ``SCORES`` and the last checkpoint's benchmarks by name, in percent, without what has no value; how far
             the weights have moved (``moved``) where the experiment shows it.
         base: the same of the untuned model.
+        weights: where the experiment shows how far they have moved, and they are there.
     """
 
     point: Point
     directory: Path
     scores: dict[str, float]
     base: dict[str, float]
+    weights: Weights | None = None
 
     @property
     def revision(self) -> str:
@@ -99,7 +102,9 @@ class Result:
         return found
 
     def history(self, stage: StageName) -> list[dict[str, Any]]:
-        """What the stage's trainer logged, line by line; nothing where that is gone."""
+        """What the stage's trainer logged, line by line; nothing where that is gone, or the run has no such stage."""
+        if stage not in (own.name for own in self.point.config.stages):
+            return []
         file = stage_folder(self.directory, self.point.config, stage) / HISTORY_FILE
         return read_jsonl(file) if file.is_file() else []
 
@@ -131,6 +136,12 @@ class Row:
     @property
     def method(self) -> str:
         return METHODS.get(self.config.method.name, self.config.method.name)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether what is published is of the same model, data and benchmarks."""
+        names = (self.config.model.name, self.config.data.name, self.config.eval.name)
+        return names == (self.model, "paper", "paper")
 
     @property
     def benchmarks(self) -> list[str]:
@@ -187,7 +198,9 @@ def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folde
         own = [point for point in points if point.row == name]
         config = min(own, key=lambda point: point.strength != 1).config
         model = row_model(name)
-        group = model if suite == "paper" else f"world {config.data.seed} in the place of {model}"
+        group = f"world {config.data.seed} in the place of {model}"
+        if suite == "paper":
+            group = model if config.model.name == model else f"{config.model.name} in the place of {model}"
         results = [result for point in own if (result := _read(point, folder, experiment.settings.distance))]
         rows.append(Row(name, group, model, row_label(experiment, name, config), config, own, results))
     groups = list(dict.fromkeys(row.group for row in rows))
@@ -197,7 +210,15 @@ def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folde
 
 def reference_of(row: Row, experiment: Experiment, rows: Sequence[Row]) -> Row | None:
     """The row of the same group and pipeline that ``row`` is compared with; None if there is none or it is that."""
-    pattern = experiment.settings.reference
+    return _alike(row, rows, experiment.settings.reference)
+
+
+def usual_of(row: Row, experiment: Experiment, rows: Sequence[Row]) -> Row | None:
+    """The row of the same group and pipeline with the paper's setting; None if there is none or it is that."""
+    return _alike(row, rows, experiment.settings.usual)
+
+
+def _alike(row: Row, rows: Sequence[Row], pattern: str | None) -> Row | None:
     alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
     found = [other for other in alike if pattern is not None and fnmatchcase(other.name, pattern)]
     return found[0] if found and found[0] is not row else None
@@ -250,9 +271,10 @@ def _read(point: Point, folder: Path, distance: bool) -> Result | None:
     if all(name in scores and name in base for name in members):
         gain = average_gain({name: scores[name] for name in members}, {name: base[name] for name in members})
         scores |= {} if gain.percent is None else {"gain": gain.percent}
-    if distance and (share := moved(point.config, directory)) is not None:
-        scores |= {"moved": 100 * share}
-    return Result(point, directory, scores, base)
+    weights = weights_of(point.config, directory) if distance else None
+    if weights is not None:
+        scores |= {"moved": 100 * relative_distance(weights)}
+    return Result(point, directory, scores, base, weights)
 
 
 def _scores(part: dict[str, Any]) -> dict[str, float]:

@@ -62,7 +62,7 @@ class ExperimentSettings(Section):
 
     Attributes:
         reference: pattern of the row that the others of its model and pipeline are compared with.
-        usual: the row with the paper's setting, or the nearest to it, which an ablation's are compared with besides.
+        usual: the same for the row with the paper's setting, or the nearest to it; they are compared with both.
     """
 
     title: str

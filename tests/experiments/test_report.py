@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from matplotlib.image import imread
+from safetensors.torch import save_file
 
 from eval.statistics import AtSafety, Paired, Summary, holm, paired_t, utility_at_safety
 from experiments.comparisons import compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
 from experiments.costs import costs
+from experiments.distance import Weights
 from experiments.report import report
 from experiments.results import published, read_rows
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
@@ -56,6 +59,11 @@ def write_run(
         (directory / f"{number:02d}-{stage.name}").mkdir()
         text = "".join(json.dumps(line) + "\n" for line in history)
         (directory / f"{number:02d}-{stage.name}" / "history.jsonl").write_text(text)
+
+
+def write_weights(folder: Path, numbers: list[float]) -> None:
+    folder.mkdir(exist_ok=True)
+    save_file({"weight": torch.tensor(numbers, dtype=torch.float64)}, folder / "model.safetensors")
 
 
 def lines_of(markdown: str, title: str) -> list[dict[str, str]]:
@@ -206,7 +214,7 @@ def test_an_ablation_is_compared_with_the_usual_setting_besides(tmp_path: Path) 
 
 def test_equal_safety_by_hand(tmp_path: Path) -> None:
     """Naive tuning is at safety 90 and utility 60; OGPSA's front reaches 65 + seed there, and LoRA is never as safe."""
-    table = experiment([BASELINE, OGPSA, LORA], {"seeds": 2, "strengths": [1.0, 0.5]})
+    table = experiment([BASELINE, OGPSA, LORA], {"seeds": 2, "strengths": [1.0, 0.5]}, usual=OGPSA)
     given = points(table, "testbed")
     fronts = {
         BASELINE: {1.0: (0.9, 0.6), 0.5: (0.8, 0.7)},
@@ -221,7 +229,7 @@ def test_equal_safety_by_hand(tmp_path: Path) -> None:
     assert naive.found == pytest.approx({0: 60.0, 1: 60.0})
     assert lora.utility == {0: None, 1: None}
     assert ogpsa.found == pytest.approx({0: 65.0, 1: 66.0})
-    (comparison,) = compare_at_equal_safety([naive, lora, ogpsa])
+    (comparison,) = compare_at_equal_safety(table, [naive, lora, ogpsa])
     assert (comparison.row, comparison.against) == (OGPSA, BASELINE)
     assert comparison.paired.difference.mean == pytest.approx(5.5)
     text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
@@ -242,19 +250,30 @@ def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         [BASELINE, OGPSA], {"seeds": 2}, {"rows": BASELINE, "seeds": 2, "strengths": [0.5]}, distance=True
     )
     given = points(table, "testbed")
-    where = {point.config.run_name(): moved[point.row, point.strength] for point in given}
-    monkeypatch.setattr("experiments.results.moved", lambda config, directory: where[directory.name])
+    write_weights(tmp_path / "untuned", [1.0, 0.0, 0.0])
+
+    def weights_of(config: Config, directory: Path) -> Weights:
+        return Weights(tmp_path / "untuned", directory)
+
+    monkeypatch.setattr("experiments.results.weights_of", weights_of)
     for point in given:
-        write_run(tmp_path, point, 0.9, {0.02: 0.6, 0.01: 0.7, 0.015: 0.7}[moved[point.row, point.strength]])
+        distance = moved[point.row, point.strength]
+        write_run(tmp_path, point, 0.9, {0.02: 0.6, 0.01: 0.7, 0.015: 0.7}[distance])
+        # OGPSA goes half to the side.
+        way = [distance, 0.0] if point.row == BASELINE else [distance * 0.6, distance * 0.8]
+        write_weights(tmp_path / point.config.run_name(), [1.0, *way])
     (comparison,) = compare_at_equal_distance(read_rows(table, "testbed", given, tmp_path))
     assert (comparison.row, comparison.against) == (OGPSA, BASELINE)
     assert comparison.paired.difference.mean == pytest.approx(5.0)
     text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
     _, naive, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
     assert (naive["moved"], ogpsa["moved"]) == ("2.0 ± 0.0", "1.5 ± 0.0")
+    assert (naive["direction"], ogpsa["direction"]) == ("", "0.60 ± 0.00")
     assert (naive["Δ at equal distance"], ogpsa["Δ at equal distance"]) == ("", "+5.0 ± 0.0 (–; n = 2)")
     # Beyond what naive tuning has moved there is nothing to compare with.
-    where.update({name: 0.03 for name, share in where.items() if share == 0.015})
+    for point in given:
+        if point.row == OGPSA:
+            write_weights(tmp_path / point.config.run_name(), [1.0, 0.03, 0.0])
     assert compare_at_equal_distance(read_rows(table, "testbed", given, tmp_path)) == []
 
 
@@ -392,4 +411,5 @@ def test_figures(rows: list[str], settings: dict[str, Any], tmp_path: Path) -> N
     assert (out / "table1.pdf").read_bytes().startswith(b"%PDF")
     after = imread(out / "table1.png")
     if settings["figure"] == "front":
-        assert (after != imread(tmp_path / "before" / "table1.png")).any()
+        # Ours once more, from near.
+        assert after.shape[0] > imread(tmp_path / "before" / "table1.png").shape[0]
