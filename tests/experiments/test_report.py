@@ -147,6 +147,18 @@ def test_nothing_has_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [record["safety_published"] for record in records] == ["88.37", "87.82"]
 
 
+@pytest.mark.parametrize("change", ["model=qwen2_5_0_5b", "eval=quick"])
+def test_what_is_published_is_of_its_own_model_and_benchmarks(change: str, tmp_path: Path) -> None:
+    table = experiment(["table1/qwen2_5_7b_sft_dpo_ogpsa"], {"seeds": 1}, suite="paper")
+    given = points(table, "paper", overrides=[change])
+    write_run(tmp_path, given[0], 0.9, 0.6)
+    text = (written(table, "paper", given, tmp_path) / "table1.md").read_text()
+    group = "qwen2_5_0_5b in the place of qwen2_5_7b" if change.startswith("model") else "qwen2_5_7b"
+    _, ogpsa = lines_of(text, group)
+    assert ogpsa["published utility"] == "55.05 [fig]"
+    assert "none is shown" in text and "benchmark by benchmark" not in text
+
+
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     table = experiment(["table1/qwen2_5_7b_sft_dpo_ogpsa"], {"seeds": 1}, suite="paper")
     (point,) = points(table, "paper")

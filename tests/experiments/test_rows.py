@@ -12,7 +12,7 @@ import pytest
 from conf.compose import CONF
 from experiments.__main__ import main, parse
 from experiments.execute import tasks_of
-from experiments.rows import experiment_names, load_experiment, points, row_model
+from experiments.rows import FOLDER, experiment_names, load_experiment, points, row_model
 from ogpsa.errors import EXIT_REQUEUE, EXIT_USER_ERROR
 from ogpsa.runs import METRICS_FILE
 from tests.program import ROOT, contents
@@ -110,6 +110,12 @@ def test_list_and_help_say_what_there_is(capsys: pytest.CaptureFixture[str]) -> 
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == NAMES
     assert main(["--help"]) == 0
     assert "python -m experiments run NAME" in capsys.readouterr().out
+
+
+def test_a_report_leaves_what_is_committed_alone(tmp_path: Path) -> None:
+    assert main(["report", "scope", "suite=check", f"output={tmp_path}"]) == 0
+    assert (tmp_path / "check" / "reports" / "scope.md").read_text().startswith("# scope: ")
+    assert not (FOLDER / "scope" / "check").exists()
 
 
 def test_a_sweep_file_holds_one_run_a_line(
