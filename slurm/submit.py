@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ogpsa.errors import EXIT_DONE, UserError, report
-from ogpsa.runs import NO_SPACE, check_directory, exclusive
+from ogpsa.runs import METRICS_FILE, NO_SPACE, check_directory, exclusive
 from slurm.squeue import call, tasks_of, write_words
 from slurm.sweep import Record, Row, Sweep, check_edits, compose_rows, find_sweep, read_lines
 
@@ -250,7 +250,8 @@ def _queue(sweep: Sweep, rows: Sequence[Row], nodes: int, options: Sequence[str]
     sweep.logs.mkdir(exist_ok=True)
     for index, row in enumerate(rows):
         events = sweep.events(row.name).resolve()
-        words = [row.name, str(events), str(processes_per_node(row, nodes)), *row.overrides]
+        result = row.directory.absolute() / METRICS_FILE
+        words = [row.name, str(events), str(processes_per_node(row, nodes)), str(result), *row.overrides]
         write_words(submission / str(index), words)
     at_once = os.environ.get("OGPSA_ROWS_AT_ONCE", "")
     command = [

@@ -8,8 +8,9 @@ job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 restarts=${SLURM_RESTART_COUNT:-0}
 
 mapfile -d '' -t words < "$submission/$SLURM_ARRAY_TASK_ID"
-# Words of slurm/submit.py: the row's name, the file of what happens to it, its processes a node, then its overrides.
-events=${words[1]} processes=${words[2]} arguments=("${words[@]:3}")
+# Words of slurm/submit.py: the row's name, the file of what happens to it, its processes a node, the file that is there
+# once it is done, then its overrides.
+events=${words[1]} processes=${words[2]} result=${words[3]} arguments=("${words[@]:4}")
 # Where the processes of torchrun, which has exit codes of its own, say that they saved and left with 85.
 saved=$submission/$SLURM_ARRAY_TASK_ID.saved
 # SLURM asked this script to end: cancelled, out of time, or requeued by someone else. What follows is SLURM's business.
@@ -132,7 +133,11 @@ run() {
     code=$EXIT_REQUEUE
   fi
   rm -f "$saved"
-  if ((code == 0)); then
+  if ((code == 0)) && [[ ! -e $result ]]; then
+    # srun's word for a node that SLURM has lost.
+    [[ $ended ]] || record ended "srun ended with 0, but there is no result"
+    leave_it_to_slurm 1
+  elif ((code == 0)); then
     record finished
     timeout 600 "$python" -m slurm.front "$submission/../../.." ||
       echo "the sweep's front was not refreshed; the row is done" >&2

@@ -30,7 +30,8 @@ class Task:
 
     def start(self, run: str, scontrol: str = SCONTROL, **environment: str) -> "subprocess.Popen[str]":
         """A task whose run is the shell command ``run``."""
-        write_words(self.folder / "0", ["row", str(self.folder / "events.tsv"), "1", "seed=1"])
+        result = self.folder / "metrics.json"
+        write_words(self.folder / "0", ["row", str(self.folder / "events.tsv"), "1", str(result), "seed=1"])
         programs = self.folder / "bin"
         programs.mkdir()
         for name, text in (STANDINS | {"scontrol": scontrol}).items():
@@ -40,6 +41,7 @@ class Task:
         own = {
             "PATH": f"{programs}:{os.environ['PATH']}", "OGPSA_PYTHON": str(programs / "python"), "RUN": run,
             "OGPSA_ENVIRONMENT": "/dev/null", "ASKED": str(self.folder / "asked"), "FACTS": FACTS,
+            "RESULT": str(result),
         }  # fmt: skip
         command = ["bash", str(ROOT / "slurm" / "array.sbatch"), str(ROOT), str(self.folder)]
         return subprocess.Popen(command, env=slurm | own | environment, stderr=subprocess.PIPE, text=True)
@@ -67,6 +69,12 @@ def test_a_row_that_saved_is_requeued(task: Task) -> None:
     assert task("exit 85") == 85
     assert task.events() == ["started", "requeued saved and left"]
     assert task.asked()[-1] == "scontrol requeue 7_0"
+
+
+def test_a_node_that_was_lost_has_finished_nothing(task: Task) -> None:
+    # srun ends with 0 then.
+    assert task("exit 0") == 1
+    assert task.events() == ["started", "ended srun ended with 0, but there is no result"]
 
 
 def test_a_crash_is_a_failure(task: Task) -> None:
@@ -136,7 +144,7 @@ def test_a_warning_reaches_the_run_again_and_again_until_it_leaves(task: Task) -
 def test_the_environments_own_faults_are_not_the_tasks(task: Task) -> None:
     environment = task.folder / "env.sh"
     environment.write_text('echo "$not_set_by_anyone" > /dev/null\nfalse\n', encoding="utf-8")
-    assert task("exit 0", OGPSA_ENVIRONMENT=str(environment)) == 0
+    assert task('touch "$RESULT"', OGPSA_ENVIRONMENT=str(environment)) == 0
     assert task.events() == ["started", "finished"]
 
 
@@ -150,5 +158,5 @@ def test_the_environments_own_faults_are_not_the_tasks(task: Task) -> None:
     ],
 )
 def test_a_run_has_the_jobs_cores(task: Task, environment: dict[str, str], said: str) -> None:
-    assert task("exit 0", **environment) == 0
+    assert task('touch "$RESULT"', **environment) == 0
     assert task.asked()[0] == said
