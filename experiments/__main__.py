@@ -7,13 +7,13 @@ python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=
 
 list names the experiments; NAME may be all. plan says what would run, what is done and what it takes. run does what is
 not done, and goes on where it was stopped; slurm=true adds the runs to slurm/sweeps/NAME.txt, one a line, in place of
-running. report prints the table and writes it as .md, .tex and .csv, also before anything has run: into out, else into
-the suite's folder; out=experiments is for what is committed, a folder a table.
+running. report prints the table and writes it as .md, .tex and .csv, also before anything has run, into
+<out>/NAME/<suite>; out=experiments is for what is committed.
 
 suite: testbed (default): every table in small, on a CPU; paper: full size; check: two steps of every row.
 rows: names of rows, * for any part of one, as rows=qwen2_5_7b_sft*. seeds: 3 for the first three, 5-9 or 0,2,4 for
-those. output: the folder of all runs (outputs). workers: runs at a time, each on one thread (as many as there are
-cores). Any other KEY=VALUE goes to every run, as eval=quick or distributed=zero2.
+those. output: the folder of all runs (outputs); out: of all tables (<output>/reports). workers: runs at a time, each on
+one thread (as many as there are cores). Any other KEY=VALUE goes to every run, as eval=quick or distributed=zero2.
 """
 
 import logging
@@ -189,17 +189,14 @@ def _write_sweep(request: Request, rows: Sequence[Sequence[str]]) -> int:
 
 def _report(words: list[str]) -> int:
     from experiments.report import report as write_report
-    from experiments.rows import FOLDER, load_experiment, points
+    from experiments.rows import load_experiment, points
 
     request = parse(words)
     for name in request.names:
         experiment = load_experiment(name)
         found = points(experiment, request.suite, request.rows, request.seeds, request.overrides)
-        folder = request.output / request.suite
-        out = request.out or folder / "reports"
-        if out.resolve() == FOLDER.resolve():
-            out = out / name / request.suite
-        write_report(experiment, request.suite, found, folder, out)
+        out = (request.out or request.output / "reports") / name / request.suite
+        write_report(experiment, request.suite, found, request.output / request.suite, out)
     return EXIT_DONE
 
 

@@ -114,7 +114,7 @@ def test_list_and_help_say_what_there_is(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_report_leaves_what_is_committed_alone(tmp_path: Path) -> None:
     assert main(["report", "scope", "suite=check", f"output={tmp_path}"]) == 0
-    assert (tmp_path / "check" / "reports" / "scope.md").read_text().startswith("# scope: ")
+    assert (tmp_path / "reports" / "scope" / "check" / "scope.md").read_text().startswith("# scope: ")
     assert not (FOLDER / "scope" / "check").exists()
 
 
