@@ -62,7 +62,7 @@ leave_it_to_slurm() {
 
 # requeue WHY: have SLURM start this task anew.
 requeue() {
-  local facts now
+  local facts now pause
   facts=$(scontrol --oneliner show job "$job")
   # A task that SLURM lost sight of must not requeue the one that took its place.
   now=$(sed -n 's/.* Restarts=\([0-9]*\) .*/\1/p' <<< "$facts")
