@@ -21,11 +21,11 @@ NEAR = (88.0, 100.5)
 OTHER_MODEL = " of another model, not comparable"
 
 
-def draw(experiment: Experiment, suite: str, rows: Sequence[Row]) -> Figure | None:
+def draw(experiment: Experiment, rows: Sequence[Row]) -> Figure | None:
     """The experiment's figure as far as it has run; None where there is nothing to show."""
     run = [row for row in rows if row.by_seed()]
     if experiment.settings.figure == "front":
-        return _front(rows, suite)
+        return _front(rows)
     if experiment.settings.figure == "curve" and run:
         return _curve(experiment, rows)
     if experiment.settings.figure == "overlap" and run:
@@ -37,7 +37,7 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.05))
 
 
-def _front(rows: Sequence[Row], suite: str) -> Figure | None:
+def _front(rows: Sequence[Row]) -> Figure | None:
     """Safety and utility, a panel a pipeline, the published points in grey behind; ours once more, from near."""
     known = list(dict.fromkeys([*METHODS.values(), *(row.method for row in rows)]))
     style = {
@@ -47,8 +47,9 @@ def _front(rows: Sequence[Row], suite: str) -> Figure | None:
     }
     groups = list(dict.fromkeys(row.group for row in rows))
     pipelines = [name for name in PIPELINES.values() if any(row.pipeline == name for row in rows)]
+    comparable = all(row.comparable for row in rows)
     # The published points, of other benchmarks, leave little room for ours.
-    near = suite != "paper" and any(row.by_seed() for row in rows)
+    near = not comparable and any(row.by_seed() for row in rows)
     views = [(group, close) for group in groups for close in ((False, True) if near else (False,))]
     figure = _figure(3.4 * len(views) + 0.8)
     panels = figure.subplots(len(views), len(pipelines), squeeze=False)
@@ -78,7 +79,7 @@ def _front(rows: Sequence[Row], suite: str) -> Figure | None:
     ]
     handles.append(Line2D([], [], color=BASE_COLOUR, linewidth=1, linestyle="--", label="untuned"))
     if any((row.name, score) in published() for row in rows for score in AXES):
-        label = f"published{'' if suite == 'paper' else OTHER_MODEL} (×: untuned)"
+        label = f"published{'' if comparable else OTHER_MODEL} (×: untuned)"
         handles.append(Line2D([], [], color=PUBLISHED_COLOUR, linestyle="", marker="o", markersize=8, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure

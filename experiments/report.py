@@ -170,7 +170,7 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     write_atomically(paths["tex"], latex(tables))
     write_atomically(paths["csv"], _comma_separated(records))
     write_json(paths["json"], details)
-    if not _draw(experiment, suite, rows, paths["png"], paths["pdf"]):
+    if not _draw(experiment, rows, paths["png"], paths["pdf"]):
         del paths["png"], paths["pdf"]
     print(text, end="")
     return list(paths.values())
@@ -466,13 +466,13 @@ def _comma_separated(records: Sequence[dict[str, object]]) -> str:
     return text.getvalue()
 
 
-def _draw(experiment: Experiment, suite: str, rows: Sequence[Row], png: Path, pdf: Path) -> bool:
+def _draw(experiment: Experiment, rows: Sequence[Row], png: Path, pdf: Path) -> bool:
     """Whether there was something to draw."""
     if experiment.settings.figure == "none":
         return False
     from experiments.figures import draw
 
-    figure = draw(experiment, suite, rows)
+    figure = draw(experiment, rows)
     if figure is None:
         return False
     save(figure, png)
