@@ -39,8 +39,8 @@ HISTORY_FILE = "history.jsonl"
 COMPLETE_FILE = "COMPLETE.json"
 SCORES_FILE = "scores.json"
 LOCK_FILE = "run.lock"
-# What cannot be written means that nothing can go on.
-FULL_DISK = bytes(1 << 20)
+# Bytes; where they cannot be written nothing can go on.
+FULL_DISK = 1 << 20
 # How the system says so: the disk is full, or the user's share of it.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # How it says that files cannot be locked.
@@ -51,7 +51,7 @@ def is_full(directory: Path) -> bool:
     """Whether no more can be written there."""
     try:
         with TemporaryFile(dir=directory) as file:
-            file.write(FULL_DISK)
+            file.write(bytes(FULL_DISK))
     except OSError as error:
         return error.errno in NO_SPACE
     return False
