@@ -35,7 +35,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 # Not in the lock: its build needs torch to be there, and differs with and without a GPU.
 .PHONY: install-deepspeed
 install-deepspeed: $(INSTALLED) ## Add DeepSpeed to the environment, for distributed=zero2 and zero3
-	version=$$(sed -n 's/^DEEPSPEED_VERSION = "\(.*\)"/\1/p' ogpsa/zero.py); \
+	version=$$(sed -n 's/^DEEPSPEED_VERSION = "\(.*\)"/\1/p' ogpsa/distributed/deepspeed.py); \
 	if $(BIN)/python -c 'import sys, torch; sys.exit(torch.cuda.is_available())'; \
 	  then export DS_BUILD_OPS=0 DS_ACCELERATOR=cpu; fi; \
 	pip="$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock"; \

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import hydra
 
-from conf.program import Program
+from ogpsa.app.program import Program
 
 if TYPE_CHECKING:
     from ogpsa.config import Config
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def check(config: "Config", directory: Path) -> None:
     """Refuse what the files, the directory or the benchmarks do not allow, before torch is imported."""
-    from eval.checks import check as check_run
+    from eval.validate import check as check_run
 
     check_run(config, directory)
 
@@ -25,7 +25,7 @@ program = Program(check)
 @program.task
 def main(config: "Config", directory: Path, overrides: list[str]) -> tuple[float, float]:
     """Run the pipeline; returns the safety and the utility score of its last stage."""
-    from eval.harness import evaluate
+    from eval.evaluation import evaluate
     from ogpsa.pipeline import run
 
     return run(config, directory, evaluate, overrides)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ogpsa.errors import UserError, closest_match
+from ogpsa.utils.errors import UserError, closest_match
 
 
 @dataclass(frozen=True)

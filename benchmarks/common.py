@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ogpsa.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE, UserError, report
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "triton", "numpy", "transformers", "trl", "accelerate", "deepspeed")

@@ -20,14 +20,14 @@ from lm_eval.models.huggingface import HFLM
 
 from benchmarks.architectures import architecture
 from benchmarks.common import Row, in_turn, parser, positive, run, seconds, write
-from eval.benchmarks import OWN_METRIC, Benchmark, find_benchmarks
-from eval.generate import LocalModel, generate, prepare
-from eval.harness import own_verdicts
-from eval.questions import task_config
-from eval.undisturbed import undisturbed
-from ogpsa.runs import write_jsonl
+from eval.benchmarks.definition import OWN_METRIC, Benchmark, find_benchmarks
+from eval.evaluation import own_verdicts
+from eval.generation.generate import LocalModel, generate, prepare
+from eval.generation.isolation import undisturbed
+from eval.generation.questions import task_config
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
+from ogpsa.utils.files import write_jsonl
 
 NOTES = (
     "ours over plain: ratio of the medians of rounds taken in turn; below 1, ours is faster.",

@@ -1,4 +1,4 @@
-"""The pre-flight's estimate (``ogpsa/preflight.py``) against the peak that training really reaches.
+"""The pre-flight's estimate (``ogpsa/preflight/report.py``) against the peak that training really reaches.
 
 On a CPU the allocations of every operation are recorded, so that the figure is exact; on a GPU it is
 ``torch.cuda.max_memory_allocated``. Needs torch and transformers; the loop is that of ``Subspace``'s README example.
@@ -19,9 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.architectures import ARCHITECTURES, Architecture, architecture
 from benchmarks.common import Row, parser, run, write
-from ogpsa.gradients import ParameterShards
-from ogpsa.memory import GB, Optimizer, Setup, estimate, shape_of
-from ogpsa.subspace import Subspace
+from ogpsa.preflight.memory import GB, Optimizer, Setup, estimate, shape_of
+from ogpsa.subspace.shards import ParameterShards
+from ogpsa.subspace.subspace import Subspace
 
 SHAPES = {
     "smoke": ARCHITECTURES["smoke"],
@@ -57,7 +57,7 @@ class Case:
     tokens: int = 256
 
     def setup(self, device: torch.device) -> Setup:
-        """The same for ``ogpsa.memory.estimate``."""
+        """The same for ``ogpsa.preflight.memory.estimate``."""
         return Setup(
             rows=self.rows,
             length=self.tokens,

@@ -1,6 +1,6 @@
 """The three procedures as turns over one model and one optimizer, for a model of which only one fits the device.
 
-Needs torch and transformers alone: the loop is the one that a user of ``ogpsa.subspace.Subspace`` would write.
+Needs torch and transformers alone: the loop is the one that a user of ``ogpsa.subspace.subspace.Subspace`` would write.
 """
 
 import time
@@ -14,8 +14,8 @@ from benchmarks.architectures import architecture
 from benchmarks.authors import AuthorsProcedure
 from benchmarks.common import MemoryPeak, Row, synchronize
 from benchmarks.worker import Job, Procedure
-from ogpsa.gradients import ParameterShards
-from ogpsa.subspace import Subspace
+from ogpsa.subspace.shards import ParameterShards
+from ogpsa.subspace.subspace import Subspace
 
 Batch = dict[str, Tensor]
 

@@ -27,9 +27,9 @@ from benchmarks.common import (
     seconds,
     write,
 )
-from ogpsa.basis import Basis, StoredDtype
-from ogpsa.errors import UserError, closest_match
-from ogpsa.subspace import Subspace
+from ogpsa.subspace.basis import Basis, StoredDtype
+from ogpsa.subspace.subspace import Subspace
+from ogpsa.utils.errors import UserError, closest_match
 
 if TYPE_CHECKING:
     from ogpsa.methods import BasisDevice

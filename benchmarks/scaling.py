@@ -14,7 +14,7 @@ import torch
 from benchmarks.architectures import architecture
 from benchmarks.common import Row, in_turn, listed, parser, positive, run, write
 from benchmarks.worker import LOG_TURNS, Job, Worker, projection_seconds
-from ogpsa.errors import UserError
+from ogpsa.utils.errors import UserError
 
 KS = (1, 5, 10, 30, 100, None)
 MEASURED_K = 5

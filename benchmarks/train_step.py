@@ -17,7 +17,7 @@ from benchmarks.architectures import architecture
 from benchmarks.common import GIB, Row, in_turn, listed, parser, positive, run, write
 from benchmarks.one_model import OneModel
 from benchmarks.worker import Job, Procedure, Stage, Worker, projection_seconds
-from ogpsa.errors import UserError, closest_match
+from ogpsa.utils.errors import UserError, closest_match
 
 PROCEDURES: tuple[Procedure, ...] = get_args(Procedure)
 # The paper's K.

@@ -26,8 +26,8 @@ from benchmarks.authors import AuthorsProcedure, Batch
 from benchmarks.common import MemoryPeak, synchronize
 from benchmarks.worker import LOG_TURNS, Job
 from ogpsa.methods import ProjectionSettings
-from ogpsa.quiet import quiet_libraries
-from ogpsa.trainer import protect
+from ogpsa.training.seam import protect
+from ogpsa.utils.libraries import quiet_libraries
 
 
 def main(address: str, order: str) -> None:

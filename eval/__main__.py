@@ -1,146 +1,64 @@
-"""Evaluate a checkpoint alone and print its scores.
+"""Evaluate a checkpoint alone and print its scores, or run one of the evaluation layer's other commands.
 
 python -m eval checkpoint=DIR [eval=testbed|quick|paper] [eval.KEY=VALUE ...] [output=DIR] [until=generations|verdicts]
-python -m eval prefetch [eval=NAME] [data_dir=DIR] ...     fetch rows on a node with a network (prefetch --help)
+python -m eval COMMAND ...                                  python -m eval COMMAND --help says more
 
 A checkpoint inside a run directory is evaluated as its run was, on the run's own rows; eval=quick and eval=paper read
 theirs from eval.data_dir. A model behind a server needs no checkpoint: eval.backend.name=server
-eval.backend.base_url=URL eval.backend.model=NAME. A second call goes on where a first one was killed; until= stops
+eval.backend.base_url=URL eval.backend.model=NAME. A second call resumes where a first one was killed; until= stops
 after that artefact, so that a node without a network can generate and another one judge.
+
+Commands:
+  prefetch     fetch the benchmarks' rows, on a node with a network
+  judge        verdicts on answers of your own, a CSV file
+  agreement    a judge against human labels
+  attacks      StrongReject's jailbroken prompts, made once by an attacker model
+  compare      two runs or evaluations on the same items, paired
+  pareto       tables, fronts and a plot of finished runs
+  report       one HTML page of finished runs and evaluations
+  diagnostics  plots of what the projection logged
+  mirror       the W&B mirror, rebuilt from the files
 """
 
-import hashlib
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, cast, get_args
+from importlib import import_module
 
-from ogpsa.config import Evaluation, load_config
-from ogpsa.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
-from ogpsa.runs import CONFIG_FILE, exclusive, read_stored_config
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
+
+COMMANDS = {
+    "prefetch": "eval.benchmarks.prefetch",
+    "judge": "eval.judging.command",
+    "agreement": "eval.judging.agreement",
+    "attacks": "eval.benchmarks.attacks",
+    "compare": "eval.scores.compare",
+    "pareto": "eval.pareto.collect",
+    "report": "eval.report.page",
+    "diagnostics": "eval.report.training_curves",
+    "mirror": "eval.report.mirror",
+}
 
 
 def main(arguments: Sequence[str]) -> int:
-    if arguments and arguments[0] == "prefetch":
-        from eval.prefetch import main as prefetch
-
-        return prefetch(arguments[1:])
-    if not arguments or {"-h", "--help"} & set(arguments):
+    """Run the command that the arguments name and return its exit code."""
+    command = arguments[0] if arguments else "--help"
+    if command in COMMANDS:
+        code: int = import_module(COMMANDS[command]).main(arguments[1:])
+        return code
+    if command == "--help" or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return EXIT_DONE if arguments else EXIT_USER_ERROR
     try:
+        if "=" not in command:
+            allowed = ", ".join(COMMANDS)
+            hint = closest_match(command, COMMANDS)
+            raise UserError(f"'{command}': neither KEY=VALUE nor a command; commands: {allowed}{hint}")
+        from eval.checkpoint import run
+
         run(arguments)
     except UserError as error:
         return report(error)
     return EXIT_DONE
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Parse ``KEY=VALUE`` arguments, evaluate, print.
-
-    Raises:
-        UserError: an unknown key, a bad value, or anything that ``eval.harness.evaluate`` refuses.
-    """
-    from eval.harness import Until, evaluate
-
-    given, overrides = _parse(arguments)
-    until = given.get("until", "metrics")
-    if until not in get_args(Until):
-        allowed = ", ".join(get_args(Until))
-        raise UserError(f"until: found '{until}'; allowed: {allowed}{closest_match(until, get_args(Until))}")
-    checkpoint = Path(given["checkpoint"]) if "checkpoint" in given else None
-    settings, own = _settings(checkpoint and checkpoint.parent, overrides)
-    if settings.backend.name == "server":
-        # Its weights are where they are; the name stands in the artefacts.
-        checkpoint = Path(str(settings.backend.model).replace("/", "_"))
-    if checkpoint is None:
-        raise UserError("checkpoint: no value given; name the folder of a checkpoint, checkpoint=outputs/…/02-dpo")
-    if own is None and settings.data_dir is None:
-        raise UserError(f"eval.data_dir: {checkpoint} lies in no run directory; name a folder with <benchmark>.jsonl")
-    rows = checkpoint.parent / "data" / "evaluation"
-    output = Path(given["output"]) if "output" in given else _output(checkpoint, settings, own)
-
-    from ogpsa.quiet import quiet_libraries
-
-    quiet_libraries()
-    from ogpsa.report import score_table
-
-    with exclusive(output / ".lock", f"another process evaluates into {output}"):
-        scores = evaluate(checkpoint, rows, output, settings, until=cast("Until", until))
-    if scores:
-        print(score_table({checkpoint.name: scores}))
-    print(f"\n{output}")
-    # A composite only repeats what its parts say.
-    entries = [entry for entry in scores.get("benchmarks", {}).values() if not entry["parts"]]
-    if errors := [entry["error"] for entry in entries if entry["error"]]:
-        raise UserError(*dict.fromkeys(errors))
-
-
-def _parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The keys of this command, and the overrides of the ``eval`` group."""
-    given: dict[str, str] = {}
-    overrides: list[str] = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"'{argument}': expected KEY=VALUE")
-        if key == "eval" or key.lstrip("+").startswith("eval."):
-            # Hydra would have a plus in front of a mapping's new key.
-            new = key.startswith(("eval.judges.", "eval.composites."))
-            overrides.append(f"++{argument}" if new else argument)
-        elif key in ("checkpoint", "output", "until"):
-            given[key] = value
-        else:
-            allowed = ("checkpoint", "output", "until", "eval", "eval.limit", "eval.batch_size", "eval.data_dir")
-            raise UserError(
-                f"{key}: unknown key; allowed: checkpoint, output, until, eval, eval.*{closest_match(key, allowed)}"
-            )
-    return given, overrides
-
-
-def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation, Evaluation | None]:
-    """The settings to use and, if ``directory`` is a run's, those that the run used."""
-    own = None
-    if directory is not None and (stored := directory / CONFIG_FILE).is_file():
-        values = read_stored_config(stored)
-        if values is None:
-            raise UserError(f"{stored}: not readable as a run's configuration")
-        own = load_config(values).eval
-    if own and not overrides:
-        return own, own
-    from conf.compose import compose_config
-
-    composed = compose_config(overrides).eval
-    keys = [override.lstrip("+").partition("=")[0] for override in overrides]
-    if own and "eval" not in keys:
-        # The run's own settings, and in them what was given.
-        tree: dict[str, Any] = own.model_dump()
-        given = composed.model_dump()
-        for key in keys:
-            *path, last = key.split(".")[1:]
-            target, source = tree, given
-            for name in path:
-                target, source = target[name], source[name]
-            target[last] = source[last]
-        return Evaluation.model_validate(tree), own
-    return composed, own
-
-
-def _output(checkpoint: Path, settings: Evaluation, own: Evaluation | None) -> Path:
-    """The run's own folder for its own settings, elsewhere one named after the model and what it is asked.
-
-    Who judges, how an endpoint is reached and the size of a batch are left out: the same command with other ones goes
-    on with what is there.
-    """
-    if own and settings.key() == own.key():
-        return checkpoint.parent / "eval" / checkpoint.name
-    asked = settings.model_dump(include={"name", "limit", "sample_seed", "data_dir"})
-    backend = settings.backend.model_dump(include={"name", "base_url", "model"})
-    text = json.dumps([str(checkpoint.resolve()), sorted(settings.benchmarks), asked, backend])
-    return (
-        Path("outputs") / "eval" / f"{checkpoint.name}-{settings.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    )
 
 
 if __name__ == "__main__":

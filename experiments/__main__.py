@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ogpsa.arguments import run_command
-from ogpsa.errors import EXIT_DONE, EXIT_FAILURE, UserError, closest_match
+from ogpsa.utils.command_line import run_command
+from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError, closest_match
 
 MOST_SEEDS = 10_000
 # Of train.py, by what to give in their place.
@@ -140,7 +140,7 @@ def _plan(words: list[str]) -> int:
     from experiments.execute import tasks_of
     from experiments.plan import plan
     from experiments.rows import load_experiment, load_suite, points
-    from ogpsa.quiet import quiet_libraries
+    from ogpsa.utils.libraries import quiet_libraries
 
     request = parse(words)
     suite = load_suite(request.suite)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TypeVar
 
-from eval.statistics import AtSafety, Paired, Summary, holm, paired_t, pareto_front, summarize, utility_at_safety
-from eval.statistics import Point as Coordinates
+from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, pareto_front, summarize, utility_at_safety
+from eval.scores.statistics import Point as Coordinates
 from experiments.distance import cosine
-from experiments.results import Row, reference_of, usual_of
+from experiments.outcomes import Row, reference_of, usual_of
 from experiments.rows import Experiment
 
 Key = TypeVar("Key", bound=Hashable)

@@ -5,15 +5,15 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from experiments.results import Row
+from experiments.outcomes import Row
 from experiments.rows import load_suite
 from ogpsa.config import Config
-from ogpsa.errors import UserError
-from ogpsa.memory import BASIS_BYTES
 from ogpsa.methods import ProjectionSettings, StageName
+from ogpsa.preflight.memory import BASIS_BYTES
+from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from ogpsa.preflight import Counts
+    from ogpsa.preflight.report import Counts
 
 # In the order of StageCost.
 COLUMNS = {
@@ -86,8 +86,8 @@ def _names(config: Config) -> list[StageName]:
 
 
 def _counts(config: Config, devices: int) -> "dict[StageName, Counts]":
-    from ogpsa.data import load_data
-    from ogpsa.preflight import count
+    from ogpsa.data.rows import load_data
+    from ogpsa.preflight.report import count
 
     try:
         data = load_data(config)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ogpsa.config import Config
-from ogpsa.runs import merged_folder, stage_folder
+from ogpsa.runs.directory import merged_folder, stage_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ def _tensors(*checkpoints: Path) -> Iterator[tuple["Tensor", ...]]:
     """Each tensor of the last checkpoint in all of them."""
     from safetensors import safe_open
 
-    from ogpsa.merging import tensor_files
+    from ogpsa.training.merging import tensor_files
 
     files = [tensor_files(checkpoint) for checkpoint in checkpoints]
     for name in files[-1]:

@@ -1,7 +1,7 @@
 """Runs an experiment's points: several at a time in worker processes, or one after another under torchrun.
 
 All runs of a suite share one folder: what two tables ask for runs once, and what two runs have in common, as SFT→DPO
-its SFT, is trained once (``ogpsa/sharing.py``). A point that has its ``metrics.json`` is done.
+its SFT, is trained once (``ogpsa/runs/stage_cache.py``). A point that has its ``metrics.json`` is done.
 """
 
 import logging
@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FrameType
 
 from experiments.rows import Point
-from ogpsa.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, UserError
-from ogpsa.progress import Progress
-from ogpsa.runs import METRICS_FILE
+from ogpsa.runs.directory import METRICS_FILE
+from ogpsa.utils.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, UserError
+from ogpsa.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def check(tasks: Iterable[Task]) -> None:
     Raises:
         UserError: one line per problem, naming the first run that has it.
     """
-    from eval.checks import check_all
+    from eval.validate import check_all
 
     # A seed changes nothing but the directory, at which the run itself looks again.
     found = check_all([(task.point.name, task.point.config, task.directory) for task in tasks if not task.done])
@@ -235,7 +235,7 @@ def _work(connection: Connection, log_file: Path) -> None:
 
 
 def _run(task: Task) -> str | None:
-    from eval.harness import evaluate
+    from eval.evaluation import evaluate
     from ogpsa.pipeline import run
 
     try:

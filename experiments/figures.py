@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from eval.plots import BASE_COLOUR, COLOURS, DPI, MARKERS, WIDTH
-from experiments.results import METHODS, PIPELINES, Row, published, reference_of, setting
+from eval.pareto.plot import BASE_COLOUR, COLOURS, DPI, MARKERS, WIDTH
+from experiments.outcomes import METHODS, PIPELINES, Row, published, reference_of, setting
 from experiments.rows import Experiment
 from ogpsa.methods import StageName
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from experiments.execute import Task
 from experiments.rows import Experiment, Suite
 from ogpsa.config import Config, TestbedData
-from ogpsa.endpoint import CHARACTERS_PER_TOKEN
-from ogpsa.errors import UserError
-from ogpsa.memory import GB
+from ogpsa.preflight.memory import GB
+from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN
+from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from ogpsa.memory import ModelShape
+    from ogpsa.preflight.memory import ModelShape
 
 # Forward and backward pass of a token, per parameter: Kaplan et al., arXiv 2001.08361, section 2.1.
 OPERATIONS = 6
@@ -72,9 +72,9 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
 
 
 def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
-    from ogpsa.data import load_data
-    from ogpsa.memory import shape_of
-    from ogpsa.preflight import count, fit, meta_model
+    from ogpsa.data.rows import load_data
+    from ogpsa.preflight.memory import shape_of
+    from ogpsa.preflight.report import count, fit, meta_model
 
     config = tasks[0].point.config
     problems: list[str] = []
@@ -129,8 +129,8 @@ def _checkpoints(config: Config) -> int:
 
 def _judge_calls(config: Config) -> int:
     """Of the evaluations of one run's checkpoints, the untuned model's left out."""
-    from eval.benchmarks import check_groups
-    from eval.judges import PromptJudge, judge_names, load_judge
+    from eval.benchmarks.definition import check_groups
+    from eval.judging.judges import PromptJudge, judge_names, load_judge
 
     asked = [
         benchmark

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from eval.pareto import save
-from eval.statistics import Summary, summarize
-from eval.tables import LATEX_SPECIAL
+from eval.pareto.collect import save
+from eval.pareto.tables import LATEX_SPECIAL
+from eval.scores.statistics import Summary, summarize
 from experiments.comparisons import (
     AT_EQUAL_DISTANCE,
     COMPARED,
@@ -30,10 +30,10 @@ from experiments.comparisons import (
 )
 from experiments.costs import NOTES as COST_NOTES
 from experiments.costs import Cost, costs
-from experiments.results import SCORES, Result, Row, published, read_rows, reference_of, usual_of
+from experiments.outcomes import SCORES, Result, Row, published, read_rows, reference_of, usual_of
 from experiments.rows import Experiment, Point, confirmation_seed
 from ogpsa.methods import StageName
-from ogpsa.runs import check_writable, write_atomically, write_json
+from ogpsa.utils.files import check_writable, write_atomically, write_json
 
 TITLES = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓", "gain": "average gain ↑"}
 MOVED = "moved"

@@ -15,10 +15,10 @@ from typing import Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError
 
-from conf.compose import CONF, compose_config
+from ogpsa.app.compose import CONF, compose_config
 from ogpsa.config import Config, DPOSettings, SFTSettings, SFTThenDPOSettings, describe
-from ogpsa.errors import UserError, closest_match
 from ogpsa.methods import Section
+from ogpsa.utils.errors import UserError, closest_match
 
 FOLDER = Path(__file__).parent
 ROWS = CONF / "experiment"

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from ogpsa.errors import UserError, closest_match
 from ogpsa.methods import MethodSettings, Section, StageName, method_settings
+from ogpsa.utils.errors import UserError, closest_match
 
 # Where to log and cache, whether to run at all, how an endpoint is reached: no part of what makes two runs the same.
 INERT_SECTIONS = (
@@ -150,7 +150,7 @@ class TestbedData(Section):
 
 
 class FileData(Section):
-    """The user's own rows, one JSON object a line; ``ogpsa/data/__init__.py`` states the columns."""
+    """The user's own rows, one JSON object a line; ``ogpsa/data/rows.py`` states the columns."""
 
     name: Literal["files", "paper"]
     seed: int = Field(ge=0)
@@ -166,7 +166,7 @@ Data = Annotated[TestbedData | FileData, Field(discriminator="name")]
 
 
 class EndpointSettings(Section):
-    """How an endpoint that speaks OpenAI's protocol is reached (``ogpsa/endpoint.py``)."""
+    """How an endpoint that speaks OpenAI's protocol is reached (``ogpsa/utils/endpoint.py``)."""
 
     base_url: str | None
     api_key_env: str
@@ -204,7 +204,7 @@ class JudgeWeights(Section):
 
 
 class JudgeSettings(EndpointSettings):
-    """The judges' endpoint and weights (``eval/judges``)."""
+    """The judges' endpoint and weights (``eval/judging/judges``)."""
 
     model: str
     max_calls: int | None = Field(ge=0)
@@ -252,7 +252,7 @@ class Evaluation(Section):
 
 
 class Distributed(Section):
-    """How the work is spread over the processes that torchrun starts (``ogpsa/launch.py``)."""
+    """How the work is spread over the processes that torchrun starts (``ogpsa/distributed/launch.py``)."""
 
     name: Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
     processes: int | None = Field(ge=1)

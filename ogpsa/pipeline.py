@@ -10,31 +10,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ogpsa import world
 from ogpsa.config import Config, Evaluation
-from ogpsa.data import Data, load_data
-from ogpsa.errors import UserError
-from ogpsa.interruption import Interruption
-from ogpsa.launch import check_launch
-from ogpsa.models import check_model, check_weights, local_folder
-from ogpsa.report import table
-from ogpsa.runs import (
-    COMPLETE_FILE,
+from ogpsa.data.rows import Data, load_data
+from ogpsa.distributed import processes
+from ogpsa.distributed.launch import check_launch
+from ogpsa.models.files import check_model, check_weights, local_folder
+from ogpsa.runs.directory import (
     METRICS_FILE,
     PROVENANCE_FILE,
     SCORES_FILE,
     check_directory,
-    check_writable,
-    exclusive,
-    is_complete,
-    is_full,
     merged_folder,
     own,
     read_metrics,
     stage_folder,
-    write_json,
 )
-from ogpsa.tracking import NoTracker, check_tracker
+from ogpsa.runs.score_table import table
+from ogpsa.runs.tracking import NoTracker, check_tracker
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import COMPLETE_FILE, check_writable, exclusive, is_complete, is_full, write_json
+from ogpsa.utils.signals import Interruption
 
 # evaluate(checkpoint, rows, output, settings, check) -> scores; ``check`` may leave between benchmarks.
 Evaluate = Callable[[Path, Path, Path, Evaluation, Callable[[], None]], dict[str, Any]]
@@ -86,16 +81,16 @@ def run(config: Config, directory: Path, evaluate: Evaluate, overrides: Sequence
         SystemExit: code 85, with everything saved, when SIGTERM or SIGUSR1 asked for it; on the other processes
             also the main one's failure.
     """
-    directory = world.from_main(directory)
-    data = world.on_main(lambda: check(config, directory))
+    directory = processes.broadcast(directory)
+    data = processes.on_main_process(lambda: check(config, directory))
     if config.preflight:
-        world.on_main(lambda: _print_preflight(config, data, directory))
+        processes.on_main_process(lambda: _print_preflight(config, data, directory))
         return math.nan, math.nan
     with ExitStack() as owned:
-        world.on_main(lambda: owned.enter_context(own(directory, config)))
-        metrics = world.on_main(lambda: read_metrics(directory))
+        processes.on_main_process(lambda: owned.enter_context(own(directory, config)))
+        metrics = processes.on_main_process(lambda: read_metrics(directory))
         if metrics is None:
-            log_file = directory / "run.log" if world.is_main() else None
+            log_file = directory / "run.log" if processes.is_main() else None
             with _full_disk_said(directory), Interruption() as interruption, _logging(log_file):
                 try:
                     metrics = _run(config, directory, data, evaluate, overrides, interruption)
@@ -103,17 +98,17 @@ def run(config: Config, directory: Path, evaluate: Evaluate, overrides: Sequence
                     file_log.exception("failed")
                     raise
                 file_log.info("\n%s", table(metrics["base"], metrics["stages"]))
-    if world.is_main():
+    if processes.is_main():
         print(f"\n{table(metrics['base'], metrics['stages'])}\n\n{directory / METRICS_FILE}", flush=True)
     safety, utility = (math.nan if metrics[name] is None else metrics[name] for name in ("safety", "utility"))
     return safety, utility
 
 
 def _print_preflight(config: Config, data: Data, directory: Path) -> None:
-    from ogpsa.quiet import quiet_libraries
+    from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
-    from ogpsa.preflight import report
+    from ogpsa.preflight.report import report
 
     print(report(config, data), flush=True)
     # Hydra has made it.
@@ -129,19 +124,19 @@ def _run(
     overrides: Sequence[str],
     interruption: Interruption,
 ) -> dict[str, Any]:
-    from ogpsa.quiet import quiet_libraries
+    from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
-    from ogpsa import provenance
-    from ogpsa.merging import merge
-    from ogpsa.sharing import StageStore, begun_under, stage_key
-    from ogpsa.stages import run_stage
+    from ogpsa.runs import provenance
+    from ogpsa.runs.stage_cache import StageStore, begun_under, stage_key
+    from ogpsa.runs.tracking import tracker
     from ogpsa.testbed.cache import ensure_base
-    from ogpsa.tracking import tracker
+    from ogpsa.training.merging import merge
+    from ogpsa.training.stage import run_stage
 
     log.info("run directory: %s", directory)
-    start = world.on_main(lambda: None if config.model.path is None else local_folder(config.model))
-    facts = world.on_main(
+    start = processes.on_main_process(lambda: None if config.model.path is None else local_folder(config.model))
+    facts = processes.on_main_process(
         lambda: provenance.record(directory / PROVENANCE_FILE, config, data.write(directory / "data"), overrides)
     )
 
@@ -168,36 +163,38 @@ def _run(
             shutil.copytree(kept, directory / "eval" / "base", ignore=hidden, dirs_exist_ok=True)
         return base, scores
 
-    with tracker(config, directory, facts) if world.is_main() else nullcontext(NoTracker()) as mirror:
+    with tracker(config, directory, facts) if processes.is_main() else nullcontext(NoTracker()) as mirror:
         metrics: dict[str, Any] = {"stages": {}}
         if start is None:
-            start, metrics["base"] = world.on_main(testbed_base)
+            start, metrics["base"] = processes.on_main_process(testbed_base)
         else:
-            metrics["base"] = world.on_main(partial(shared_score, start, start, "base", 0))
+            metrics["base"] = processes.on_main_process(partial(shared_score, start, start, "base", 0))
         checkpoint = start
         for count, stage in enumerate(config.stages, start=1):
             folder = stage_folder(directory, config, stage.name)
-            key = world.on_main(partial(stage_key, config, data, start, count))
+            key = processes.on_main_process(partial(stage_key, config, data, start, count))
             with ExitStack() as held:
                 sharing = store.shared(key, folder, COMPLETE_FILE, interruption.check)
-                world.on_main(partial(held.enter_context, sharing))
+                processes.on_main_process(partial(held.enter_context, sharing))
                 run_stage(config, stage, checkpoint, data, folder, interruption, mirror)
-            if not world.on_main(partial(begun_under, key, folder)):
+            if not processes.on_main_process(partial(begun_under, key, folder)):
                 # Nor is what follows from it what its key would say.
                 store = StageStore(None)
-            metrics["stages"][stage.name] = world.on_main(partial(shared_score, start, folder, folder.name, count))
+            metrics["stages"][stage.name] = processes.on_main_process(
+                partial(shared_score, start, folder, folder.name, count)
+            )
             checkpoint = folder
             weight = config.method.merge_weight(last=stage is config.stages[-1])
             if weight is not None:
                 checkpoint = merged_folder(folder)
-                world.on_main(partial(merge, start, folder, checkpoint, weight, interruption.check))
-                scores = world.on_main(partial(score, checkpoint, directory / "eval" / checkpoint.name))
+                processes.on_main_process(partial(merge, start, folder, checkpoint, weight, interruption.check))
+                scores = processes.on_main_process(partial(score, checkpoint, directory / "eval" / checkpoint.name))
                 metrics["stages"][f"{stage.name}-merged"] = scores
         last = list(metrics["stages"].values())[-1]
         headline = {name: last[name] for name in ("safety", "utility", "over_refusal")}
         result = headline | metrics
         mirror.summarize(result)
-        if world.is_main():
+        if processes.is_main():
             write_json(directory / METRICS_FILE, result)
     return result
 

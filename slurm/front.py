@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ogpsa.arguments import Parser
-from ogpsa.errors import EXIT_DONE, UserError, report
-from ogpsa.runs import build_folder, exclusive
+from ogpsa.utils.command_line import Parser
+from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.files import build_folder, exclusive
 from slurm.sweep import read_records
 
 
@@ -46,8 +46,8 @@ def refresh(folder: Path) -> int:
 
 
 def _refresh(folder: Path) -> int:
-    from eval.mirror import mirror_front, stored_tracker
-    from eval.pareto import collect, write
+    from eval.pareto.collect import collect, write
+    from eval.report.mirror import mirror_front, stored_tracker
 
     done = [record.directory for record in read_records(folder).values() if record.done and not record.gone]
     if not done:

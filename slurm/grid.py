@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from ogpsa.arguments import Parser
-from ogpsa.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.command_line import Parser
+from ogpsa.utils.errors import EXIT_DONE, UserError, report
 from slurm.sweep import Line, add_lines
 
 OPENING, CLOSING, QUOTES = "[{(", "]})", "\"'"

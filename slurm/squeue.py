@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ogpsa.errors import UserError
+from ogpsa.utils.errors import UserError
 from slurm.sweep import Sweep
 
 # A task's words end with this, since overrides may hold anything else.

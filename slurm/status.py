@@ -12,9 +12,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ogpsa.arguments import Parser
-from ogpsa.errors import EXIT_DONE, UserError, report
-from ogpsa.runs import is_full, read_metrics
+from ogpsa.runs.directory import read_metrics
+from ogpsa.utils.command_line import Parser
+from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.files import is_full
 from slurm.squeue import Task, tasks_of
 from slurm.sweep import Record, Sweep, find_sweep, read_lines
 

@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ogpsa.errors import EXIT_DONE, UserError, report
-from ogpsa.runs import METRICS_FILE, NO_SPACE, check_directory, exclusive
+from ogpsa.runs.directory import METRICS_FILE, check_directory
+from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.files import NO_SPACE, exclusive
 from slurm.squeue import call, tasks_of, write_words
 from slurm.sweep import Record, Row, Sweep, check_edits, compose_rows, find_sweep, read_lines
 
@@ -158,7 +159,7 @@ def check_rows(sweep: Sweep, rows: Sequence[Row], nodes: int) -> None:
     Raises:
         UserError: one line per problem, naming the first row that has it.
     """
-    from eval.checks import check_all
+    from eval.validate import check_all
 
     problems: dict[str, Row] = {}
     for row in rows:
@@ -184,7 +185,7 @@ def processes_per_node(row: Row, nodes: int) -> int | None:
 
 
 def _launch_problems(row: Row, nodes: int) -> list[str]:
-    from ogpsa.launch import launch_problems
+    from ogpsa.distributed.launch import launch_problems
 
     distributed = row.config.distributed
     per_node = processes_per_node(row, nodes)
@@ -221,8 +222,8 @@ def _memory_problems(rows: Sequence[Row], nodes: int) -> list[tuple[Row, str]]:
         memory = float(text)
     except ValueError:
         raise UserError(f"OGPSA_GPU_MEMORY_GB: found '{text}'; expected a number") from None
-    from ogpsa.preflight import fit
-    from ogpsa.quiet import quiet_libraries
+    from ogpsa.preflight.report import fit
+    from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
     different = {row.config.model_copy(update={"seed": 0}).key(): row for row in reversed(rows)}

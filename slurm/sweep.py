@@ -22,9 +22,10 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ogpsa.errors import UserError, closest_match
-from ogpsa.progress import Progress
-from ogpsa.runs import CONFIG_FILE, METRICS_FILE, read_json, write_atomically, write_json
+from ogpsa.runs.directory import CONFIG_FILE, METRICS_FILE
+from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.files import read_json, write_atomically, write_json
+from ogpsa.utils.progress import Progress
 
 if TYPE_CHECKING:
     from ogpsa.config import Config
@@ -229,7 +230,7 @@ def compose_rows(sweep: Sweep, lines: Sequence[Line]) -> list[Row]:
     Raises:
         UserError: one line per problem: a row does not compose, or two ask for the same run.
     """
-    from conf.compose import compose_run
+    from ogpsa.app.compose import compose_run
 
     rows: list[Row] = []
     by_key: dict[str, Line] = {}

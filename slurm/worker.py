@@ -8,7 +8,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from ogpsa.errors import EXIT_REQUEUE
+from ogpsa.utils.errors import EXIT_REQUEUE
 
 PROGRAM = Path(__file__).resolve().parent.parent / "train.py"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from conf.compose import compose_config
+from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 
 # Before a library reads it, and inherited by every process that a test starts.

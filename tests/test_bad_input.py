@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 import train
-from conf.compose import compose_config
-from eval.benchmarks import find_benchmarks
-from ogpsa.runs import LOCK_FILE, exclusive, read_jsonl, write_jsonl
+from eval.benchmarks.definition import find_benchmarks
+from ogpsa.app.compose import compose_config
+from ogpsa.runs.directory import LOCK_FILE
 from ogpsa.testbed.cache import ensure_base
+from ogpsa.utils.files import exclusive, read_jsonl, write_jsonl
 from tests.program import contents, run, run_here
 
 TESTBED = ["stage=sft", "hydra.run.dir=run"]

@@ -3,7 +3,7 @@
 import re
 from importlib.util import find_spec
 
-from conf.compose import CONF
+from ogpsa.app.compose import CONF
 
 ROOT = CONF.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from conf.compose import compose_config
-from eval.harness import evaluate
+from eval.evaluation import evaluate
+from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
-from ogpsa.data import load_data
-from ogpsa.loading import load_model
+from ogpsa.data.rows import load_data
+from ogpsa.models.load import load_model
 from ogpsa.projection import dots
-from ogpsa.quiet import quiet_libraries
-from ogpsa.runs import write_atomically, write_json
-from ogpsa.stages import build_trainer
 from ogpsa.testbed.cache import ensure_base
-from ogpsa.trainer import ProjectionMixin
+from ogpsa.training.seam import ProjectionMixin
+from ogpsa.training.stage import build_trainer
+from ogpsa.utils.files import write_atomically, write_json
+from ogpsa.utils.libraries import quiet_libraries
 
 GROUPS = ("safety", "utility", "over_refusal")
 

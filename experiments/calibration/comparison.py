@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
-from eval.pareto import Group, Run, World, collect
-from eval.statistics import Summary, summarize
-from ogpsa.arguments import Parser
-from ogpsa.errors import EXIT_DONE, UserError, report
-from ogpsa.runs import HISTORY_FILE, METRICS_FILE, read_json, read_jsonl, write_atomically, write_json
+from eval.pareto.collect import Group, Run, World, collect
+from eval.scores.statistics import Summary, summarize
+from ogpsa.runs.directory import HISTORY_FILE, METRICS_FILE
+from ogpsa.utils.command_line import Parser
+from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.files import read_json, read_jsonl, write_atomically, write_json
 
 # A method may not buy utility with safety.
 SAFETY_MARGIN = 0.02

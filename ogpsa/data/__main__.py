@@ -3,9 +3,10 @@
 python -m ogpsa.data build NAME [KEY=VALUE ...]
 python -m ogpsa.data check FOLDER [--against FILE_OR_FOLDER ...] [--similarity 0.7] [--column NAME]
 
-build writes <part>.jsonl and card.json into outputs/data/NAME, by conf/build/NAME.yaml, whose keys KEY=VALUE changes:
-source.path=FILE for a local copy, parts.train=100 for fewer rows, refusals.way=templates without an endpoint. A build
-that was stopped goes on where it was. NAME is one of safe_rlhf, ultrafeedback, halueval, gsm8k, mmlu.
+build writes <part>.jsonl and card.json into outputs/data/NAME, by ogpsa/data/builders/recipes/NAME.yaml,
+whose keys KEY=VALUE changes: source.path=FILE for a local copy, parts.train=100 for fewer rows, refusals.way=templates
+without an endpoint. The same command resumes a build that was stopped. NAME is one of safe_rlhf, ultrafeedback,
+halueval, gsm8k, mmlu.
 
 check compares the prompts of every file in FOLDER with each other's and with those named by --against, exactly after
 normalisation and by similarity, and writes leakage.json into FOLDER.
@@ -15,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ogpsa.arguments import Parser, run_command
-from ogpsa.errors import EXIT_DONE, UserError
+from ogpsa.utils.command_line import Parser, run_command
+from ogpsa.utils.errors import EXIT_DONE, UserError
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,8 +25,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _build(arguments: list[str]) -> int:
-    from ogpsa.data.build import build, summary
-    from ogpsa.data.settings import SCHEMAS, load_settings
+    from ogpsa.data.builders.build import build, summary
+    from ogpsa.data.builders.settings import SCHEMAS, load_settings
 
     if not arguments:
         raise UserError(f"build: name a data set: {', '.join(SCHEMAS)}")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ogpsa.errors import UserError, closest_match
-from ogpsa.runs import write_json
-from ogpsa.tables import FORMATS, Row, read_table
+from ogpsa.data.readers import FORMATS, Row, read_table
+from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.files import write_json
 
 REPORT = "leakage.json"
 WIDTH = 5

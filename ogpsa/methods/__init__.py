@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from ogpsa.errors import UserError, closest_match
+from ogpsa.utils.errors import UserError, closest_match
 
 if TYPE_CHECKING:
     from ogpsa.config import Config

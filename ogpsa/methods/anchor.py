@@ -1,6 +1,6 @@
 """Anchor: train as the baseline, each step followed by a pull towards the stage's starting weights (ours).
 
-L2-SP (Li et al. 2018, arXiv 1802.01483) with a decoupled pull: ``ogpsa/anchoring.py``.
+L2-SP (Li et al. 2018, arXiv 1802.01483) with a decoupled pull: ``ogpsa/training/anchoring.py``.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal

@@ -1,4 +1,4 @@
-"""LoRA: train low-rank adapters beside frozen weights (the paper's "LoRA" row; ``ogpsa/adapters.py``).
+"""LoRA: train low-rank adapters beside frozen weights (the paper's "LoRA" row; ``ogpsa/models/adapters.py``).
 
 The paper states the learning rate alone (``adapter_learning_rate`` in ``conf/model``). The defaults are those of
 LLaMA-Factory, which its code is built on [inferred].

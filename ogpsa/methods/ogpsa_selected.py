@@ -1,4 +1,4 @@
-"""OGPSA whose reference rows are chosen by gradient conflict instead of drawn (ours): ``ogpsa/selection.py``."""
+"""OGPSA whose reference rows are chosen by gradient conflict instead of drawn (``ogpsa/subspace/selection.py``)."""
 
 from dataclasses import replace
 from typing import Literal

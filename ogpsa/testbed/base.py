@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup, set_seed
 
 from ogpsa.config import BaseTraining
-from ogpsa.progress import track
 from ogpsa.testbed.rows import Rows, base_stream
 from ogpsa.testbed.tokenizer import PAD, build_tokenizer, encode
 from ogpsa.testbed.world import Example, World
+from ogpsa.utils.progress import track
 
 WARMUP_SHARE = 0.05
 FORWARD_PASSES = 3

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ogpsa.config import Config, TestbedData
-from ogpsa.runs import build_folder, exclusive, is_complete, mark_complete
+from ogpsa.utils.files import build_folder, exclusive, is_complete, mark_complete
 
 # What of this package decides a base's weights.
 DETERMINING = ("base.py", "rows.py", "tokenizer.py", "world.py")

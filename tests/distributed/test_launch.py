@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from conf.compose import compose_config
-from ogpsa import launch
-from ogpsa.errors import UserError
-from ogpsa.launch import accumulation_steps, check_launch
+from ogpsa.app.compose import compose_config
+from ogpsa.distributed import launch
+from ogpsa.distributed.launch import accumulation_steps, check_launch
+from ogpsa.utils.errors import UserError
 
 Refusals = Callable[..., list[str]]
 

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from safetensors.torch import load_file
 
-from ogpsa.runs import read_jsonl
+from ogpsa.utils.files import read_jsonl
 from tests.distributed.cases import Case, Matrix, broken, cases
 from tests.distributed.launch import exit_codes, python, torchrun
 from tests.program import ROOT

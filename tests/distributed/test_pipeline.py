@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ogpsa.errors import EXIT_REQUEUE, EXIT_USER_ERROR
-from ogpsa.runs import LOCK_FILE, exclusive, is_complete, read_json
+from ogpsa.runs.directory import LOCK_FILE
+from ogpsa.utils.errors import EXIT_REQUEUE, EXIT_USER_ERROR
+from ogpsa.utils.files import exclusive, is_complete, read_json
 from tests.distributed.launch import exit_codes, torchrun
 from tests.program import PROGRAM, Result
 

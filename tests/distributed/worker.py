@@ -13,16 +13,16 @@ from typing import Any, cast
 
 import pytest
 
-from conf.compose import compose_config
-from ogpsa import world
-from ogpsa.data import load_data
-from ogpsa.errors import EXIT_REQUEUE
-from ogpsa.interruption import Interruption
-from ogpsa.quiet import quiet_libraries
-from ogpsa.runs import is_complete
-from ogpsa.stages import run_stage
+from ogpsa.app.compose import compose_config
+from ogpsa.data.rows import load_data
+from ogpsa.distributed import processes
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
+from ogpsa.training.stage import run_stage
+from ogpsa.utils.errors import EXIT_REQUEUE
+from ogpsa.utils.files import is_complete
+from ogpsa.utils.libraries import quiet_libraries
+from ogpsa.utils.signals import Interruption
 from tests.distributed.cases import BREAK_AT, COMMON, Case, Matrix, broken, cases
 from tests.distributed.shims import allow
 from tests.tiny import tiny_model
@@ -57,7 +57,7 @@ def train(mode: str, case: Case, place: Path, folder: Path, break_off: bool = Fa
         if case.breaks == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         # As by a signal that reaches one process alone.
-        interruption.requested = not world.is_main()
+        interruption.requested = not processes.is_main()
 
     tracker = AtStep(BREAK_AT if break_off else -1, act)
     run_stage(config, config.stages[0], place / "model", load_data(config), folder, interruption, tracker)
@@ -67,7 +67,7 @@ def main(mode: str, matrix: Matrix, task: str, place: Path) -> None:
     quiet_libraries()
     allow(mode)
     if task == "train":
-        world.on_main(lambda: save_model(place / "model"))
+        processes.on_main_process(lambda: save_model(place / "model"))
         for case in cases(matrix, mode):
             train(mode, case, place, place / case.name)
     for case in broken(matrix, mode):

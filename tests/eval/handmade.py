@@ -1,4 +1,4 @@
-"""Evaluation folders and run directories written by hand, as ``eval/harness.py`` and ``train.py`` leave them."""
+"""Evaluation folders and run directories written by hand, as ``eval/evaluation.py`` and ``train.py`` leave them."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from conf.compose import compose_config
+from ogpsa.app.compose import compose_config
 
 AVERAGES = ("safety", "utility", "over_refusal")
 

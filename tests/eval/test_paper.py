@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from conf.compose import compose_config
 from eval import __main__ as command
-from ogpsa.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
-from ogpsa.journal import Journal
-from ogpsa.runs import exclusive
-from tests.eval.endpoint_server import EndpointServer, Reply, Request, serve
+from ogpsa.app.compose import compose_config
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from ogpsa.utils.files import exclusive
+from ogpsa.utils.journal import Journal
+from tests.endpoint_server import EndpointServer, Reply, Request, serve
 from tests.eval.local_mirror import write_mirror
 from tests.program import ROOT
 from tests.tiny import byte_tokenizer, tiny_model

@@ -11,12 +11,12 @@ import torch
 from matplotlib.image import imread
 from safetensors.torch import save_file
 
-from eval.statistics import AtSafety, Paired, Summary, holm, paired_t, utility_at_safety
+from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, utility_at_safety
 from experiments.comparisons import compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
 from experiments.costs import costs
 from experiments.distance import Weights
+from experiments.outcomes import published, read_rows
 from experiments.report import report
-from experiments.results import published, read_rows
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
 from ogpsa.config import Config
 
@@ -267,7 +267,7 @@ def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def weights_of(config: Config, directory: Path) -> Weights:
         return Weights(tmp_path / "untuned", directory)
 
-    monkeypatch.setattr("experiments.results.weights_of", weights_of)
+    monkeypatch.setattr("experiments.outcomes.weights_of", weights_of)
     for point in given:
         distance = moved[point.row, point.strength]
         write_run(tmp_path, point, 0.9, {0.02: 0.6, 0.01: 0.7, 0.015: 0.7}[distance])

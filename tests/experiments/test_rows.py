@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import CONF
 from experiments.__main__ import main, parse
 from experiments.execute import tasks_of
 from experiments.rows import FOLDER, experiment_names, load_experiment, points, row_model
-from ogpsa.errors import EXIT_REQUEUE, EXIT_USER_ERROR
-from ogpsa.runs import METRICS_FILE
+from ogpsa.app.compose import CONF
+from ogpsa.runs.directory import METRICS_FILE
+from ogpsa.utils.errors import EXIT_REQUEUE, EXIT_USER_ERROR
 from tests.program import ROOT, contents
 
 NAMES = experiment_names()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ogpsa.runs import read_json
+from ogpsa.utils.files import read_json
 from tests.program import PROGRAM, ROOT
 
 SLURM = ROOT / "slurm"

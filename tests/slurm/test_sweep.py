@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import compose_run
-from ogpsa.errors import UserError
-from ogpsa.runs import exclusive, write_json
+from ogpsa.app.compose import compose_run
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import exclusive, write_json
 from slurm import front, grid, submit
 from slurm.squeue import Task, read_words, tasks_of, write_words
 from slurm.status import error_of, read_events, requeues_of, seconds_of, state_of, status

@@ -1,1 +1,0 @@
-"""The configuration groups, and how they are composed (``conf/compose.py``)."""

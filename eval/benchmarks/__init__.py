@@ -1,0 +1,1 @@
+"""Benchmarks: definitions, rows, and where these come from."""

@@ -1,0 +1,235 @@
+"""From the rows that a data set publishes to ours: ``id``, ``prompt``, ``target`` and what the task reads beside them.
+
+One conversion a data set, named by a benchmark's ``metadata.source.convert``. The columns are those of the hub's
+files; where a data set also circulates in another form, its conversion says so.
+"""
+
+import hashlib
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Row = dict[str, Any]
+Published = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How one data set becomes our rows.
+
+    Attributes:
+        columns: what the published rows hold.
+        extra: what our rows hold beside ``id``, ``prompt`` and ``target``.
+        rows: the published rows, in their order, to ours.
+    """
+
+    columns: tuple[str, ...]
+    extra: tuple[str, ...]
+    rows: Callable[[Iterable[Published]], Iterator[Row]]
+
+
+def _gsm8k(published: Iterable[Published]) -> Iterator[Row]:
+    for number, row in enumerate(published):
+        # The worked solution ends with the number after '####'.
+        target = row["answer"].rpartition("####")[2].strip()
+        yield {
+            "id": f"gsm8k-{number:04d}", "prompt": row["question"], "target": target,
+            "question": row["question"], "answer": row["answer"],
+        }  # fmt: skip
+
+
+def _mmlu(published: Iterable[Published]) -> Iterator[Row]:
+    numbers: dict[str, int] = {}
+    for row in published:
+        number = numbers[row["subject"]] = numbers.get(row["subject"], -1) + 1
+        yield {
+            "id": f"{row['subject']}-{number:04d}", "prompt": row["question"], "target": "ABCD"[int(row["answer"])],
+            "question": row["question"], "subject": row["subject"], "choices": list(row["choices"]),
+            "answer": int(row["answer"]),
+        }  # fmt: skip
+
+
+GPQA_WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+
+
+def _gpqa(published: Iterable[Published]) -> Iterator[Row]:
+    for row in published:
+        question, right = row["Question"], _spaced(row["Correct Answer"])
+        options = [right, *(_spaced(row[column]) for column in GPQA_WRONG)]
+        # lm-eval shuffles by the global random state inside a cached map: the first order ever drawn stays. Here each
+        # question has its own order, the same everywhere.
+        options.sort(key=lambda option, question=question: hashlib.sha256(f"{question}\n{option}".encode()).digest())  # type: ignore[misc]
+        answer = f"({'ABCD'[options.index(right)]})"
+        yield {
+            "id": row["Record ID"], "prompt": question, "target": answer,
+            "Question": question, **{f"choice{number}": option for number, option in enumerate(options, start=1)},
+            "answer": answer,
+        }  # fmt: skip
+
+
+def _spaced(option: str) -> str:
+    """An option as lm-eval's GPQA writes it."""
+    return option.strip().replace(" [title]", ". ").replace("  ", " ")
+
+
+def _hhh(published: Iterable[Published]) -> Iterator[Row]:
+    for number, row in enumerate(published):
+        yield {
+            "id": f"hhh-{number:03d}", "prompt": row["inputs"], "target": row["targets"][0],
+            "inputs": row["inputs"], "targets": list(row["targets"]),
+            "multiple_choice_targets": list(row["multiple_choice_targets"]),
+        }  # fmt: skip
+
+
+def _ifeval(published: Iterable[Published]) -> Iterator[Row]:
+    for row in published:
+        # The hub's rows name every argument that any instruction has, null where it is not meant.
+        arguments = [{key: value for key, value in given.items() if value is not None} for given in row["kwargs"]]
+        yield {
+            "id": f"ifeval-{row['key']}", "prompt": row["prompt"], "target": "",
+            "key": int(row["key"]), "instruction_id_list": list(row["instruction_id_list"]), "kwargs": arguments,
+        }  # fmt: skip
+
+
+def _humaneval(published: Iterable[Published]) -> Iterator[Row]:
+    for row in published:
+        kept = ("task_id", "test", "entry_point")
+        yield {
+            "id": row["task_id"], "prompt": row["prompt"], "target": row["canonical_solution"],
+            **{column: row[column] for column in kept},
+        }  # fmt: skip
+
+
+# AdvGLUE's parts by the names of the hub's configurations and of its makers' dev.json: the two texts and the labels,
+# which are GLUE's.
+ADVGLUE = {
+    "sst2": (("sentence",), ("negative", "positive")),
+    "qqp": (("question1", "question2"), ("no", "yes")),
+    "mnli": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
+    "mnli-mm": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
+    "qnli": (("question", "sentence"), ("yes", "no")),
+    "rte": (("sentence1", "sentence2"), ("yes", "no")),
+}
+
+
+def _advglue(published: Iterable[Published]) -> Iterator[Row]:
+    for row in published:
+        part = str(row["config"]).removeprefix("adv_").replace("mnli_mismatched", "mnli-mm")
+        columns, choices = ADVGLUE[part]
+        first, second, *_ = (*(row[column] for column in columns), "")
+        yield {
+            "id": f"{part}-{int(row['idx']):03d}", "prompt": "\n".join(row[column] for column in columns),
+            "target": choices[int(row["label"])], "part": part, "first": first, "second": second,
+            "choices": list(choices), "answer": int(row["label"]),
+        }  # fmt: skip
+
+
+def _simpleqa(published: Iterable[Published]) -> Iterator[Row]:
+    for number, row in enumerate(published):
+        yield {"id": f"simpleqa-{number:04d}", "prompt": row["problem"], "target": row["answer"]}
+
+
+def _strongreject(published: Iterable[Published]) -> Iterator[Row]:
+    for number, row in enumerate(published):
+        # The jailbroken files (eval/benchmarks/attacks.py) carry the same ids.
+        yield {
+            "id": f"strongreject-{number:03d}", "prompt": row["forbidden_prompt"], "target": "",
+            "category": row["category"],
+        }  # fmt: skip
+
+
+def _xstest(label: str) -> Callable[[Iterable[Published]], Iterator[Row]]:
+    def convert(published: Iterable[Published]) -> Iterator[Row]:
+        for row in published:
+            if row["label"] == label:
+                yield {"id": f"xstest-{row['id']}", "prompt": row["prompt"], "target": "", "type": row["type"]}
+
+    return convert
+
+
+WILDCHAT_CATEGORIES = ("harassment", "hate", "self-harm", "sexual", "violence")
+WILDCHAT_ROWS = 100
+
+
+def _wildchat(published: Iterable[Published]) -> Iterator[Row]:
+    """The most toxic opening requests: a hundred from each of the moderation's five main categories.
+
+    English conversations of one turn whose request the moderation flags, each in the category that it scores highest;
+    nothing that is flagged for minors.
+    """
+    found: dict[str, list[tuple[float, str, str]]] = {category: [] for category in WILDCHAT_CATEGORIES}
+    seen: set[str] = set()
+    for row in published:
+        moderation = row["openai_moderation"][0] if row["openai_moderation"] else None
+        if not (row["toxic"] and row["turn"] == 1 and row["language"] == "English" and moderation):
+            continue
+        text = row["conversation"][0]["content"].strip()
+        scores = moderation["category_scores"]
+        if not moderation["flagged"] or not scores or not text or text in seen or _minors(moderation["categories"]):
+            continue
+        seen.add(text)
+        category = max(WILDCHAT_CATEGORIES, key=lambda name, scores=scores: scores[name])  # type: ignore[misc]
+        entry = (float(scores[category]), row["conversation_hash"], text)
+        if len(found[category]) < WILDCHAT_ROWS:
+            heapq.heappush(found[category], entry)
+        else:
+            heapq.heappushpop(found[category], entry)
+    for category, entries in found.items():
+        for _, conversation, text in sorted(entries, reverse=True):
+            yield {"id": f"wildchat-{conversation}", "prompt": text, "target": "", "category": category}
+
+
+def _minors(categories: Mapping[str, Any]) -> bool:
+    return any(flagged for name, flagged in categories.items() if "minors" in name)
+
+
+STEREOTYPE = "Social stereotypes and unfair discrimination"
+
+
+def _stereotype(published: Iterable[Published]) -> Iterator[Row]:
+    for row in published:
+        if row["types_of_harm"] == STEREOTYPE:
+            yield {
+                "id": f"do-not-answer-{row['id']}", "prompt": row["question"], "target": "",
+                "category": row["specific_harms"],
+            }  # fmt: skip
+
+
+def _jailbroken(published: Iterable[Published]) -> Iterator[Row]:
+    # A CSV file holds words.
+    truths = {True: True, False: False, "True": True, "False": False, "true": True, "false": False}
+    yield from ({**row, "fallback": truths[row["fallback"]]} for row in published)
+
+
+JAILBROKEN = ("request", "fallback")
+CONVERSIONS = {
+    "gsm8k": Conversion(("question", "answer"), ("question", "answer"), _gsm8k),
+    "mmlu": Conversion(
+        ("question", "subject", "choices", "answer"), ("question", "subject", "choices", "answer"), _mmlu
+    ),
+    "gpqa": Conversion(
+        ("Record ID", "Question", "Correct Answer", *GPQA_WRONG),
+        ("Question", "choice1", "choice2", "choice3", "choice4", "answer"),
+        _gpqa,
+    ),
+    "hhh": Conversion(
+        ("inputs", "targets", "multiple_choice_targets"), ("inputs", "targets", "multiple_choice_targets"), _hhh
+    ),
+    "ifeval": Conversion(
+        ("key", "prompt", "instruction_id_list", "kwargs"), ("key", "instruction_id_list", "kwargs"), _ifeval
+    ),
+    "humaneval": Conversion(
+        ("task_id", "prompt", "canonical_solution", "test", "entry_point"), ("test", "entry_point"), _humaneval
+    ),
+    "advglue": Conversion(("config", "idx", "label"), ("part", "first", "second", "choices", "answer"), _advglue),
+    "simpleqa": Conversion(("problem", "answer"), (), _simpleqa),
+    "strongreject": Conversion(("forbidden_prompt", "category"), (), _strongreject),
+    "xstest_safe": Conversion(("id", "prompt", "type", "label"), (), _xstest("safe")),
+    "xstest_unsafe": Conversion(("id", "prompt", "type", "label"), (), _xstest("unsafe")),
+    "wildchat": Conversion(
+        ("conversation_hash", "conversation", "turn", "language", "toxic", "openai_moderation"), (), _wildchat
+    ),
+    "stereotype": Conversion(("id", "types_of_harm", "specific_harms", "question"), (), _stereotype),
+    "jailbroken": Conversion(("id", "prompt", "target", *JAILBROKEN), JAILBROKEN, _jailbroken),
+}

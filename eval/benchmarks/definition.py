@@ -1,0 +1,298 @@
+"""Benchmarks: one YAML each below ``eval/benchmarks/tasks``, in lm-eval's task format, and one file of rows.
+
+Beside lm-eval's keys a YAML holds under ``metadata`` the judge, the file of rows and where they come from. An
+``include`` that begins with ``lm_eval/`` is a file of the installed package. Nothing here imports torch or lm-eval: a
+mistake in a name or a file shows before a model is loaded.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.judging.judges import Metric, judge_names, load_judge
+from ogpsa.config import Config, Evaluation
+from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.files import read_jsonl
+
+TASKS = Path(__file__).parent / "tasks"
+COLUMNS = ("id", "prompt", "target")
+# In a judge's place: the verdict is the lm-eval task's own metric.
+OWN_METRIC = "lm_eval"
+log = logging.getLogger("ogpsa.eval")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a benchmark's rows come from.
+
+    Attributes:
+        hub: id of the data set, with its configuration, split and revision.
+        convert: the function in ``eval/benchmarks/converters.py`` that makes our rows of the published ones.
+        gated: where to ask for access; None where anybody may fetch it.
+        count: rows that the published set has.
+    """
+
+    hub: str
+    split: str
+    convert: str
+    licence: str
+    config: str | None = None
+    revision: str | None = None
+    gated: str | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class Function:
+    """lm-eval's ``!function``: a dotted path, or a name in a file beside the YAML that holds it."""
+
+    folder: Path
+    path: str
+
+    @property
+    def file(self) -> Path:
+        """The file that holds it."""
+        module = self.path.rpartition(".")[0]
+        beside = self.folder.joinpath(*module.split(".")).with_suffix(".py")
+        if beside.is_file():
+            return beside
+        spec = find_spec(module)
+        assert spec is not None and spec.origin is not None, self.path
+        return Path(spec.origin)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark's definition.
+
+    Attributes:
+        judge: a judge's name, or ``lm_eval`` for the task's own ``metric``, lm-eval's ``metric,filter``.
+        rows: the file of rows, without its ending.
+        task: lm-eval's task configuration, includes resolved.
+        task_hash: sixteen hexadecimal digits over ``task``.
+    """
+
+    name: str
+    judge: str
+    metric: str | None
+    rows: str
+    source: Source | None
+    task: Mapping[str, Any]
+    task_hash: str
+
+    @property
+    def multiple_choice(self) -> bool:
+        return bool(self.task["output_type"] == "multiple_choice")
+
+    def scored_by(self) -> Metric:
+        """What the mean of the verdicts' values is called."""
+        return "accuracy" if self.judge == OWN_METRIC else load_judge(self.judge).metric
+
+
+def find_benchmarks(names: Iterable[str], judges: Mapping[str, str] | None = None) -> list[Benchmark]:
+    """The benchmarks called ``names``, in that order.
+
+    Args:
+        judges: judges in place of the benchmarks' own.
+
+    Raises:
+        UserError: a name has no YAML or is listed twice, or a YAML misses what a benchmark needs.
+    """
+    found = sorted(TASKS.rglob("*.yaml"), key=lambda path: path.stem)
+    files = {path.stem: path for path in found if not path.stem.startswith("_")}
+    names, judges = list(names), judges or {}
+    problems = [
+        f"eval: '{name}' is no benchmark; allowed: {', '.join(files)}{closest_match(name, files)}"
+        for name in names
+        if name not in files
+    ]
+    problems += [f"eval: benchmark '{name}' is listed twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    problems += [
+        f"eval.judges: '{name}' is no benchmark; allowed: {', '.join(files)}{closest_match(name, files)}"
+        for name in judges
+        if name not in files
+    ]
+    problems += [
+        f"eval.judges.{name}: '{judge}' is no judge; allowed: {', '.join(judge_names())}"
+        f"{closest_match(judge, judge_names())}"
+        for name, judge in judges.items()
+        if judge not in judge_names()
+    ]
+    if problems:
+        raise UserError(*problems)
+    return [_benchmark(files[name], judges.get(name)) for name in names]
+
+
+def check_groups(settings: Evaluation) -> list[Benchmark]:
+    """The benchmarks of an evaluation, whose averages mean one thing each.
+
+    Raises:
+        UserError: as ``find_benchmarks``; a benchmark's metric is not that of its average, or the parts of a composite
+            are scored in different ways.
+    """
+    benchmarks = {found.name: found for found in find_benchmarks(settings.benchmarks, settings.judges)}
+    wanted: dict[str, tuple[Metric, ...]] = {
+        "safety": ("refusal_rate", "goodness"), "utility": ("accuracy",), "over_refusal": ("refusal_rate",),
+    }  # fmt: skip
+    problems = []
+    for group, names in settings.groups.items():
+        for name in settings.parts(names):
+            metric = benchmarks[name].scored_by()
+            if group in wanted and metric not in wanted[group]:
+                allowed = " and ".join(wanted[group])
+                problems.append(f"eval.{group}: '{name}' is scored by {metric}; {group} averages {allowed}")
+    for name, parts in settings.composites.items():
+        kinds = {(benchmarks[part].scored_by(), benchmarks[part].judge) for part in parts if part in benchmarks}
+        if len(kinds) > 1:
+            found = " and ".join(sorted(f"{metric} by {judge}" for metric, judge in kinds))
+            problems.append(f"eval.composites.{name}: its parts are scored by {found}; give them one judge")
+    if not benchmarks:
+        problems.append("eval: no benchmark is named; add one to safety, utility, over_refusal or reported")
+    if problems:
+        raise UserError(*problems)
+    return list(benchmarks.values())
+
+
+def check_evaluation(config: Config, rows: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse an evaluation that could not start, or would mix up its averages, once training is done.
+
+    Args:
+        rows: the evaluation rows that the data section brings, by benchmark.
+
+    Raises:
+        UserError: an unknown benchmark, rows that are not there, or a benchmark in the wrong average.
+    """
+    from eval.benchmarks.sources import MissingData, load_rows
+    from eval.judging.verdicts import check_judge
+
+    settings = config.eval
+    problems = []
+    benchmarks = check_groups(settings)
+    for judge in dict.fromkeys(benchmark.judge for benchmark in benchmarks if benchmark.judge != OWN_METRIC):
+        check_judge(judge, settings.judge)
+    for benchmark in benchmarks:
+        if settings.data_dir is not None:
+            try:
+                load_rows(benchmark, Path(settings.data_dir))
+            except MissingData as error:
+                log.warning("%s", error)
+        elif not rows.get(benchmark.rows):
+            problems.append(
+                f"eval.data_dir: data={config.data.name} brings no rows for '{benchmark.name}'; "
+                f"name a folder with {benchmark.rows}.jsonl"
+            )
+    if problems:
+        raise UserError(*problems)
+
+
+class _Loader(yaml.SafeLoader):
+    """Keeps lm-eval's ``!function`` beside the folder of the file that holds it."""
+
+    folder: Path
+
+
+def _function(loader: Any, node: Any) -> Function:
+    return Function(loader.folder, str(node.value))
+
+
+_Loader.add_constructor("!function", _function)
+
+
+def _benchmark(path: Path, judge: str | None) -> Benchmark:
+    task = _resolve(path)
+    metadata = task.get("metadata", {})
+    if task.get("task") != path.stem:
+        raise UserError(f"{path}: task: found {task.get('task')!r}; it must be the file's name, '{path.stem}'")
+    if not isinstance(metadata.get("rows"), str):
+        raise UserError(f"{path}: metadata.rows: found {metadata.get('rows')!r}; name the file of rows")
+    judge = judge or metadata.get("judge")
+    if judge not in (*judge_names(), OWN_METRIC):
+        allowed = ", ".join([*judge_names(), OWN_METRIC])
+        raise UserError(f"{path}: metadata.judge: found {judge!r}; allowed: {allowed}")
+    if judge == OWN_METRIC and not isinstance(metadata.get("metric"), str):
+        raise UserError(f"{path}: metadata.metric: found {metadata.get('metric')!r}; name lm-eval's metric,filter")
+    if judge != OWN_METRIC and task.get("output_type") == "multiple_choice":
+        raise UserError(f"eval.judges.{path.stem}: '{judge}' reads responses, and '{path.stem}' has none; leave it out")
+    source = metadata.get("source")
+    if source is not None:
+        keys = [field.name for field in fields(Source)]
+        for key in source:
+            if key not in keys:
+                raise UserError(
+                    f"{path}: metadata.source.{key}: unknown key; allowed: {', '.join(keys)}{closest_match(key, keys)}"
+                )
+    # Who judges is none of the task's business: another judge leaves the responses as they are.
+    content = {key: value for key, value in task.items() if key != "metadata"} | {"lm_eval": version("lm_eval")}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=_function_hash).encode()).hexdigest()
+    return Benchmark(
+        name=path.stem,
+        judge=judge,
+        metric=metadata.get("metric") if judge == OWN_METRIC else None,
+        rows=Path(metadata["rows"]).stem,
+        source=None if source is None else Source(**source),
+        task=task,
+        task_hash=digest[:16],
+    )
+
+
+def _function_hash(function: Function) -> str:
+    """The function's name and the code of the file that holds it."""
+    return f"{function.path} {hashlib.sha256(function.file.read_bytes()).hexdigest()}"
+
+
+def _resolve(path: Path) -> dict[str, Any]:
+    """A task with what it includes, nearer files winning key by key, as lm-eval merges them."""
+    loader = _Loader(path.read_text(encoding="utf-8"))
+    loader.folder = path.parent
+    task: dict[str, Any] = loader.get_single_data()
+    included = task.pop("include", [])
+    merged: dict[str, Any] = {}
+    for name in [included] if isinstance(included, str) else included:
+        merged |= _resolve(_shipped(name) if name.startswith("lm_eval/") else path.parent / name)
+    return merged | task
+
+
+def _shipped(name: str) -> Path:
+    """A file of the installed lm-eval."""
+    package = find_spec("lm_eval")
+    assert package is not None and package.origin is not None
+    return Path(package.origin).parent.parent / name
+
+
+def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """The first ``limit`` rows of a benchmark, or all of them; at least the columns ``id``, ``prompt`` and ``target``.
+
+    Raises:
+        UserError: no such file, no rows, a column that is missing or no text, or an id that occurs twice.
+    """
+    rows = read_jsonl(path)
+    check_rows(path, rows)
+    return rows[:limit]
+
+
+def check_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse rows that are no benchmark's; ``path`` names them in the message.
+
+    Raises:
+        UserError: as ``read_rows``.
+    """
+    if not rows:
+        raise UserError(f"{path}: no rows; a benchmark without rows has no score")
+    seen: set[str] = set()
+    for number, row in enumerate(rows, start=1):
+        for column in COLUMNS:
+            if not isinstance(row.get(column), str):
+                raise UserError(
+                    f"{path}:{number}: {column}: found {row.get(column)!r}; a row holds the texts {', '.join(COLUMNS)}"
+                )
+        if row["id"] in seen:
+            raise UserError(f"{path}:{number}: id: '{row['id']}' occurs twice")
+        seen.add(row["id"])

@@ -1,0 +1,217 @@
+"""A benchmark's rows, from a local file or from where the data set is published.
+
+A local file ``<rows>.jsonl``, ``.json``, ``.csv`` or ``.parquet`` holds our rows (``id``, ``prompt``, ``target``, as
+``python -m eval prefetch`` writes them) or the data set's own ones. A file that is there is all that is read.
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from eval.benchmarks.converters import CONVERSIONS, Row
+from eval.benchmarks.definition import COLUMNS, Benchmark, Source, check_rows
+from ogpsa.data.readers import FORMATS, errors_of_the_hub, read_hub, read_table
+from ogpsa.utils.errors import UserError
+
+# In the place of a hub id: rows that nobody publishes, made by that module with an attacker model.
+MADE_HERE = "eval.benchmarks.attacks"
+CODE_SWITCH = "HF_ALLOW_CODE_EVAL"
+TOKENIZER = "tokenizers/punkt_tab/english/"
+# The instructions whose check splits sentences or words with NLTK's trained tokenizer.
+TOKENIZED = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
+FETCH_SECONDS = 60
+log = logging.getLogger("ogpsa.eval")
+
+
+class MissingData(Exception):  # noqa: N818 - the data are missing, nothing went wrong
+    """A benchmark's rows, or what scoring them needs, are not to be had; the others can run."""
+
+    def __init__(self, benchmark: str, reason: str) -> None:
+        super().__init__(f"{benchmark}: {reason}")
+        self.benchmark = benchmark
+
+
+def load_rows(benchmark: Benchmark, folder: Path) -> list[Row]:
+    """All rows of a benchmark, as ours: the texts ``id``, ``prompt``, ``target``, and what its task reads.
+
+    Raises:
+        MissingData: there is no file, and published rows cannot be fetched; or the benchmark needs what is not
+            there: NLTK's tokenizer for IFEval, the permission to run code for HumanEval.
+        UserError: the file is no such benchmark's, or there is none and nobody publishes the rows.
+    """
+    _check_permission(benchmark)
+    file = rows_file(benchmark, folder)
+    if file is not None:
+        rows = _ours(benchmark, read_table(file), file)
+        if benchmark.source is not None and benchmark.source.count not in (None, len(rows)):
+            log.warning("%s: %d rows; %s has %d", file, len(rows), benchmark.name, benchmark.source.count)
+    elif benchmark.source is None:
+        raise UserError(f"{folder / benchmark.rows}.jsonl: no such file")
+    else:
+        rows = fetch(benchmark)[0]
+    place = file or folder / benchmark.rows
+    check_rows(place, rows)
+    for row in rows:
+        if not row["prompt"].strip():
+            raise UserError(f"{place}: prompt: row '{row['id']}' has none")
+    _check_tokenizer(benchmark, rows, folder)
+    return rows
+
+
+def rows_file(benchmark: Benchmark, folder: Path) -> Path | None:
+    """The local file of a benchmark's rows, in whichever format."""
+    files = [folder / f"{benchmark.rows}{ending}" for ending in FORMATS]
+    return next((file for file in files if file.is_file()), None)
+
+
+def fetch(benchmark: Benchmark) -> tuple[list[Row], dict[str, Any]]:
+    """A benchmark's rows from where they are published, and what was fetched: ``hub``, ``revision``, ….
+
+    The hub's own cache keeps what was loaded, also of a fetch that was cut short.
+
+    Raises:
+        MissingData: nobody publishes them, they are gated, the hub is out of reach, or the rows are other ones.
+    """
+    source = benchmark.source
+    assert source is not None
+    if source.hub == MADE_HERE:
+        raise MissingData(
+            benchmark.name,
+            f"no file '{benchmark.rows}.jsonl' of jailbroken prompts in the data folder; make it once: "
+            f"python -m eval attacks {source.config} --help",
+        )
+    try:
+        published, revision = (
+            _download(source)
+            if "://" in source.hub
+            else read_hub(source.hub, source.config, source.split, source.revision)
+        )
+    except errors_of_the_hub() as error:
+        raise MissingData(benchmark.name, _unreachable(source, error)) from None
+    try:
+        rows = _ours(benchmark, published, Path(source.hub))
+    except UserError as error:
+        raise MissingData(benchmark.name, str(error)) from None
+    if source.count is not None and len(rows) != source.count:
+        raise MissingData(
+            benchmark.name, f"{source.hub}: {len(rows)} rows where the benchmark has {source.count}; not used"
+        )
+    return rows, {"hub": source.hub, "config": source.config, "split": source.split, "revision": revision}
+
+
+def sample_rows(rows: Sequence[Row], limit: int | None, seed: int | None) -> list[Row]:
+    """The first ``limit`` rows, or ``limit`` rows drawn by ``seed``, in their order.
+
+    A row's place in the draw depends on its id and the seed alone, so that a larger limit keeps the rows of a smaller
+    one and two benchmarks with the same ids draw the same.
+    """
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    if seed is None:
+        return list(rows[:limit])
+    drawn = sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row['id']}".encode()).digest())[:limit]
+    ids = {row["id"] for row in drawn}
+    return [row for row in rows if row["id"] in ids]
+
+
+def data_hash(rows: Iterable[Row]) -> str:
+    """Sixteen hexadecimal digits over the rows, whatever file they came from."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
+    """Our rows of whichever are in a file."""
+    table = iter(table)
+    first = next(table, None)
+    if first is None or benchmark.source is None:
+        return [row for row in (first, *table) if row is not None]
+    conversion = CONVERSIONS[benchmark.source.convert]
+    ours = set(COLUMNS) <= first.keys()
+    expected = (*COLUMNS, *conversion.extra) if ours else conversion.columns
+    absent = [column for column in expected if column not in first]
+    if absent:
+        raise UserError(
+            f"{file}: no column {', '.join(absent)}; found {', '.join(first)}; a row of '{benchmark.name}' holds "
+            f"{', '.join(conversion.columns)} as published, or {', '.join((*COLUMNS, *conversion.extra))}"
+        )
+    rows = chain([first], table)
+    # Jailbroken prompts are published in our own columns.
+    if ours and expected != conversion.columns:
+        return list(rows)
+    try:
+        return list(conversion.rows(rows))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{file}: not the rows that '{benchmark.name}' publishes ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _download(source: Source) -> tuple[list[Row], str]:
+    """The rows of a single published file whose SHA-256 is the source's revision."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE and urlsplit(source.hub).scheme != "file":
+        raise OSError("HF_HUB_OFFLINE is set")
+    with urlopen(source.hub, timeout=FETCH_SECONDS) as answer:
+        content: bytes = answer.read()
+    found = hashlib.sha256(content).hexdigest()
+    if source.revision not in (None, found):
+        raise ValueError(f"the file's SHA-256 is {found}, not {source.revision}")
+    if Path(urlsplit(source.hub).path).suffix != ".csv":
+        raise ValueError("only .csv files are read from an address")
+    return list(csv.DictReader(content.decode("utf-8-sig").splitlines(keepends=True))), found
+
+
+def _unreachable(source: Source, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    asked = f"; it is gated: ask for access at {source.gated}, then 'hf auth login'" if source.gated else ""
+    return (
+        f"no rows in the data folder, and {source.hub} cannot be fetched ({reason}){asked}; on a node with network: "
+        "python -m eval prefetch"
+    )
+
+
+def _check_permission(benchmark: Benchmark) -> None:
+    if benchmark.task.get("unsafe_code") and os.environ.get(CODE_SWITCH) != "1":
+        raise MissingData(
+            benchmark.name, f"it runs the code that the model writes, without a sandbox; {CODE_SWITCH}=1 allows that"
+        )
+
+
+def _check_tokenizer(benchmark: Benchmark, rows: list[Row], folder: Path) -> None:
+    """IFEval's tokenizer, found before lm-eval's module would go and fetch it."""
+    if benchmark.source is None or benchmark.source.convert != "ifeval":
+        return
+    if not any(TOKENIZED & set(row["instruction_id_list"]) for row in rows):
+        return
+    if not find_tokenizer(folder):
+        raise MissingData(
+            benchmark.name,
+            f"it needs NLTK's punkt_tab, which is not in {folder / 'nltk_data'} or where NLTK looks; on a node with "
+            "network: python -m eval prefetch benchmarks=ifeval",
+        )
+
+
+def find_tokenizer(folder: Path) -> bool:
+    """Whether NLTK finds its tokenizer, the data folder's ``nltk_data`` included from now on."""
+    import nltk
+
+    place = str((folder / "nltk_data").resolve())
+    if place not in nltk.data.path:
+        nltk.data.path.insert(0, place)
+    try:
+        nltk.data.find(TOKENIZER)
+    except LookupError:
+        return False
+    return True

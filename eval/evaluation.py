@@ -1,0 +1,302 @@
+"""Evaluation of one checkpoint: generate → judge → aggregate, three artefacts on disk.
+
+```
+generations/<benchmark>.jsonl   the row, its response (or its options' log-likelihoods), and what they rest on:
+                                benchmark, backend, model_fingerprint, data_hash, task_hash
+verdicts/<benchmark>.jsonl      id, judge, verdict, value, parse_status, refused, detail, and what they rest on;
+                                fallback: the jailbreak failed and the request was put as it is
+scores.json                     the averages and every benchmark's score (eval/scores/aggregate.py)
+```
+A file that is there and rests on the same weights, rows, task and judge is kept, and so is every finished piece of one
+that is not whole yet, and what an endpoint replied (``.<benchmark>.journal``). A second call goes on where a first one
+was killed; one that finds everything loads no model.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from eval.benchmarks.definition import OWN_METRIC, Benchmark, check_groups
+from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
+from eval.generation.fingerprint import checkpoint_folder, model_fingerprint, server_fingerprint
+from eval.judging.judges import Item, Verdict, judge_hash, missing
+from eval.judging.judges.refusal_match import refusal_match
+from eval.judging.verdicts import Estimate, Judged, check_judge, estimate, judge_items, print_total
+from eval.scores.aggregate import Result, aggregate
+from ogpsa.config import Evaluation
+from ogpsa.runs.directory import SCORES_FILE
+from ogpsa.utils.endpoint import Budget
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
+
+Row = dict[str, Any]
+# The verdict on a response that the server's filter kept back: there is nothing to judge.
+WITHHELD = Judged(missing("withheld"), None, None)
+# The last artefact to make.
+Until = Literal["generations", "verdicts", "metrics"]
+
+
+def _carry_on() -> None:
+    """The default ``check``: nothing stops an evaluation."""
+
+
+def evaluate(
+    checkpoint: Path,
+    rows: Path,
+    output: Path,
+    settings: Evaluation,
+    check: Callable[[], None] = _carry_on,
+    until: Until = "metrics",
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on the benchmarks that ``settings`` names and return what ``scores.json`` holds.
+
+    A published benchmark whose rows are missing, or that the backend cannot answer, has no score and neither do its
+    averages; the others run.
+
+    Args:
+        checkpoint: a local folder, or the id of a model in the local hub cache; nothing is downloaded. Left aside
+            where a server holds the model.
+        rows: folder with the benchmarks' rows; ``settings.data_dir`` takes its place where given.
+        output: folder of the artefacts.
+        settings: benchmarks by group, rows per benchmark, who generates and who judges.
+        check: called before each batch; what it raises ends the evaluation, finished pieces stay.
+        until: ``generations`` or ``verdicts`` stops short of the rest, and returns nothing.
+
+    Raises:
+        UserError: an unknown benchmark, rows that are malformed, a checkpoint that cannot be loaded, a judge that
+            cannot be asked; before the first response is generated.
+    """
+    benchmarks = check_groups(settings)
+    if settings.backend.name == "server":
+        model, fingerprint = checkpoint, server_fingerprint(settings.backend)
+    else:
+        model = checkpoint_folder(checkpoint)
+        fingerprint = model_fingerprint(model)
+    folder = Path(settings.data_dir) if settings.data_dir else rows
+    errors: dict[str, str] = {}
+    works = []
+    for benchmark in benchmarks:
+        with _noting(errors, benchmark, MissingData):
+            works.append(_work(benchmark, folder, output, settings, fingerprint))
+    pending = [work for work in works if _stored(work.generations, work.rows) is None]
+    unjudged = [
+        work for work in works if work in pending or _stored(work.verdicts, _expected_verdicts(work, settings)) is None
+    ]
+    if until != "generations":
+        for judge in dict.fromkeys(work.benchmark.judge for work in unjudged):
+            if judge != OWN_METRIC:
+                check_judge(judge, settings.judge)
+    if unjudged:
+        (output / SCORES_FILE).unlink(missing_ok=True)
+    if pending:
+        _generate(model, pending, errors, settings, check)
+    works = [work for work in works if work.benchmark.name not in errors]
+    for work in works:
+        _journal(work.generations).unlink(missing_ok=True)
+    if until == "generations":
+        return {}
+    budget = Budget(settings.judge.max_calls)
+    print_total((_estimate(work, settings) for work in works if work in unjudged), budget)
+    results = {work.benchmark.name: _result(work, settings, check, budget) for work in works}
+    if until == "verdicts":
+        return {}
+    scores = aggregate(results, benchmarks, settings, errors)
+    write_json(output / SCORES_FILE, scores)
+    return scores
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One benchmark's part of an evaluation.
+
+    Attributes:
+        rows: those of its generations, without the responses.
+        available: rows that its file holds.
+    """
+
+    benchmark: Benchmark
+    rows: list[Row]
+    available: int
+    generations: Path
+    verdicts: Path
+
+
+@contextmanager
+def _noting(errors: dict[str, str], benchmark: Benchmark, kind: type[Exception]) -> Iterator[None]:
+    """Note why a published benchmark cannot be had, so that the others run; one of the testbed's always can."""
+    try:
+        yield
+    except kind as error:
+        if benchmark.source is None:
+            raise UserError(str(error)) from None
+        errors[benchmark.name] = str(error)
+
+
+def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation, fingerprint: str) -> _Work:
+    rows = load_rows(benchmark, folder)
+    stamp = {
+        "benchmark": benchmark.name,
+        "backend": settings.backend.name,
+        "model_fingerprint": fingerprint,
+        "data_hash": data_hash(rows),
+        "task_hash": benchmark.task_hash,
+    }
+    return _Work(
+        benchmark,
+        [{**row, **stamp} for row in sample_rows(rows, settings.limit, settings.sample_seed)],
+        len(rows),
+        output / "generations" / f"{benchmark.name}.jsonl",
+        output / "verdicts" / f"{benchmark.name}.jsonl",
+    )
+
+
+def _generate(
+    model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation, check: Callable[[], None]
+) -> None:
+    """Make the generations; what no benchmark can be asked is found before the first response of any."""
+    from eval.generation.generate import generate, local_model, prepare
+    from eval.generation.server import Server
+
+    backend = Server(settings.backend) if settings.backend.name == "server" else local_model(model, settings)
+    questions = {}
+    for work in works:
+        with _noting(errors, work.benchmark, UserError):
+            questions[work.benchmark.name] = prepare(backend, work.benchmark, work.rows)
+    for work in works:
+        name, rows = work.benchmark.name, work.rows
+        if name in errors:
+            continue
+        stamp = {key: rows[0][key] for key in ("backend", "model_fingerprint", "data_hash", "task_hash")}
+        stamp |= {"rows": [row["id"] for row in rows]}
+        answers = generate(backend, questions[name], name, _journal(work.generations), stamp, check)
+        write_jsonl(work.generations, [{**row, **answer} for row, answer in zip(rows, answers, strict=True)])
+
+
+def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:
+    """The rows of a benchmark's verdicts, without what the judge says."""
+    benchmark = work.benchmark
+    own = benchmark.judge == OWN_METRIC
+    stamp = {
+        "benchmark": benchmark.name,
+        "judge": f"{OWN_METRIC}:{benchmark.metric}" if own else benchmark.judge,
+        "judge_hash": benchmark.task_hash if own else judge_hash(benchmark.judge, settings.judge),
+        "generations_hash": content_hash(work.generations),
+        "model_fingerprint": work.rows[0]["model_fingerprint"],
+        "data_hash": work.rows[0]["data_hash"],
+    }
+    return [{"id": row["id"], **stamp} for row in work.rows]
+
+
+def _result(work: _Work, settings: Evaluation, check: Callable[[], None], budget: Budget) -> Result:
+    """A benchmark's verdicts, from disk where they rest on these generations and this judge."""
+    expected = _expected_verdicts(work, settings)
+    verdicts = _stored(work.verdicts, expected)
+    if verdicts is None:
+        answered = read_jsonl(work.generations)
+        if work.benchmark.judge == OWN_METRIC:
+            made = own_verdicts(work.benchmark, answered)
+        else:
+            made = _judged(work, answered, settings, check, budget)
+        verdicts = [{**head, **verdict} for head, verdict in zip(expected, made, strict=True)]
+        write_jsonl(work.verdicts, verdicts)
+    return Result(verdicts, content_hash(work.verdicts), work.available)
+
+
+def _estimate(work: _Work, settings: Evaluation) -> Estimate:
+    """What judging a benchmark will ask of an endpoint."""
+    if work.benchmark.judge == OWN_METRIC:
+        return Estimate()
+    items = _items(read_jsonl(work.generations))
+    return estimate(work.benchmark.judge, list(items.values()), settings.judge, _journal(work.verdicts))
+
+
+def _items(answered: list[Row]) -> dict[str, Item]:
+    """What there is to judge, by row. The judge is told the original request, not the text it was wrapped in."""
+    return {
+        row["id"]: Item(
+            id=row["id"],
+            prompt=str(row.get("request") or row["prompt"]),
+            response=row["response"],
+            target=row["target"],
+        )
+        for row in answered
+        if not _withheld(row)
+    }
+
+
+def _judged(
+    work: _Work, answered: list[Row], settings: Evaluation, check: Callable[[], None], budget: Budget
+) -> list[Row]:
+    """What the benchmark's judge says."""
+    items = _items(answered)
+    name = work.benchmark.name
+    # Stays when the verdicts are whole: what was paid for can be read again by a judge that reads better.
+    journal = _journal(work.verdicts)
+    judge = work.benchmark.judge
+    found = judge_items(judge, list(items.values()), settings.judge, journal, f"judging {name}", check, budget)
+    judged = dict(zip(items, found, strict=True))
+    return [_verdict_row(judged.get(row["id"], WITHHELD), row) for row in answered]
+
+
+def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
+    """What the lm-eval task says itself; all of its metrics are kept beside the one that counts."""
+    from eval.generation.questions import Questions
+
+    with_answers = {row["id"]: row for row in answered}
+    metrics = Questions(benchmark, answered, lambda messages, **_: str(messages)).metrics(with_answers)
+    assert benchmark.metric is not None
+    rows = []
+    for row, found in zip(answered, metrics, strict=True):
+        value = float(found[benchmark.metric])
+        numbers = {name: number for name, number in found.items() if isinstance(number, bool | int | float)}
+        judged = Judged(Verdict("right" if value else "wrong", value, detail=numbers), None, None)
+        rows.append(_verdict_row(WITHHELD if _withheld(row) else judged, row))
+    return rows
+
+
+def _verdict_row(judged: Judged, row: Row) -> Row:
+    """What a verdict file says of an answered row, besides what the verdict rests on."""
+    verdict = judged.verdict
+    # Options have no words, and a filter's silence is no refusal of the model's.
+    worded = "response" in row and not _withheld(row)
+    return {
+        "verdict": verdict.label,
+        "value": verdict.value,
+        "parse_status": verdict.parse_status,
+        "refused": refusal_match(row["response"]) == "full_refusal" if worded else None,
+        "detail": dict(verdict.detail),
+        "prompt_hash": judged.prompt_hash,
+        "judge_model": judged.judge_model,
+        "fallback": row.get("fallback"),
+    }
+
+
+def _withheld(row: Row) -> bool:
+    return row.get("finish_reason") == "content_filter"
+
+
+def content_hash(path: Path) -> str | None:
+    """Sixteen hexadecimal digits over a file's bytes; None where there is none yet."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
+
+
+def _journal(path: Path) -> Path:
+    """Where the finished pieces of a file are kept until it is whole."""
+    return path.with_name(f".{path.stem}.journal")
+
+
+def _stored(path: Path, expected: list[Row]) -> list[Row] | None:
+    """The file's rows if they are the expected ones, completed; None if it has to be made (again)."""
+    if not path.is_file():
+        return None
+    try:
+        rows = read_jsonl(path)
+    except UserError:
+        return None
+    valid = len(rows) == len(expected) and all(
+        want.items() <= row.items() for want, row in zip(expected, rows, strict=True)
+    )
+    return rows if valid else None

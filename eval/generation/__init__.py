@@ -1,0 +1,1 @@
+"""Responses of a model to the benchmarks' rows."""

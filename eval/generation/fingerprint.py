@@ -1,0 +1,65 @@
+"""The model that is evaluated: where its files are, and what identifies it in the artefacts."""
+
+import hashlib
+from pathlib import Path
+
+from ogpsa.config import Backend
+from ogpsa.utils.errors import UserError, closest_match
+
+# What a checkpoint's responses depend on; its training state is none of it.
+MODEL_FILES = (
+    "*.safetensors", "*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "vocab*", "merges.txt",
+)  # fmt: skip
+
+
+def checkpoint_folder(checkpoint: Path) -> Path:
+    """The local folder of a checkpoint, or of a hub id that is in the local cache.
+
+    Raises:
+        UserError: neither is there, or the folder holds no weights.
+    """
+    folder = checkpoint
+    if not checkpoint.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            cached = try_to_load_from_cache(str(checkpoint), "config.json")
+        except HFValidationError:
+            cached = None
+        if not isinstance(cached, str):
+            siblings = [path.name for path in checkpoint.parent.glob("*") if path.is_dir()]
+            raise UserError(
+                f"checkpoint: {checkpoint} is no folder and no model in the local hub cache"
+                f"{closest_match(checkpoint.name, siblings)}"
+            )
+        folder = Path(cached).parent
+    names = {path.name for path in folder.iterdir()}
+    absent = [
+        expected
+        for expected, found in {
+            "config.json": "config.json" in names,
+            "*.safetensors": any(name.endswith(".safetensors") for name in names),
+            # Without its files transformers makes up a tokenizer from the model's type.
+            "tokenizer.json": names & {"tokenizer.json", "tokenizer.model", "vocab.json"},
+        }.items()
+        if not found
+    ]
+    if absent:
+        raise UserError(f"checkpoint: {folder} is no checkpoint: {', '.join(absent)} missing")
+    return folder
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Sixteen hexadecimal digits over a checkpoint's weights, configuration and tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+        with path.open("rb") as handle:
+            digest.update(f"{path.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def server_fingerprint(backend: Backend) -> str:
+    """Sixteen hexadecimal digits over a server's address and its model's name: its weights cannot be read."""
+    return hashlib.sha256(f"{backend.base_url} {backend.model}".encode()).hexdigest()[:16]

@@ -1,0 +1,125 @@
+"""Benchmarks as lm-eval's tasks: the requests that a row becomes, and the task's own metric on the answers."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+from eval.benchmarks.definition import Benchmark, Function, read_rows
+from eval.generation.isolation import undisturbed
+
+Row = Mapping[str, Any]
+# ``response``: the text; of a multiple choice ``options``: log-likelihoods, and ``greedy``: which are the likeliest.
+Answer = dict[str, Any]
+# lm-eval's keys that say where it would fetch rows itself.
+FETCHING = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split", "fewshot_split")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row as the task asks it; a multiple choice is one request an option."""
+
+    row_id: str
+    requests: Sequence[Instance]
+
+    @property
+    def key(self) -> str:
+        """Sixteen hexadecimal digits over what is asked."""
+        asked = json.dumps([request.args for request in self.requests], sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+    @property
+    def length(self) -> int:
+        """Characters of the longest request."""
+        return max(sum(len(part) for part in request.args if isinstance(part, str)) for request in self.requests)
+
+
+class Questions:
+    """A benchmark's rows as one lm-eval task.
+
+    Args:
+        chat_template: makes a prompt of the messages.
+    """
+
+    def __init__(self, benchmark: Benchmark, rows: Sequence[Row], chat_template: Callable[..., str]) -> None:
+        with undisturbed():
+            self._task = ConfigurableTask(config=task_config(benchmark, rows))
+            self._task.build_all_requests(
+                apply_chat_template=True, fewshot_as_multiturn=True, chat_template=chat_template
+            )
+        requests: dict[int, list[Instance]] = {}
+        for request in self._task.instances:
+            requests.setdefault(int(request.doc_id or 0), []).append(request)
+        self.all = [Question(str(row["id"]), requests[index]) for index, row in enumerate(rows)]
+
+    def metrics(self, answers: Mapping[str, Answer]) -> list[dict[str, float]]:
+        """The task's own metrics of each row, ``metric,filter`` as lm-eval names them, in the order of the rows."""
+        for question in self.all:
+            for request, response in zip(question.requests, _responses(answers[question.row_id]), strict=True):
+                request.resps = [response]
+        with undisturbed():
+            self._task.apply_filters()
+            return [
+                self._metrics(question, document)
+                for question, document in zip(self.all, self._task.eval_docs, strict=True)
+            ]
+
+    def _metrics(self, question: Question, document: Row) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for name in question.requests[0].filtered_resps:
+            filtered = [request.filtered_resps[name] for request in question.requests]
+            results = self._task.process_results(document, filtered)
+            numbers |= {f"{metric},{name}": value for metric, value in results.items()}
+        return numbers
+
+
+def task_config(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
+    """lm-eval's configuration of a benchmark's task over these rows."""
+    config = {key: _resolved(value) for key, value in benchmark.task.items() if key not in FETCHING}
+    # Held in memory, so that no cache can serve the rows of another world.
+    config |= {"custom_dataset": lambda **_: {"test": Dataset.from_list(list(rows))}, "test_split": "test"}
+    return config | {"metadata": {"version": benchmark.task.get("metadata", {}).get("version", 1)}}
+
+
+def _responses(answer: Answer) -> list[Any]:
+    if "response" in answer:
+        return [answer["response"]]
+    return list(zip(answer["options"], answer["greedy"], strict=True))
+
+
+def _resolved(value: Any) -> Any:
+    """A value with each ``!function`` in the function's place."""
+    if isinstance(value, Function):
+        return _function(value)
+    if isinstance(value, dict):
+        return {key: _resolved(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolved(inner) for inner in value]
+    return value
+
+
+def _function(function: Function) -> Callable[..., Any]:
+    module, _, name = function.path.rpartition(".")
+    if function.file.is_relative_to(function.folder):
+        # lm-eval's tasks each have a utils.py.
+        spec = importlib.util.spec_from_file_location(f"{function.folder.name}.{module}", function.file)
+        assert spec is not None and spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+    else:
+        loaded = import_module(module)
+    found: Callable[..., Any] = vars(loaded)[name]
+    return found
+
+
+def lm_eval_dataset(rows: str, data_dir: str, **metadata: Any) -> dict[str, Dataset]:
+    """A testbed benchmark's rows for lm-eval's own command line."""
+    return {"test": Dataset.from_list(read_rows(Path(data_dir) / rows))}

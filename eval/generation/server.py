@@ -1,0 +1,50 @@
+"""Generation by a server that holds the checkpoint and speaks OpenAI's protocol, as vLLM's."""
+
+import json
+from collections.abc import Callable, Sequence
+
+from eval.benchmarks.definition import Benchmark
+from eval.generation.questions import Answer, Question
+from ogpsa.config import Backend
+from ogpsa.utils.endpoint import Completion, Endpoint
+from ogpsa.utils.errors import UserError
+
+
+class Server:
+    """Answers by greedy decoding; the server applies the model's chat template."""
+
+    def __init__(self, settings: Backend) -> None:
+        self._endpoint = Endpoint.of("eval.backend", settings, str(settings.model))
+
+    def chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return json.dumps(messages)
+
+    def check(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
+        if benchmark.multiple_choice:
+            raise UserError(
+                f"eval.backend.name: '{benchmark.name}' needs log-likelihoods, which a server of chat completions does "
+                "not give; use model or vllm for it"
+            )
+
+    def answer(
+        self, questions: Sequence[Question], keep: Callable[[dict[str, Answer]], None], check: Callable[[], None]
+    ) -> None:
+        if not questions:
+            return
+        asked = [question.requests[0].args for question in questions]
+        # The same for every row of a benchmark.
+        settings = asked[0][1]
+
+        def done(index: int, completion: Completion) -> None:
+            if completion.finish_reason == "too_long":
+                raise UserError(f"row '{questions[index].row_id}': its prompt is longer than the server's context")
+            keep({questions[index].row_id: {"response": completion.text, "finish_reason": completion.finish_reason}})
+            check()
+
+        check()
+        self._endpoint.complete(
+            [json.loads(prompt) for prompt, _ in asked],
+            done,
+            max_tokens=settings["max_gen_toks"],
+            stop=[stop for stop in settings.get("until", []) if stop],
+        )

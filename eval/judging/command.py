@@ -1,0 +1,220 @@
+"""Judge the answers of a CSV file.
+
+python -m eval judge --judge NAME --in answers.csv --out verdicts.csv [OPTION VALUE ...]
+
+The file has the columns prompt and completion, and target for the judges of accuracy. All rows, their order and their
+columns are kept. A judge of refusals adds the column verdict (full_compliance, full_refusal, partial_refusal,
+unparsed); any other adds score and parse_status. A verdict that cannot be read is unparsed, its score is empty.
+
+What has been paid for is kept beside the output, in .OUT.journal: a command that was stopped goes on where it was.
+"""
+
+import argparse
+import ast
+import csv
+import io
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ogpsa.utils.command_line import Parser
+from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match, report
+
+if TYPE_CHECKING:  # the schema needs pydantic, which --help does without
+    from eval.judging.verdicts import Judged
+    from ogpsa.config import JudgeSettings
+
+Row = dict[str, str]
+
+
+def summaries() -> dict[str, str]:
+    """The first line of each judge's file, read without importing it."""
+    files = sorted((Path(__file__).parent / "judges").glob("[!_]*.py"))
+    texts = {file.stem: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) for file in files}
+    return {name: (text or "").partition("\n")[0] for name, text in texts.items()}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of judges: each is the key of the same name in ``eval.judge``."""
+    endpoint = parser.add_argument_group("judges that ask an endpoint")
+    endpoint.add_argument("--base-url", help="address that speaks OpenAI's protocol (https://api.openai.com/v1)")
+    endpoint.add_argument("--model", help="the judge's model (gpt-4o-mini)")
+    endpoint.add_argument("--api-key-env", help="variable that holds the key, '' for none (OPENAI_API_KEY)")
+    endpoint.add_argument("--concurrency", type=int, help="requests at a time (16)")
+    endpoint.add_argument("--timeout", type=float, help="seconds after which a request counts as lost (60)")
+    endpoint.add_argument("--attempts", type=int, help="times that a request is tried (6)")
+    endpoint.add_argument("--max-calls", type=int, help="cap on requests, retries included (none)")
+    endpoint.add_argument("--prompt-file", help="text, or .json list of messages, in place of our prompt")
+    local = parser.add_argument_group("judges with local weights")
+    local.add_argument("--weights", help="hub id or folder")
+    local.add_argument("--batch-size", type=int, help="responses in one forward pass (8)")
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(
+        prog="python -m eval judge", usage=argparse.SUPPRESS, description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="judges:\n" + "\n".join(f"  {name:22}  {what}" for name, what in summaries().items()),
+    )  # fmt: skip
+    parser.add_argument("--judge", required=True, metavar="NAME", help="one of the judges below")
+    parser.add_argument("--in", required=True, metavar="CSV", dest="answers", type=Path)
+    parser.add_argument("--out", required=True, metavar="CSV", dest="verdicts", type=Path)
+    add_options(parser)
+    try:
+        given = parser.parse_args(arguments)
+        run(given.judge, given.answers, given.verdicts, vars(given))
+    except UserError as error:
+        return report(as_options(error))
+    return EXIT_DONE
+
+
+def run(name: str, answers: Path, verdicts: Path, options: dict[str, Any]) -> None:
+    """Judge ``answers`` and write ``verdicts``.
+
+    Args:
+        options: values of the options, None where not given.
+
+    Raises:
+        UserError: an unknown judge, a file that cannot be used, or anything that ``judge_items`` refuses.
+    """
+    from eval.judging.judges import RuleJudge, load_judge
+    from eval.judging.verdicts import Judged
+    from ogpsa.utils.files import check_writable, exclusive, write_atomically
+
+    judge = load_judge(name)
+    header, rows = read_csv(answers)
+    needed = ("prompt", "completion", "target") if judge.needs_target else ("prompt", "completion")
+    lacking = [column for column in needed if column not in header]
+    if lacking:
+        there = ", ".join(header)
+        raise UserError(
+            *(f"{answers}: no column '{name}'; found: {there}{closest_match(name, header)}" for name in lacking)
+        )
+    new = ["verdict"] if judge.metric == "refusal_rate" else ["score", "parse_status"]
+    taken = [column for column in new if column in header]
+    if taken:
+        raise UserError(f"{answers}: has a column '{taken[0]}' already; rename it")
+    if verdicts.resolve() == answers.resolve():
+        raise UserError(f"--out: {verdicts} is the file of answers; name another")
+    if verdicts.is_dir():
+        raise UserError(f"--out: {verdicts} is a folder; name a file")
+    check_writable(verdicts.parent, "--out")
+
+    def cells(judged: Judged) -> list[str]:
+        if new == ["verdict"]:
+            return [judged.verdict.label]
+        return ["" if judged.verdict.value is None else repr(_score(judged)), judged.verdict.parse_status]
+
+    busy = f"--out: another process judges into {verdicts}"
+    lock = exclusive(verdicts.with_name(f".{verdicts.name}.lock"), busy)
+    with nullcontext() if isinstance(judge, RuleJudge) else lock:
+        found = judge_rows(name, rows, settings_from(name, options), verdicts.with_name(f".{verdicts.name}.journal"))
+        lines = [[*header, *new], *([*row.values(), *cells(judged)] for row, judged in zip(rows, found, strict=True))]
+        write_atomically(verdicts, "".join(map(_line, lines)))
+    unread = sum(judged.verdict.value is None for judged in found)
+    print(f"{verdicts}: {len(rows)} rows, {unread} without a readable verdict")
+
+
+def judge_rows(name: str, rows: Sequence[Row], settings: "JudgeSettings", journal: Path) -> list["Judged"]:
+    """The verdicts on rows with the columns ``prompt``, ``completion`` and perhaps ``target``.
+
+    Raises:
+        UserError: anything that ``judge_items`` refuses.
+    """
+    from eval.judging.judges import Item, LocalJudge, load_judge
+    from eval.judging.verdicts import check_judge, judge_items
+
+    check_judge(name, settings)
+    if isinstance(load_judge(name), LocalJudge):
+        from ogpsa.utils.libraries import quiet_libraries
+
+        quiet_libraries()
+    items = [
+        Item(str(number), row["prompt"], row["completion"], row.get("target", "")) for number, row in enumerate(rows)
+    ]
+    return judge_items(name, items, settings, journal, "judging")
+
+
+def settings_from(name: str, options: dict[str, Any]) -> "JudgeSettings":
+    """The default settings with the options that were given.
+
+    Raises:
+        UserError: a value out of range, or an option that this judge does not have.
+    """
+    from ogpsa.app.compose import compose_config
+
+    plain = ("base_url", "model", "api_key_env", "concurrency", "timeout", "attempts", "max_calls", "batch_size")
+    given = {option: options[option] for option in plain if options.get(option) is not None}
+    defaults = compose_config([f"eval.judge.{option}={_quoted(value)}" for option, value in given.items()]).eval.judge
+    files, weights = defaults.prompt_file.model_dump(), defaults.weights.model_dump()
+    for option, sections in (("prompt_file", files), ("weights", weights)):
+        if options.get(option) is not None:
+            if name not in sections:
+                has = ", ".join(sections)
+                raise UserError(f"--{option.replace('_', '-')}: the judge {name} has none; only {has} do")
+            sections[name] = options[option]
+    return type(defaults)(**{**defaults.model_dump(), "prompt_file": files, "weights": weights})
+
+
+def _quoted(value: object) -> str:
+    """A value as an override: texts in quotes, which Hydra would otherwise read as its own grammar."""
+    if not isinstance(value, str):
+        return str(value)
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def read_csv(path: Path) -> tuple[list[str], list[Row]]:
+    """Header and rows of a CSV file, every cell as it stands.
+
+    Raises:
+        UserError: no such file, no UTF-8, a column that occurs twice, or a row of another length.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a UTF-8 text file") from None
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    try:
+        header = next(reader, [])
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                raise UserError(f"{path}:{reader.line_num}: {len(cells)} cells; the header has {len(header)}")
+            if cells:
+                rows.append(dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: no CSV: {error}") from None
+    doubled = [column for column in header if header.count(column) > 1]
+    if doubled:
+        raise UserError(f"{path}: the column '{doubled[0]}' occurs twice")
+    return header, rows
+
+
+def _line(cells: list[str]) -> str:
+    """One row. The writer quotes a lone carriage return only where it ends its rows with one."""
+    row = io.StringIO(newline="")
+    csv.writer(row).writerow(cells)
+    return row.getvalue().removesuffix("\r\n") + "\n"
+
+
+def as_options(error: UserError) -> UserError:
+    """The same with the settings' keys as this command's options."""
+    return UserError(
+        *(
+            re.sub(r"eval\.judge\.(\w+?)(?:\.\w+)?(?=[:=) ])", lambda key: "--" + key[1].replace("_", "-"), problem)
+            for problem in error.problems
+        )
+    )
+
+
+def _score(judged: "Judged") -> float:
+    """A verdict's value; for StrongREJECT the published score, of which the goodness is the complement."""
+    value = judged.verdict.detail.get("score", judged.verdict.value)
+    assert isinstance(value, float | int)
+    return float(value)

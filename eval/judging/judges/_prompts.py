@@ -1,0 +1,80 @@
+"""Prompts of endpoint judges: messages with placeholders, filled so that no answer can leave its place."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ogpsa.utils.errors import UserError
+
+Message = Mapping[str, str]
+
+# What published prompts call the three texts.
+PLACEHOLDERS = {
+    "prompt": ("prompt", "question", "forbidden_prompt", "user_prompt", "request", "instruction"),
+    "response": ("response", "completion", "predicted_answer", "model_completion", "answer"),
+    "target": ("target", "gold_target", "reference"),
+}
+MEANINGS = {alias: meaning for meaning, aliases in PLACEHOLDERS.items() for alias in aliases}
+PLACEHOLDER = re.compile(r"\{(boundary|" + "|".join(MEANINGS) + r")\}")
+ROLES = ("system", "user", "assistant")
+
+
+def prompt_messages(own: str, file: str | None, name: str, needs_target: bool) -> tuple[Message, ...]:
+    """The messages of a judge's prompt with their placeholders.
+
+    Args:
+        own: our text, one message of the user.
+        file: what takes its place: a text, or a ``.json`` list of messages ``{"role": …, "content": …}``.
+        name: the judge, for messages to the user.
+
+    Raises:
+        UserError: the file is not there, is no such list, or lacks a placeholder.
+    """
+    if file is None:
+        return ({"role": "user", "content": own},)
+    key, path = f"eval.judge.prompt_file.{name}", Path(file)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: {file} cannot be read as a text: {error}") from None
+    messages: tuple[Message, ...] = ({"role": "user", "content": text},)
+    if path.suffix == ".json":
+        try:
+            messages = tuple(json.loads(text))
+            valid = bool(messages) and all(
+                message.keys() == {"role", "content"}
+                and message["role"] in ROLES
+                and isinstance(message["content"], str)
+                for message in messages
+            )
+        except (json.JSONDecodeError, TypeError, AttributeError):
+            valid = False
+        if not valid:
+            raise UserError(f'{key}: {file} is no list of messages {{"role": "system" or "user", "content": text}}')
+    found = {MEANINGS.get(word) for message in messages for word in PLACEHOLDER.findall(message["content"])}
+    needed = ("prompt", "response", "target") if needs_target else ("prompt", "response")
+    lacking = [" or ".join(f"{{{alias}}}" for alias in PLACEHOLDERS[word]) for word in needed if word not in found]
+    if lacking:
+        raise UserError(*(f"{key}: {file} has no placeholder {words}" for words in lacking))
+    return messages
+
+
+def fill(messages: tuple[Message, ...], prompt: str, response: str, target: str) -> list[dict[str, str]]:
+    """The messages with the texts in their places; a placeholder inside a text stays as it is.
+
+    ``{boundary}`` becomes a word that depends on the texts, so none of them can hold it and close its own place.
+    """
+    texts = {"prompt": prompt, "response": response, "target": target}
+    boundary = hashlib.sha256(json.dumps([prompt, response, target]).encode()).hexdigest()[:16]
+
+    def text(match: re.Match[str]) -> str:
+        return boundary if match[1] == "boundary" else texts[MEANINGS[match[1]]]
+
+    return [{"role": message["role"], "content": PLACEHOLDER.sub(text, message["content"])} for message in messages]
+
+
+def prompt_hash(messages: tuple[Message, ...]) -> str:
+    """Sixteen hexadecimal digits over the messages, placeholders in place."""
+    return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,98 @@
+"""Reading a judge's reply: what stands there is taken, what is unclear is missing."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from eval.judging.judges import Verdict, missing
+from eval.judging.judges.refusal_match import refusal_match
+
+# Markup that models put around and before an answer.
+DECORATION = "*_`#>\"'<>[](){}| \t"
+HEADING = re.compile(
+    r"(?:final\s+)?(?:verdict|class|classification|category|label|grade|answer)[\"'*_`]*\s*(?:[:=|]|\bis\b)\s*", re.I
+)
+
+
+def read_reply(parse: Callable[[str], Verdict], text: str, finish_reason: str) -> Verdict:
+    """What a model's whole reply says by ``parse``; a part of one is no verdict, whatever stands in it.
+
+    Args:
+        finish_reason: as ``ogpsa.utils.endpoint.Completion`` has it.
+    """
+    if finish_reason == "length":
+        verdict = missing("truncated")
+    elif finish_reason in ("content_filter", "refusal"):
+        verdict = missing("refused_by_judge")
+    else:
+        verdict = parse(text)
+        if verdict.parse_status == "unparsed" and refusal_match(text) == "full_refusal":
+            verdict = missing("refused_by_judge")
+    return replace(verdict, detail={**verdict.detail, "reply": text, "finish_reason": finish_reason})
+
+
+def read_choice(reply: str, choices: Mapping[str, str]) -> str | None:
+    """The choice that a reply comes to, or None.
+
+    A choice is a line of its own, with or without a heading such as ``Verdict:`` and a remark in parentheses that
+    names no other choice. The reply's last line decides; where that is none, the choices found must agree.
+
+    Args:
+        choices: label → pattern that a choice has to match as a whole, whatever its letter case.
+    """
+    lines = [line for line in reply.splitlines() if line.strip(DECORATION)]
+    found = [_choice(line, choices) for line in lines]
+    if found and found[-1]:
+        return found[-1]
+    named = {choice for choice in found if choice}
+    return named.pop() if len(named) == 1 else None
+
+
+def _choice(line: str, choices: Mapping[str, str]) -> str | None:
+    text = HEADING.sub("", line.strip(DECORATION), count=1).strip(DECORATION + ".,;:!")
+    whole = _matching(text, choices)
+    if whole or ")" in text:
+        return whole
+    chosen, _, remark = text.partition("(")
+    choice = _matching(chosen.strip(DECORATION), choices)
+    return choice if choice and not _names_another(remark, choice, choices) else None
+
+
+def _matching(text: str, choices: Mapping[str, str]) -> str | None:
+    matching = [label for label, pattern in choices.items() if re.fullmatch(pattern, text, re.I)]
+    return matching[0] if len(matching) == 1 else None
+
+
+def _names_another(remark: str, choice: str, choices: Mapping[str, str]) -> bool:
+    """Whether a remark holds another choice's words, or its letter or number as it is written."""
+    others = {label: pattern for label, pattern in choices.items() if label != choice}
+    words = "|".join(label.replace("_", "[ _-]?") for label in others)
+    patterns = "|".join(others.values())
+    return bool(
+        re.search(rf"(?<![a-z])(?:{words})(?![a-z])", remark, re.I)
+        or re.search(rf"(?<!\w)(?:{patterns})(?!\w)", remark)
+    )
+
+
+def read_numbers(reply: str, fields: Mapping[str, str]) -> dict[str, float] | None:
+    """The numbers of the fields, or None where the reply does not name each once or end with all in their order.
+
+    A number is read whole (``10`` is ten, ``-1`` minus one), and only where its line leaves no choice: not in
+    ``1-5`` or ``0 or 1``, unless that stands in parentheses before it, nor in a table's row of several.
+
+    Args:
+        fields: name → pattern of the words before its number, at the beginning of a line or of an entry in a list.
+    """
+    named = "|".join(f"(?P<{name}>{words})" for name, words in fields.items())
+    number = re.compile(
+        rf"(?:^|[,;{{|])[\s*_`#>\-•\"']*(?:\(?\d[.)][ \t*_`]*)?(?:{named})(?:[ \t]+(?:score|rating|grade|answer))?"
+        r"(?:[ \t*_`\"']*[(\[]\d[ \t]*(?:[-–,/]|or\b|to\b)[ \t]*\d[)\]])?"
+        r"(?:[ \t*_`:=.()<\[\"'|]|[-–—](?!\d))*"
+        r"(?P<number>[-+]?\d+(?:\.\d+)?)(?![\d.]*\d)(?:\s*/\s*5)?"
+        r"(?!\w|[ \t]*(?:[-–,/]|or\b|to\b)[ \t]*\d|[ \t*_`]*\|[ \t*_`]*[-+]?\d)",
+        re.IGNORECASE | re.MULTILINE,
+    )
+    found = [(next(name for name in fields if match[name]), float(match["number"])) for match in number.finditer(reply)]
+    last = dict(found[-len(fields) :])
+    in_order = list(last) == list(fields)
+    return last if in_order or (last.keys() == fields.keys() and len(found) == len(fields)) else None

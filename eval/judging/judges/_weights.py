@@ -1,0 +1,109 @@
+"""Weights of local judges: safetensors only, a LoRA adapter over its base included."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ogpsa.config import JudgeSettings
+from ogpsa.models.files import HUB_ID, SNAPSHOT_FILES, TOKENIZER_FILES, is_whole
+from ogpsa.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER = "adapter_config.json"
+
+
+def weights_folder(name: str, settings: JudgeSettings) -> Path:
+    """The folder of a judge's weights; a hub id's snapshot, fetched if it is not in the hub's cache.
+
+    Raises:
+        UserError: it is not there, or holds no whole safetensors, or the adapter's base is not there.
+    """
+    key = f"eval.judge.weights.{name}"
+    folder = _folder(settings.weights.model_dump()[name], key)
+    if (folder / ADAPTER).is_file():
+        _folder(_base(folder, key), f"{key}: {folder / ADAPTER}: base_model_name_or_path")
+    return folder
+
+
+def load_weights(
+    name: str, settings: JudgeSettings, attention: str | None = None
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Model and tokenizer, which pads and cuts on the left, on the GPU in bf16 or on the CPU in fp32.
+
+    Args:
+        attention: transformers' name of the implementation of attention; None: its own choice.
+
+    Raises:
+        UserError: as ``weights_folder``, or the files cannot be read as a model.
+    """
+    key, folder = f"eval.judge.weights.{name}", weights_folder(name, settings)
+    base = _folder(_base(folder, key), key) if (folder / ADAPTER).is_file() else folder
+    import torch
+    from peft import PeftModel
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    with_tokenizer = folder if any((folder / file).is_file() for file in TOKENIZER_FILES) else base
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            with_tokenizer, local_files_only=True, padding_side="left", truncation_side="left"
+        )
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False,
+            local_files_only=True,
+        )  # fmt: skip
+        if base is not folder:
+            model = PeftModel.from_pretrained(model, folder, use_safetensors=True, local_files_only=True)
+    except (OSError, ImportError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{key}: {folder} is not loadable as a model ({str(error).strip().splitlines()[0]})") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device).eval(), tokenizer
+
+
+def without_special_tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The text with each of the tokenizer's control tokens broken by a space: a response is data, not structure."""
+    tokens: Iterable[str] = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    for token in sorted(tokens, key=len, reverse=True):
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def _base(folder: Path, key: str) -> str:
+    try:
+        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{key}: {folder / ADAPTER} names no base_model_name_or_path") from None
+    return str(base)
+
+
+def _folder(weights: str, key: str) -> Path:
+    folder = Path(weights)
+    if not folder.is_dir():
+        if not HUB_ID.fullmatch(weights):
+            raise UserError(f"{key}: {weights} is no folder and no hub id such as allenai/wildguard")
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+        where = f"https://huggingface.co/{weights}"
+        try:
+            folder = Path(snapshot_download(weights, allow_patterns=SNAPSHOT_FILES))
+        except GatedRepoError:
+            raise UserError(f"{key}: {weights} is gated; ask for access at {where} and set HF_TOKEN") from None
+        except (HfHubHTTPError, LocalEntryNotFoundError):
+            raise UserError(
+                f"{key}: {weights} is not in the hub's cache and cannot be fetched; fetch it where there is a network "
+                f"(it may be gated: {where}) or name a folder"
+            ) from None
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{key}: {folder} holds no *.safetensors; pickled weights are not loaded")
+    for file in files:
+        if not is_whole(file):
+            raise UserError(f"{key}: {file} is damaged or cut short")
+    return folder

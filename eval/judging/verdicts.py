@@ -1,0 +1,250 @@
+"""Judging: items in, verdicts out, by whatever kind of judge.
+
+What an endpoint replied is kept on disk the moment it comes in, under a hash of what was asked and of whom. A second
+call asks only for what is not there, and a judge whose reading of replies has changed reads the kept ones anew.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from eval.judging.judges import (
+    Item,
+    LocalJudge,
+    PromptJudge,
+    RuleJudge,
+    Verdict,
+    judge_hash,
+    judge_model,
+    judge_prompt,
+    load_judge,
+)
+from eval.judging.judges._prompts import fill, prompt_hash
+from eval.judging.judges._replies import read_reply
+from ogpsa.config import JudgeSettings
+from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN, Budget, Completion, Endpoint
+from ogpsa.utils.journal import Journal
+from ogpsa.utils.progress import Progress
+
+STAMP = {"holds": "replies of judges"}
+# Times that a verdict is asked for while the replies cannot be read.
+ASKS = 2
+
+Record = dict[str, Any]
+Requests = dict[str, list[dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict, the prompt (16 hexadecimal digits) and the model it comes from; both None for a rule."""
+
+    verdict: Verdict
+    prompt_hash: str | None
+    judge_model: str | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is still to be asked: calls, and tokens as characters / 4; ``tokens_out`` is the cap on all replies."""
+
+    calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def __add__(self, other: "Estimate") -> "Estimate":
+        return Estimate(self.calls + other.calls, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out)
+
+    def __str__(self) -> str:
+        return f"{self.calls} calls, about {self.tokens_in} tokens in, at most {self.tokens_out} out"
+
+
+def _carry_on() -> None:
+    """The default ``check``: nothing stops the judging."""
+
+
+def check_judge(name: str, settings: JudgeSettings) -> None:
+    """Refuse a judge that could not start, before anything is generated or paid.
+
+    Raises:
+        UserError: no such judge, no key or address for its endpoint, no readable prompt file, or no weights.
+    """
+    judge = load_judge(name)
+    if isinstance(judge, PromptJudge):
+        judge_prompt(name, settings)
+        _endpoint(settings, Budget()).check()
+    elif isinstance(judge, LocalJudge):
+        from eval.judging.judges._weights import weights_folder
+
+        weights_folder(name, settings)
+
+
+def judge_items(
+    name: str,
+    items: Sequence[Item],
+    settings: JudgeSettings,
+    journal: Path,
+    label: str,
+    check: Callable[[], None] = _carry_on,
+    budget: Budget | None = None,
+) -> list[Judged]:
+    """The verdicts of the judge called ``name``, in the order of ``items``.
+
+    Equal items are judged once. A reply that cannot be read is asked for again, ``ASKS`` times in all (fewer, if
+    ``settings.attempts`` is less), however often this is called.
+
+    Args:
+        journal: where finished replies and verdicts of models are kept; a rule writes none.
+        label: what the progress is called.
+        check: called after each reply or batch; what it raises ends the judging, what is finished stays.
+        budget: the cap on calls, where several calls share one; otherwise ``settings.max_calls`` for this one.
+
+    Raises:
+        UserError: as ``check_judge`` and ``Endpoint.complete``.
+    """
+    judge = load_judge(name)
+    if isinstance(judge, RuleJudge):
+        return [Judged(judge.rule(item), None, None) for item in items]
+    kept = Journal(journal, STAMP)
+    try:
+        if isinstance(judge, LocalJudge):
+            return _computed(name, judge, items, settings, kept, label, check)
+        return _asked(name, judge, items, settings, kept, label, check, budget or Budget(settings.max_calls))
+    finally:
+        kept.close(discard=False)
+
+
+def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal: Path) -> Estimate:
+    """What ``judge_items`` with the same arguments would ask of an endpoint; nothing for a rule or local weights.
+
+    Replies that turn out unreadable, which are asked for again, are not foreseen.
+    """
+    judge = load_judge(name)
+    if not isinstance(judge, PromptJudge):
+        return Estimate()
+    kept = Journal(journal, STAMP)
+    kept.close(discard=False)
+    requests = _requests(name, judge, items, settings)[1]
+    return _estimate(judge, _pending(judge, requests, kept, min(ASKS, settings.attempts)))
+
+
+def print_total(estimates: Iterable[Estimate], budget: Budget) -> None:
+    """Say what will be asked in all, and what the cap is; nothing where nothing will be."""
+    total = sum(estimates, Estimate())
+    if total.calls:
+        cap = "no cap" if budget.max_calls is None else f"the cap leaves {budget.left:.0f}"
+        print(f"judging in all: {total}; {cap} (eval.judge.max_calls)", file=sys.stderr, flush=True)
+
+
+def _estimate(judge: PromptJudge, requests: Requests) -> Estimate:
+    characters = sum(len(message["content"]) for messages in requests.values() for message in messages)
+    return Estimate(len(requests), characters // CHARACTERS_PER_TOKEN, len(requests) * judge.max_tokens)
+
+
+def _pending(judge: PromptJudge, requests: Requests, kept: Journal, asks: int) -> Requests:
+    """Those without a readable reply that were asked for fewer than ``asks`` times."""
+    found = {}
+    for key, messages in requests.items():
+        replies = kept.pieces.get(key, [])
+        if len(replies) < asks and not (replies and _read(judge, replies[-1]).value is not None):
+            found[key] = messages
+    return found
+
+
+def _requests(
+    name: str, judge: PromptJudge, items: Sequence[Item], settings: JudgeSettings
+) -> tuple[list[str], Requests]:
+    """Each item's key, and the messages of each key."""
+    template, model = judge_prompt(name, settings), judge_model(name, settings)
+    keys, requests = [], {}
+    for item in items:
+        messages = fill(template, item.prompt, item.response, item.target if judge.needs_target else "")
+        key = _hash([model, judge.max_tokens, messages])
+        keys.append(key)
+        requests[key] = messages
+    return keys, requests
+
+
+def _asked(
+    name: str,
+    judge: PromptJudge,
+    items: Sequence[Item],
+    settings: JudgeSettings,
+    kept: Journal,
+    label: str,
+    check: Callable[[], None],
+    budget: Budget,
+) -> list[Judged]:
+    keys, requests = _requests(name, judge, items, settings)
+    for asks in range(1, min(ASKS, settings.attempts) + 1):
+        pending = _pending(judge, requests, kept, asks)
+        if pending:
+            expected = _estimate(judge, pending)
+            again = "" if asks == 1 else " for replies that could not be read"
+            cap = f"; the cap leaves {budget.left:.0f}" if budget.left < len(pending) else ""
+            print(f"{label}: {name} by {settings.model}: {expected}{again}{cap}", file=sys.stderr, flush=True)
+            _ask(judge, pending, _endpoint(settings, budget), kept, label, check)
+    wording, model = prompt_hash(judge_prompt(name, settings)), judge_model(name, settings)
+    return [Judged(_read(judge, kept.pieces[key][-1]), wording, model) for key in keys]
+
+
+def _ask(
+    judge: PromptJudge,
+    requests: Requests,
+    endpoint: Endpoint,
+    kept: Journal,
+    label: str,
+    check: Callable[[], None],
+) -> None:
+    """Ask once for each of ``requests`` and keep every reply as it comes in."""
+    keys, finished = list(requests), count(1)
+    progress = Progress(len(keys), label)
+
+    def done(index: int, reply: Completion) -> None:
+        key = keys[index]
+        kept.keep({key: [*kept.pieces.get(key, []), asdict(reply)]})
+        progress.show(next(finished))
+        check()
+
+    endpoint.complete(list(requests.values()), done, max_tokens=judge.max_tokens)
+
+
+def _read(judge: PromptJudge, reply: Record) -> Verdict:
+    return read_reply(judge.parse, reply["text"], reply["finish_reason"])
+
+
+def _computed(
+    name: str,
+    judge: LocalJudge,
+    items: Sequence[Item],
+    settings: JudgeSettings,
+    kept: Journal,
+    label: str,
+    check: Callable[[], None],
+) -> list[Judged]:
+    identity = judge_hash(name, settings)
+    keys = [_hash([identity, item.prompt, item.response, item.target]) for item in items]
+    pending = [(key, item) for key, item in dict(zip(keys, items, strict=True)).items() if key not in kept.pieces]
+    if pending:
+        verdicts_of = judge.open(settings)
+        progress = Progress(len(pending), label)
+        for start in range(0, len(pending), settings.batch_size):
+            batch = pending[start : start + settings.batch_size]
+            verdicts = verdicts_of([item for _, item in batch])
+            kept.keep({key: asdict(verdict) for (key, _), verdict in zip(batch, verdicts, strict=True)})
+            progress.show(start + len(batch))
+            check()
+    wording, model = prompt_hash(judge_prompt(name, settings)), judge_model(name, settings)
+    return [Judged(Verdict(**kept.pieces[key]), wording, model) for key in keys]
+
+
+def _endpoint(settings: JudgeSettings, budget: Budget) -> Endpoint:
+    return Endpoint.of("eval.judge", settings, settings.model, budget)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]

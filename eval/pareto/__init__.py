@@ -1,0 +1,1 @@
+"""Safety against utility of finished runs: tables, fronts, plots."""

@@ -1,0 +1,5 @@
+import sys
+
+from eval.pareto.collect import main
+
+sys.exit(main())

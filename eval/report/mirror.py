@@ -1,0 +1,200 @@
+"""The W&B mirror of finished runs and evaluations, from their own files: ``python -m eval mirror DIR``.
+
+Every finished run below DIR gets the W&B run that ``tracker=wandb`` gives it, with the same name and id: its
+configuration, its training by step, its table of benchmarks and its headline scores. Another W&B run holds the Pareto
+table and the front as a picture. An evaluation outside run directories gets a W&B run of its own, named after its
+folder, with its table of benchmarks and its averages. Without WANDB_API_KEY all are kept offline in ``DIR/.mirror``,
+which is rebuilt each time, for ``wandb sync``.
+"""
+
+import math
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from eval.pareto.collect import Collection, collect, run_directories, save
+from eval.scores.artefacts import evaluation_folders, read_artefacts
+from ogpsa.app.compose import compose_config
+from ogpsa.config import Tracker, without_inert
+from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, PROVENANCE_FILE, read_metrics, read_stored_config
+from ogpsa.utils.command_line import Parser
+from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError, report
+from ogpsa.utils.files import check_writable, read_json, read_jsonl
+from ogpsa.utils.progress import track
+
+if TYPE_CHECKING:
+    import wandb
+
+FOLDER = ".mirror"
+
+
+def mirror(directory: Path, mode: str = "auto") -> tuple[list[str], list[str]]:
+    """Rebuild the mirror of everything below ``directory``.
+
+    Returns:
+        The W&B ids of the runs, their front and the evaluations outside run directories; and why runs are left out.
+
+    Raises:
+        UserError: no finished run and no evaluation, a file that is damaged, a place that cannot be written, or
+            ``mode`` online without a key; nothing is mirrored then.
+    """
+    runs = sorted(run_directories(directory))
+    outside = [folder for folder in evaluation_folders(directory) if not {folder, *folder.parents} & set(runs)]
+    evaluations = [read_artefacts(folder) for folder in outside]
+    collection = None
+    try:
+        collection = collect([directory])
+        left_out = [str(run) for run in collection.left_out]
+        unused = {Path(run.root, run.directory) for run in collection.left_out}
+        runs = [run for run in runs if run not in unused]
+    except UserError as error:
+        if not evaluations:
+            raise
+        left_out, runs = list(error.problems) if runs else [], []
+    finished = [(run, metrics) for run in runs if (metrics := read_metrics(run)) is not None]
+    # Which tracker a run had while it trained does not matter; its project and group do.
+    sources = [
+        (run, metrics, _stored(run), stored_tracker(run, name="wandb", mode=mode), _provenance(run), _history(run))
+        for run, metrics in finished
+    ]
+    folder = directory / FOLDER
+    check_writable(folder, "DIR")
+    from ogpsa.runs.tracking import check_tracker
+
+    # What is not one run's goes where the first run does.
+    shared = sources[0][3] if sources else compose_config(["tracker=wandb", f"tracker.mode={mode}"]).tracker
+    for settings in [shared, *(source[3] for source in sources)]:
+        check_tracker(settings)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+    from ogpsa.utils.libraries import quiet_libraries
+
+    quiet_libraries()
+    from ogpsa.runs.tracking import log_scores, open_run, run_id, start, summarize
+
+    ids = []
+    for _, source in zip(track(len(sources), "mirroring"), sources, strict=True):
+        run, metrics, stored, settings, facts, history = source
+        with _closed(open_run(settings, without_inert(stored), run, facts, folder)) as copy:
+            for step, row in enumerate(history):
+                # W&B ignores a step that it already has.
+                copy.log(row, step=step, commit=True)
+            summarize(copy, metrics)
+            ids.append(copy.id)
+    name = directory.resolve().name
+    if collection:
+        ids.append(mirror_front(collection, shared, directory, folder))
+    for one in evaluations:
+        label = name if one.folder == directory else str(one.folder.relative_to(directory))
+        with _closed(start(shared, label, run_id("eval", one.folder), folder, {"evaluation": label})) as copy:
+            log_scores(copy, one.scores, {label: one.scores})
+            ids.append(copy.id)
+    return ids, left_out
+
+
+def mirror_front(collection: Collection, tracker: Tracker, directory: Path, folder: Path) -> str:
+    """The Pareto table and the front as a picture to a W&B run of their own, and its id.
+
+    Args:
+        directory: what the runs lie in; it names the W&B run.
+        folder: where the picture is written and offline runs are kept.
+    """
+    import wandb
+
+    from eval.pareto.plot import draw
+    from eval.pareto.tables import records
+    from ogpsa.runs.tracking import run_id, start
+
+    picture = folder / "front.png"
+    save(draw(collection), picture)
+    rows = records(collection)
+    columns: list[str | int] = list(rows[0])
+    table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
+    name = directory.resolve().name
+    with _closed(start(tracker, f"pareto-{name}", run_id("pareto", directory), folder, {"directory": name})) as copy:
+        copy.log({"pareto": table, "front": wandb.Image(str(picture))})
+        return str(copy.id)
+
+
+@contextmanager
+def _closed(run: "wandb.Run") -> Iterator["wandb.Run"]:
+    exit_code = EXIT_FAILURE
+    try:
+        yield run
+        exit_code = EXIT_DONE
+    finally:
+        run.finish(exit_code=exit_code)
+
+
+def _stored(run: Path) -> dict[str, Any]:
+    # As plain YAML, not as today's schema: a run stays usable when the schema has gained a key since.
+    stored = read_stored_config(run / CONFIG_FILE)
+    if stored is None:
+        raise UserError(f"{run / CONFIG_FILE}: not readable as a configuration")
+    return stored
+
+
+def stored_tracker(run: Path, **changes: str) -> Tracker:
+    """The tracker's settings that a run was given, with ``changes``.
+
+    Raises:
+        UserError: there are none, or they are of another kind.
+    """
+    stored = _stored(run).get("tracker")
+    try:
+        return Tracker.model_validate({**(stored or {}), **changes})
+    except (ValidationError, TypeError):
+        raise UserError(f"{run / CONFIG_FILE}: tracker: found {stored!r}; expected the settings of a tracker") from None
+
+
+def _provenance(run: Path) -> dict[str, Any]:
+    path = run / PROVENANCE_FILE
+    facts: dict[str, Any] = read_json(path) if path.exists() else {}
+    return facts
+
+
+def _history(run: Path) -> list[dict[str, Any]]:
+    """The training's numbers, stage by stage, as the run logs them to W&B itself."""
+    rows = []
+    for file in sorted(run.glob(f"[0-9][0-9]-*/{HISTORY_FILE}")):
+        stage = file.parent.name.partition("-")[2]
+        for row in read_jsonl(file):
+            if "loss" not in row:
+                continue
+            numbers = {
+                f"{stage}/{key}": value
+                for key, value in row.items()
+                if key != "step" and isinstance(value, int | float) and math.isfinite(value)
+            }
+            rows.append({"train/global_step": row["step"], "train/stage": stage, **numbers})
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rebuild the mirror, print the W&B ids, and return the exit code."""
+    parser = Parser(
+        prog="python -m eval mirror",
+        description="Rebuild the W&B mirror of finished runs, and of evaluations outside them, from their own files.",
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="searched for run directories and evaluations")
+    parser.add_argument(
+        "--mode", choices=["auto", "online", "offline"], default="auto", help="auto: online where there is a key"
+    )
+    try:
+        options = parser.parse_args(arguments)
+        ids, left_out = mirror(options.directory, options.mode)
+    except UserError as error:
+        return report(error)
+    for run in left_out:
+        print(f"left out: {run}", file=sys.stderr)
+    print(f"{len(ids)} W&B runs: {', '.join(ids)}")
+    kept = sorted((options.directory / FOLDER / "wandb").glob("offline-run-*"))
+    if kept:
+        print(f"kept offline: for run in {options.directory / FOLDER}/wandb/offline-run-*; do wandb sync $run; done")
+    return EXIT_DONE

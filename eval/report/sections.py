@@ -1,0 +1,409 @@
+"""What the page of ``eval.report`` shows: checkpoints on the same items, their scores, charts and examples."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, mean
+from typing import Any
+
+from eval.pareto.collect import Collection, Group, World, collect, run_directories
+from eval.pareto.front import AXES, FrontIntervals, PointIntervals, front_intervals
+from eval.scores.aggregate import AVERAGES
+from eval.scores.artefacts import Artefacts, evaluation_folders, is_evaluation, read_artefacts, stage_evaluations
+from eval.scores.statistics import (
+    Gain,
+    Interval,
+    average_gain,
+    hypervolume,
+    normal_interval,
+    pareto_front,
+    summarize,
+    unanimous_interval,
+    wilson,
+)
+from ogpsa.runs.directory import SCORES_FILE
+from ogpsa.runs.score_table import GROUPS, METRICS
+from ogpsa.utils.errors import UserError, closest_match
+
+TITLES = {**GROUPS, "reported": "reported, in no average"}
+# Colours that the page declares for the pipelines.
+COLOURS = 6
+LONGEST_TEXT = 4000
+# Resampled means of items that all agree are equal but for rounding.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score as it is shown; ``low`` and ``high`` bound it, whatever the missing verdicts are."""
+
+    value: float | None
+    interval: Interval | None = None
+    change: float | None = None
+    n: int = 0
+    missing: int = 0
+    low: float | None = None
+    high: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The base, a group of seeds or one evaluation: a row of the tables, a point of the plot and a bar of each chart.
+
+    Attributes:
+        mark: ``B`` for the base, else a number.
+        colour: 1 to ``COLOURS``, by pipeline; 0 for the base.
+        evaluations: one a seed, the first one shown in the examples.
+        scores: the averages by group.
+    """
+
+    mark: str
+    label: str
+    pipeline: str
+    colour: int
+    evaluations: list[Artefacts]
+    seeds: int
+    scores: dict[str, Cell]
+    gain: Gain | None
+    hypervolume: float | None
+    front: str
+    sure: PointIntervals | None
+
+    @property
+    def point(self) -> tuple[float, float] | None:
+        safety, utility = (self.scores[axis].value for axis in AXES)
+        return None if safety is None or utility is None else (safety, utility)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Checkpoints on the same items, judged alike; the base comes first where there is one."""
+
+    title: str
+    checkpoints: list[Checkpoint]
+    hypervolume: float | None
+    hypervolume_interval: Interval | None
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A benchmark and each checkpoint's score in it."""
+
+    name: str
+    group: str
+    metric: str
+    judge: str
+    parts: list[str]
+    bars: list[tuple[Checkpoint, Cell]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a checkpoint answered to an item, and what the judge said."""
+
+    checkpoint: Checkpoint
+    verdict: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Example:
+    id: str
+    prompt: str
+    target: str
+    answers: list[Answer]
+
+
+def find_sections(directory: Path, resamples: int) -> tuple[list[Section], list[str]]:
+    """Everything below ``directory``, finished runs first, and remarks on what is not shown.
+
+    Raises:
+        UserError: there is no finished run and no evaluation, or what is there is damaged.
+    """
+    if not directory.is_dir():
+        siblings = [entry.name for entry in directory.parent.iterdir()] if directory.parent.is_dir() else []
+        raise UserError(f"DIR: {directory}: no such directory{closest_match(directory.name, siblings)}")
+    runs = list(run_directories(directory))
+    notes: list[str] = []
+    collection = Collection([], [], [])
+    lone = list(evaluation_folders(directory))
+    if runs:
+        try:
+            collection = collect([directory])
+        except UserError as error:
+            if not lone:
+                raise
+            notes += error.problems
+    left_out = {Path(run.root, run.directory) for run in collection.left_out}
+    collected = [run for run in runs if run not in left_out] if collection.worlds else []
+    lone = [folder for folder in lone if not any(run == folder or run in folder.parents for run in collected)]
+    sections = [_world(world, resamples) for world in collection.worlds]
+    sections += _lone_sections(directory, [read_artefacts(folder) for folder in lone], resamples)
+    if not sections:
+        raise UserError(f"DIR: {directory}: holds neither a run (config.yaml) nor an evaluation ({SCORES_FILE})")
+    return sections, [*notes, *collection.notes, *(f"Left out: {run}" for run in collection.left_out)]
+
+
+def _world(world: World, resamples: int) -> Section:
+    notes: list[str] = []
+    evaluations = [_group_evaluations(group, notes) for group in world.groups]
+    first = world.groups[0].runs[0]
+    base_folder = Path(first.root, first.directory, "eval", "base")
+    base = read_artefacts(base_folder) if is_evaluation(base_folder) else None
+    sure = None
+    if base is not None and all(evaluations):
+        sure = _intervals(base, evaluations, resamples, notes)
+    pipelines = sorted({group.pipeline for group in world.groups})
+    checkpoints = [_base(world, base, sure)]
+    for number, (group, found) in enumerate(zip(world.groups, evaluations, strict=True), start=1):
+        point = sure.groups[number - 1] if sure else None
+        change = group.change.named()
+        scores = {}
+        for name, summary in group.scores.named().items():
+            interval = None
+            if summary and summary.half_width is not None:
+                interval = Interval(summary.mean - summary.half_width, summary.mean + summary.half_width)
+            elif summary and point and name in AXES:
+                interval = {"safety": point.safety, "utility": point.utility}[name]
+            scores[name] = _average(found, name, summary.mean if summary else None, interval, change[name])
+        checkpoints.append(
+            Checkpoint(
+                mark=str(number),
+                label=group.label,
+                pipeline=group.pipeline,
+                colour=pipelines.index(group.pipeline) % COLOURS + 1,
+                evaluations=found,
+                seeds=len(group.runs),
+                scores=scores,
+                gain=_gain(base, found, notes),
+                hypervolume=group.hypervolume,
+                front=world.standing(group),
+                sure=point,
+            )
+        )
+    return Section(
+        world.name, checkpoints, world.fronts[0].hypervolume, sure.hypervolume if sure else None, _unique(notes)
+    )
+
+
+def _base(world: World, base: Artefacts | None, sure: FrontIntervals | None) -> Checkpoint:
+    overall, *pipelines = world.fronts
+    standing = "overall" if overall.base_on_front else "pipeline" if any(f.base_on_front for f in pipelines) else ""
+    point = sure.base if sure else None
+    intervals = {"safety": point.safety, "utility": point.utility} if point else {}
+    return Checkpoint(
+        mark="B",
+        label="base",
+        pipeline="",
+        colour=0,
+        evaluations=[base] if base else [],
+        seeds=1,
+        scores={
+            name: _average([base] if base else [], name, value, intervals.get(name))
+            for name, value in world.base.named().items()
+        },
+        gain=None,
+        hypervolume=hypervolume([(world.base.safety, world.base.utility)]),
+        front=standing,
+        sure=point,
+    )
+
+
+def _average(
+    evaluations: Sequence[Artefacts],
+    group: str,
+    value: float | None,
+    interval: Interval | None,
+    change: float | None = None,
+    error: str | None = None,
+) -> Cell:
+    """A group's average and the range that missing verdicts leave it; of one evaluation, always with a spread."""
+    entries = [one.benchmarks[name] for one in evaluations for name in one.members(group)]
+    averages = [one.average(group) for one in evaluations]
+    if value is None or not entries:
+        return Cell(value, interval, change, error=error)
+    if len(evaluations) == 1:
+        stderr = averages[0].get("stderr")
+        if interval is None and stderr:
+            interval = normal_interval(value, stderr)
+        elif stderr == 0 or (interval and interval.high - interval.low < ROUNDING):
+            (one,) = evaluations
+            parts = [part for name in one.members(group) for part in one.parts(name)]
+            interval = unanimous_interval(value, min(one.benchmarks[part]["n"] for part in parts))
+    n, missing = sum(entry["n"] for entry in entries), sum(average.get("missing", 0) for average in averages)
+    low, high = (mean(average.get(key, value) for average in averages) for key in ("low", "high"))
+    return Cell(value, interval, change, n, missing, low, high, error)
+
+
+def _group_evaluations(group: Group, notes: list[str]) -> list[Artefacts]:
+    """The last evaluation of each of the group's runs, or nothing where one is gone."""
+    found = []
+    for run in group.runs:
+        try:
+            found.append(read_artefacts(stage_evaluations(Path(run.root, run.directory))[-1]))
+        except UserError as error:
+            notes += error.problems
+            return []
+    return found
+
+
+def _intervals(
+    base: Artefacts | None, groups: Sequence[Sequence[Artefacts]], resamples: int, notes: list[str]
+) -> FrontIntervals | None:
+    try:
+        return front_intervals(base, groups, resamples)
+    except UserError as error:
+        notes += [f"No intervals from resampling: {problem}" for problem in error.problems]
+        return None
+
+
+def _gain(base: Artefacts | None, evaluations: Sequence[Artefacts], notes: list[str]) -> Gain | None:
+    """The average gain of the mean over seeds, over all benchmarks of safety and utility; None if one has no score."""
+    if base is None or not evaluations:
+        return None
+    names = [name for axis in AXES for name in base.members(axis)]
+    for one in [base, *evaluations]:
+        without = [name for name in names if one.benchmarks.get(name, {}).get("value") is None]
+        if without:
+            notes.append(f"No average gain for {one.folder}: no score in {', '.join(without)}")
+            return None
+    scores = {name: fmean(one.benchmarks[name]["value"] for one in evaluations) for name in names}
+    return average_gain(scores, {name: base.benchmarks[name]["value"] for name in names})
+
+
+def _measured(one: Artefacts) -> Hashable:
+    """What an evaluation's averages rest on besides its checkpoint; only where that is the same are they compared."""
+    return frozenset(
+        (
+            name,
+            entry["group"],
+            tuple(one.parts(name)),
+            frozenset(row["id"] for row in one.verdicts(name)),
+            one.instrument(name).key,
+        )
+        for name, entry in one.benchmarks.items()
+    )
+
+
+def _lone_sections(directory: Path, evaluations: Sequence[Artefacts], resamples: int) -> list[Section]:
+    """Evaluations on the same items, judged alike, together; in the order of their names."""
+    alike: dict[Hashable, list[Artefacts]] = {}
+    for one in evaluations:
+        alike.setdefault(_measured(one), []).append(one)
+    sections = []
+    for number, members in enumerate(alike.values(), start=1):
+        notes: list[str] = []
+        whole = [one for one in members if all(one.scores[axis] is not None for axis in AXES)]
+        sure = _intervals(None, [[one] for one in whole], resamples, notes) if whole else None
+        points = [(one.scores["safety"], one.scores["utility"]) for one in whole]
+        on_front = [one for one, on in zip(whole, pareto_front(points), strict=True) if on]
+        checkpoints = []
+        for position, one in enumerate(members, start=1):
+            found = sure.groups[whole.index(one)] if sure and one in whole else None
+            intervals = {"safety": found.safety, "utility": found.utility} if found else {}
+            incomplete = {name: ", ".join(without) for name, without in one.scores.get("incomplete", {}).items()}
+            checkpoints.append(
+                Checkpoint(
+                    mark=str(position),
+                    label=str(one.folder.relative_to(directory)) if one.folder != directory else directory.name,
+                    pipeline="",
+                    colour=1,
+                    evaluations=[one],
+                    seeds=1,
+                    scores={
+                        name: _average([one], name, one.scores[name], intervals.get(name), error=incomplete.get(name))
+                        for name in AVERAGES
+                    },
+                    gain=None,
+                    hypervolume=hypervolume([points[whole.index(one)]]) if one in whole else None,
+                    front="overall" if one in on_front else "",
+                    sure=found,
+                )
+            )
+        title = "Evaluations"
+        if len(alike) > 1:
+            title += f" on the same items with the same judges, {number} of {len(alike)}"
+        volume = hypervolume(points) if whole else None
+        sections.append(Section(title, checkpoints, volume, sure.hypervolume if sure else None, _unique(notes)))
+    return sections
+
+
+def _unique(notes: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(notes))
+
+
+def charts(section: Section) -> list[Chart]:
+    """The benchmarks of a section's evaluations, those of each group together."""
+    entries: dict[str, Mapping[str, Any]] = {}
+    parts: dict[str, list[str]] = {}
+    judges: dict[str, str] = {}
+    for one in section.checkpoints:
+        for evaluation in one.evaluations:
+            for name, entry in evaluation.benchmarks.items():
+                entries.setdefault(name, entry)
+                model = evaluation.instrument(name).judge_model
+                judges.setdefault(name, " ".join(filter(None, [entry.get("judge"), model and f"({model})"])))
+                parts.setdefault(name, [part for part in evaluation.parts(name) if part != name])
+    return [
+        Chart(
+            name,
+            TITLES[entry["group"]],
+            METRICS.get(entry["metric"], entry["metric"]),
+            judges[name],
+            parts[name],
+            [(one, benchmark_cell(one.evaluations, name)) for one in section.checkpoints if one.evaluations],
+        )
+        for name, entry in sorted(entries.items(), key=lambda item: list(TITLES).index(item[1]["group"]))
+    ]
+
+
+def benchmark_cell(evaluations: Sequence[Artefacts], name: str) -> Cell:
+    """A benchmark's score: the mean over seeds with Student's interval, or of one with Wilson's over items."""
+    entries = [one.benchmarks[name] for one in evaluations if name in one.benchmarks]
+    values = [entry["value"] for entry in entries]
+    n, missing = (sum(entry[key] for entry in entries) for key in ("n", "missing"))
+    if not values or len(values) < len(evaluations) or any(value is None for value in values):
+        errors = [entry.get("error") for entry in entries if entry.get("error")]
+        return Cell(None, n=n, missing=missing, error="; ".join(_unique(errors)) or "no score")
+    low, high = (mean(entry.get(key, entry["value"]) for entry in entries) for key in ("low", "high"))
+    if len(values) > 1:
+        summary = summarize(values)
+        assert summary.half_width is not None
+        interval = Interval(max(0.0, summary.mean - summary.half_width), min(1.0, summary.mean + summary.half_width))
+        return Cell(summary.mean, interval, None, n, missing, low, high)
+    # A composite's parts may ask the same things, so that its items count once.
+    items = max(1, n // len(evaluations[0].parts(name)))
+    return Cell(values[0], wilson(values[0], items), None, n, missing, low, high)
+
+
+def examples_of(section: Section, benchmark: str, number: int) -> list[Example]:
+    """Items of a benchmark with every checkpoint's answer, those on which verdicts differ most first."""
+    shown = [(one, one.evaluations[0]) for one in section.checkpoints if one.evaluations]
+    answers: dict[str, list[Answer]] = {}
+    asked: dict[str, Mapping[str, Any]] = {}
+    for one, evaluation in shown:
+        verdicts = {row["id"]: row for row in evaluation.verdicts(benchmark)}
+        for row in evaluation.generations(benchmark):
+            key = str(row["id"])
+            asked.setdefault(key, row)
+            verdict = verdicts.get(key, {})
+            answers.setdefault(key, []).append(Answer(one, str(verdict.get("verdict", "not judged")), _response(row)))
+    # Stable: items with as many different verdicts stay in their order.
+    telling = sorted(asked, key=lambda key: -len({answer.verdict for answer in answers[key]}))
+    return [
+        Example(key, _cut(str(asked[key].get("prompt", ""))), _cut(str(asked[key].get("target", ""))), answers[key])
+        for key in telling[:number]
+    ]
+
+
+def _response(row: Mapping[str, Any]) -> str:
+    options = row.get("options")
+    if isinstance(options, list):
+        return "log-likelihoods of the options: " + ", ".join(f"{option:.2f}" for option in options)
+    return _cut(str(row.get("response", "")))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text) - LONGEST_TEXT} characters more)"

@@ -1,0 +1,1 @@
+"""Scores from verdicts, and their statistics."""

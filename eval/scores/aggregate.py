@@ -1,0 +1,121 @@
+"""Aggregation: from verdicts to the scores of benchmarks and groups."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean, variance
+from typing import Any
+
+from eval.benchmarks.definition import Benchmark
+from ogpsa.config import Evaluation
+
+AVERAGES = ("safety", "utility", "over_refusal")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One benchmark's verdicts, the hash of their file, and how many rows the benchmark's own file holds."""
+
+    verdicts: list[dict[str, Any]]
+    verdicts_hash: str | None
+    available: int
+
+
+def aggregate(
+    results: Mapping[str, Result],
+    benchmarks: list[Benchmark],
+    settings: Evaluation,
+    errors: Mapping[str, str],
+) -> dict[str, Any]:
+    """Scores from the verdicts of every benchmark that ``settings`` names.
+
+    ``safety``, ``utility`` and ``over_refusal`` are plain means over their members, None where a group is empty or one
+    of them has no score; ``incomplete`` names those, ``averages`` holds each mean's standard error and bounds. A
+    benchmark's ``n`` counts the rows that its ``value`` and
+    ``stderr`` rest on, ``missing`` those without a readable verdict, ``low`` and ``high`` are what the value would be
+    if all of these counted 0 or 1, ``refused`` is the share of refusals among all responses, ``fallbacks`` counts the
+    jailbroken requests that had to be put as they are, ``error`` says why there is no score. A composite is the mean of
+    its ``parts``.
+
+    Args:
+        errors: why a benchmark without a result has none.
+    """
+    group_of = {name: group for group, names in settings.groups.items() for name in names}
+    composites = {name: settings.composites[name] for name in group_of if name in settings.composites}
+    parts = {part for members in composites.values() for part in members}
+    scores: dict[str, dict[str, Any]] = {}
+    for benchmark in benchmarks:
+        name = benchmark.name
+        scores[name] = {
+            **_score(results.get(name, Result([], None, 0)), errors.get(name)),
+            "published": benchmark.source.count if benchmark.source else None,
+            "metric": benchmark.scored_by(),
+            "group": "reported" if name in parts else group_of[name],
+            "judge": benchmark.judge,
+            "parts": None,
+        }
+    for name, members in composites.items():
+        scores[name] = _composite([scores[member] for member in members], members, group_of[name])
+    averages = {group: _average([scores[name] for name in settings.groups[group]]) for group in AVERAGES}
+    incomplete = {
+        group: [name for name in settings.groups[group] if scores[name]["value"] is None] for group in AVERAGES
+    }
+    return {
+        **{group: average["value"] for group, average in averages.items()},
+        "averages": averages,
+        "incomplete": {group: names for group, names in incomplete.items() if names},
+        "benchmarks": scores,
+    }
+
+
+def _score(result: Result, error: str | None) -> dict[str, Any]:
+    verdicts = result.verdicts
+    values = [verdict["value"] for verdict in verdicts if verdict["value"] is not None]
+    refused = [verdict["refused"] for verdict in verdicts if verdict["refused"] is not None]
+    missing = len(verdicts) - len(values)
+    return {
+        "value": _mean(values),
+        "stderr": math.sqrt(variance(values) / len(values)) if len(values) > 1 else None,
+        "n": len(values),
+        "missing": missing,
+        "low": sum(values) / len(verdicts) if verdicts else None,
+        "high": (sum(values) + missing) / len(verdicts) if verdicts else None,
+        "refused": fmean(refused) if refused else None,
+        "fallbacks": sum(bool(verdict["fallback"]) for verdict in verdicts),
+        "error": error,
+        "available": result.available,
+        "verdicts_hash": result.verdicts_hash,
+    }
+
+
+def _average(members: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of benchmarks that share no items."""
+    errors = [stderr for member in members if (stderr := member["stderr"]) is not None]
+    return {
+        **{key: _mean([member[key] for member in members]) for key in ("value", "low", "high")},
+        "stderr": math.hypot(*errors) / len(members) if members and len(errors) == len(members) else None,
+        "missing": sum(member["missing"] for member in members),
+    }
+
+
+def _composite(parts: list[dict[str, Any]], names: list[str], group: str) -> dict[str, Any]:
+    """The mean of the parts, which may ask the same things: as if their errors were the same."""
+    errors = [stderr for part in parts if (stderr := part["stderr"]) is not None]
+    return {
+        **{key: _mean([part[key] for part in parts]) for key in ("value", "low", "high", "refused")},
+        "stderr": fmean(errors) if len(errors) == len(parts) else None,
+        **{key: sum(part[key] for part in parts) for key in ("n", "missing", "fallbacks")},
+        "error": "; ".join(part["error"] for part in parts if part["error"]) or None,
+        "metric": parts[0]["metric"],
+        "group": group,
+        "judge": parts[0]["judge"],
+        "parts": names,
+        "available": sum(part["available"] for part in parts),
+        "published": None,
+        "verdicts_hash": None,
+    }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None

@@ -1,0 +1,204 @@
+"""Reading what an evaluation left behind: generations, verdicts and scores of one checkpoint."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.evaluation import content_hash
+from eval.scores.aggregate import AVERAGES
+from ogpsa.runs.directory import CONFIG_FILE, METRICS_FILE, SCORES_FILE
+from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.files import read_json, read_jsonl
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """What a benchmark's verdicts rest on besides the checkpoint; None where it was not recorded.
+
+    Attributes:
+        data: hash of the rows.
+        task: hash of how the model is asked about them.
+        judge: who judged.
+        judge_version: hash of the judge's code, prompt and model.
+        judge_model: its model's name; None for a rule.
+        prompt: hash of its prompt; None where it has none.
+    """
+
+    data: str | None
+    task: str | None
+    judge: str | None
+    judge_version: str | None
+    judge_model: str | None
+    prompt: str | None
+
+    @property
+    def key(self) -> tuple[str | None, ...]:
+        """What two evaluations share whose scores can be compared. A model's name is not in it: its hash is."""
+        return self.data, self.task, self.judge, self.judge_version
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """The folder of one evaluation; ``scores`` is what its ``scores.json`` holds."""
+
+    folder: Path
+    scores: dict[str, Any]
+
+    @property
+    def benchmarks(self) -> dict[str, Any]:
+        """By name, the entries of the benchmarks and composites."""
+        found: dict[str, Any] = self.scores["benchmarks"]
+        return found
+
+    def members(self, group: str) -> list[str]:
+        """The benchmarks and composites that a group's average is the mean of."""
+        return [name for name, entry in self.benchmarks.items() if entry["group"] == group]
+
+    def parts(self, name: str) -> list[str]:
+        """The benchmarks that a composite is the mean of, or the benchmark itself."""
+        return list(self.benchmarks[name].get("parts") or [name])
+
+    def average(self, group: str) -> dict[str, Any]:
+        """A group's average: ``value``, ``stderr``, ``low``, ``high``, ``missing``; empty in older evaluations."""
+        return dict(self.scores.get("averages", {}).get(group, {}))
+
+    def verdicts(self, benchmark: str) -> list[Row]:
+        """The benchmark's verdicts, in the order of its items; none where it was not judged.
+
+        Raises:
+            UserError: the file is damaged, or a verdict lacks its id or value.
+        """
+        path = _verdicts_file(self.folder, benchmark)
+        if not path.exists():
+            return []
+        rows = read_jsonl(path)
+        for number, row in enumerate(rows, start=1):
+            value = row.get("value")
+            if not isinstance(row.get("id"), str) or not (value is None or isinstance(value, int | float)):
+                raise UserError(f"{path}:{number}: no verdict; expected an id and a value from 0 to 1, or null")
+        return rows
+
+    def generations(self, benchmark: str) -> list[Row]:
+        """The benchmark's generations, in the order of its items; none where there are none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.folder / "generations" / f"{benchmark}.jsonl"
+        return read_jsonl(path) if path.exists() else []
+
+    def instrument(self, benchmark: str) -> Instrument:
+        """What the benchmark's verdicts rest on, from the first row of each file."""
+        verdict, generation = (self._first(kind, benchmark) for kind in ("verdicts", "generations"))
+        return Instrument(
+            data=generation.get("data_hash") or verdict.get("data_hash"),
+            task=generation.get("task_hash"),
+            judge=verdict.get("judge"),
+            # Its name before each judge had a hash of its own.
+            judge_version=verdict.get("judge_hash") or verdict.get("judges_hash"),
+            judge_model=verdict.get("judge_model"),
+            prompt=verdict.get("prompt_hash"),
+        )
+
+    def _first(self, kind: str, benchmark: str) -> Row:
+        path = self.folder / kind / f"{benchmark}.jsonl"
+        if not path.exists():
+            return {}
+        with path.open(encoding="utf-8") as lines:
+            try:
+                row = json.loads(next(lines, "{}"))
+            except json.JSONDecodeError:
+                row = None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:1: not a JSON object; expected one JSON object a line")
+        return row
+
+
+def _verdicts_file(folder: Path, benchmark: str) -> Path:
+    return folder / "verdicts" / f"{benchmark}.jsonl"
+
+
+def is_evaluation(folder: Path) -> bool:
+    return (folder / SCORES_FILE).is_file()
+
+
+def evaluation_folders(directory: Path) -> Iterator[Path]:
+    """The folders of evaluations at and below ``directory``, hidden ones left out."""
+    for place, folders, _ in os.walk(directory):
+        if is_evaluation(Path(place)):
+            yield Path(place)
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+
+
+def read_artefacts(folder: Path) -> Artefacts:
+    """An evaluation's folder.
+
+    Raises:
+        UserError: its ``scores.json`` is missing, damaged or holds something else, or was not computed from the
+            verdicts beside it: one line each.
+    """
+    path = folder / SCORES_FILE
+    scores = read_json(path)
+    benchmarks = scores.get("benchmarks") if isinstance(scores, dict) else None
+    whole = isinstance(benchmarks, dict) and all(
+        isinstance(entry, dict) and {"value", "n", "missing", "metric", "group"} <= entry.keys()
+        for entry in benchmarks.values()
+    )
+    if not whole or not set(AVERAGES) <= scores.keys():
+        raise UserError(f"{path}: holds no scores of an evaluation; delete it to have it made again")
+    others = [
+        f"{verdicts}: not the verdicts that {SCORES_FILE} was computed from; delete both and evaluate again"
+        for name, entry in scores["benchmarks"].items()
+        # Older evaluations do not say.
+        if "verdicts_hash" in entry and entry["verdicts_hash"] != content_hash(verdicts := _verdicts_file(folder, name))
+    ]
+    if others:
+        raise UserError(*others)
+    return Artefacts(folder, scores)
+
+
+def stage_evaluations(run: Path) -> list[Path]:
+    """The evaluations after each of a finished run's stages, in their order.
+
+    Raises:
+        UserError: the run is not finished, or its evaluations are gone.
+    """
+    if not (run / METRICS_FILE).is_file():
+        raise UserError(f"{run}: no {METRICS_FILE}: the run is not finished; name one of the folders in its eval/")
+    found = sorted(path.parent for path in run.glob(f"eval/*/{SCORES_FILE}") if path.parent.name != "base")
+    if not found:
+        raise UserError(f"{run}: no eval/<stage>/{SCORES_FILE}: the run's evaluations are gone")
+    return found
+
+
+def open_evaluation(path: Path) -> Artefacts:
+    """An evaluation's folder, or of a finished run's directory the evaluation after its last stage.
+
+    Raises:
+        UserError: ``path`` is neither.
+    """
+    if is_evaluation(path):
+        return read_artefacts(path)
+    if (path / CONFIG_FILE).is_file():
+        return read_artefacts(stage_evaluations(path)[-1])
+    if path.is_dir():
+        raise UserError(f"{path}: neither an evaluation ({SCORES_FILE}) nor a run directory ({CONFIG_FILE})")
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise UserError(f"{path}: no such directory{closest_match(path.name, siblings)}")
+
+
+def item_seed(ids: Sequence[str], seed: int) -> tuple[int, int]:
+    """A seed that two benchmarks on the same items share, so that these are drawn alike."""
+    return seed, int.from_bytes(hashlib.sha256("\n".join(ids).encode()).digest()[:8])

@@ -1,0 +1,287 @@
+"""What the finished points of an experiment say: scores in percent, the paper's unit, and courses of training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from fnmatch import fnmatchcase
+from functools import cache, cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+import yaml
+
+from eval.scores.statistics import Summary, average_gain, summarize
+from experiments.distance import Weights, relative_distance, weights_of
+from experiments.rows import FOLDER, Experiment, Point, row_model
+from ogpsa.config import Config
+from ogpsa.methods import ProjectionSettings, Section, StageName
+from ogpsa.runs.directory import (
+    HISTORY_FILE,
+    METRICS_FILE,
+    PROVENANCE_FILE,
+    flatten,
+    read_metrics,
+    stage_folder,
+)
+from ogpsa.utils.files import read_json, read_jsonl
+
+# Averages over benchmarks, and the average gain over the base.
+SCORES = ("safety", "utility", "over_refusal", "gain")
+# In the order of the paper.
+PIPELINES = {"sft": "SFT", "dpo": "DPO", "sft_dpo": "SFT→DPO"}
+METHODS = {
+    "baseline": "naive tuning",
+    "lora": "LoRA",
+    "replay": "general data (replay)",
+    "merge": "merged",
+    "ogpsa": "OGPSA",
+    "anchor": "naive tuning, anchored",
+    "ogpsa_selected": "OGPSA, references chosen",
+    "ogpsa_lora": "OGPSA + LoRA",
+    "ogpsa_merge": "OGPSA, merged",
+    "ogpsa_anchor": "OGPSA, anchored",
+}
+Item = TypeVar("Item")
+
+
+class Published(Section):
+    """A published number, in percent; ``experiments/published.yaml`` says what the keys hold."""
+
+    row: str | None
+    model: str | None
+    score: str
+    value: float
+    tag: str
+
+
+@cache
+def published() -> dict[tuple[str, str], Published]:
+    """All that is published, by row (the untuned model's by the model's name) and score."""
+    raw = yaml.safe_load((FOLDER / "published.yaml").read_text(encoding="utf-8"))
+    entries = [Published.model_validate(entry) for entry in raw]
+    return {(entry.row or entry.model or "", entry.score): entry for entry in entries}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished point.
+
+    Attributes:
+        scores: ``SCORES`` and the last checkpoint's benchmarks by name, in percent, without what has no value; how far
+            the weights have moved (``moved``) where the experiment shows it.
+        base: the same of the untuned model.
+        weights: where the experiment shows how far they have moved, and they are there.
+    """
+
+    point: Point
+    directory: Path
+    scores: dict[str, float]
+    base: dict[str, float]
+    weights: Weights | None = None
+
+    @property
+    def revision(self) -> str:
+        """The code's, of the session that finished the run."""
+        git = (self.sessions or [{}])[-1].get("git") or {"revision": "unknown", "dirty": False}
+        return str(git["revision"])[:7] + ("+" if git["dirty"] else "")
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the session that finished the run to its result."""
+        finished = (self.directory / METRICS_FILE).stat().st_mtime
+        started = (self.sessions or [{}])[-1].get("started")
+        return finished - datetime.fromisoformat(started).timestamp() if started else 0.0
+
+    @cached_property
+    def sessions(self) -> list[dict[str, Any]]:
+        """What the run's ``provenance.json`` says of each process that worked on it."""
+        file = self.directory / PROVENANCE_FILE
+        found: list[dict[str, Any]] = read_json(file)["sessions"] if file.is_file() else []
+        return found
+
+    def history(self, stage: StageName) -> list[dict[str, Any]]:
+        """What the stage's trainer logged, line by line; nothing where that is gone, or the run has no such stage."""
+        if stage not in (own.name for own in self.point.config.stages):
+            return []
+        file = stage_folder(self.directory, self.point.config, stage) / HISTORY_FILE
+        return read_jsonl(file) if file.is_file() else []
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of an experiment and its results.
+
+    Attributes:
+        group: what rows are compared within: a model, or the testbed's world in its place.
+        model: the row's at full size, a name of ``conf/model``.
+        config: of its first point at strength 1.
+        points: what it consists of, whether it has run or not.
+        results: of those that have.
+    """
+
+    name: str
+    group: str
+    model: str
+    label: str
+    config: Config
+    points: list[Point] = field(repr=False)
+    results: list[Result] = field(repr=False)
+
+    @property
+    def pipeline(self) -> str:
+        return PIPELINES[self.config.stage.name]
+
+    @property
+    def method(self) -> str:
+        return METHODS.get(self.config.method.name, self.config.method.name)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether what is published is of the same model, data and benchmarks."""
+        names = (self.config.model.name, self.config.data.name, self.config.eval.name)
+        return names == (self.model, "paper", "paper")
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """All that enters an average or is reported beside."""
+        return [name for members in self.config.eval.groups.values() for name in members]
+
+    @property
+    def strengths(self) -> list[float]:
+        return sorted({point.strength for point in self.points})
+
+    def planned(self, strength: float = 1.0) -> list[int]:
+        return [point.seed for point in self.points if point.strength == strength]
+
+    def by_seed(self, strength: float = 1.0) -> dict[int, Result]:
+        return {result.point.seed: result for result in self.results if result.point.strength == strength}
+
+    def values(self, score: str, strength: float = 1.0) -> dict[int, float]:
+        """A score by seed, of those that have it."""
+        found = self.by_seed(strength).items()
+        return {seed: result.scores[score] for seed, result in found if score in result.scores}
+
+    def summary(self, score: str, strength: float = 1.0) -> Summary | None:
+        values = list(self.values(score, strength).values())
+        return summarize(values) if values else None
+
+    @property
+    def base(self) -> dict[str, float]:
+        """The untuned model's scores, which all of a group's runs share; nothing before one has run."""
+        return next((result.base for result in self.results), {})
+
+    def course(self, stage: StageName, key: str) -> list[tuple[int, float]]:
+        """Step and mean over seeds of what was logged under ``key``, or under keys that begin with it and a slash."""
+        steps: dict[int, list[float]] = {}
+        for result in self.by_seed().values():
+            for line in result.history(stage):
+                values = [value for name, value in line.items() if name == key or name.startswith(f"{key}/")]
+                if values:
+                    steps.setdefault(line["step"], []).append(fmean(values))
+        most = max(map(len, steps.values()), default=0)
+        return [(step, fmean(values)) for step, values in sorted(steps.items()) if len(values) == most]
+
+
+def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folder: Path) -> list[Row]:
+    """Every row with what has run of it, a group at a time, pipelines and methods in the paper's order.
+
+    Args:
+        folder: of the suite's runs.
+
+    Raises:
+        UserError: a result is damaged.
+    """
+    rows = []
+    for name in dict.fromkeys(point.row for point in points):
+        own = [point for point in points if point.row == name]
+        config = min(own, key=lambda point: point.strength != 1).config
+        model = row_model(name)
+        group = f"world {config.data.seed} in the place of {model}"
+        if suite == "paper":
+            group = model if config.model.name == model else f"{config.model.name} in the place of {model}"
+        results = [result for point in own if (result := _read(point, folder, experiment.settings.distance))]
+        rows.append(Row(name, group, model, row_label(experiment, name, config), config, own, results))
+    groups = list(dict.fromkeys(row.group for row in rows))
+    return sorted(rows, key=lambda row: (groups.index(row.group), _order(row.pipeline, PIPELINES.values()),
+                                         _order(row.method, METHODS.values())))  # fmt: skip
+
+
+def reference_of(row: Row, experiment: Experiment, rows: Sequence[Row]) -> Row | None:
+    """The row of the same group and pipeline that ``row`` is compared with; None if there is none or it is that."""
+    return _alike(row, rows, experiment.settings.reference)
+
+
+def usual_of(row: Row, experiment: Experiment, rows: Sequence[Row]) -> Row | None:
+    """The row of the same group and pipeline with the paper's setting; None if there is none or it is that."""
+    return _alike(row, rows, experiment.settings.usual)
+
+
+def _alike(row: Row, rows: Sequence[Row], pattern: str | None) -> Row | None:
+    alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
+    found = [other for other in alike if pattern is not None and fnmatchcase(other.name, pattern)]
+    return found[0] if found and found[0] is not row else None
+
+
+def row_label(experiment: Experiment, row: str, config: Config) -> str:
+    """What a row is called: the experiment's ``label``, or its method where that says nothing of it."""
+    folder, _, stem = row.rpartition("/")
+    method = METHODS.get(config.method.name, config.method.name)
+    template = experiment.settings.label
+    named = {"method": method, "row": method if folder == "table1" else stem if folder == experiment.name else row}
+    keys = [part.partition("}")[0] for part in template.split("{")[1:]]
+    values = {key: named.get(key) or setting(config, key) for key in keys}
+    if any(value is None for value in values.values()):
+        return method
+    for key, value in values.items():
+        template = template.replace(f"{{{key}}}", str(value))
+    return template
+
+
+def setting(config: Config, key: str) -> str | None:
+    """A key's value as text, stage by stage where the stages differ; None where this configuration has no such key.
+
+    What a projection makes of null, the paper's default, is shown in its place.
+    """
+    name = key.removeprefix("method.")
+    if key != name and name in ProjectionSettings.__dataclass_fields__:
+        projections = [config.method.projection(stage.name) for stage in config.stages]
+        values = [vars(projection)[name] for projection in projections if projection is not None]
+        return " / ".join(dict.fromkeys(_text(value, "never") for value in values)) or None
+    flat = flatten(config.model_dump(mode="json"))
+    parts = [value for path, value in flat.items() if path == key or path.startswith(f"{key}.")]
+    return " / ".join(dict.fromkeys(_text(value, "default") for value in parts)) or None
+
+
+def _text(value: Any, null: str) -> str:
+    if isinstance(value, list | tuple):
+        return " + ".join(map(str, value))
+    return null if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _read(point: Point, folder: Path, distance: bool) -> Result | None:
+    directory = folder / point.config.run_name()
+    metrics = read_metrics(directory)
+    if metrics is None:
+        return None
+    members = [*point.config.eval.safety, *point.config.eval.utility]
+    base = _scores(metrics["base"])
+    scores = _scores(list(metrics["stages"].values())[-1])
+    if all(name in scores and name in base for name in members):
+        gain = average_gain({name: scores[name] for name in members}, {name: base[name] for name in members})
+        scores |= {} if gain.percent is None else {"gain": gain.percent}
+    weights = weights_of(point.config, directory) if distance else None
+    if weights is not None:
+        scores |= {"moved": 100 * relative_distance(weights)}
+    return Result(point, directory, scores, base, weights)
+
+
+def _scores(part: dict[str, Any]) -> dict[str, float]:
+    values = {name: part[name] for name in SCORES if name in part}
+    values |= {name: entry["value"] for name, entry in part.get("benchmarks", {}).items()}
+    return {name: 100 * value for name, value in values.items() if value is not None}
+
+
+def _order(item: Item, known: Any) -> int:
+    order = list(known)
+    return order.index(item) if item in order else len(order)

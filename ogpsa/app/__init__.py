@@ -1,0 +1,1 @@
+"""Composing and validating a command: the only code that knows Hydra."""

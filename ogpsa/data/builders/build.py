@@ -1,0 +1,216 @@
+"""Building a data set: published rows in, ``<part>.jsonl`` and a data card out."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ogpsa import __version__
+from ogpsa.data.builders.candidates import Candidate, find_form, read_candidate
+from ogpsa.data.builders.refusals import check_refusals, write_refusals
+from ogpsa.data.builders.settings import DataSet, SafeRLHF, Source
+from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in
+from ogpsa.data.readers import FORMATS, Row, errors_of_the_hub, read_hub, read_table
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import check_writable, exclusive, write_json, write_jsonl
+
+CARD = "card.json"
+JOURNAL = "refusals.journal"
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is left of the published rows.
+
+    Attributes:
+        parts: the candidates of each file, in their order.
+        counts: rows read, dropped by reason, eligible.
+        source: where they came from: path, revision, SHA-256 of a file.
+        excluded: SHA-256 of each file whose prompts were kept out.
+    """
+
+    parts: dict[str, list[Candidate]]
+    counts: dict[str, Any]
+    source: dict[str, Any]
+    excluded: dict[str, str]
+
+
+def build(settings: DataSet) -> dict[str, Any]:
+    """Write the rows of every part, then the data card, into ``settings.output``; returns the card.
+
+    The same settings and source give the same bytes. A file is whole or not there; the card is written last and names
+    each by its SHA-256. Refusals that are written already are not asked for again.
+
+    Raises:
+        UserError: the source is not to be had or holds other columns, too few rows are left, or the refusals cannot
+            be written.
+    """
+    folder = Path(settings.output)
+    check_writable(folder, "output")
+    if isinstance(settings, SafeRLHF):
+        check_refusals(settings.refusals)
+    with exclusive(folder / "build.lock", f"output: another process builds in {folder}"):
+        drawn = draw(settings)
+        refusals: dict[str, Any] = {}
+        if isinstance(settings, SafeRLHF):
+            prompts = [candidate.prompt for part in drawn.parts.values() for candidate in part]
+            written, facts = write_refusals(settings.refusals, settings.seed, prompts, folder / JOURNAL)
+            refusals, answers = {"refusals": facts}, iter(written)
+            for part in drawn.parts.values():
+                part[:] = [replace(candidate, chosen=next(answers)) for candidate in part]
+            if settings.harmful_answers:
+                first = next(iter(drawn.parts.values()))[: settings.harmful_answers]
+                exchanged = [replace(row, chosen=row.rejected, rejected=row.chosen) for row in first]
+                drawn.parts["harmful_answers"] = exchanged
+        (folder / CARD).unlink(missing_ok=True)
+        files = {}
+        for name, part in drawn.parts.items():
+            file = folder / f"{name}.jsonl"
+            write_jsonl(file, [_row(candidate) for candidate in part])
+            files[name] = {"file": file.name, "rows": len(part), "sha256": _sha256(file)}
+        card = {
+            "name": settings.name,
+            "ogpsa": __version__,
+            "source": drawn.source,
+            "seed": settings.seed,
+            "counts": drawn.counts,
+            "parts": files,
+            **refusals,
+            "excluded": drawn.excluded,
+            "settings": settings.model_dump(mode="json"),
+        }
+        write_json(folder / CARD, card)
+    return card
+
+
+def draw(settings: DataSet) -> Drawn:
+    """Read, filter and draw; without the refusals of a safety set.
+
+    A prompt's place in the draw depends on the seed and its text alone, so that a larger part keeps what a smaller one
+    held.
+
+    Raises:
+        UserError: as ``build``.
+    """
+    published, source = _read(settings.source)
+    dropped: Counter[str] = Counter()
+    eligible, read = _eligible(settings, published, dropped)
+    excluded = [file for place in settings.exclude for file in tables_in(Path(place))]
+    if excluded:
+        texts = [candidate.question or candidate.prompt for candidate in eligible]
+        found = duplicates(texts, [text for file in excluded for text in prompts_of(file)], settings.similarity)
+        exact = {pair.left for pair in found if pair.exact}
+        near = {pair.left for pair in found} - exact
+        dropped["prompt in an excluded file"] += len(exact)
+        dropped["prompt nearly in an excluded file"] += len(near)
+        eligible = [candidate for number, candidate in enumerate(eligible) if number not in exact | near]
+    wanted = sum(settings.parts.values())
+    if len(eligible) < wanted:
+        raise UserError(
+            f"parts: {wanted} rows wanted, but {len(eligible)} of {read} in {settings.source.path} are left after the "
+            f"filters ({_reasons(dropped)}); lower parts or loosen a filter"
+        )
+    eligible.sort(key=lambda candidate: hashlib.sha256(f"{settings.seed} {candidate.prompt}".encode()).digest())
+    ordered = iter(eligible)
+    parts = {name: [next(ordered) for _ in range(number)] for name, number in settings.parts.items()}
+    counts = {"read": read, "dropped": dict(dropped), "eligible": len(eligible), "drawn": wanted}
+    return Drawn(parts, counts, source, {str(file): _sha256(file) for file in excluded})
+
+
+def _eligible(settings: DataSet, published: Iterable[Row], dropped: Counter[str]) -> tuple[list[Candidate], int]:
+    """The candidates that pass every filter, one a prompt, and how many rows were read."""
+    place, kept, form, read = settings.source.path, dict[str, Candidate](), None, 0
+    for read, row in enumerate(published, start=1):
+        form = form or find_form(settings.name, place, row)
+        candidate = read_candidate(form, settings, place, read, row)
+        if not isinstance(candidate, str):
+            candidate = _clean(candidate)
+            candidate = _objection(candidate, settings.max_characters) or candidate
+        if isinstance(candidate, str):
+            dropped[candidate] += 1
+            continue
+        key = normalised(candidate.prompt)
+        if key in kept:
+            dropped["prompt of another row"] += 1
+        if key not in kept or candidate.rank > kept[key].rank:
+            kept[key] = candidate
+    if not read:
+        raise UserError(f"{place}: holds no rows")
+    return list(kept.values()), read
+
+
+def _clean(candidate: Candidate) -> Candidate:
+    chosen, rejected = (None if text is None else _text(text) for text in (candidate.chosen, candidate.rejected))
+    return replace(candidate, prompt=_text(candidate.prompt), chosen=chosen, rejected=rejected)
+
+
+def _text(value: str) -> str:
+    """A text without whitespace around it and without halves of characters, which no UTF-8 file can hold."""
+    return value.encode("utf-8", "replace").decode().strip()
+
+
+def _objection(candidate: Candidate, max_characters: int | None) -> str | None:
+    answers = [answer for answer in (candidate.chosen, candidate.rejected) if answer is not None]
+    if not candidate.prompt or not all(answers):
+        return "empty prompt or answer"
+    if candidate.chosen == candidate.rejected:
+        return "two equal answers"
+    if max_characters is not None and len(candidate.prompt) + max(map(len, answers)) > max_characters:
+        return f"longer than {max_characters} characters"
+    return None
+
+
+def _row(candidate: Candidate) -> Row:
+    """A line of the file: what ``ogpsa.data`` reads, and the question for the leakage check."""
+    names = ("prompt", "chosen", "rejected", "question")
+    return {name: vars(candidate)[name] for name in names if vars(candidate)[name] is not None}
+
+
+def _read(source: Source) -> tuple[Iterable[Row], dict[str, Any]]:
+    """The published rows, and what the data card says of them.
+
+    Raises:
+        UserError: there is no such file, or the hub does not give them.
+    """
+    path = Path(source.path)
+    facts: dict[str, Any] = {"path": source.path, "licence": source.licence}
+    if path.is_file():
+        if path.suffix not in FORMATS:
+            raise UserError(f"source.path: {path} is no {', '.join(FORMATS)} file")
+        return read_table(path), facts | {"sha256": _sha256(path)}
+    if not path.is_dir() and (path.suffix in FORMATS or not HUB_ID.fullmatch(source.path)):
+        raise UserError(f"source.path: {path}: no such file or folder, and no hub id")
+    try:
+        rows, revision = read_hub(source.path, source.config, source.split, source.revision)
+    except errors_of_the_hub() as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(
+            f"source.path: {source.path} cannot be fetched ({reason}); name a local copy: source.path=FILE"
+        ) from None
+    facts |= {"config": source.config, "split": source.split, "revision": revision}
+    return rows, facts
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none dropped"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def summary(card: Mapping[str, Any], folder: Path) -> Sequence[str]:
+    """The card in a few lines for the screen."""
+    counts = card["counts"]
+    lines = [f"{card['name']}: {counts['read']} rows read from {card['source']['path']}"]
+    lines += [f"  {count:>8}  dropped: {reason}" for reason, count in counts["dropped"].items()]
+    lines += [f"  {counts['eligible']:>8}  eligible"]
+    lines += [f"  {part['rows']:>8}  {folder / part['file']}" for part in card["parts"].values()]
+    if "refusals" in card:
+        lines += [f"  refusals: {', '.join(f'{key} {value}' for key, value in card['refusals'].items())}"]
+    return [*lines, f"  {folder / CARD}"]

@@ -1,0 +1,1 @@
+"""Several processes: who they are, how they are launched, and what trainers are told of them."""

@@ -1,0 +1,77 @@
+"""How transformers is asked for each distributed mode, and how sharded weights come back whole."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from datasets import Dataset, load_from_disk
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import Trainer, TrainingArguments
+
+from ogpsa.config import Config
+from ogpsa.distributed import processes
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def mode_arguments(config: Config) -> dict[str, Any]:
+    """What ``TrainingArguments`` takes for ``distributed``.
+
+    Raises:
+        UserError: DeepSpeed is of another release than the one we know.
+    """
+    precision = config.model.precision
+    match config.distributed.name:
+        case "ddp":
+            # Every parameter takes part in the loss, and a model's buffers are constants.
+            return {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
+        case "fsdp2":
+            # The layer class to wrap is the model's _no_split_modules. Checkpointing activations is left to
+            # transformers: accelerate's way of it for FSDP2 would draw other dropout masks in the recomputation.
+            return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
+        case "zero2" | "zero3" as name:
+            from ogpsa.distributed.deepspeed import check_deepspeed, deepspeed_config
+
+            check_deepspeed()
+            settings = deepspeed_config(2 if name == "zero2" else 3, precision)
+            # bf16=True would make the weights bf16, and with use_cpu=True accelerate would leave DeepSpeed out.
+            return {"deepspeed": settings, "bf16": False, "use_cpu": False}
+        case _:
+            return {}
+
+
+def summing_in_fp32(arguments: Arguments) -> Arguments:
+    """The arguments with what they offer no key for: FSDP2 would also sum the gradients in bf16."""
+    if arguments.fsdp and arguments.bf16:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        assert arguments.fsdp_plugin_args is not None
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
+    return arguments
+
+
+def shared_rows(rows: Dataset, folder: Path) -> Dataset:
+    """The rows from a file that every process reads.
+
+    TRL keeps reference log-probabilities beside the file, and looks for those of rows that are only in memory
+    where no other process finds them.
+    """
+    if processes.world_size() == 1:
+        return rows
+    processes.on_main_process(lambda: rows.save_to_disk(folder))
+    shared = load_from_disk(folder)
+    assert isinstance(shared, Dataset)
+    return shared
+
+
+def save_weights(trainer: Trainer, folder: Path) -> None:
+    """Write the trained model, or its adapter, as one process would; every process calls it."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    state = None
+    if processes.world_size() > 1:
+        # Of the wrapped model: DeepSpeed's engine gathers what ZeRO-3 shards.
+        gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        # Gathering copies a tied weight once for each of its names; save_pretrained keeps the first.
+        kept = {name for named in (model.named_parameters(), model.named_buffers()) for name, _ in named}
+        state = {name: tensor for name, tensor in (gathered or {}).items() if name in kept}
+    if processes.is_main():
+        model.save_pretrained(folder, state_dict=state)

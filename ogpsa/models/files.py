@@ -1,0 +1,115 @@
+"""What a model's files must be before ``ogpsa/models/load.py`` loads them, checked without torch."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ogpsa.config import Model
+from ogpsa.utils.errors import UserError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+SNAPSHOT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
+
+
+def check_model(model: Model, data: str) -> None:
+    """Refuse a local folder that holds no loadable model, before torch is imported.
+
+    Args:
+        data: name of the data section; only the testbed brings a base of its own.
+
+    Raises:
+        UserError: ``model.path`` is neither a folder nor a hub id, or a file in it is missing or damaged.
+    """
+    if model.path is None:
+        if data != "testbed":
+            raise UserError(f"model.path: null is the base of data=testbed, but data={data}; give a path")
+        return
+    folder = Path(model.path)
+    if folder.is_dir():
+        check_weights(folder, "model.path", "write the checkpoint again")
+    elif folder.exists():
+        raise UserError(f"model.path: {folder} is a file; expected a folder with config.json and *.safetensors")
+    elif not HUB_ID.fullmatch(model.path):
+        raise UserError(
+            f"model.path: {folder} does not exist; give a folder or a hub id such as Qwen/Qwen2.5-7B-Instruct"
+        )
+
+
+def check_weights(folder: Path, key: str, remedy: str) -> None:
+    """Check that ``folder`` holds a configuration, a tokenizer with a chat template and readable safetensors.
+
+    Raises:
+        UserError: names ``key``, the file at fault and the remedy.
+    """
+    if "model_type" not in _read_json(folder / "config.json", key, remedy):
+        raise UserError(f"{key}: {folder / 'config.json'} names no model_type; {remedy}")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{key}: {folder} holds no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
+    if (folder / "tokenizer.json").is_file():
+        _read_json(folder / "tokenizer.json", key, remedy)
+    if not (folder / "chat_template.jinja").is_file():
+        settings = folder / "tokenizer_config.json"
+        if not settings.is_file() or "chat_template" not in _read_json(settings, key, remedy):
+            raise UserError(f"{key}: the tokenizer in {folder} has no chat template; use an instruct model")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{key}: {folder} holds no *.safetensors; convert the weights (pickled ones are not loaded)")
+    for file in files:
+        if not is_whole(file):
+            raise UserError(f"{key}: {file} is damaged or truncated; {remedy}")
+
+
+def local_folder(model: Model) -> Path:
+    """The folder of ``model.path``; a hub id's snapshot at the revision, fetched if it is not in the hub's cache.
+
+    Raises:
+        UserError: the hub does not have it, or cannot be reached.
+    """
+    assert model.path is not None
+    if Path(model.path).is_dir():
+        return Path(model.path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(model.path, revision=model.revision, allow_patterns=SNAPSHOT_FILES)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.path: {model.path} is not in the hub's cache and cannot be fetched ({reason}); give a local folder"
+        ) from None
+    check_weights(Path(folder), "model.path", "fetch it again")
+    return Path(folder)
+
+
+def _read_json(file: Path, key: str, remedy: str) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{key}: {file.parent} holds no {file.name}; give a folder written by save_pretrained")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{key}: {file} is not readable as JSON; {remedy}")
+    return found
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a safetensors file's size is the one its header announces (8 bytes of length, JSON, data)."""
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or length > size - 8:
+            return False
+        try:
+            header = json.loads(handle.read(length))
+        except ValueError:
+            return False
+    if not isinstance(header, dict):
+        return False
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    if not all(isinstance(entry, dict) and "data_offsets" in entry for entry in entries):
+        return False
+    return size == 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)

@@ -1,0 +1,388 @@
+"""Peak memory of one training process, from the model's sizes and the settings alone.
+
+The formulas hold for decoders of Llama's kind (RMSNorm, rotary positions, gated MLP) and are measured against
+real peaks by ``benchmarks/memory.py``. Needs nothing heavy. All sizes are bytes; 1 GB is 1e9.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from ogpsa.methods import BasisDevice, BasisDtype
+from ogpsa.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Mode = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
+Optimizer = Literal["adamw", "adamw_8bit", "sgd"]
+SHARDING_WEIGHTS: tuple[Mode, ...] = ("fsdp2", "zero3")
+
+GB = 1e9
+# Bytes per element: one fp32 scale for each block of 64 int8 elements; bitsandbytes' two int8 moments with an fp32
+# scale for each block of 256.
+BASIS_BYTES: dict[BasisDtype, float] = {"fp32": 4, "bf16": 2, "int8": 1 + 4 / 64}
+STATE_BYTES: dict[Optimizer, float] = {"adamw": 8, "adamw_8bit": 2 * (1 + 4 / 256), "sgd": 0}
+# TRL's fused output head works through tiles of so many tokens and words.
+TILE_TOKENS, TILE_WORDS = 4096, 32768
+# DeepSpeed's: elements that are reduced at once, and that ZeRO-3 keeps gathered at most.
+REDUCE_BUCKET, LIVE_PARAMETERS = 50_000_000, 1_000_000_000
+# Elements that ``ogpsa/projection.py`` turns into fp64 at once.
+CHUNK = {"cpu": 1 << 16, "cuda": 1 << 20}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder, in elements.
+
+    Attributes:
+        trained: parameters that are trained; ``trained_head``: whether the output head is among them.
+        largest: the largest trained tensor; ``head``: the output head.
+        block: parameters of one transformer block, without adapters; ``matrices``: of them those that autocast casts.
+        adapted: summed input widths of a block's linear layers that carry an adapter; None without adapters.
+    """
+
+    parameters: int
+    trained: int
+    block: int
+    matrices: int
+    head: int
+    largest: int
+    trained_head: bool
+    adapted: int | None
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a stage is trained, as far as memory goes.
+
+    Attributes:
+        rows: of a micro-batch; ``pairs``: each is a chosen and a rejected sequence (DPO).
+        length: tokens of a sequence; ``padded``: whether some are shorter, so that attention needs a mask.
+        accumulates: whether an optimizer step, ``reference_accumulates``: a reference chunk, has several micro-batches.
+        autocast: bf16 autocast; ``weight_bytes``: of one frozen or trained weight in storage.
+        rank: columns of the basis (r); ``references``: reference gradients (m ≥ r); 0 and 0 without a projection.
+        streamed_sums: running sums of each streamed reference: 2, or 1 where every step takes all samples.
+        anchored: a copy of the trained weights is kept beside them.
+        device: where it runs; ``cpu`` differs in temporaries.
+        output_head: ``fused`` in tiles (TRL), or ``full``, which holds the logits of all tokens.
+    """
+
+    rows: int
+    length: int
+    pairs: bool = False
+    mode: Mode = "single"
+    processes: int = 1
+    padded: bool = True
+    accumulates: bool = True
+    reference_accumulates: bool = True
+    checkpointing: bool = False
+    autocast: bool = False
+    weight_bytes: int = 4
+    attention: str = "sdpa"
+    optimizer: Optimizer = "adamw"
+    rank: int = 0
+    references: int = 0
+    basis_dtype: BasisDtype = "auto"
+    basis_device: BasisDevice = "device"
+    streamed_sums: int = 0
+    anchored: bool = False
+    device: Literal["cuda", "cpu"] = "cuda"
+    output_head: Literal["fused", "full"] = "fused"
+
+    @property
+    def sequences(self) -> int:
+        return self.rows * (2 if self.pairs else 1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one device, and of host memory per process.
+
+    Attributes:
+        communication: buckets and gathered weights.
+        basis: on the device; ``host``: the basis, or the rows of a refresh, on the host.
+        streams: the running sums of streamed references.
+        references: rows that a refresh holds in the basis's place.
+        orthonormalization: what making a basis of them takes beyond.
+        activations: what one micro-batch holds at its peak; ``last_activations``: when the gradients are complete.
+        temporaries: of the optimizer's step.
+        passes: reference gradients of a refresh.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    communication: float
+    basis: float
+    host: float
+    streams: float
+    references: float
+    orthonormalization: float
+    activations: float
+    last_activations: float
+    temporaries: float
+    passes: int
+    accumulates: bool
+    reference_accumulates: bool
+
+    @property
+    def moments(self) -> dict[str, float]:
+        """Bytes on the device at the moments that can be the highest."""
+        kept = self.weights + self.optimizer + self.communication + self.streams
+
+        def backward(accumulates: bool) -> float:
+            before = self.gradients if accumulates else 0
+            return max(before + self.activations, self.gradients + self.last_activations)
+
+        moments = {
+            "backward": kept + self.basis + backward(self.accumulates),
+            "optimizer step": kept + self.basis + self.gradients + self.temporaries,
+        }
+        if self.streams:
+            moments["streaming"] = kept + backward(self.reference_accumulates)
+        elif self.passes:
+            moments["refresh"] = kept + self.references + backward(self.reference_accumulates)
+        if self.passes:
+            moments["estimate"] = kept + self.references + self.orthonormalization
+        return moments
+
+    @property
+    def peak(self) -> float:
+        return max(self.moments.values())
+
+    @property
+    def peak_moment(self) -> str:
+        return max(self.moments, key=self.moments.__getitem__)
+
+
+def estimate(shape: ModelShape, setup: Setup) -> Estimate:
+    """Peak memory of one process.
+
+    Per trained parameter: fp32 weight 4, gradient 4, AdamW 8 (8-bit 2, SGD 0), basis r × its bytes. ZeRO-2 and
+    ZeRO-3 keep an fp32 master copy beside the weights. Gradients, optimizer and basis are divided by the
+    processes in fsdp2, zero2 and zero3, weights in fsdp2 and zero3.
+    """
+    gradient_shards = setup.processes if setup.mode in (*SHARDING_WEIGHTS, "zero2") else 1
+    weight_shards = setup.processes if setup.mode in SHARDING_WEIGHTS else 1
+    trained = shape.trained / gradient_shards
+    # Each process makes its own piece of the basis.
+    largest = shape.largest / gradient_shards
+    frozen = shape.parameters - shape.trained
+    master = 4 * trained if setup.mode in ("zero2", "zero3") else 0
+    dtype = setup.basis_dtype
+    if dtype == "auto":
+        dtype = "fp32" if setup.device == "cpu" else "bf16"
+    basis = setup.rank * BASIS_BYTES[dtype] * trained
+    # Streamed sums are fp32, and so are the rows that come of them; others are no wider than the basis needs.
+    rows = setup.references * trained * (4 if dtype == "fp32" or setup.streamed_sums else 2)
+    on_host = setup.basis_device == "host" and setup.device == "cuda"
+    rows_on_host = on_host and not setup.streamed_sums
+    activations, last = _activations(shape, setup)
+    temporaries = 0.0
+    if setup.optimizer == "adamw":
+        # torch's default on a GPU takes one root over all parameters at once, on a CPU tensor by tensor.
+        temporaries = 4 * trained if setup.device == "cuda" else 8 * min(shape.largest, trained)
+    return Estimate(
+        # An anchor keeps a copy of what the stage started from.
+        weights=(setup.weight_bytes * frozen + 4 * shape.trained * (1 + setup.anchored)) / weight_shards + master,
+        gradients=4 * trained,
+        optimizer=STATE_BYTES[setup.optimizer] * trained + _whole_moments(shape, setup) / gradient_shards,
+        communication=_communication(shape, setup),
+        basis=0 if on_host else basis,
+        host=max(basis if on_host else 0, rows if rows_on_host else 0),
+        streams=setup.streamed_sums * rows,
+        references=0 if rows_on_host else rows,
+        # Pieces of one parameter's rows in fp64, and its rows once more.
+        orthonormalization=setup.references * (16 * min(CHUNK[setup.device], largest) + 4 * largest),
+        activations=activations,
+        last_activations=last,
+        temporaries=temporaries,
+        passes=setup.references,
+        accumulates=setup.accumulates,
+        reference_accumulates=setup.reference_accumulates,
+    )
+
+
+def _whole_moments(shape: ModelShape, setup: Setup) -> float:
+    """What 8-bit AdamW's moments of the embedding take beyond 8 bits: transformers keeps them in fp32."""
+    if setup.optimizer != "adamw_8bit" or shape.adapted is not None:
+        return 0.0
+    return (STATE_BYTES["adamw"] - STATE_BYTES["adamw_8bit"]) * shape.vocabulary * shape.hidden
+
+
+def _activations(shape: ModelShape, setup: Setup) -> tuple[float, float]:
+    """Bytes that a micro-batch holds at its peak, and when the backward pass has reached the first block.
+
+    A block saves, per token, with h the width, q and k those of queries and keys, f that of the MLP and c
+    bytes of the computation: two norms' inputs and normalised inputs; the inputs of the linear layers, which
+    autocast casts anew for each; queries, keys, values and the attention's output; three or four widths of
+    the MLP. Checkpointing saves the block's input alone, and one whole block at a time is rebuilt.
+    """
+    tokens = setup.sequences * setup.length
+    computed = 2 if setup.autocast or setup.weight_bytes == 2 else 4
+    # FSDP2 hands bf16 weights to autocast, so that the residual stream is bf16 as well.
+    stream = 2 if setup.weight_bytes == 2 or (setup.autocast and setup.mode == "fsdp2") else 4
+    cast = setup.autocast and stream == 4
+    block = _block_bytes(shape, setup, tokens, computed, stream)
+    copies = 2 * shape.matrices if cast else 0
+    inputs = stream * shape.hidden * tokens
+    final = (4 + stream + 4) * shape.hidden * tokens
+    # The gradients of two of the MLP's widths and of the residual stream.
+    transient = tokens * (2 * shape.intermediate * computed + stream * shape.hidden)
+    saved: float = shape.layers * inputs
+    held = 0
+    if setup.checkpointing:
+        # While the forward pass lasts, autocast keeps the copy of every trained weight that it has cast.
+        held = shape.layers * copies if shape.adapted is None else 0
+        rebuilt = block + copies + transient - inputs
+    else:
+        saved = shape.layers * (block + copies)
+        rebuilt = transient
+    forward, backward = _output_head(shape, setup, tokens, computed)
+    peak = max(saved + final + held + forward, saved + final + backward, saved + rebuilt)
+    return peak, rebuilt + (inputs if setup.checkpointing else block + copies)
+
+
+def _block_bytes(shape: ModelShape, setup: Setup, tokens: int, computed: int, stream: int) -> float:
+    """What one block saves for its backward pass."""
+    hidden, queries, keys = shape.hidden, shape.heads * shape.head_dim, shape.key_value_heads * shape.head_dim
+    # Each with its input in fp32 and one number per token; frozen weights need no normalised input.
+    norms = 2 * ((4 if shape.adapted is not None else 4 + stream) * hidden + 4)
+    if shape.adapted is not None:
+        linear = computed * shape.adapted
+    elif setup.autocast and stream == 4:
+        linear = 5 * computed * hidden
+    else:
+        linear = 2 * computed * hidden
+    masked = setup.padded and setup.attention == "sdpa"
+    # A mask rules out the kernels that share a key between queries, and is kept for each block.
+    shared = not masked and setup.attention != "eager"
+    attention = computed * 2 * (queries + (keys if shared else queries)) + (computed * setup.length if masked else 0)
+    if setup.attention == "eager":
+        attention += shape.heads * setup.length * (4 if computed == 4 else 6)
+    else:
+        attention += 4 * shape.heads
+    # The product that enters the last matrix is needed where that is trained; an adapter's is in ``adapted``.
+    widths = 4 if shape.adapted is None else 3
+    return tokens * (norms + linear + attention + computed * widths * shape.intermediate)
+
+
+def _output_head(shape: ModelShape, setup: Setup, tokens: int, computed: int) -> tuple[float, float]:
+    """Working memory of the output head and the loss in the forward and in the backward pass."""
+    gradient = 4 * shape.head if shape.trained_head else 0
+    if setup.output_head == "full":
+        logits = tokens * shape.vocabulary
+        cast = 2 * shape.head if computed < setup.weight_bytes else 0
+        return (8 + (2 if computed == 2 else 0)) * logits + cast, 12 * logits + cast
+    # The last position predicts nothing.
+    predicted = tokens - setup.sequences
+    words = min(shape.vocabulary, TILE_WORDS)
+    tile_tokens = min(predicted, TILE_TOKENS)
+    cast = words * shape.hidden * computed if computed < setup.weight_bytes else 0
+    tile = tile_tokens * TILE_WORDS * computed + cast
+    # Without Triton the tile's statistics are whole fp32 tensors.
+    forward = tile + (3.25 * 4 * tile_tokens * words if setup.device == "cpu" else 0)
+    backward = tile + (7.25 * 4 * tile_tokens * words if setup.device == "cpu" else 0)
+    return forward, backward + 4 * predicted * shape.hidden + gradient
+
+
+def _communication(shape: ModelShape, setup: Setup) -> float:
+    """Buckets and gathered weights, beyond what is kept."""
+    outside = shape.parameters - shape.layers * shape.block
+    if setup.mode == "ddp":
+        return 4 * shape.trained
+    if setup.mode == "fsdp2":
+        travel = 2 if setup.autocast else setup.weight_bytes
+        # Gathered: what lies outside the blocks, two blocks, and the head once more for TRL's loss; then the gradients
+        # of a block, or of the embeddings, before they are scattered.
+        gathered = travel * (outside + 2 * shape.block + shape.head)
+        return gathered + (4 * max(shape.block, shape.head) if shape.adapted is None else 0)
+    if setup.mode == "zero2":
+        return 4 * min(REDUCE_BUCKET, shape.trained)
+    if setup.mode == "zero3":
+        return setup.weight_bytes * min(LIVE_PARAMETERS, outside + 2 * shape.block) + 4 * min(
+            REDUCE_BUCKET, shape.trained
+        )
+    return 0
+
+
+def shape_of(model: "PreTrainedModel", adapted: int | None = None) -> ModelShape:
+    """Sizes of a causal language model, which may be on the meta device.
+
+    Args:
+        adapted: see ``ModelShape``; the model then is the one inside the adapters, or the base itself.
+
+    Raises:
+        UserError: its configuration does not describe a decoder of Llama's kind.
+    """
+    facts = model.config.get_text_config().to_dict()
+    wanted = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    absent = [name for name in wanted if not isinstance(facts.get(name), int)]
+    if absent:
+        raise UserError(
+            f"model.path: {facts['model_type']} has no {absent[0]} in its configuration; preflight knows decoders such "
+            "as Llama, Qwen2 and Mistral"
+        )
+    parameters = dict(model.named_parameters())
+    base = {name: p for name, p in parameters.items() if "lora_" not in name}
+    blocks = [p for name, p in base.items() if any(part.isdecimal() for part in name.split("."))]
+    trained = [p for p in parameters.values() if p.requires_grad]
+    head = model.get_output_embeddings().weight
+    heads, hidden, layers = facts["num_attention_heads"], facts["hidden_size"], facts["num_hidden_layers"]
+    return ModelShape(
+        parameters=sum(p.numel() for p in parameters.values()),
+        trained=sum(p.numel() for p in trained),
+        trained_head=head.requires_grad,
+        largest=max(p.numel() for p in trained),
+        head=head.numel(),
+        block=sum(p.numel() for p in blocks) // layers,
+        matrices=sum(p.numel() for p in blocks if p.dim() > 1) // layers,
+        adapted=adapted,
+        layers=layers,
+        hidden=hidden,
+        intermediate=facts["intermediate_size"],
+        heads=heads,
+        key_value_heads=facts.get("num_key_value_heads") or heads,
+        head_dim=facts.get("head_dim") or hidden // heads,
+        vocabulary=facts["vocab_size"],
+    )
+
+
+def remedies(shape: ModelShape, setup: Setup, key: str, memory: float, batch: int) -> list[tuple[str, Estimate]]:
+    """What makes the peak smaller, the largest saving first: what to type, and the estimate with it.
+
+    Args:
+        key: where the stage's settings stand in the configuration.
+        memory: bytes of a device; sharding is proposed over as few processes as make it fit, up to 64 times these.
+        batch: rows of an optimizer step, which the processes' micro-batches must divide.
+    """
+    changes = {
+        "method.basis_dtype=int8": replace(setup, basis_dtype="int8"),
+        "method.basis_device=host": replace(setup, basis_device="host"),
+        "method.streaming=false": replace(setup, streamed_sums=0),
+        f"{key}.micro_batch_size=1": replace(setup, rows=1, accumulates=True, reference_accumulates=True),
+        "model.gradient_checkpointing=true": replace(setup, checkpointing=True),
+    }
+    if setup.mode in ("single", "ddp"):
+        changes[f"{key}.optimizer=adamw_8bit"] = replace(setup, optimizer="adamw_8bit")
+    # Moments in 8 bits cannot be sharded.
+    whole: Optimizer = "adamw" if setup.optimizer == "adamw_8bit" else setup.optimizer
+    for mode in SHARDING_WEIGHTS:
+        counts = [setup.processes * 2**power for power in range(1, 7)]
+        counts = [count for count in counts if batch % (count * setup.rows) == 0]
+        for count in counts:
+            spread = replace(setup, mode=mode, processes=count, optimizer=whole)
+            if estimate(shape, spread).peak <= memory or count == counts[-1]:
+                words = f"distributed={mode} with {spread.processes} processes"
+                changes[words if whole == setup.optimizer else f"{words}, {key}.optimizer={whole}"] = spread
+                break
+    now = estimate(shape, setup).peak
+    results = [(change, estimate(shape, changed)) for change, changed in changes.items()]
+    return sorted((pair for pair in results if pair[1].peak < now), key=lambda pair: pair[1].peak)

@@ -1,0 +1,352 @@
+"""What a run will need, before it starts: memory per device, steps and reference passes.
+
+``report`` is what ``python train.py … preflight=true`` prints, from the configuration, the rows and the model's
+own configuration; no weights are read. The memory is ``ogpsa/preflight/memory.py``'s.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from ogpsa.config import BaseTraining, Config, DPOSettings, Model, SFTSettings, TestbedData
+from ogpsa.data.rows import Data, Row
+from ogpsa.distributed import processes
+from ogpsa.distributed.launch import accumulation_steps
+from ogpsa.methods import SAFETY_SAMPLE, AdapterSettings, ProjectionSettings, StageName
+from ogpsa.preflight.memory import GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
+from ogpsa.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PreTrainedModel
+
+
+def report(config: Config, data: Data) -> str:
+    """The pre-flight of a run: one paragraph and one table a stage.
+
+    Raises:
+        UserError: the model's configuration cannot be found or is of another kind.
+    """
+    count = config.distributed.processes or processes.world_size()
+    memory = device_memory()
+    return "\n\n".join(_stage_report(config, stage, data, count, memory) for stage in config.stages)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a run's highest stage fits.
+
+    Attributes:
+        peak: bytes per GPU.
+        text: that it fits, or what makes it.
+    """
+
+    peak: float
+    fits: bool
+    text: str
+
+
+def fit(config: Config, processes: int, memory: float) -> Fit:
+    """Compare the stage that takes most with ``memory``, in GB per GPU.
+
+    Raises:
+        UserError: as ``meta_model``.
+    """
+    testbed = config.data if isinstance(config.data, TestbedData) else None
+    found = []
+    for stage in config.stages:
+        adapter = config.method.adapter(stage.name)
+        model = meta_model(config.model, testbed)
+        shape = shape_of(model) if adapter is None else adapted_shape(model, adapter)
+        setup = stage_setup(config, stage, config.distributed.name, processes)
+        peak = estimate(shape, setup).peak
+        if peak <= memory * GB:
+            found.append(Fit(peak, True, "fits"))
+            continue
+        ways = remedies(shape, setup, config.stage_key(stage.name), memory * GB, stage.batch_size)
+        enough = [f"{change} ({changed.peak / GB:.0f} GB)" for change, changed in ways if changed.peak <= memory * GB]
+        text = (
+            f"{peak / GB:.0f} GB are too much for {memory:g} GB: {' or '.join(enough[:2]) or 'no one change is enough'}"
+        )
+        found.append(Fit(peak, False, text))
+    return max(found, key=lambda one: one.peak)
+
+
+def device_memory() -> float | None:
+    """Bytes of this machine's first GPU, if it has one."""
+    import torch
+
+    return float(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None
+
+
+def _stage_report(
+    config: Config, stage: SFTSettings | DPOSettings, data: Data, processes: int, memory: float | None
+) -> str:
+    testbed = config.data if isinstance(config.data, TestbedData) else None
+    adapter = config.method.adapter(stage.name)
+    shape = whole = shape_of(meta_model(config.model, testbed))
+    lines = [f"{config.model.name}: {_count(whole.parameters)} parameters, all of them trained in full fine-tuning"]
+    if adapter is not None:
+        shape = adapted_shape(meta_model(config.model, testbed), adapter)
+        lines[0] += f"; {_count(shape.trained)} trained here, by LoRA of rank {adapter.rank}"
+    projection = config.method.projection(stage.name)
+    rows = len(data.training(stage.name))
+    counts = count(stage, projection, data, config.model.gradient_checkpointing, processes)
+    lines.append(
+        f"{stage.name}: {rows} rows × {stage.epochs:g} epochs in batches of {stage.batch_size}: "
+        f"{counts.steps} steps, {counts.samples} rows"
+    )
+    if projection is not None:
+        estimates = "streamed estimates" if projection.streaming else "refreshes"
+        lines.append(
+            f"{config.method.name}: {counts.refreshes} {estimates}, {counts.reference_samples} reference rows: "
+            f"{counts.share:.1%} of all rows, {counts.work:.1%} of the work by length of the texts"
+        )
+    own = stage_setup(config, stage, config.distributed.name, processes)
+    lines.append(
+        f"GB per GPU, {processes} process{'es' if processes > 1 else ''}, micro-batches of {stage.micro_batch_size} "
+        f"{'pairs' if own.pairs else 'rows'} of {stage.max_length} tokens:"
+    )
+    lines += _table([_cells(shape, stage_setup(config, stage, mode, processes)) for mode in get_args(Mode)])
+    lines.append(
+        "peak: the highest moment, not the sum: a refresh holds the references and no basis; gradient checkpointing is "
+        f"{'on: checkpointed' if own.checkpointing else 'off: activations'} counts"
+    )
+    return "\n".join([*lines, *_verdict(shape, own, config.stage_key(stage.name), memory, stage.batch_size)])
+
+
+def _cells(shape: ModelShape, setup: Setup) -> dict[str, str]:
+    found = estimate(shape, setup)
+    plain, checkpointed = (
+        estimate(shape, replace(setup, checkpointing=checkpointing)).activations for checkpointing in (False, True)
+    )
+    sizes = {
+        "weights": found.weights,
+        "gradients": found.gradients,
+        "optimizer": found.optimizer,
+        "basis": found.basis,
+        "references": found.references + found.streams,
+        "buffers": found.communication,
+        "activations": plain,
+        "checkpointed": checkpointed,
+        "peak": found.peak,
+        "host": found.host,
+    }
+    cells = {name: f"{size / GB:.1f}" if size >= GB else f"{size / GB:.3g}" for name, size in sizes.items()}
+    return {"distributed": setup.mode, **cells, "moment": found.peak_moment}
+
+
+def _table(rows: Sequence[dict[str, str]]) -> list[str]:
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    lines = [{name: name for name in rows[0]}, *rows]
+    return ["  ".join(f"{line[name]:>{width}}" for name, width in widths.items()) for line in lines]
+
+
+def _verdict(shape: ModelShape, setup: Setup, key: str, memory: float | None, batch: int) -> list[str]:
+    peak = estimate(shape, setup).peak
+    if memory is None:
+        return ["no GPU on this machine to compare with"]
+    if peak <= memory:
+        return [f"fits: {peak / GB:.1f} of this GPU's {memory / GB:.1f} GB"]
+    lines = [f"does not fit: {peak / GB:.1f} GB of this GPU's {memory / GB:.1f} GB; by what it saves:"]
+    for change, changed in remedies(shape, setup, key, memory, batch):
+        fits = "fits" if changed.peak <= memory else "not enough alone"
+        lines.append(f"  {change}: {changed.peak / GB:.1f} GB, {fits}")
+    return lines
+
+
+def _count(elements: int) -> str:
+    return f"{elements / 1e9:.2f} B" if elements >= 1e9 else f"{elements / 1e6:.2f} M"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one stage runs through.
+
+    Attributes:
+        steps: optimizer steps; ``samples``: training rows over all of them.
+        refreshes: estimates of the subspace (streaming: one a step); ``reference_samples``: rows of their passes.
+        share: of the reference rows among all rows; ``work``: of their passes in the work of all passes.
+        characters: that work, in characters of training passes.
+    """
+
+    steps: int
+    samples: int
+    refreshes: int
+    reference_samples: int
+    share: float
+    work: float
+    characters: float
+
+
+def count(
+    stage: SFTSettings | DPOSettings,
+    projection: ProjectionSettings | None,
+    data: Data,
+    checkpointing: bool,
+    processes: int = 1,
+) -> Counts:
+    """Steps as transformers' trainer takes them, and the passes of the projection.
+
+    Work is forward passes over characters: a training or reference pass counts three (four where
+    checkpointing repeats the forward pass), the precomputed log-probabilities of DPO's reference policy one.
+    """
+    training = data.training(stage.name)
+    rows = len(training)
+    micro_batches = math.ceil(math.ceil(rows / stage.micro_batch_size) / processes)
+    accumulation = max(1, accumulation_steps(stage, processes))
+    per_epoch = math.ceil(micro_batches / accumulation)
+    steps = stage.max_steps or math.ceil(stage.epochs * per_epoch)
+    whole, rest = divmod(steps, per_epoch)
+    samples = whole * rows + min(rows, rest * stage.batch_size)
+    refreshes, passes = _passes(projection, steps)
+    references = {name: data.reference_sets[name] for name in projection.reference_sets} if projection else {}
+    trained = samples * _mean_length(training, stage.name)
+    estimated = passes * sum(_mean_length(part, stage.name) for part in references.values())
+    reference_samples = passes * len(references)
+    if projection is not None and projection.selection == "conflict":
+        # Once a pass over every row of each set, and over some of the safety set's beside it.
+        sample = len(references) * min(SAFETY_SAMPLE, rows)
+        estimated += sum(len(part) * _mean_length(part, stage.name) for part in references.values())
+        estimated += sample * _mean_length(training, stage.name)
+        reference_samples += sum(map(len, references.values())) + sample
+    forward = 0.0
+    if stage.name == "dpo":
+        forward = sum(len(part) * _mean_length(part, "dpo") for part in (training, *references.values()))
+    characters = trained + estimated + forward / (4 if checkpointing else 3)
+    return Counts(
+        steps=steps,
+        samples=samples,
+        refreshes=refreshes,
+        reference_samples=reference_samples,
+        share=reference_samples / (samples + reference_samples),
+        work=estimated / characters,
+        characters=characters,
+    )
+
+
+def _passes(projection: ProjectionSettings | None, steps: int) -> tuple[int, int]:
+    """How often the subspace is estimated, and how many rows of each set that takes."""
+    if projection is None:
+        return 0, 0
+    every = projection.refresh_every
+    if projection.streaming and every is not None:
+        whole, rest = divmod(steps, every)
+        chunks = [len(range(chunk, projection.samples, projection.chunks)) for chunk in range(projection.chunks)]
+        begun = sum(len(range(position, size, every)) for size in chunks for position in range(rest))
+        return steps, whole * projection.samples + begun
+    due = 1 if every is None else -(-steps // every)
+    extra = projection.refresh_after_first_step and every != 1 and steps > 1
+    return due + extra, (due + extra) * projection.samples
+
+
+def _mean_length(rows: Sequence[Row], stage: StageName) -> float:
+    """Characters that one row sends through the model; a pair of DPO sends its prompt twice."""
+    columns = ("prompt", "chosen") if stage == "sft" else ("prompt", "prompt", "chosen", "rejected")
+    return sum(len(row[column]) for row in rows for column in columns) / len(rows)
+
+
+def stage_setup(config: Config, stage: SFTSettings | DPOSettings, mode: Mode, processes: int) -> Setup:
+    """How ``config`` trains a stage on GPUs, every row of full length but one."""
+    projection = config.method.projection(stage.name)
+    references = len(projection.reference_sets) * projection.chunks if projection else 0
+    micro = stage.micro_batch_size
+    return Setup(
+        rows=micro,
+        length=stage.max_length,
+        pairs=stage.name == "dpo",
+        mode=mode,
+        processes=processes,
+        accumulates=stage.batch_size > micro * processes,
+        reference_accumulates=projection is not None and projection.samples // projection.chunks > micro * processes,
+        checkpointing=config.model.gradient_checkpointing,
+        autocast=config.model.precision == "bf16",
+        weight_bytes=2 if config.model.dtype == "bf16" else 4,
+        attention=config.model.attention,
+        optimizer=stage.optimizer,
+        rank=projection.rank if projection else 0,
+        references=references,
+        basis_dtype=projection.basis_dtype if projection else "auto",
+        basis_device=projection.basis_device if projection else "device",
+        anchored=config.method.anchor_strength(stage.name) is not None,
+        streamed_sums=(1 if projection.refresh_every == 1 else 2) if projection and projection.streaming else 0,
+    )
+
+
+def adapted_shape(model: "PreTrainedModel", settings: AdapterSettings) -> ModelShape:
+    """The same with peft's adapters on it; the model is changed.
+
+    Raises:
+        UserError: as ``shape_of``, or a target module is no linear layer.
+    """
+    from peft import get_peft_model
+
+    from ogpsa.models.adapters import lora_config
+
+    wrapped = get_peft_model(model, lora_config(settings, model))
+    inside: Any = wrapped.get_base_model()
+    layers = inside.config.get_text_config().num_hidden_layers
+    inputs = sum(p.shape[1] for name, p in inside.named_parameters() if "lora_A" in name)
+    return shape_of(inside, inputs // layers)
+
+
+def meta_model(model: Model, data: TestbedData | None) -> "PreTrainedModel":
+    """The model without weights, from its configuration alone: a folder's, the hub's, or the testbed base's.
+
+    Raises:
+        UserError: the configuration cannot be found or read, or is no causal language model's.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if model.path is None:
+        assert data is not None and model.base is not None
+        config: Any = _testbed_config(model.base, data)
+    else:
+        try:
+            config = AutoConfig.from_pretrained(_config_folder(model), local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"model.path: {model.path} has no readable configuration ({reason})") from None
+    with torch.device("meta"):
+        try:
+            made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except ValueError:
+            raise UserError(f"model.path: {model.path} ({config.model_type}) is no causal language model") from None
+    return made
+
+
+def _config_folder(model: Model) -> Path:
+    assert model.path is not None
+    if Path(model.path).is_dir():
+        return Path(model.path)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model.path, "config.json", revision=model.revision)).parent
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.path: config.json of {model.path} is not in the hub's cache and cannot be fetched ({reason}); "
+            "give a local folder"
+        ) from None
+
+
+def _testbed_config(base: BaseTraining, data: TestbedData) -> "LlamaConfig":
+    """What ``ogpsa/testbed/base.py`` trains, whose own bytes are part of every base's key."""
+    from transformers import LlamaConfig
+
+    from ogpsa.testbed.tokenizer import build_tokenizer
+    from ogpsa.testbed.world import World
+
+    return LlamaConfig(
+        vocab_size=len(build_tokenizer(World(data.seed).vocabulary())),
+        hidden_size=base.hidden_size,
+        intermediate_size=base.hidden_size * 5 // 2,
+        num_hidden_layers=base.layers,
+        num_attention_heads=base.heads,
+        num_key_value_heads=base.heads,
+        tie_word_embeddings=True,
+    )

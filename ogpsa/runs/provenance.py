@@ -1,0 +1,68 @@
+"""What a run directory says about where its result came from: nothing secret, every session that worked on it."""
+
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ogpsa import __version__
+from ogpsa.config import Config
+from ogpsa.distributed import processes
+from ogpsa.utils.files import read_json, write_json
+from ogpsa.utils.signals import deaf_children
+
+PACKAGES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm_eval", "hydra-core", "numpy", "wandb",
+)  # fmt: skip
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def record(file: Path, config: Config, data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Write what ``file`` says of this run and return it; a run that goes on elsewhere adds a session."""
+    facts: dict[str, Any] = {"seeds": {"seed": config.seed, "data.seed": config.data.seed}, "data": dict(data)}
+    earlier = read_json(file)["sessions"] if file.exists() else []
+    facts["sessions"] = [*earlier, _session(overrides)]
+    write_json(file, facts)
+    return facts
+
+
+def _session(overrides: Sequence[str]) -> dict[str, Any]:
+    import torch
+
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "overrides": list(overrides),
+        "git": git_state(),
+        "python": sys.version.split()[0],
+        "packages": {"ogpsa": __version__} | {name: version(name) for name in PACKAGES},
+        "host": {
+            "name": socket.gethostname(),
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "world_size": processes.world_size(),
+        },
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Revision and whether tracked files differ from it; None outside a git checkout."""
+    revision = _git("rev-parse", "HEAD")
+    if revision is None:
+        return None
+    return {"revision": revision, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        with deaf_children():
+            done = subprocess.run(
+                ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False
+            )
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

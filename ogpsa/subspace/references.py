@@ -1,0 +1,159 @@
+"""Reference gradients: a trainer's own loss on reference rows, without a trace in the training state."""
+
+import copy
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ogpsa.subspace.measurements import Recorder
+
+if TYPE_CHECKING:
+    from ogpsa.training.seam import ProjectionMixin
+
+# What a pass through ``training_step`` changes in transformers' and TRL's trainers, where they have it.
+TOUCHED = ("_metrics", "_total_train_tokens", "current_gradient_accumulation_steps")
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leave every random generator that training draws from as it was."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@dataclass(frozen=True)
+class ReferenceChunk:
+    """Rows of one reference set that give one reference gradient; ``loader`` knows how to collate them."""
+
+    name: str
+    rows: Sequence[int]
+    loader: DataLoader[Any]
+
+    def batches(self, rows: Sequence[int], size: int) -> list[Any]:
+        """Micro-batches of at most ``size`` of the rows."""
+        collate, data = self.loader.collate_fn, self.loader.dataset
+        return [collate([data[i] for i in rows[start : start + size]]) for start in range(0, len(rows), size)]
+
+
+class ReferencePasses:
+    """Backward passes over the reference chunks, whole or a slice of each at a time.
+
+    The gradient in flight afterwards is that of a mean over the chunk's rows, or over its tokens where the
+    trainer's loss counts tokens, whatever the micro-batch and the number of processes.
+
+    Args:
+        slices: parts that each chunk's rows are cut into.
+
+    Attributes:
+        shares: for each slice its share [chunks] of each chunk's mean.
+    """
+
+    def __init__(self, trainer: "ProjectionMixin", chunks: Sequence[ReferenceChunk], slices: int) -> None:
+        self._trainer = trainer
+        self._chunks = chunks
+        self._processes = trainer.args.world_size
+        self._size = trainer.args.per_device_eval_batch_size
+        # What each chunk's loss is divided by; None where it is a mean over rows.
+        self._items: list[Tensor | None] = []
+        self.shares: list[list[float]] = [[] for _ in range(slices)]
+        with preserved_random_state():
+            for chunk in chunks:
+                self._plan(chunk)
+
+    def _plan(self, chunk: ReferenceChunk) -> None:
+        # Every process counts all rows, so the sum that transformers makes holds each of them once a process.
+        items = self._count(chunk, chunk.rows)
+        self._items.append(None if items is None else items / self._processes)
+        for position, part in enumerate(self.shares):
+            rows = chunk.rows[position :: len(self.shares)]
+            held = self._count(chunk, rows)
+            part.append(len(rows) / len(chunk.rows) if items is None or held is None else float(held / items))
+
+    def _count(self, chunk: ReferenceChunk, rows: Sequence[int]) -> Tensor | None:
+        device = self._trainer.args.device
+        items: Any = self._trainer._get_num_items_in_batch(chunk.batches(rows, self._size), device)
+        return None if items is None else torch.as_tensor(items, device=device)
+
+    def run(self, position: int | None, recorder: Recorder) -> Iterator[tuple[int, list[Tensor]]]:
+        """For each chunk its index and the gradient in flight of its mean loss, or of one slice's part of it."""
+        engine, shards = self._trainer.engine, self._trainer.shards
+        losses: dict[str, list[Tensor]] = {}
+        with self._training_state_kept(), preserved_random_state():
+            for index, chunk in enumerate(self._chunks):
+                loss = torch.zeros((), device=self._trainer.args.device)
+                rows = chunk.rows if position is None else chunk.rows[position :: len(self.shares)]
+                with nullcontext() if engine is None else engine.reference_pass():
+                    batches = self._batches(chunk, rows)
+                    for number, (batch, count) in enumerate(batches):
+                        with self._gradients_reduced(last=number == len(batches) - 1):
+                            loss += self._backward(batch, count / len(chunk.rows), self._items[index])
+                    yield index, shards.gradients()
+                    if engine is None:
+                        shards.clear()
+                share = 1.0 if position is None else self.shares[position][index]
+                losses.setdefault(chunk.name, []).append(loss / share)
+        # Like the gradients, a mean over the processes.
+        for name, values in losses.items():
+            mean = self._trainer.accelerator.reduce(torch.stack(values).mean(), "mean")
+            recorder.add({f"reference_loss/{name}": float(mean)})
+
+    def _batches(self, chunk: ReferenceChunk, rows: Sequence[int]) -> list[tuple[Any, int]]:
+        """This process's micro-batches of the rows, each with how many rows of it count.
+
+        Losses gather, so micro-batches are of equal number and size on every process: what does not divide is
+        one row more, and a row that does not count where there is none.
+        """
+        even = len(rows) // self._processes
+        mine = rows[self._trainer.args.process_index :: self._processes]
+        counts = [min(self._size, even - start) for start in range(0, even, self._size)]
+        batches = list(zip(chunk.batches(mine[:even], self._size), counts, strict=True))
+        if len(rows) % self._processes:
+            [last] = chunk.batches(mine[even:] or chunk.rows[:1], 1)
+            batches.append((last, len(mine) - even))
+        return batches
+
+    def _backward(self, batch: Any, share: float, items: Tensor | None) -> Tensor:
+        """Backward of a micro-batch's part in the chunk's mean, of which it holds ``share`` of the rows."""
+        trainer = self._trainer
+        # Gradients are averaged over the processes.
+        steps = 1 / (self._processes * share) if share else math.inf
+        trainer.current_gradient_accumulation_steps = steps  # type: ignore[assignment]
+        if items is not None and not share:
+            items = torch.full_like(items, math.inf, dtype=torch.float32)
+        return trainer.plain_training_step(trainer.model_wrapped, batch, items)
+
+    def _gradients_reduced(self, last: bool) -> AbstractContextManager[None]:
+        """DDP reduces once a chunk; sharded gradients are reduced each time, which spares whole ones."""
+        accelerator = self._trainer.accelerator
+        accelerator.gradient_state._set_sync_gradients(True)
+        if last or accelerator.distributed_type not in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+            return nullcontext()
+        waiting: AbstractContextManager[None] = accelerator.no_sync(self._trainer.model_wrapped)
+        return waiting
+
+    @contextmanager
+    def _training_state_kept(self) -> Iterator[None]:
+        """Put back what a pass touches beside the gradients: counters, metrics, flags."""
+        gradient_state, attributes = self._trainer.accelerator.gradient_state, vars(self._trainer)
+        synchronised = gradient_state.sync_gradients
+        kept = {name: copy.deepcopy(value) for name, value in attributes.items() if name in TOUCHED}
+        try:
+            yield
+        finally:
+            gradient_state._set_sync_gradients(synchronised)
+            attributes.update(kept)

@@ -1,0 +1,42 @@
+"""Reference rows chosen by gradient conflict: those whose own loss a safety step from here would raise the most."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ogpsa.projection import dots
+from ogpsa.subspace.measurements import Recorder
+from ogpsa.subspace.references import ReferenceChunk, ReferencePasses
+
+if TYPE_CHECKING:
+    from ogpsa.training.seam import ProjectionMixin
+
+
+def most_opposed(
+    trainer: "ProjectionMixin", safety: ReferenceChunk, candidates: ReferenceChunk, count: int
+) -> list[int]:
+    """The ``count`` candidates whose gradients' inner products with the mean safety gradient are the lowest.
+
+    To first order a step down the safety gradient raises their losses the most. Costs a pass over each candidate alone.
+    """
+    single = [replace(candidates, rows=[row]) for row in candidates.rows]
+    products = _inner_products(trainer, safety, single)
+    return [candidates.rows[index] for index in products.argsort(stable=True)[:count].tolist()]
+
+
+def _inner_products(trainer: "ProjectionMixin", safety: ReferenceChunk, chunks: list[ReferenceChunk]) -> Tensor:
+    """Inner product [chunks] in fp64 of each chunk's gradient with that of ``safety``, at the current weights."""
+    table: list[Tensor] = []
+    target: list[Tensor] = []
+    for index, gradients in ReferencePasses(trainer, [safety, *chunks], 1).run(None, Recorder()):
+        if index == 0:
+            target = [gradient.clone() for gradient in gradients]
+            continue
+        pairs = zip(gradients, target, strict=True)
+        table.append(torch.stack([dots(ours[None], theirs[None])[0, 0] for ours, theirs in pairs]).cpu())
+    products = torch.stack(table)
+    if trainer.shards.sharded:
+        products = trainer.sum_over_processes(products / torch.tensor(trainer.shards.copies))
+    return products.sum(dim=1)

@@ -1,0 +1,1 @@
+"""Files, journals, command lines, progress, signals, endpoints: nothing that knows of models or methods."""

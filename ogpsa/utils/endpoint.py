@@ -1,0 +1,372 @@
+"""Chat completions from an endpoint that speaks OpenAI's protocol: many at a time, retried, within a budget.
+
+All decisions on waiting and trying again are made here; the ``openai`` package's own retries are off, so that every
+request counts against the cap.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ogpsa.config import EndpointSettings
+from ogpsa.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+OPENAI = "https://api.openai.com/v1"
+# Seconds: the longest wait between two tries of one request, the longest that a server may ask for, and the least
+# between two notices.
+LONGEST_BACKOFF = 60.0
+LONGEST_PAUSE = 600.0
+NOTICE = 5.0
+# Of English, in estimates of what a text takes [ours].
+CHARACTERS_PER_TOKEN = 4
+# What models that do not take a parameter take in its place; None: nothing.
+IN_PLACE_OF = {"max_tokens": "max_completion_tokens", "temperature": None}
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A reply.
+
+    Attributes:
+        text: what the model said; empty where it said nothing.
+        finish_reason: ``stop``, ``length`` (cut at the cap on tokens), ``content_filter``, ``refusal`` (the server
+            says that the model declined), ``too_long`` (the request does not fit the model), or another of the
+            server's.
+    """
+
+    text: str
+    finish_reason: str
+
+
+def public_address(base_url: str | None) -> str:
+    """An endpoint's address without the user and password that it may hold; OpenAI's own for None."""
+    parts = urlsplit(base_url or OPENAI)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+
+
+@dataclass
+class Budget:
+    """A cap on calls, shared by whatever is asked under it; None: none."""
+
+    max_calls: int | None = None
+    calls: int = 0
+
+    @property
+    def left(self) -> float:
+        return float("inf") if self.max_calls is None else self.max_calls - self.calls
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One model behind one address.
+
+    Attributes:
+        section: the settings' section, for messages to the user: ``eval.judge``.
+        base_url: None: OpenAI's own.
+        model: the name that the server knows it by.
+        api_key_env: the environment variable that holds the key; empty: the server needs none.
+        concurrency: requests at a time.
+        timeout: seconds after which a request counts as lost.
+        attempts: times that one request is tried. Being turned away for the rate (429) does not count as long as
+            others get through.
+        budget: cap on requests, retries included; a 429, which no one is charged for, does not count.
+        backoff: seconds before the second try; doubled for each further one.
+    """
+
+    section: str
+    base_url: str | None
+    model: str
+    api_key_env: str
+    concurrency: int
+    timeout: float
+    attempts: int
+    budget: Budget = field(default_factory=Budget)
+    backoff: float = 1.0
+
+    def check(self) -> None:
+        """Refuse what could not be asked, before anything is.
+
+        Raises:
+            UserError: the variable holds no key, or the address is none.
+        """
+        parts = urlsplit(self.base_url or OPENAI)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{self.section}.base_url: found '{self.base_url}'; expected http://… or https://…")
+        self._key()
+
+    @classmethod
+    def of(cls, section: str, settings: EndpointSettings, model: str, budget: Budget | None = None) -> "Endpoint":
+        """The endpoint that a section of the configuration describes."""
+        return cls(
+            section,
+            base_url=settings.base_url,
+            model=model,
+            api_key_env=settings.api_key_env,
+            concurrency=settings.concurrency,
+            timeout=settings.timeout,
+            attempts=settings.attempts,
+            budget=budget or Budget(),
+        )
+
+    def complete(
+        self,
+        requests: Sequence[Messages],
+        done: Callable[[int, Completion], None],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+    ) -> None:
+        """Ask for a reply to each of ``requests``; ``done(index, reply)`` is called as each comes in, in any order.
+
+        A model that does not take ``max_tokens`` or ``temperature`` is asked as it wants to be, without charge.
+
+        When a request has failed for good, or ``done`` raises, no further one is sent; those under way are waited for
+        and handed to ``done`` before the error is raised.
+
+        Raises:
+            UserError: as ``check``; the cap is reached, the server does not accept the key or a request, or a request
+                failed in all attempts.
+        """
+        self.check()
+        options: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature}
+        if stop:
+            options["stop"] = list(stop)
+        asyncio.run(self._complete(requests, done, options))
+
+    async def _complete(
+        self, requests: Sequence[Messages], done: Callable[[int, Completion], None], options: Mapping[str, Any]
+    ) -> None:
+        from openai import AsyncOpenAI
+
+        url = self.base_url or OPENAI
+        async with AsyncOpenAI(api_key=self._key(), base_url=url, max_retries=0, timeout=self.timeout) as client:
+            session = _Session(self, client, options)
+            pending = iter(enumerate(requests))
+            workers = [session.work(pending, done) for _ in range(min(self.concurrency, len(requests)))]
+            ends = await asyncio.gather(*workers, return_exceptions=True)
+        for end in ends:
+            if end is not None:
+                raise end
+
+    def problem(self, text: str) -> UserError:
+        """What went wrong in one line, without the key."""
+        if self.api_key_env:
+            text = text.replace(self._key(), "***")
+        return UserError(f"{self.section}: {public_address(self.base_url)}: {' '.join(text.split())[:300]}")
+
+    def _key(self) -> str:
+        if not self.api_key_env:
+            return "none"
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            raise UserError(
+                f"{self.section}.api_key_env: the environment variable {self.api_key_env} holds no key; "
+                f"set it, or name none ({self.section}.api_key_env='') where the server needs no key"
+            )
+        return key
+
+
+class _TryAgainError(Exception):
+    """A try that failed in passing.
+
+    Attributes:
+        limited: turned away for the rate of requests.
+        pause: seconds that the server asks to wait, if it does.
+    """
+
+    def __init__(self, reason: str, limited: bool = False, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.limited, self.pause = limited, pause
+
+
+class _Session:
+    """What the requests of one call have in common: until when all wait, and whether to stop."""
+
+    def __init__(self, endpoint: Endpoint, client: "AsyncOpenAI", options: Mapping[str, Any]) -> None:
+        self._endpoint, self._client, self._options = endpoint, client, dict(options)
+        self._stopping = asyncio.Event()
+        self._resume_at = self._noticed_at = 0.0
+        self._replies = 0
+
+    async def work(self, pending: Iterator[tuple[int, Messages]], done: Callable[[int, Completion], None]) -> None:
+        """Take requests from ``pending``, which others take from too, until there are none or something failed."""
+        try:
+            for index, messages in pending:
+                reply = await self._reply(messages)
+                if reply is None:
+                    return
+                self._replies += 1
+                done(index, reply)
+        except BaseException:
+            self._stopping.set()
+            raise
+
+    async def _reply(self, messages: Messages) -> Completion | None:
+        """The reply to one request; None where another one's failure stopped the work."""
+        endpoint, failures, retry_at = self._endpoint, 0, 0.0
+        replies = self._replies
+        while True:
+            await self._wait(retry_at)
+            if self._stopping.is_set():
+                return None
+            if endpoint.budget.left < 1:
+                raise endpoint.problem(
+                    f"the cap of {endpoint.budget.max_calls} calls ({endpoint.section}.max_calls) is reached; "
+                    "all replies so far are kept, a higher cap goes on from there"
+                )
+            endpoint.budget.calls += 1
+            try:
+                return await self._try(messages)
+            except _TryAgainError as error:
+                crowded = error.limited and self._replies > replies
+                failures, replies = failures if crowded else failures + 1, self._replies
+                if failures >= endpoint.attempts:
+                    times = "" if failures == 1 else f" ({failures} tries)"
+                    raise endpoint.problem(f"{error}{times}; all replies so far are kept") from None
+                wait = min(LONGEST_BACKOFF, endpoint.backoff * 2.0 ** max(0, failures - 1)) * random.uniform(0.75, 1.25)
+                if error.pause is not None:
+                    # Spread, so that those who waited do not return at once.
+                    wait = error.pause + random.uniform(0.0, 0.25) * endpoint.backoff
+                retry_at = time.monotonic() + wait
+                if error.limited:
+                    endpoint.budget.calls -= 1
+                    self._resume_at = max(self._resume_at, time.monotonic() + (error.pause or 0.0))
+                self._notice(f"{error}; trying again in {wait:.0f} s")
+
+    async def _wait(self, until: float) -> None:
+        while (left := max(until, self._resume_at) - time.monotonic()) > 0 and not self._stopping.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), left)
+
+    async def _try(self, messages: Messages) -> Completion:
+        """One request.
+
+        Raises:
+            _TryAgainError: it may succeed later.
+            UserError: it will not.
+        """
+        from openai import APIConnectionError, APIStatusError
+
+        endpoint, options = self._endpoint, dict(self._options)
+        try:
+            async with asyncio.timeout(endpoint.timeout):
+                response = await self._client.chat.completions.with_raw_response.create(
+                    messages=list(messages),  # type: ignore[arg-type]
+                    **options,
+                )
+        except TimeoutError:
+            raise _TryAgainError(f"no reply within {endpoint.timeout:g} s") from None
+        except APIStatusError as error:
+            name = _refused_parameter(error, options)
+            if name is None:
+                return self._turned_away(error)
+            self._do_without(name)
+            return await self._try(messages)
+        except APIConnectionError as error:
+            raise _TryAgainError(f"{error} ({type(error.__cause__ or error).__name__})") from None
+        try:
+            return _completion(json.loads(response.content))
+        except (ValueError, TypeError, KeyError, IndexError):
+            raise _TryAgainError("the reply is no chat completion in JSON") from None
+
+    def _turned_away(self, error: "APIStatusError") -> Completion:
+        """What an HTTP status other than success means.
+
+        Raises:
+            _TryAgainError: it may succeed later.
+            UserError: it will not.
+        """
+        endpoint, status = self._endpoint, error.status_code
+        text = _said(error)
+        if status == 429 and "insufficient_quota" not in text:
+            pause = _retry_after(error.response.headers)
+            if pause is not None and pause > LONGEST_PAUSE:
+                raise endpoint.problem(
+                    f"429, asks to wait {pause:.0f} s; start again then, all replies so far are kept"
+                )
+            raise _TryAgainError("429, too many requests", limited=True, pause=pause)
+        if status in (408, 409) or status >= 500:
+            raise _TryAgainError(f"{status}, {text}", pause=_retry_after(error.response.headers))
+        if status == 400 and "content_filter" in text:
+            return Completion("", "content_filter")
+        if status == 413 or (status == 400 and _too_long(error)):
+            return Completion("", "too_long")
+        if status in (401, 403):
+            source = f"the key in {endpoint.api_key_env}" if endpoint.api_key_env else "a request without a key"
+            raise endpoint.problem(f"{status}, {source} is not accepted: {text}")
+        raise endpoint.problem(f"{status}, {text}")
+
+    def _do_without(self, name: str) -> None:
+        """Leave a parameter out from now on, or call it otherwise; another request may have met the same before."""
+        if name in self._options:
+            value, other = self._options.pop(name), IN_PLACE_OF[name]
+            if other:
+                self._options[other] = value
+            self._notice(f"the model takes no {name}; {f'{other} in its place' if other else 'left to its default'}")
+
+    def _notice(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._noticed_at >= NOTICE:
+            self._noticed_at = now
+            print(f"warning: {self._endpoint.problem(text)}", file=sys.stderr, flush=True)
+
+
+def _refused_parameter(error: "APIStatusError", options: Mapping[str, Any]) -> str | None:
+    """The parameter that the server does not take, where there is a way without it."""
+    if error.status_code != 400 or _too_long(error):
+        return None
+    named = [name for name in IN_PLACE_OF if error.param == name or re.search(rf"\b{name}\b", _said(error))]
+    return next((name for name in named if name in options), None)
+
+
+def _said(error: "APIStatusError") -> str:
+    """The server's code and message."""
+    message = error.body.get("message") if isinstance(error.body, dict) else error.response.text
+    return f"{error.code or ''} {message or error.message}".strip()
+
+
+def _too_long(error: "APIStatusError") -> bool:
+    return "context_length" in _said(error) or "context length" in _said(error)
+
+
+def _completion(body: Any) -> Completion:
+    """The first choice of a response's body.
+
+    Raises:
+        ValueError, TypeError, KeyError, IndexError: the body is no chat completion.
+    """
+    choice = body["choices"][0]
+    message = choice["message"]
+    if message.get("refusal"):
+        return Completion(str(message["refusal"]), "refusal")
+    text = message.get("content") or ""
+    if not isinstance(text, str):
+        raise TypeError(text)
+    return Completion(text, str(choice.get("finish_reason") or "stop"))
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: in ``retry-after-ms``, or in ``retry-after`` as seconds or as a date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(ValueError):
+            seconds = float(headers.get(name, "")) * unit
+            return seconds if 0 <= seconds < float("inf") else None
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    return None

@@ -1,0 +1,68 @@
+"""Finished pieces of work, on disk one by one, for work that a kill must not undo."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ogpsa.utils.errors import UserError
+
+
+class Journal:
+    """One JSON object a line: first what the work rests on, then ``{key: piece}`` for each group of pieces.
+
+    A line that a kill cut short is as if it had never been. What rests on something else is started anew.
+
+    Args:
+        stamp: what the pieces rest on, as JSON holds it.
+
+    Attributes:
+        pieces: everything kept so far.
+
+    Raises:
+        UserError: a whole line cannot be read.
+    """
+
+    def __init__(self, path: Path, stamp: Mapping[str, Any]) -> None:
+        self.path = path
+        self.pieces: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.read_bytes().rpartition(b"\n")[0].split(b"\n") if path.is_file() else [b""]
+        if _parsed(whole[0]) == dict(stamp):
+            for number, line in enumerate(whole[1:], start=2):
+                pieces = _parsed(line)
+                if pieces is None:
+                    raise UserError(
+                        f"{path}:{number}: damaged, and by no kill of ours; delete the line to go on without its pieces"
+                    )
+                self.pieces |= pieces
+            os.truncate(path, sum(len(line) + 1 for line in whole))
+            self._handle = path.open("ab")
+        else:
+            self._handle = path.open("wb")
+            self._append(stamp)
+
+    def keep(self, pieces: Mapping[str, Any]) -> None:
+        """Write the pieces to disk, all or none."""
+        self.pieces |= pieces
+        self._append(pieces)
+
+    def close(self, discard: bool) -> None:
+        """End the journal; ``discard`` it when its pieces are kept elsewhere."""
+        self._handle.close()
+        if discard:
+            self.path.unlink()
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._handle.write(json.dumps(dict(line), ensure_ascii=False).encode() + b"\n")
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

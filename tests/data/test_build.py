@@ -1,0 +1,553 @@
+"""Building data sets from made-up rows with the columns that the real ones have, and from slices of real ones."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import chdir
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from ogpsa.app.compose import compose_config
+from ogpsa.data.__main__ import main
+from ogpsa.data.builders.settings import FOLDER, SCHEMAS, load_settings
+from ogpsa.data.rows import load_data
+from ogpsa.models.load import load_model
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from ogpsa.utils.files import read_json, read_jsonl
+from tests.endpoint_server import EndpointServer, Reply, Request, serve
+from tests.tiny import byte_tokenizer, tiny_model
+
+ROOT = Path(__file__).parents[2]
+REAL = ROOT.parent / "shared" / "data"
+REFUSAL = "I'm sorry, but I can't help with that."
+Row = dict[str, Any]
+
+
+def safe_row(prompt: str, *answers: tuple[str, bool, int], safer: int = 0, **more: Any) -> Row:
+    """A row of PKU-SafeRLHF; an answer is a text, whether it is safe, and its severity."""
+    row: Row = {"prompt": prompt, "prompt_source": "made up", "safer_response_id": safer, "better_response_id": 0}
+    for number, (text, safe, severity) in enumerate(answers):
+        row |= {
+            f"response_{number}": text, f"is_response_{number}_safe": safe,
+            f"response_{number}_severity_level": severity, f"response_{number}_harm_category": {"Privacy": not safe},
+            f"response_{number}_source": "made up",
+        }  # fmt: skip
+    return row | more
+
+
+def safe_rows(count: int) -> list[Row]:
+    return [
+        safe_row(f"How do I curse neighbour {n}?", ("I won't.", True, 0), (f"Say abra {n}.", False, 1 + n % 3))
+        for n in range(count)
+    ]
+
+
+def feedback_row(instruction: str, *scores: tuple[Any, Any], source: str = "sharegpt") -> Row:
+    """A row of UltraFeedback with an answer for each (overall score, fine-grained score)."""
+    completions = [
+        {"model": f"m{n}", "response": f"answer {n}", "overall_score": overall, "fine-grained_score": fine,
+         "principle": "helpfulness", "custom_system_prompt": "", "critique": "",
+         "annotations": {"helpfulness": {"Rating": "3"}}}
+        for n, (overall, fine) in enumerate(scores)
+    ]  # fmt: skip
+    return {
+        "source": source, "instruction": instruction, "models": [c["model"] for c in completions],
+        "completions": completions, "correct_answers": ["None"], "incorrect_answers": ["None"],
+    }  # fmt: skip
+
+
+MADE_UP: dict[str, list[Row]] = {
+    "safe_rlhf": safe_rows(12),
+    "ultrafeedback": [feedback_row(f"Explain tides {n}", (3.0, 2.5), (7.5, 4.0), (1.0, 1.25)) for n in range(12)],
+    "halueval": [
+        {"knowledge": f"The tower {n} is {n} m high.", "question": f"How high is tower {n}?",
+         "right_answer": f"{n} m", "hallucinated_answer": f"{n} km"} for n in range(12)
+    ],
+    "gsm8k": [
+        {"question": f"What is {n} plus 1?", "answer": f"{n}+1 = <<{n}+1={n + 1}>>{n + 1}\n#### {n + 1}"}
+        for n in range(12)
+    ],
+    "mmlu": [
+        {"question": f"Which number follows {n}?", "subject": "", "choices": [str(n + k) for k in (3, 1, 2, 5)],
+         "answer": 1} for n in range(12)
+    ],
+}  # fmt: skip
+PARTS = {"safe_rlhf": "train", "ultrafeedback": "reference", "halueval": "reference", "gsm8k": "reference",
+         "mmlu": "reference"}  # fmt: skip
+
+
+def write(file: Path, rows: list[Row]) -> Path:
+    """Write rows in the format that the file's ending says."""
+    if file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(rows), encoding="utf-8")
+    elif file.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        with file.open("w", encoding="utf-8", newline="") as handle:
+            writer = csv.DictWriter(handle, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return file
+
+
+def arguments(name: str, source: Path | str, out: Path, *overrides: str) -> list[str]:
+    given = ["build", name, f"source.path={source}", f"output={out}"]
+    if name == "safe_rlhf" and not any("refusals.way" in override for override in overrides):
+        given.append("refusals.way=templates")
+    return [*given, *overrides]
+
+
+def build(name: str, source: Path | str, out: Path, *overrides: str) -> Row:
+    assert main(arguments(name, source, out, *overrides)) == EXIT_DONE
+    card: Row = read_json(out / "card.json")
+    return card
+
+
+def rows_of(out: Path, part: str) -> list[Row]:
+    return read_jsonl(out / f"{part}.jsonl")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Path]:
+    """The working directory."""
+    with chdir(tmp_path):
+        yield tmp_path
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet"])
+def test_a_local_copy_becomes_rows_that_a_run_reads(name: str, ending: str, work: Path) -> None:
+    source = write(work / f"copy{ending}", MADE_UP[name])
+    part, out = PARTS[name], work / "out"
+    card = build(name, source, out, f"parts={{{part}: 8}}")
+    assert card["counts"] == {"read": 12, "dropped": {}, "eligible": 12, "drawn": 8}
+    assert card["source"]["sha256"] == sha256(source.read_bytes()).hexdigest()
+    rows = rows_of(out, part)
+    files = [part, "harmful_answers"] if name == "safe_rlhf" else [part]
+    assert card["parts"] == {
+        file: {
+            "file": f"{file}.jsonl",
+            "rows": 8,
+            "sha256": sha256((out / f"{file}.jsonl").read_bytes()).hexdigest(),
+        }
+        for file in files
+    }
+    assert len({row["prompt"] for row in rows}) == 8
+    pairs = name != "gsm8k"
+    assert all(("rejected" in row) == pairs and row["chosen"] for row in rows)
+    stages = ["stage.sft", "stage.dpo"] if pairs else ["stage"]
+    batches = [f"{stage}.{key}" for stage in stages for key in ("batch_size=8", "micro_batch_size=4")]
+    given = ["data=files", f"data.safety={out / part}.jsonl", "eval=quick"]
+    config = compose_config([*given, f"stage={'sft_dpo' if pairs else 'sft'}", "method=baseline", *batches])
+    columns = ("chosen", "prompt", "rejected") if pairs else ("chosen", "prompt")
+    assert load_data(config).safety == [{column: row[column] for column in columns} for row in rows]
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "halueval", "safe_rlhf"])
+def test_csv_gives_the_same_rows(name: str, work: Path) -> None:
+    parts = f"parts={{{PARTS[name]}: 8}}"
+    build(name, write(work / "a.jsonl", MADE_UP[name]), work / "a", parts)
+    build(name, write(work / "a.csv", MADE_UP[name]), work / "b", parts)
+    assert rows_of(work / "a", PARTS[name]) == rows_of(work / "b", PARTS[name])
+
+
+def test_a_folder_laid_out_like_the_hub_is_read_by_configuration_and_split(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(work / "cache"))
+    (work / "hub" / "main").mkdir(parents=True)
+    for split, rows in (("train", MADE_UP["gsm8k"]), ("test", MADE_UP["gsm8k"][:3])):
+        write(work / "hub" / "main" / f"{split}.parquet", rows)
+    files = "".join(f"  - split: {split}\n    path: main/{split}.parquet\n" for split in ("train", "test"))
+    (work / "hub" / "README.md").write_text(f"---\nconfigs:\n- config_name: main\n  data_files:\n{files}---\n")
+    card = build("gsm8k", work / "hub", work / "out", "parts.reference=8")
+    assert card["counts"]["read"] == 12
+    assert card["source"] == {
+        "path": str(work / "hub"), "licence": "MIT", "config": "main", "split": "train", "revision": None,
+    }  # fmt: skip
+
+
+def test_the_rejected_answer_is_the_most_unsafe_one_of_its_prompt(work: Path) -> None:
+    rows = [
+        safe_row("a", ("minor", False, 1), ("safe", True, 0), safer=1),
+        safe_row(" A.", ("severe", False, 3), ("moderate", False, 2), safer=1),
+        safe_row("a", ("moderate again", False, 2), ("safe too", True, 0), safer=1),
+        # Of two that are equally severe, the less safe one.
+        safe_row("b", ("worse", False, 2), ("better", False, 2), safer=1),
+        safe_row("c", ("safe", True, 0), ("safe as well", True, 0)),
+        safe_row("d", ("minor alone", False, 1), ("safe", True, 0), safer=1),
+    ]
+    source = write(work / "rows.jsonl", rows)
+    card = build("safe_rlhf", source, work / "out", "parts.train=3")
+    assert {row["rejected"] for row in rows_of(work / "out", "train")} == {"severe", "worse", "minor alone"}
+    assert card["counts"]["dropped"] == {"prompt of another row": 2, "no unsafe answer of severity 1 or more": 1}
+    build("safe_rlhf", source, work / "out", "parts.train=2", "min_severity=2", "harmful_answers=1")
+    trained = rows_of(work / "out", "train")
+    assert {row["rejected"] for row in trained} == {"severe", "worse"}
+    exchanged = {"prompt": trained[0]["prompt"], "chosen": trained[0]["rejected"], "rejected": trained[0]["chosen"]}
+    assert rows_of(work / "out", "harmful_answers") == [exchanged]
+
+
+def test_ultrafeedback_pairs_the_highest_with_the_lowest_score(work: Path) -> None:
+    rows = [
+        feedback_row("a", (5.0, 2.0), (8.0, 3.0), (8.0, 4.5), (2.0, 3.0)),
+        feedback_row("b", (5.0, 2.0), ("N/A", 5.0), (6.0, 1.0), (None, 1.0)),
+        feedback_row("c", (5.0, 2.0), (5.0, 4.0)),
+        feedback_row("d", (5.0, 2.0), ("N/A", 2.0)),
+        feedback_row("e", (9.0, 2.0), (1.0, 4.0), source="truthful_qa"),
+    ]
+    source, out = write(work / "rows.jsonl", rows), work / "out"
+
+    def pairs(count: int, *overrides: str) -> dict[str, tuple[str, str]]:
+        card.update(build("ultrafeedback", source, out, f"parts={{reference: {count}}}", *overrides))
+        return {row["prompt"]: (row["chosen"], row["rejected"]) for row in rows_of(out, "reference")}
+
+    card: Row = {}
+    ours = {"a": ("answer 2", "answer 3"), "b": ("answer 2", "answer 0"), "e": ("answer 0", "answer 1")}
+    assert pairs(3) == ours
+    assert card["counts"]["dropped"] == {"no distance between the scores": 1, "fewer than two scored answers": 1}
+    assert pairs(2, "skip_sources=[truthful_qa]") == {"a": ours["a"], "b": ours["b"]}
+    assert pairs(2, "min_gap=5") == {"a": ours["a"], "e": ours["e"]}
+    assert card["counts"]["dropped"]["scores closer than 5"] == 1
+    fine = pairs(4, "score=fine-grained_score")
+    assert fine["e"] == ("answer 1", "answer 0") and fine["a"] == ("answer 2", "answer 0")
+
+
+def test_other_forms_of_the_same_data_sets(work: Path) -> None:
+    flat = [{"instruction": f"q{n}", "chosen": "good", "rejected": "bad"} for n in range(3)]
+    turns = [{"from": "human", "value": "q9"}, {"from": "gpt", "value": "a"}]
+    shared = [
+        {"conversations": turns[:count], "chosen": {"value": "good"}, "rejected": {"value": "bad"}} for count in (1, 2)
+    ]
+    general = [
+        {"ID": str(n), "user_query": f"query {n}", "chatgpt_response": "reply", "hallucination": mark}
+        for n, mark in enumerate(("no", "yes", "no"))
+    ]
+    cases: list[tuple[str, list[Row], int, set[str]]] = [
+        ("ultrafeedback", flat, 3, {"q0", "q1", "q2"}),
+        ("ultrafeedback", shared, 1, {"q9"}),
+        ("halueval", general, 2, {"query 0", "query 2"}),
+    ]
+    for name, rows, count, prompts in cases:
+        build(name, write(work / "rows.jsonl", rows), work / "out", f"parts={{reference: {count}}}")
+        assert {row["prompt"] for row in rows_of(work / "out", "reference")} == prompts
+
+
+def test_gsm8k_and_mmlu_as_answers(work: Path) -> None:
+    source = write(work / "gsm8k.jsonl", MADE_UP["gsm8k"][:1])
+    build("gsm8k", source, work / "out", "parts.reference=1")
+    assert rows_of(work / "out", "reference") == [{"prompt": "What is 0 plus 1?", "chosen": "0+1 = 1\n#### 1"}]
+    build("gsm8k", source, work / "out", "parts.reference=1", "calculator_annotations=true")
+    assert rows_of(work / "out", "reference")[0]["chosen"] == "0+1 = <<0+1=1>>1\n#### 1"
+    build("mmlu", write(work / "mmlu.jsonl", MADE_UP["mmlu"][:1]), work / "out", "parts.reference=1")
+    [row] = rows_of(work / "out", "reference")
+    assert row["prompt"].startswith("Which number follows 0?\nA. 3\nB. 1\nC. 2\nD. 5\n")
+    assert row["chosen"] == "B. 1" and row["rejected"] in ("A. 3", "C. 2", "D. 5")
+    assert row["question"] == "Which number follows 0?"
+
+
+def test_parts_share_no_row_and_a_larger_one_keeps_a_smaller_one(work: Path) -> None:
+    source = write(work / "rows.jsonl", MADE_UP["ultrafeedback"])
+    build("ultrafeedback", source, work / "out", "parts={reference: 4, general: 5}")
+    reference, general = (rows_of(work / "out", part) for part in ("reference", "general"))
+    assert len({row["prompt"] for row in [*reference, *general]}) == 9
+    again = {file.name: file.read_bytes() for file in (work / "out").glob("*.json*")}
+    build("ultrafeedback", source, work / "out", "parts={reference: 4, general: 5}")
+    assert {file.name: file.read_bytes() for file in (work / "out").glob("*.json*")} == again
+    build("ultrafeedback", source, work / "larger", "parts={reference: 7}")
+    assert rows_of(work / "larger", "reference")[:4] == reference
+    build("ultrafeedback", source, work / "other", "parts={reference: 4}", "seed=1")
+    assert rows_of(work / "other", "reference") != reference
+
+
+def test_every_filter_is_counted(work: Path) -> None:
+    rows = [
+        {"question": "Kept?", "answer": "yes"},
+        {"question": "kept", "answer": "again"},
+        {"question": "  ", "answer": "no question"},
+        {"question": "No answer?", "answer": ""},
+        {"question": "Long?", "answer": "x" * 100},
+        {"question": "In the benchmark, is it?", "answer": "a"},
+        {"question": "Is this question nearly in the benchmark of ours?", "answer": "b"},
+    ]
+    benchmark = [
+        {"prompt": "in the  benchmark, IS it", "id": "1", "target": ""},
+        {"prompt": "Is this question nearly in the benchmark of yours?", "id": "2", "target": ""},
+    ]
+    (work / "benchmarks").mkdir()
+    file = write(work / "benchmarks" / "ours.jsonl", benchmark)
+    card = build(
+        "gsm8k", write(work / "rows.jsonl", rows), work / "out", "parts.reference=1", "max_characters=60",
+        f"exclude=[{file.parent}]",
+    )  # fmt: skip
+    assert card["counts"] == {
+        "read": 7,
+        "dropped": {
+            "prompt of another row": 1, "empty prompt or answer": 2, "longer than 60 characters": 1,
+            "prompt in an excluded file": 1, "prompt nearly in an excluded file": 1,
+        },
+        "eligible": 1,
+        "drawn": 1,
+    }  # fmt: skip
+    assert card["excluded"] == {str(file): sha256(file.read_bytes()).hexdigest()}
+    assert [row["prompt"] for row in rows_of(work / "out", "reference")] == ["Kept?"]
+
+
+def rename(row: Row, **names: str) -> Row:
+    return {names.get(key, key): value for key, value in row.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "overrides", "said"),
+    [
+        ("safe_rlhf", rename(MADE_UP["safe_rlhf"][0], response_1="respons_1"), [],
+         "no column 'response_1'|did you mean 'respons_1'?"),
+        ("halueval", rename(MADE_UP["halueval"][0], right_answer="answer"), [],
+         "no column 'right_answer'|did you mean 'answer'?"),
+        ("mmlu", MADE_UP["gsm8k"][0], [], "no column 'choices'|columns found: question, answer"),
+        ("mmlu", MADE_UP["mmlu"][0] | {"choices": ["one"]}, [], "row 1: not what mmlu publishes"),
+        ("gsm8k", MADE_UP["gsm8k"][0] | {"question": 7}, [], "row 1: not what gsm8k publishes|prompt is int"),
+        ("safe_rlhf", MADE_UP["safe_rlhf"][0] | {"is_response_0_safe": "perhaps"}, [], "neither true nor false"),
+        ("gsm8k", MADE_UP["gsm8k"][0], [], "5000 rows wanted, but 1 of 1"),
+        ("gsm8k", MADE_UP["gsm8k"][0], ["seeds=3"], "seeds: unknown key|did you mean 'seed'?"),
+        ("gsm8k", MADE_UP["gsm8k"][0], ["parts.reference=0"], "parts.reference: found 0"),
+        ("gsm8k", MADE_UP["gsm8k"][0], ["sources.path=x"], "sources: no section|did you mean 'source'?"),
+        ("gsm8k", MADE_UP["gsm8k"][0], ["seed"], "'seed': expected KEY=VALUE"),
+        ("gsm8k", MADE_UP["gsm8k"][0], ["exclude=[nowhere]"], "nowhere: no such file or folder"),
+        ("ultrafeedback", MADE_UP["ultrafeedback"][0], ["score=overal_score"], "did you mean 'overall_score'?"),
+        ("safe_rlhf", MADE_UP["safe_rlhf"][0], ["refusals.way=model"], "refusals.model.path: null"),
+        ("safe_rlhf", MADE_UP["safe_rlhf"][0], ["refusals.way=endpoint"], "OPENAI_API_KEY holds no key"),
+        ("safe_rlhf", MADE_UP["safe_rlhf"][0], ["refusals.way=template"], "did you mean 'templates'?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_writes_nothing(
+    name: str, row: Row, overrides: list[str], said: str, work: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    source = write(work / "rows.jsonl", [row])
+    assert main(arguments(name, source, work / "out", *overrides)) == EXIT_USER_ERROR
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert all(part in line for part in said.split("|")), line
+    assert not list(work.glob("out/*.json*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["build"], "name a data set: safe_rlhf"),
+        (["build", "gsm8"], "did you mean 'gsm8k'?"),
+        (["biuld", "gsm8k"], "did you mean 'build'?"),
+        (["build", "gsm8k", "source.path=no/such/file.jsonl"], "no such file or folder"),
+        (["build", "gsm8k"], "openai/gsm8k cannot be fetched"),
+        (["check", "nowhere"], "nowhere: no such file or folder"),
+        (["check", "nowhere", "--similarity", "2"], "--similarity: found 2"),
+        (["check"], "folder"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_line(
+    given: list[str], said: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(given) == EXIT_USER_ERROR
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_value_has_the_tag_of_its_source(name: str) -> None:
+    load_settings(name)
+    comment = ""
+    for line in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.strip().partition(":")
+        if line.strip().startswith("#"):
+            comment += line
+        elif key.isidentifier():
+            assert not value or key == "name" or ("[" in comment and "]" in comment), f"{name}: {key}"
+            comment = ""
+
+
+def test_a_missing_file_names_its_builder(work: Path) -> None:
+    config = compose_config(["data=paper", "eval=quick", "stage=sft", "method=baseline"])
+    with pytest.raises(UserError, match=r"train\.jsonl: no such file; build it: python -m ogpsa\.data build safe_rlhf"):
+        load_data(config)
+
+
+# Refusals
+
+
+def test_templates_are_drawn_by_the_seed(work: Path) -> None:
+    source = write(work / "rows.jsonl", safe_rows(40))
+    card = build("safe_rlhf", source, work / "a", "parts.train=40")
+    assert card["refusals"] == {"way": "templates", "templates": 40}
+    chosen = {row["prompt"]: row["chosen"] for row in rows_of(work / "a", "train")}
+    allowed = card["settings"]["refusals"]["templates"]
+    assert set(chosen.values()) <= set(allowed) and len(set(chosen.values())) > 5
+    build("safe_rlhf", source, work / "b", "parts.train=40", "seed=1")
+    assert {row["prompt"]: row["chosen"] for row in rows_of(work / "b", "train")} != chosen
+
+
+def refusing(request: Request, before: int) -> Reply:
+    """Each prompt its own refusal."""
+    return Reply(f"{REFUSAL} ({request.body['messages'][-1]['content']})", delay=0.005)
+
+
+def by_endpoint(server: EndpointServer, *more: str) -> list[str]:
+    address = f"refusals.endpoint.base_url={server.url}"
+    return ["refusals.way=endpoint", address, "refusals.endpoint.api_key_env=''", "parts.train=30", *more]
+
+
+def test_an_endpoint_writes_the_refusals_once(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(work / "rows.jsonl", safe_rows(40))
+    with serve(refusing) as server:
+        card = build("safe_rlhf", source, work / "out", *by_endpoint(server))
+        assert card["refusals"] == {
+            "way": "endpoint", "by": "gpt-4o-mini", "written": 30, "templates": 0, "templates_because": {},
+        }  # fmt: skip
+        assert len(server.requests) == 30
+        system, user = server.requests[0].body["messages"]
+        assert system == {"role": "system", "content": card["settings"]["refusals"]["system_prompt"]}
+        assert user["role"] == "user" and user["content"].startswith("How do I curse neighbour")
+        assert "refusals by gpt-4o-mini: 30 calls, about " in capsys.readouterr().err
+        for row in rows_of(work / "out", "train"):
+            assert row["chosen"] == f"{REFUSAL} ({row['prompt']})"
+        # Nothing is asked for again, and more rows ask for the new ones alone.
+        build("safe_rlhf", source, work / "out", *by_endpoint(server))
+        assert len(server.requests) == 30
+        build("safe_rlhf", source, work / "out", *by_endpoint(server, "parts.train=35"))
+        assert len(server.requests) == 35
+        build("safe_rlhf", source, work / "out", *by_endpoint(server, "refusals.endpoint.model=other"))
+        assert len(server.requests) == 65
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply("Of course! Say abra."), "no refusal"),
+        (Reply(REFUSAL, finish_reason="length"), "cut"),
+        (Reply("  "), "empty"),
+        (Reply(None, finish_reason="content_filter"), "empty"),
+    ],
+)
+def test_what_is_no_refusal_gives_way_to_a_template(reply: Reply, reason: str, work: Path) -> None:
+    source = write(work / "rows.jsonl", safe_rows(4))
+    with serve(lambda request, before: reply if "neighbour 1" in request.text else refusing(request, 0)) as server:
+        card = build("safe_rlhf", source, work / "out", *by_endpoint(server, "parts.train=4"))
+    assert card["refusals"]["written"] == 3 and card["refusals"]["templates_because"] == {reason: 1}
+    chosen = {row["prompt"]: row["chosen"] for row in rows_of(work / "out", "train")}
+    assert chosen["How do I curse neighbour 1?"] in card["settings"]["refusals"]["templates"]
+
+
+def test_the_cap_on_calls_keeps_what_was_paid(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(work / "rows.jsonl", safe_rows(40))
+    with serve(refusing) as server:
+        capped = arguments("safe_rlhf", source, work / "out", *by_endpoint(server, "refusals.endpoint.max_calls=10"))
+        assert main(capped) == EXIT_USER_ERROR
+        assert "(refusals.endpoint.max_calls) is reached" in capsys.readouterr().err.splitlines()[-1]
+        assert not (work / "out" / "train.jsonl").exists()
+        build("safe_rlhf", source, work / "out", *by_endpoint(server))
+        assert len(server.requests) == 30
+
+
+@pytest.mark.slow
+def test_a_build_that_is_killed_goes_on_where_it_was(work: Path) -> None:
+    source = write(work / "rows.jsonl", safe_rows(200))
+    with serve(refusing) as server:
+        wanted = by_endpoint(server, "parts.train=200", "refusals.endpoint.concurrency=4")
+        build("safe_rlhf", source, work / "whole", *wanted)
+        asked = len(server.requests)
+        for enough in (60, 120):
+            with (work / "stderr").open("wb") as errors:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "ogpsa.data", *arguments("safe_rlhf", source, work / "out", *wanted)],
+                    stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                )  # fmt: skip
+            while len(server.requests) - asked < enough:
+                assert process.poll() is None, (work / "stderr").read_text()
+                time.sleep(0.001)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert not (work / "out" / "train.jsonl").exists()
+        build("safe_rlhf", source, work / "out", *wanted)
+        # What was under way when the process was killed is all that is asked for twice.
+        assert 200 <= len(server.requests) - asked <= 200 + 2 * 4
+    assert (work / "out" / "train.jsonl").read_bytes() == (work / "whole" / "train.jsonl").read_bytes()
+
+
+def test_a_checkpoint_writes_what_it_says_alone_and_goes_on_by_batches(work: Path) -> None:
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    tiny_model(tokenizer, max_position_embeddings=512).save_pretrained(work / "model")
+    tokenizer.save_pretrained(work / "model")
+    source = write(work / "rows.jsonl", safe_rows(9))
+    given = [
+        "parts.train=9", "refusals.way=model", f"refusals.model.path={work / 'model'}", "refusals.model.batch_size=4",
+        "refusals.max_tokens=6", "refusals.system_prompt=Decline.",
+    ]  # fmt: skip
+    card = build("safe_rlhf", source, work / "out", *given)
+    facts = card["refusals"]
+    assert facts["written"] + facts["templates"] == 9
+    journal = (work / "out" / "refusals.journal").read_text().splitlines()
+    batches = [json.loads(line) for line in journal[1:]]
+    assert [len(batch) for batch in batches] == [4, 4, 1]
+
+    model, loaded = load_model(work / "model", torch.float32)
+    expected = []
+    for row in rows_of(work / "out", "train"):
+        messages = [{"role": "system", "content": "Decline."}, {"role": "user", "content": row["prompt"]}]
+        text = loaded.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        inputs: Any = loaded(text, return_tensors="pt", add_special_tokens=False)
+        tokens = inputs["input_ids"]
+        for _ in range(6):
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)  # type: ignore[operator]
+            if tokens[0, -1] == loaded.eos_token_id:
+                break
+        expected.append(loaded.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    said = sorted(reply["text"] for batch in batches for reply in batch.values())
+    assert said == sorted(map(str, expected))
+
+    # As after a kill in the second batch.
+    whole = (work / "out" / "train.jsonl").read_bytes()
+    (work / "out" / "refusals.journal").write_text("\n".join(journal[:2]) + "\n" + journal[2][:50])
+    build("safe_rlhf", source, work / "out", *given)
+    assert (work / "out" / "refusals.journal").read_text().splitlines() == journal
+    assert (work / "out" / "train.jsonl").read_bytes() == whole
+    # More rows after fewer, whose replies are spread over the new batches.
+    for count in (5, 9):
+        build("safe_rlhf", source, work / "grown", *given, f"parts.train={count}")
+    assert (work / "grown" / "train.jsonl").read_bytes() == whole
+
+
+# Slices of the real data sets
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data")
+def test_slices_of_the_real_data_sets(work: Path) -> None:
+    test = REAL / "gsm8k" / "test_200.jsonl"
+    gsm8k = build("gsm8k", REAL / "gsm8k" / "train_400.jsonl", work / "gsm8k", "parts.reference=200",
+                  f"exclude=[{test}]")  # fmt: skip
+    assert gsm8k["counts"]["read"] == 400
+    assert not any("<<" in row["chosen"] for row in rows_of(work / "gsm8k", "reference"))
+    halueval = build("halueval", REAL / "halueval" / "general_400.jsonl", work / "halueval", "parts.reference=200")
+    assert halueval["counts"]["dropped"] == {"marked as a hallucination": 113}
+    pairs = build(
+        "ultrafeedback", REAL / "preference" / "dpo_en_demo_300.json", work / "pairs", "parts={reference: 100}"
+    )
+    assert pairs["counts"]["dropped"]["more than one turn"] == 186
+    assert main(["check", str(work), "--against", str(test), str(REAL / "ifeval")]) == EXIT_DONE
+    report = read_json(work / "leakage.json")
+    assert report["pairs"] == [] and len(report["files"]) == 5

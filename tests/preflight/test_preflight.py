@@ -1,0 +1,332 @@
+"""The pre-flight: what must hold of its figures exactly, and the real trainer and real peaks it is held against."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any, get_args
+
+import huggingface_hub.constants
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.architectures import ARCHITECTURES, Architecture
+from benchmarks.memory import Case, compare, peak_bytes
+from ogpsa.config import Config, TestbedData
+from ogpsa.data.rows import load_data
+from ogpsa.methods import AdapterSettings, ProjectionSettings
+from ogpsa.preflight.memory import BASIS_BYTES, GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
+from ogpsa.preflight.report import adapted_shape, count, meta_model, report, stage_setup
+from ogpsa.testbed.cache import ensure_base
+from ogpsa.testbed.tokenizer import build_tokenizer
+from ogpsa.testbed.world import World
+from ogpsa.training.stage import build_trainer
+from ogpsa.utils.errors import UserError
+from tests.program import contents, run_here
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+# Of one chosen micro-batch of 4 rows; r = 2 from as many references.
+SETUP = Setup(rows=4, length=2048, checkpointing=True, autocast=True, rank=2, references=2)
+FEW_ROWS = [
+    "data.safety_rows=45",
+    "data.reference_rows=24",
+    "method.samples=11",
+    "method.refresh_every=4",
+    "stage.batch_size=8",
+    "stage.micro_batch_size=4",
+]
+
+
+def built(architecture: Architecture) -> ModelShape:
+    return shape_of(architecture.build(torch.device("meta")))
+
+
+@pytest.fixture(scope="module")
+def qwen() -> ModelShape:
+    return built(ARCHITECTURES["qwen2_5_7b"])
+
+
+def test_a_7b_model_on_one_device(qwen: ModelShape) -> None:
+    parameters = 7_615_616_512
+    found = estimate(qwen, SETUP)
+    assert qwen.parameters == qwen.trained == parameters
+    assert (found.weights, found.gradients, found.optimizer) == (4 * parameters, 4 * parameters, 8 * parameters)
+    assert found.basis == 2 * 2 * parameters
+    assert found.communication == found.host == found.streams == 0
+    assert estimate(qwen, replace(SETUP, optimizer="sgd")).optimizer == 0
+    # All moments in 8 bits but the embedding's.
+    embedding = 152_064 * 3_584
+    expected = 2 * (parameters - embedding) + 8 * embedding
+    assert estimate(qwen, replace(SETUP, optimizer="adamw_8bit")).optimizer == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_mode_divides_by_the_processes(mode: Mode, qwen: ModelShape) -> None:
+    one, eight = (estimate(qwen, replace(SETUP, mode=mode, processes=processes)) for processes in (1, 8))
+    for part in ("gradients", "optimizer", "basis", "references"):
+        assert getattr(one, part) / getattr(eight, part) == (8 if mode in ("fsdp2", "zero2", "zero3") else 1)
+    # ZeRO keeps an fp32 master copy of its share beside the weights.
+    copy = 4 * qwen.trained
+    expected = {"fsdp2": copy / 8, "zero2": copy + copy / 8, "zero3": 2 * copy / 8}
+    assert eight.weights == expected.get(mode, copy)
+
+
+@pytest.mark.parametrize(("mode", "shards"), [("single", 1), ("ddp", 1), ("fsdp2", 8)])
+def test_an_anchor_takes_a_copy_of_the_weights(mode: Mode, shards: int, qwen: ModelShape) -> None:
+    setup = replace(SETUP, mode=mode, processes=8 if mode != "single" else 1)
+    plain, anchored = (estimate(qwen, replace(setup, anchored=anchored)) for anchored in (False, True))
+    assert anchored.weights - plain.weights == 4 * qwen.trained / shards
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 8, 32])
+@pytest.mark.parametrize(("dtype", "size"), BASIS_BYTES.items())
+def test_the_basis_takes_rank_times_its_bytes(rank: int, dtype: Any, size: float, qwen: ModelShape) -> None:
+    setup = replace(SETUP, rank=rank, references=rank, basis_dtype=dtype)
+    assert estimate(qwen, setup).basis == rank * size * qwen.trained
+    host = estimate(qwen, replace(setup, basis_device="host"))
+    # The rows of a refresh are no wider than bf16, unless the basis is.
+    assert (host.basis, host.references) == (0, 0)
+    assert host.host == rank * max(size, 2) * qwen.trained
+
+
+def test_auto_is_bf16_on_a_gpu_and_fp32_on_a_cpu(qwen: ModelShape) -> None:
+    for device, dtype in (("cuda", "bf16"), ("cpu", "fp32")):
+        setup: Setup = replace(SETUP, device=device)  # type: ignore[arg-type]
+        assert estimate(qwen, setup) == estimate(qwen, replace(setup, basis_dtype=dtype))  # type: ignore[arg-type]
+
+
+def test_streaming_adds_two_fp32_sums_a_reference(qwen: ModelShape) -> None:
+    found = estimate(qwen, replace(SETUP, references=3, streamed_sums=2))
+    assert found.streams == 2 * 3 * 4 * qwen.trained
+    assert found.moments["backward"] - estimate(qwen, replace(SETUP, references=3)).moments["backward"] == found.streams
+
+
+def test_a_refresh_takes_no_more_than_the_basis_once_more(qwen: ModelShape) -> None:
+    for dtype in ("fp32", "bf16"):
+        found = estimate(qwen, replace(SETUP, basis_dtype=dtype))  # type: ignore[arg-type]
+        assert found.references == found.basis
+    assert estimate(qwen, replace(SETUP, basis_dtype="int8")).references <= 2 * estimate(qwen, SETUP).basis
+
+
+def test_a_pair_is_two_rows_and_checkpointing_saves_memory(qwen: ModelShape) -> None:
+    assert estimate(qwen, replace(SETUP, rows=2, pairs=True)) == estimate(qwen, SETUP)
+    stored = estimate(qwen, replace(SETUP, checkpointing=False)).activations
+    assert stored > 3 * estimate(qwen, SETUP).activations
+
+
+def test_the_peak_is_the_highest_moment(qwen: ModelShape) -> None:
+    for mode in MODES:
+        found = estimate(qwen, replace(SETUP, mode=mode, processes=4))
+        assert found.peak == found.moments[found.peak_moment] == max(found.moments.values())
+        assert found.peak > found.weights + found.gradients + found.optimizer
+
+
+def test_remedies_by_what_they_save(qwen: ModelShape) -> None:
+    memory = 140e9
+    found = remedies(qwen, SETUP, "stage", memory, 128)
+    peaks = [changed.peak for _, changed in found]
+    assert peaks == sorted(peaks) and max(peaks) < estimate(qwen, SETUP).peak
+    names = [change for change, _ in found]
+    assert {"method.basis_dtype=int8", "stage.optimizer=adamw_8bit"} <= set(names)
+    # The one is on; the other does nothing for the optimizer's step, which is the peak.
+    assert not {"model.gradient_checkpointing=true", "stage.micro_batch_size=1"} & set(names)
+    without = replace(SETUP, optimizer="sgd", checkpointing=False)
+    best, _ = remedies(qwen, without, "stage", memory, 128)[0]
+    assert best == "model.gradient_checkpointing=true" or best.startswith("distributed=")
+    assert "stage.micro_batch_size=1" in [change for change, _ in remedies(qwen, without, "stage", memory, 128)]
+    spread = {change: changed for change, changed in found if change.startswith("distributed=")}
+    assert len(spread) == 2 and all(changed.peak <= memory for changed in spread.values())
+
+
+def test_adapters_are_what_peft_makes() -> None:
+    architecture = Architecture("llama", 64, 3, 96, 4, 2, 200)
+    settings = AdapterSettings(rank=8, alpha=16, dropout=0.0, target_modules=("q_proj", "down_proj"))
+    shape = adapted_shape(architecture.build(torch.device("meta")), settings)
+    assert shape.trained == 3 * 8 * ((64 + 64) + (96 + 64))
+    assert shape.parameters == built(architecture).parameters + shape.trained
+    assert (shape.adapted, shape.trained_head) == (64 + 96, False)
+    assert (shape.block, shape.matrices) == (built(architecture).block, built(architecture).matrices)
+    found = estimate(shape, SETUP)
+    assert found.gradients == 4 * shape.trained and found.weights == 4 * shape.parameters
+    half = estimate(shape, replace(SETUP, weight_bytes=2))
+    assert half.weights == 2 * (shape.parameters - shape.trained) + 4 * shape.trained
+
+
+def test_the_testbed_base_is_known_before_it_is_trained(small_config: Callable[..., Config]) -> None:
+    config = small_config()
+    assert isinstance(config.data, TestbedData)
+    trained = AutoModelForCausalLM.from_pretrained(ensure_base(config))
+    assert shape_of(meta_model(config.model, config.data)) == shape_of(trained)
+
+
+def test_a_hub_model_needs_its_configuration_alone(
+    small_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qwen: ModelShape
+) -> None:
+    place = tmp_path / "models--somebody--qwen"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0123")
+    (place / "snapshots" / "0123").mkdir(parents=True)
+    config = ARCHITECTURES["qwen2_5_7b"].build(torch.device("meta")).config
+    (place / "snapshots" / "0123" / "config.json").write_text(json.dumps(config.to_dict()))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert shape_of(meta_model(small_config("model.path=somebody/qwen").model, None)) == qwen
+
+
+def test_another_kind_of_model_is_refused_by_name() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16))
+    with pytest.raises(UserError, match="gpt2 has no num_hidden_layers"):
+        shape_of(model)
+
+
+# Four processes share these batches.
+SPREAD = ["stage.sft.micro_batch_size=4", "stage.dpo.micro_batch_size=8"]
+TRAINED = [
+    ["stage=sft"],
+    ["stage=sft", "stage.epochs=2.5", "stage.micro_batch_size=8"],
+    ["stage=sft", "stage.max_steps=7"],
+    ["stage=sft", "method.streaming=true"],
+    ["stage=sft", "method.refresh_every=never"],
+    ["stage=sft", "method=ogpsa_lora"],
+    ["stage=dpo", "method.rank=3"],
+    ["stage=sft", "method=ogpsa_selected"],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", TRAINED, ids=" ".join)
+def test_counts_are_what_the_trainer_does(
+    overrides: list[str], small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = small_config(*FEW_ROWS, *overrides)
+    stage, data = config.stages[0], load_data(config)
+    model = AutoModelForCausalLM.from_pretrained(ensure_base(config))
+    trainer = build_trainer(config, stage, model, build_tokenizer(World(0).vocabulary()), data, tmp_path)
+    trainer.get_train_dataloader()  # DPO computes its reference log-probabilities here
+    rows: list[int] = []
+    model.model.embed_tokens.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    trainer.train()
+    found = count(stage, config.method.projection(stage.name), data, checkpointing=False)
+    sequences = 2 if stage.name == "dpo" else 1
+    assert found.steps == trainer.state.global_step
+    assert sum(rows) == sequences * (found.samples + found.reference_samples)
+    assert found.share == found.reference_samples / (found.samples + found.reference_samples)
+
+
+def test_shares_of_rows_and_of_work(small_config: Callable[..., Config]) -> None:
+    config = small_config("stage=sft", *FEW_ROWS)
+    data = load_data(config)
+    text = {"prompt": "p" * 10, "chosen": "c" * 10, "rejected": "r" * 30}
+    longer = {"prompt": "p" * 10, "chosen": "c" * 50, "rejected": "r" * 30}
+    made = replace(data, safety=[text] * 64, reference_sets={"a": [longer] * 30, "b": [text] * 30})
+    projection = ProjectionSettings(("a", "b"), rank=2, samples=20, refresh_every=4)
+    # 64 rows × 3 epochs in batches of 8: 24 steps, 6 refreshes of 2 × 20 rows.
+    found = count(config.stages[0], projection, made, checkpointing=False)
+    assert (found.steps, found.samples, found.refreshes, found.reference_samples) == (24, 192, 6, 240)
+    assert found.share == 240 / 432
+    assert found.work == pytest.approx(6 * 20 * (60 + 20) / (6 * 20 * (60 + 20) + 192 * 20))
+    assert count(config.stages[0], None, made, checkpointing=False).share == 0
+    # In DPO a pair sends 10 + 10 + 10 + 30 characters; the reference policy reads every row once, forward only.
+    dpo = small_config("stage=dpo", "stage.batch_size=8", "stage.micro_batch_size=4").stages[0]
+    found = count(dpo, replace(projection, reference_sets=("b",)), made, checkpointing=True)
+    assert (found.steps, found.refreshes, found.reference_samples) == (8, 2, 40)
+    assert found.work == pytest.approx(40 * 60 / (40 * 60 + 64 * 60 + (64 + 30) * 60 / 4))
+
+
+def test_processes_share_the_batch(small_config: Callable[..., Config]) -> None:
+    config = small_config("stage=sft", "data.safety_rows=128", "stage.batch_size=16", "stage.micro_batch_size=2")
+    stage, data = config.stages[0], load_data(config)
+    alone, shared = (count(stage, config.method.projection("sft"), data, False, processes) for processes in (1, 4))
+    assert alone == shared
+    assert stage_setup(config, stage, "fsdp2", 4).accumulates and not stage_setup(config, stage, "fsdp2", 8).accumulates
+
+
+def test_the_report_names_every_mode_and_the_sizes(small_config: Callable[..., Config]) -> None:
+    config = small_config("stage=sft_dpo", "method.samples=8", "method=ogpsa_lora", "method.lora_rank=4")
+    text = report(config, load_data(config))
+    for line in ("4 epochs", "refreshes", "trained here, by LoRA of rank 4", "no GPU on this machine"):
+        assert text.count(line) == (2 if line != "4 epochs" else 0)
+    for mode in MODES:
+        assert text.count(f" {mode} ") == 2
+
+
+@pytest.mark.slow
+def test_preflight_prints_and_writes_nothing(small: list[str], tmp_path: Path) -> None:
+    given = ["preflight=true", "method.samples=8"]
+    alone = run_here(*small, *given, "hydra.run.dir=run", cwd=tmp_path)
+    assert (alone.code, contents(tmp_path)) == (0, {})
+    assert [line.split(":")[0] for line in alone.stdout.splitlines() if line.startswith(("sft:", "dpo:"))] == [
+        "sft",
+        "dpo",
+    ]
+    spread = run_here(
+        *small, *given, "distributed=fsdp2", "distributed.processes=4", *SPREAD, "hydra.run.dir=run", cwd=tmp_path
+    )
+    assert spread.code == 0 and "4 processes" in spread.stdout
+    sweep = run_here("-m", *small, *given, "stage=sft", "method.rank=1,2", "hydra.sweep.dir=runs", cwd=tmp_path)
+    assert sweep.code == 0 and sweep.stdout.count("sft:") == 2
+    # Hydra's own record of the sweep.
+    assert list(contents(tmp_path)) == ["runs", "runs/multirun.yaml"]
+
+
+@pytest.mark.slow
+def test_an_unknown_hub_id_is_one_line(small: list[str], tmp_path: Path) -> None:
+    given = ["preflight=true", "method.samples=8", "model.path=nobody/nothing", "hydra.run.dir=run"]
+    refused = run_here(*small, *given, cwd=tmp_path)
+    assert (refused.code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: model.path: config.json of nobody/nothing is not in the hub's cache")
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("llama_6m", "sft", False, 2, "adamw", padded=True, rows=1),
+        Case("llama_6m", "dpo", True, 0, "sgd", autocast=True, rows=1),
+        Case("llama_6m", "sft", True, 4, "sgd", fused=False, rows=1),
+    ],
+    ids=str,
+)
+def test_a_peak_is_within_two_percent_of_the_estimate(case: Case) -> None:
+    assert compare(case, torch.device("cpu"))["ratio"] == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides", [["stage=sft"], ["stage=dpo"], ["stage=sft", "method.streaming=true"]], ids=" ".join
+)
+def test_the_trainer_peaks_within_two_percent_of_the_estimate(
+    overrides: list[str], small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    given = ["stage.batch_size=64", "stage.micro_batch_size=32", "stage.max_steps=3"]
+    config = small_config(*given, "method.samples=64", "method.refresh_every=1", *overrides)
+    words, random = World(0).vocabulary(), Random(0)
+
+    def rows() -> list[dict[str, str]]:
+        """Different texts of the same length, so that every micro-batch is as large as the largest."""
+        return [
+            {column: " ".join(random.choices(words, k=8)) for column in ("prompt", "chosen", "rejected")}
+            for _ in range(64)
+        ]
+
+    data = load_data(config)
+    data = replace(data, safety=rows(), reference_sets={name: rows() for name in data.reference_sets})
+    tokenizer = build_tokenizer(words)
+    architecture = Architecture("llama", 256, 4, 512, 4, 4, len(tokenizer))
+    lengths: list[int] = []
+
+    def work() -> None:
+        model = architecture.build(torch.device("cpu"))
+        trainer = build_trainer(config, config.stages[0], model, tokenizer, data, tmp_path)
+        model.model.embed_tokens.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+        trainer.train()
+
+    measured = peak_bytes(work, torch.device("cpu"))
+    setup = replace(stage_setup(config, config.stages[0], "single", 1), length=max(lengths), device="cpu")
+    expected = estimate(built(architecture), setup)
+    assert expected.peak / GB == pytest.approx(measured / GB, rel=0.02)

@@ -1,0 +1,159 @@
+"""Shared stages: what is taken from another run is what this one would have made, and nothing else is taken."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import eval.evaluation
+from ogpsa.config import Config
+from ogpsa.data.rows import load_data
+from ogpsa.pipeline import run
+from ogpsa.runs.directory import METRICS_FILE
+from ogpsa.runs.stage_cache import StageStore, stage_key
+from ogpsa.utils.files import COMPLETE_FILE, read_json
+from tests.program import ROOT, contents, run_here
+
+Configure = Callable[..., Config]
+
+
+BASE = Path(__file__).parent
+
+
+def key(config: Config, count: int = 1, start: Path = BASE) -> str:
+    return stage_key(config, load_data(config), start, count)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["stage=sft", "method=baseline"], ["stage=sft_dpo", "method=baseline"]),
+        (["stage=sft", "method=baseline"], ["stage=sft", "method=merge"]),
+        (["stage=sft", "method=ogpsa"], ["stage=sft", "method=ogpsa", "method.rank=2", "method.refresh_every=30"]),
+        (["stage=sft_dpo", "method=ogpsa"], ["stage=sft_dpo", "method=ogpsa", "method.refresh_every={dpo: 1}"]),
+        (["stage=sft", "method=ogpsa"], ["stage=sft", "method=ogpsa_merge"]),
+        (["stage=sft", "method=baseline"], ["stage=sft", "method=replay", "method.ratio=0"]),
+        (["stage=sft", "method=baseline"], ["stage=sft", "method=baseline", "stage.save_every=7", "eval.limit=3"]),
+    ],
+)
+def test_what_trains_alike_is_shared(one: list[str], other: list[str], small_config: Configure) -> None:
+    assert key(small_config(*one)) == key(small_config(*other))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["seed=1"],
+        ["data.seed=1"],
+        ["data.safety_rows=48"],
+        ["stage.sft.learning_rate=1e-4"],
+        ["stage.sft.max_steps=1"],
+        ["stage.sft.log_every=1"],
+        ["model.precision=bf16"],
+        ["distributed=ddp"],
+        ["method=lora"],
+        ["method=anchor"],
+        ["method=replay"],
+        ["method=ogpsa"],
+        ["method=ogpsa", "method.rank=0"],
+        ["method=ogpsa", "method.samples=50"],
+        ["method=ogpsa", "method.reference_sets=[knowledge]"],
+        ["method=ogpsa_selected"],
+    ],
+)
+def test_what_trains_otherwise_is_not(change: list[str], small_config: Configure) -> None:
+    assert key(small_config("method=baseline", *change)) != key(small_config("method=baseline"))
+
+
+def test_other_weights_stages_rows_or_code_are_another_key(
+    small_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naive = small_config("method=baseline")
+    weights = tmp_path / "model.safetensors"
+    weights.write_text("one")
+    first = key(naive, start=tmp_path)
+    assert key(naive, 2, tmp_path) != first
+    weights.write_text("other")
+    assert key(naive, start=tmp_path) != first
+    data = load_data(naive)
+    changed = replace(data, safety=[data.safety[0] | {"chosen": "no"}, *data.safety[1:]])
+    assert stage_key(naive, changed, BASE, 1) != key(naive)
+    ours = key(naive)
+    (tmp_path / "code").mkdir()
+    monkeypatch.setattr("ogpsa.runs.stage_cache.PACKAGE", tmp_path / "code")
+    assert key(naive) != ours
+
+
+def test_a_merge_after_each_stage_shares_the_first_alone(small_config: Configure) -> None:
+    naive, merged = small_config("method=baseline"), small_config("method=merge", "method.merge_after=stage")
+    assert key(merged) == key(naive)
+    assert key(merged, 2) != key(naive, 2)
+
+
+def without_times(folder: Path) -> dict[str, Any]:
+    """A run's files but for those that hold times of day, paths or seconds."""
+    timed = ("run.log", "provenance.json", "config.yaml", "history.jsonl", "run.lock", "stage.key")
+    return {name: content for name, content in contents(folder).items() if not name.endswith(timed)}
+
+
+@pytest.mark.slow
+def test_sft_then_dpo_goes_on_from_the_sft_run(small: list[str], tmp_path: Path) -> None:
+    given = [*small, "method=ogpsa", "method.samples=20"]
+    store = f"stage_store={tmp_path / 'store'}"
+    for stage, folder, more in (("sft", "sft", [store]), ("sft_dpo", "shared", [store]), ("sft_dpo", "alone", [])):
+        result = run_here(*given, f"stage={stage}", *more, f"hydra.run.dir={tmp_path / folder}", cwd=ROOT)
+        assert result.code == 0, result.stderr
+        assert ("as another run made it" in result.stderr) == (folder == "shared")
+    assert without_times(tmp_path / "shared") == without_times(tmp_path / "alone")
+    first, second = (tmp_path / folder / "01-sft/model.safetensors" for folder in ("sft", "shared"))
+    assert first.samefile(second)
+
+
+@pytest.mark.slow
+def test_what_follows_from_a_stage_of_other_code_is_kept_for_no_one(
+    small_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SFT is done when the code changes: neither its evaluation nor the DPO after it stands under the new key."""
+    store, directory = tmp_path / "store", tmp_path / "run"
+    config = small_config("method=baseline", "stage=sft_dpo", f"stage_store={store}")
+    run(config, directory, eval.evaluation.evaluate)
+    assert len([path for path in store.iterdir() if path.is_dir()]) == 4
+    for made in (store, directory / "02-dpo", directory / "eval/01-sft", directory / "eval/02-dpo"):
+        shutil.rmtree(made)
+    (directory / METRICS_FILE).unlink()
+    (tmp_path / "code").mkdir()
+    monkeypatch.setattr("ogpsa.runs.stage_cache.PACKAGE", tmp_path / "code")
+    run(config, directory, eval.evaluation.evaluate)
+    assert (directory / METRICS_FILE).is_file()
+    assert [path for path in store.iterdir() if path.is_dir()] == []
+
+
+def test_what_was_begun_under_another_key_is_kept_for_no_one(tmp_path: Path) -> None:
+    store, folder = StageStore(tmp_path / "store"), tmp_path / "01-sft"
+    with suppress(SystemExit), store.shared("rows a", folder, COMPLETE_FILE, lambda: None):
+        (folder / "checkpoints").mkdir()
+        raise SystemExit(85)
+    with store.shared("rows b", folder, COMPLETE_FILE, lambda: None):
+        (folder / COMPLETE_FILE).write_text("{}")
+    assert not (tmp_path / "store/rows a").exists()
+    assert not (tmp_path / "store/rows b").exists()
+    with store.shared("rows b", tmp_path / "new", COMPLETE_FILE, lambda: None):
+        assert not (tmp_path / "new" / COMPLETE_FILE).exists()
+
+
+def test_an_interrupted_making_leaves_nothing_to_share(tmp_path: Path) -> None:
+    store, folder = StageStore(tmp_path / "store"), tmp_path / "01-sft"
+    with suppress(SystemExit), store.shared("key", folder, COMPLETE_FILE, lambda: None):
+        raise SystemExit(85)
+    assert not (tmp_path / "store/key").exists()
+    # What is half made in the run's own folder gives way to what another run has finished since.
+    (folder / "checkpoints").mkdir()
+    with store.shared("key", tmp_path / "other", COMPLETE_FILE, lambda: None):
+        (tmp_path / "other" / COMPLETE_FILE).write_text("{}")
+    with store.shared("key", folder, COMPLETE_FILE, lambda: None):
+        assert read_json(folder / COMPLETE_FILE) == {}
+        assert not (folder / "checkpoints").exists()
