@@ -32,7 +32,7 @@ from ogpsa.subspace.subspace import Subspace
 from ogpsa.utils.errors import UserError, closest_match
 
 if TYPE_CHECKING:
-    from ogpsa.methods import BasisDevice
+    from ogpsa.subspace.settings import BasisDevice
 
 RANKS = "1,2,4,8,16,32"
 # Bytes of a stored element, int8 with its share of a block's scale.

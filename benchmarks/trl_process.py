@@ -25,7 +25,7 @@ from benchmarks.architectures import architecture
 from benchmarks.authors import AuthorsProcedure, Batch
 from benchmarks.common import MemoryPeak, synchronize
 from benchmarks.worker import LOG_TURNS, Job
-from ogpsa.methods import ProjectionSettings
+from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.training.seam import protect
 from ogpsa.utils.libraries import quiet_libraries
 

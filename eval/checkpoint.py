@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from ogpsa.config import Evaluation, load_config
+from ogpsa.app.validate import load_config
+from ogpsa.config import Evaluation
 from ogpsa.runs.directory import CONFIG_FILE, read_stored_config
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import exclusive

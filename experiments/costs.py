@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.outcomes import Row
 from experiments.rows import load_suite
-from ogpsa.config import Config
-from ogpsa.methods import ProjectionSettings, StageName
+from ogpsa.config import Config, StageName
 from ogpsa.preflight.memory import BASIS_BYTES
+from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from eval.pareto.plot import BASE_COLOUR, COLOURS, DPI, MARKERS, WIDTH
 from experiments.outcomes import METHODS, PIPELINES, Row, published, reference_of, setting
 from experiments.rows import Experiment
-from ogpsa.methods import StageName
+from ogpsa.config import StageName
 
 PUBLISHED_COLOUR = "#B0B0B0"
 AXES = ("safety", "utility")

@@ -14,8 +14,7 @@ import yaml
 from eval.scores.statistics import Summary, average_gain, summarize
 from experiments.distance import Weights, relative_distance, weights_of
 from experiments.rows import FOLDER, Experiment, Point, row_model
-from ogpsa.config import Config
-from ogpsa.methods import ProjectionSettings, Section, StageName
+from ogpsa.config import Config, Section, StageName
 from ogpsa.runs.directory import (
     HISTORY_FILE,
     METRICS_FILE,
@@ -24,6 +23,7 @@ from ogpsa.runs.directory import (
     read_metrics,
     stage_folder,
 )
+from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.utils.files import read_json, read_jsonl
 
 # Averages over benchmarks, and the average gain over the base.

@@ -32,7 +32,7 @@ from experiments.costs import NOTES as COST_NOTES
 from experiments.costs import Cost, costs
 from experiments.outcomes import SCORES, Result, Row, published, read_rows, reference_of, usual_of
 from experiments.rows import Experiment, Point, confirmation_seed
-from ogpsa.methods import StageName
+from ogpsa.config import StageName
 from ogpsa.utils.files import check_writable, write_atomically, write_json
 
 TITLES = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓", "gain": "average gain ↑"}

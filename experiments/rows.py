@@ -16,8 +16,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from ogpsa.app.compose import CONF, compose_config
-from ogpsa.config import Config, DPOSettings, SFTSettings, SFTThenDPOSettings, describe
-from ogpsa.methods import Section
+from ogpsa.config import Config, DPOSettings, Section, SFTSettings, SFTThenDPOSettings, describe
 from ogpsa.utils.errors import UserError, closest_match
 
 FOLDER = Path(__file__).parent

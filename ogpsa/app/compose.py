@@ -71,7 +71,7 @@ def validate(composed: DictConfig) -> "Config":
     Raises:
         UserError: one line per problem.
     """
-    from ogpsa.config import load_config
+    from ogpsa.app.validate import load_config
 
     with in_our_words():
         sections = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])

@@ -12,9 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Config, FileData
+from ogpsa.config import Config, FileData, SetUse, StageName
 from ogpsa.data.builders.settings import SCHEMAS
-from ogpsa.methods import SetUse, StageName
 from ogpsa.testbed.rows import Rows, build_rows
 from ogpsa.testbed.world import World
 from ogpsa.utils.errors import UserError, closest_match

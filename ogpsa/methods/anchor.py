@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from ogpsa.methods import MethodSettings, StageName, value_for_stage
+from ogpsa.config import MethodSettings, StageName, value_for_stage
 
 if TYPE_CHECKING:
     from ogpsa.config import Config

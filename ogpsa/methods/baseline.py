@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ogpsa.methods import MethodSettings
+from ogpsa.config import MethodSettings
 
 
 class Settings(MethodSettings):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from ogpsa.methods import AdapterSettings, MethodSettings, StageName, value_for_stage
+from ogpsa.config import AdapterSettings, MethodSettings, StageName, value_for_stage
 
 if TYPE_CHECKING:
     from ogpsa.config import Config

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ogpsa.methods import MethodSettings
+from ogpsa.config import MethodSettings
 
 
 class Settings(MethodSettings):

@@ -7,19 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from ogpsa.methods import (
-    MAX_RANK,
-    BasisDevice,
-    BasisDtype,
-    MethodSettings,
-    ProjectionSettings,
-    Scope,
-    Sided,
-    StageName,
-    Target,
-    set_name_problems,
-    value_for_stage,
-)
+from ogpsa.config import MethodSettings, StageName, set_name_problems, value_for_stage
+from ogpsa.subspace.settings import MAX_RANK, BasisDevice, BasisDtype, ProjectionSettings, Scope, Sided, Target
 
 if TYPE_CHECKING:
     from ogpsa.config import Config, DPOSettings, SFTSettings

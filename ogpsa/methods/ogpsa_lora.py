@@ -3,7 +3,9 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from ogpsa.methods import ProjectionSettings, StageName, lora, ogpsa
+from ogpsa.config import StageName
+from ogpsa.methods import lora, ogpsa
+from ogpsa.subspace.settings import ProjectionSettings
 
 if TYPE_CHECKING:
     from ogpsa.config import Config

@@ -3,7 +3,9 @@
 from dataclasses import replace
 from typing import Literal
 
-from ogpsa.methods import ProjectionSettings, Selection, StageName, ogpsa, value_for_stage
+from ogpsa.config import StageName, value_for_stage
+from ogpsa.methods import ogpsa
+from ogpsa.subspace.settings import ProjectionSettings, Selection
 
 
 class Settings(ogpsa.Settings):

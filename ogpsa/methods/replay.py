@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from ogpsa.methods import MethodSettings, SetUse, StageName, set_name_problems, value_for_stage
+from ogpsa.config import MethodSettings, SetUse, StageName, set_name_problems, value_for_stage
 from ogpsa.methods.ogpsa import PAPER_REFERENCE_SETS, SetNames
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from ogpsa.methods import AdapterSettings
+from ogpsa.config import AdapterSettings
 from ogpsa.models.load import load_model
 from ogpsa.utils.errors import UserError, closest_match
 

@@ -7,7 +7,7 @@ real peaks by ``benchmarks/memory.py``. Needs nothing heavy. All sizes are bytes
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from ogpsa.methods import BasisDevice, BasisDtype
+from ogpsa.subspace.settings import BasisDevice, BasisDtype
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ogpsa.config import BaseTraining, Config, DPOSettings, Model, SFTSettings, TestbedData
+from ogpsa.config import AdapterSettings, BaseTraining, Config, DPOSettings, Model, SFTSettings, StageName, TestbedData
 from ogpsa.data.rows import Data, Row
 from ogpsa.distributed import processes
 from ogpsa.distributed.launch import accumulation_steps
-from ogpsa.methods import SAFETY_SAMPLE, AdapterSettings, ProjectionSettings, StageName
 from ogpsa.preflight.memory import GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
+from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:

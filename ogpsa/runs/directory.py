@@ -21,8 +21,7 @@ from typing import Any
 
 import yaml
 
-from ogpsa.config import Config, without_inert
-from ogpsa.methods import StageName
+from ogpsa.config import Config, StageName, without_inert
 from ogpsa.utils.errors import EXIT_REQUEUE, UserError
 from ogpsa.utils.files import check_writable, exclusive, read_json, write_atomically
 

@@ -16,10 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Config
+from ogpsa.config import Config, StageName
 from ogpsa.data.rows import COLUMNS, Data, Row
 from ogpsa.distributed import processes
-from ogpsa.methods import StageName
 from ogpsa.utils.files import build_folder, exclusive, write_atomically
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # the projection needs nothing but torch, NumPy and SciPy
-    from ogpsa.methods import BasisDevice
+    from ogpsa.subspace.settings import BasisDevice
 
 StoredDtype = Literal["fp32", "bf16", "int8"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}

@@ -12,7 +12,7 @@ from ogpsa.projection import combine, dots, feasible_coefficients, orthonormaliz
 from ogpsa.subspace.basis import Basis, StoredDtype
 
 if TYPE_CHECKING:
-    from ogpsa.methods import BasisDevice, BasisDtype, Scope, Sided
+    from ogpsa.subspace.settings import BasisDevice, BasisDtype, Scope, Sided
 
 # Rows as orthonormal as this are not made more so.
 ORTHONORMAL_WITHIN = 1e-7

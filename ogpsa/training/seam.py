@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from ogpsa.methods import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.subspace.measurements import Recorder, StepSample, layer_groups
 from ogpsa.subspace.references import ReferenceChunk, ReferencePasses, preserved_random_state
 from ogpsa.subspace.selection import most_opposed
+from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.subspace.shards import ParameterShards, Shards
 from ogpsa.subspace.streaming import StreamedReferences
 from ogpsa.subspace.subspace import Layout, Subspace

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from ogpsa.app.compose import compose_config
-from ogpsa.config import Config
+from ogpsa.config import AdapterSettings, Config, StageName
 from ogpsa.data.rows import load_data
-from ogpsa.methods import AdapterSettings, StageName
 from ogpsa.models.adapters import merged_model
 from ogpsa.models.load import load_model
 from ogpsa.runs.tracking import NoTracker

@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 
 import eval.evaluation
 from ogpsa.app.compose import compose_config
-from ogpsa.config import Config
+from ogpsa.config import Config, SetUse
 from ogpsa.data.rows import Data, load_data
-from ogpsa.methods import SetUse
 from ogpsa.models.load import load_model
 from ogpsa.pipeline import run
 from ogpsa.preflight.report import count, report

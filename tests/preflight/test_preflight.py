@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.architectures import ARCHITECTURES, Architecture
 from benchmarks.memory import Case, compare, peak_bytes
-from ogpsa.config import Config, TestbedData
+from ogpsa.config import AdapterSettings, Config, TestbedData
 from ogpsa.data.rows import load_data
-from ogpsa.methods import AdapterSettings, ProjectionSettings
 from ogpsa.preflight.memory import BASIS_BYTES, GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
 from ogpsa.preflight.report import adapted_shape, count, meta_model, report, stage_setup
+from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World

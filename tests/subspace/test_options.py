@@ -17,8 +17,8 @@ from trl import SFTConfig, SFTTrainer
 
 from ogpsa.app.compose import CONF, compose_config
 from ogpsa.config import SFTThenDPOSettings
-from ogpsa.methods import ProjectionSettings
 from ogpsa.projection import orthonormal_basis
+from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.subspace.subspace import Layout, Subspace
 from ogpsa.training.seam import ProjectionMixin, protect
 from ogpsa.utils.errors import UserError

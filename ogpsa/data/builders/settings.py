@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from ogpsa.config import EndpointSettings, describe
-from ogpsa.methods import Section
+from ogpsa.config import EndpointSettings, Section, describe
 from ogpsa.utils.errors import UserError, closest_match
 
 FOLDER = Path(__file__).with_name("recipes")

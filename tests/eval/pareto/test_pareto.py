@@ -18,7 +18,7 @@ from scipy import stats
 
 from eval.pareto.collect import Group, World, collect, main, write
 from eval.scores.statistics import Summary, hypervolume, pareto_front, summarize
-from ogpsa.config import load_config
+from ogpsa.app.validate import load_config
 from ogpsa.utils.errors import UserError
 
 ROOT = Path(__file__).parents[3]

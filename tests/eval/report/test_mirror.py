@@ -13,7 +13,7 @@ import wandb
 from eval.pareto.collect import collect
 from eval.report.mirror import FOLDER, main, mirror
 from eval.scores.artefacts import read_artefacts
-from ogpsa.config import load_config
+from ogpsa.app.validate import load_config
 from ogpsa.runs.directory import read_stored_config
 from ogpsa.runs.tracking import WandbTracker, run_id
 from ogpsa.utils.errors import UserError

@@ -1,0 +1,53 @@
+"""From a composed configuration to a valid one. Imports nothing heavy."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from ogpsa.config import Config, MethodSettings, describe
+from ogpsa.methods import method_settings
+from ogpsa.utils.errors import UserError
+
+
+def load_config(raw: Mapping[str, Any]) -> Config:
+    """Validate a composed configuration.
+
+    Raises:
+        UserError: every problem at once, one line each.
+    """
+    problems: list[str] = []
+    sections = dict(raw)
+    method = sections.get("method")
+    name = str(method.get("name")) if isinstance(method, Mapping) else "baseline"
+    try:
+        sections["method"] = method_settings(name).model_validate(method)
+    except ValidationError as error:
+        problems += describe(error, raw, ("method",))
+        sections["method"] = MethodSettings(name=name)
+    try:
+        config = Config.model_validate(sections)
+    except ValidationError as error:
+        raise UserError(*describe(error, raw), *problems) from None
+    problems = problems or [*_dtype_problems(config), *config.method.check(config)]
+    if problems:
+        raise UserError(*problems)
+    return config
+
+
+def _dtype_problems(config: Config) -> list[str]:
+    """bf16 is for weights that stay as they are: rounding swallows the steps that training makes."""
+    if config.model.dtype == "fp32":
+        return []
+    if any(config.method.adapter(stage.name) is None for stage in config.stages):
+        return [
+            "model.dtype: weights stored in bf16 do not move at the learning rates of full fine-tuning, so "
+            f"method={config.method.name} would not train; allowed: fp32 (model.precision=bf16 is autocast over it), "
+            "or method=lora, ogpsa_lora"
+        ]
+    if config.model.precision == "fp32":
+        return ["model.precision: fp32 with model.dtype=bf16; allowed: bf16, or model.dtype=fp32"]
+    if config.distributed.name == "zero3":
+        # TRL stores the adapters as the model under ZeRO-3.
+        return ["model.dtype: bf16 makes distributed=zero3 train adapters in bf16, which would not move; allowed: fp32"]
+    return []

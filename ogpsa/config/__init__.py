@@ -1,0 +1,24 @@
+"""The typed schema of a run, one file a group of ``conf/``. Imports nothing heavy: it answers before torch is loaded.
+
+The YAML groups hold the values and say where they come from; the classes here say which keys exist and what they may
+hold. A method's own keys live in its file (``ogpsa/methods``).
+"""
+
+from ogpsa.config.data import Data, FileData, TestbedData
+from ogpsa.config.distributed import Distributed
+from ogpsa.config.eval import Backend, EndpointSettings, Evaluation, JudgeSettings
+from ogpsa.config.identity import INERT_SECTIONS, identity_key, identity_name, without_inert
+from ogpsa.config.messages import describe
+from ogpsa.config.method import AdapterSettings, MethodSettings, SetUse, set_name_problems, value_for_stage
+from ogpsa.config.model import BaseTraining, Model
+from ogpsa.config.run import Config
+from ogpsa.config.section import Section
+from ogpsa.config.stage import DPOSettings, SFTSettings, SFTThenDPOSettings, StageName, StageSettings
+from ogpsa.config.tracker import Tracker
+
+__all__ = [
+    "INERT_SECTIONS", "AdapterSettings", "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed",
+    "EndpointSettings", "Evaluation", "FileData", "JudgeSettings", "MethodSettings", "Model", "SFTSettings",
+    "SFTThenDPOSettings", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker", "describe",
+    "identity_key", "identity_name", "set_name_problems", "value_for_stage", "without_inert",
+]  # fmt: skip

@@ -1,0 +1,14 @@
+"""The ``distributed`` group."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ogpsa.config.section import Section
+
+
+class Distributed(Section):
+    """How the work is spread over the processes that torchrun starts (``ogpsa/distributed/launch.py``)."""
+
+    name: Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
+    processes: int | None = Field(ge=1)

@@ -1,0 +1,97 @@
+"""The ``eval`` group."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ogpsa.config.identity import without_inert
+from ogpsa.config.section import Section
+
+
+class EndpointSettings(Section):
+    """How an endpoint that speaks OpenAI's protocol is reached (``ogpsa/utils/endpoint.py``)."""
+
+    base_url: str | None
+    api_key_env: str
+    concurrency: int = Field(ge=1)
+    timeout: float = Field(gt=0)
+    attempts: int = Field(ge=1)
+
+
+class Backend(EndpointSettings):
+    """What generates the responses: the checkpoint in this process or in vLLM, or a server that holds it."""
+
+    name: Literal["model", "vllm", "server"]
+    model: str | None
+
+    @model_validator(mode="after")
+    def _a_server_has_an_address(self) -> "Backend":
+        if self.name == "server" and not (self.base_url and self.model):
+            raise ValueError("backend.name=server needs backend.base_url and backend.model")
+        return self
+
+
+class PromptFiles(Section):
+    """Files whose text takes the place of a judge's own prompt."""
+
+    xstest_rubric: str | None
+    strongreject_rubric: str | None
+    simpleqa_grader: str | None
+
+
+class JudgeWeights(Section):
+    """Hub id or folder of the judges that run from local weights."""
+
+    strongreject_finetuned: str
+    wildguard: str
+
+
+class JudgeSettings(EndpointSettings):
+    """The judges' endpoint and weights (``eval/judging/judges``)."""
+
+    model: str
+    max_calls: int | None = Field(ge=0)
+    prompt_file: PromptFiles
+    weights: JudgeWeights
+    batch_size: int = Field(ge=1)
+
+
+class Evaluation(Section):
+    """Which benchmarks run, who judges them, and which of them enter which average (``eval/``)."""
+
+    name: str
+    safety: list[str]
+    utility: list[str]
+    over_refusal: list[str]
+    reported: list[str]
+    composites: dict[str, Annotated[list[str], Field(min_length=1)]]
+    judges: dict[str, str]
+    limit: int | None = Field(ge=1)
+    sample_seed: int | None = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    data_dir: str | None
+    backend: Backend
+    judge: JudgeSettings
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The members of each average; what is only ``reported`` enters none."""
+        averages = {"safety": self.safety, "utility": self.utility, "over_refusal": self.over_refusal}
+        return averages | {"reported": self.reported}
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """All that is run, the parts in a composite's place."""
+        return [part for group in self.groups.values() for part in self.parts(group)]
+
+    def parts(self, names: Sequence[str]) -> list[str]:
+        """The benchmarks behind names, some of them of composites."""
+        return [part for name in names for part in self.composites.get(name, [name])]
+
+    def key(self) -> str:
+        """Eight hexadecimal digits that name these settings."""
+        text = json.dumps(without_inert(self.model_dump(mode="json"), "eval."), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,33 @@
+"""What makes two configurations the same run."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# Where to log and cache, whether to run at all, how an endpoint is reached: no part of what makes two runs the same.
+INERT_SECTIONS = (
+    "tracker", "cache_dir", "stage_store", "lock_wait", "preflight", "eval.judge.max_calls",
+    *(f"eval.{section}.{key}" for section in ("backend", "judge")
+      for key in ("api_key_env", "concurrency", "timeout", "attempts")),
+)  # fmt: skip
+
+
+def without_inert(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration, or the section of it that ``prefix`` (``eval.``) names, without what cannot change a result."""
+    return {
+        key: without_inert(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+        if f"{prefix}{key}" not in INERT_SECTIONS
+    }
+
+
+def identity_key(identity: Mapping[str, Any]) -> str:
+    """``Config.key()`` of a configuration that may be of another version of this schema."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def identity_name(identity: Mapping[str, Any]) -> str:
+    """``Config.run_name()`` of a configuration that may be of another version of this schema."""
+    model, stage, method = (identity[section]["name"] for section in ("model", "stage", "method"))
+    return f"{model}-{stage}-{method}-seed{identity['seed']}-{identity_key(identity)}"

@@ -1,0 +1,66 @@
+"""pydantic's errors in one line each: the key, what was found, what is allowed."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ogpsa.utils.errors import closest_match
+
+
+def describe(error: ValidationError, raw: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[str]:
+    """One line for each key at fault: the key, what was found, what is allowed."""
+    found: dict[tuple[str, ...], list[ErrorDetails]] = {}
+    siblings: dict[tuple[str, ...], list[str]] = {}
+    for details in error.errors():
+        path, beside = _locate((*prefix, *details["loc"]), raw, details["type"] == "missing")
+        found.setdefault(tuple(path), []).append(details)
+        siblings[tuple(path)] = beside
+    # Where a union's branches all complain, the one that reached furthest is the one that was meant.
+    furthest = [path for path in found if not any(other[: len(path)] == path != other for other in found)]
+    return [_line(path, siblings[path], found[path]) for path in furthest]
+
+
+def _line(path: tuple[str, ...], siblings: list[str], errors: list[ErrorDetails]) -> str:
+    key, first = ".".join(path) or "configuration", errors[0]
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; allowed: {', '.join(siblings)}{closest_match(path[-1], siblings)}"
+    if first["type"] == "missing" or first["input"] == "???":
+        return f"{key}: no value given, and it has no default"
+    if first["type"] == "value_error":
+        return f"{key}: {first['msg'].removeprefix('Value error, ')}"
+    messages = dict.fromkeys(
+        details["msg"].removeprefix("Input should be ").partition(", unable to")[0] for details in errors
+    )
+    options = [
+        word
+        for details in errors
+        if details["type"] == "literal_error"
+        for word in re.findall(r"'([^']*)'", details["ctx"]["expected"])
+    ]
+    hint = closest_match(str(first["input"]), options)
+    if isinstance(first["input"], str) and any(details["type"] == "list_type" for details in errors):
+        hint = f"; write [{first['input']}] for a list of one"
+    return f"{key}: found {first['input']!r}; allowed is {', or '.join(messages)}{hint}"
+
+
+def _locate(location: tuple[str | int, ...], raw: Mapping[str, Any], absent: bool) -> tuple[list[str], list[str]]:
+    """The dotted path of an error and the keys beside it; union tags in ``location`` are no keys.
+
+    ``absent`` says that the last part names a key that is not there.
+    """
+    path: list[str] = []
+    siblings: list[str] = []
+    here: Any = raw
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(here, Mapping) and (part in here or (last and absent)):
+            siblings = [str(key) for key in here if key != part]
+            path.append(str(part))
+            here = here.get(part)
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            path.append(str(part))
+            here = here[part]
+    return path, siblings

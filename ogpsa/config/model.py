@@ -1,0 +1,56 @@
+"""The ``model`` group."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ogpsa.config.section import Section
+from ogpsa.config.stage import Training
+
+
+class BaseTraining(Section):
+    """How the testbed's base model is trained from scratch (``ogpsa/testbed/base.py``)."""
+
+    hidden_size: int = Field(ge=8, multiple_of=4)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> "BaseTraining":
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of twice heads={self.heads}")
+        return self
+
+
+class StageRecipe(Training):
+    """One stage's training settings for one model; ``conf/stage`` reads them from here."""
+
+    adapter_learning_rate: float = Field(gt=0)
+
+
+class Recipe(Section):
+    sft: StageRecipe
+    dpo: StageRecipe
+
+
+class Model(Section):
+    """The model to align: a hub id or a local folder, or (``path: null``) the testbed's own base."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    path: str | None = Field(min_length=1)
+    revision: str | None = Field(min_length=1)
+    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    precision: Literal["fp32", "bf16"]
+    dtype: Literal["fp32", "bf16"]
+    gradient_checkpointing: bool
+    base: BaseTraining | None
+    recipe: Recipe
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> "Model":
+        if self.path is None and self.base is None:
+            raise ValueError("model.path is null and model.base holds no recipe for a testbed base: give a path")
+        return self

@@ -1,0 +1,55 @@
+"""One run, completely."""
+
+from typing import Any
+
+from pydantic import Field, SerializeAsAny
+
+from ogpsa.config.data import Data
+from ogpsa.config.distributed import Distributed
+from ogpsa.config.eval import Evaluation
+from ogpsa.config.identity import identity_key, identity_name, without_inert
+from ogpsa.config.method import MethodSettings
+from ogpsa.config.model import Model
+from ogpsa.config.section import Section
+from ogpsa.config.stage import DPOSettings, SFTSettings, SFTThenDPOSettings, Stage, StageName
+from ogpsa.config.tracker import Tracker
+
+
+class Config(Section):
+    """One run, completely. ``key()`` is what makes two runs the same run."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    model: Model
+    stage: Stage
+    method: SerializeAsAny[MethodSettings]
+    data: Data
+    eval: Evaluation
+    distributed: Distributed
+    tracker: Tracker
+    cache_dir: str
+    stage_store: str | None
+    lock_wait: int = Field(default=0, ge=0)
+    preflight: bool
+
+    @property
+    def stages(self) -> list[SFTSettings | DPOSettings]:
+        """The stages in the order in which they run."""
+        if isinstance(self.stage, SFTThenDPOSettings):
+            return [self.stage.sft, self.stage.dpo]
+        return [self.stage]
+
+    def stage_key(self, name: StageName) -> str:
+        """Where the settings of one stage stand: ``stage``, or ``stage.dpo`` in a pipeline of several."""
+        return f"stage.{name}" if isinstance(self.stage, SFTThenDPOSettings) else "stage"
+
+    def identity(self) -> dict[str, Any]:
+        """The configuration without what cannot change a result."""
+        return without_inert(self.model_dump(mode="json"))
+
+    def key(self) -> str:
+        """Twelve hexadecimal digits that name this configuration."""
+        return identity_key(self.identity())
+
+    def run_name(self) -> str:
+        """The default run directory's name: ``<model>-<stage>-<method>-seed<n>-<hash>``."""
+        return identity_name(self.identity())

@@ -1,0 +1,18 @@
+"""The ``tracker`` group."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ogpsa.config.section import Section
+
+
+class Tracker(Section):
+    """The W&B mirror; the run directory stays the truth."""
+
+    name: Literal["wandb", "none"]
+    project: str = Field(pattern=r"^[^/\\#?%:]+$")
+    entity: str | None
+    group: str | None
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]]
+    mode: Literal["auto", "online", "offline"]

@@ -1,0 +1,100 @@
+"""The settings of a projection. Imports nothing heavy: they are validated before torch is loaded."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ogpsa.utils.errors import closest_match
+
+Scope = Literal["global", "tensor"]
+
+Sided = Literal["two", "conflict"]
+
+Target = Literal["gradient", "gradient+momentum", "update"]
+
+BasisDtype = Literal["auto", "fp32", "bf16", "int8"]
+
+BasisDevice = Literal["device", "host"]
+
+Selection = Literal["random", "conflict"]
+
+# The paper's ablations go as far, and so do the GPU's kernels.
+MAX_RANK = 32
+
+# Rows whose mean gradient is the safety gradient that reference rows are chosen by.
+SAFETY_SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class ProjectionSettings:
+    """What the projection needs to know in one stage; the paper's symbols in brackets.
+
+    Attributes:
+        reference_sets: names of the reference sets, one per capability dimension (M of them).
+        rank: columns of the basis U (r); 0 runs the reference passes and removes nothing.
+        samples: rows drawn from each set (N).
+        refresh_every: optimizer steps between two estimates (K); None estimates once.
+        scope: ``global`` projects the whole trainable vector, ``tensor`` each parameter on its own.
+        sided: ``two`` removes the whole component, ``conflict`` only what would raise a reference loss.
+        target: what is projected: the ``gradient``, ``gradient+momentum`` (the optimizer's first moment as well)
+            or the ``update``, the optimizer's finished step in place of the gradient.
+        streaming: spend 1/K of the samples at every step instead of all of them every K steps.
+        basis_dtype: how the basis is stored; ``auto`` is fp32 on the CPU and bf16 on a GPU.
+        basis_device: where it is stored: beside the gradients, or on the ``host`` and fetched block by block.
+        refresh_after_first_step: estimate once more after the first step that moves the weights, for adapters:
+            before it LoRA's B is zero, and with it every gradient of A.
+        selection: which rows of each set: drawn at ``random``, or those in the sharpest ``conflict`` with the safety
+            gradient at the stage's starting weights.
+    """
+
+    reference_sets: tuple[str, ...]
+    rank: int
+    samples: int
+    refresh_every: int | None
+    scope: Scope = "global"
+    sided: Sided = "two"
+    target: Target = "gradient"
+    streaming: bool = False
+    basis_dtype: BasisDtype = "auto"
+    basis_device: BasisDevice = "device"
+    refresh_after_first_step: bool = False
+    selection: Selection = "random"
+
+    @property
+    def chunks(self) -> int:
+        """Reference gradients per set, ``ceil(r / M)``; at least one, so that rank 0 runs its pass."""
+        return max(1, -(-self.rank // len(self.reference_sets)))
+
+    def problems(self) -> list[str]:
+        """What contradicts itself, one line each."""
+        found = []
+        if not 0 <= self.rank <= MAX_RANK:
+            found.append(f"method.rank: found {self.rank}; allowed: 0 to {MAX_RANK}")
+        for key, kinds in (("scope", Scope), ("sided", Sided), ("target", Target), ("basis_dtype", BasisDtype),
+                           ("basis_device", BasisDevice), ("selection", Selection)):  # fmt: skip
+            value = vars(self)[key]
+            if value not in get_args(kinds):
+                allowed = ", ".join(get_args(kinds))
+                found.append(
+                    f"method.{key}: found '{value}'; allowed: {allowed}{closest_match(value, get_args(kinds))}"
+                )
+        if self.chunks > self.samples:
+            most = len(self.reference_sets) * self.samples
+            found.append(
+                f"method.rank: {self.rank} needs {self.chunks} chunks a set, but method.samples={self.samples} rows "
+                f"can be cut into {self.samples}; allowed: 0 to {most}"
+            )
+        elif self.streaming and self.refresh_every is None:
+            found.append("method.streaming: needs a number of steps in method.refresh_every, not never")
+        elif self.streaming and self.refresh_every and self.samples // self.chunks < self.refresh_every:
+            found.append(
+                f"method.streaming: chunks of {self.samples // self.chunks} rows (method.samples={self.samples}) "
+                f"cannot be spread over method.refresh_every={self.refresh_every} steps; allowed: at most "
+                f"{self.samples // self.chunks} steps, or more samples"
+            )
+        if self.target == "gradient+momentum" and self.sided == "conflict":
+            found.append(
+                "method.target: 'gradient+momentum' is not supported with method.sided=conflict: AdamW would divide "
+                "what is added to its first moment by second moments that never saw it; allowed: gradient, update, or "
+                "sided=two"
+            )
+        return found
