@@ -76,7 +76,10 @@ def validate(composed: DictConfig) -> "Config":
     with in_our_words():
         sections = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         raw = OmegaConf.to_container(sections, resolve=True)
-    return load_config(_without_missing(raw))
+        hydra = composed.hydra if "hydra" in composed else HydraConfig.get()
+    # A method of the user's own stands beside its YAML.
+    folders = [Path(source.path) / "method" for source in hydra.runtime.config_sources if source.schema == "file"]
+    return load_config(_without_missing(raw), folders)
 
 
 class Composer:

@@ -8,7 +8,7 @@ from ogpsa.config.data import Data
 from ogpsa.config.distributed import Distributed
 from ogpsa.config.eval import Evaluation
 from ogpsa.config.identity import identity_key, identity_name, without_inert
-from ogpsa.config.method import MethodSettings
+from ogpsa.config.method import Method
 from ogpsa.config.model import Model
 from ogpsa.config.section import Section
 from ogpsa.config.stage import DPOSettings, SFTSettings, SFTThenDPOSettings, Stage, StageName
@@ -21,7 +21,7 @@ class Config(Section):
     seed: int = Field(ge=0, lt=2**32)
     model: Model
     stage: Stage
-    method: SerializeAsAny[MethodSettings]
+    method: SerializeAsAny[Method]
     data: Data
     eval: Evaluation
     distributed: Distributed
