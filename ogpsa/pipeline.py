@@ -89,7 +89,7 @@ def check_files(config: Config, directory: Path) -> Data:
     if config.stage_store is not None:
         check_writable(Path(config.stage_store), "stage_store")
     check_tracker(config.tracker)
-    check_model(config.model, config.data.name)
+    check_model(config)
     for folder in checkpoints(directory):
         check_weights(folder, "hydra.run.dir", f"delete {folder} to have it made again")
     read_metrics(directory)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from hydra import version
@@ -189,8 +189,7 @@ class Composer:
 
         params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
         # As they were typed: what they refer to differs from point to point.
-        given = OmegaConf.to_container(base.hydra.overrides, resolve=False)
-        assert isinstance(given, dict)
+        given = cast(dict[str, list[str]], OmegaConf.to_container(base.hydra.overrides, resolve=False))
         parsed = self._parse([*params, *given["task"]])
         with in_our_words():
             [points] = BasicSweeper.split_arguments(parsed, None)

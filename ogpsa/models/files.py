@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Model
+from ogpsa.config import Config, Model
 from ogpsa.utils.errors import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -19,18 +19,16 @@ MODEL_FILES = (
 HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 
 
-def check_model(model: Model, data: str) -> None:
+def check_model(config: Config) -> None:
     """Refuse a local folder that holds no loadable model, before torch is imported.
 
-    Args:
-        data: name of the data section; only the testbed brings a base of its own.
-
     Raises:
-        UserError: ``model.path`` is neither a folder nor a hub id, or a file in it is missing or damaged.
+        UserError: ``model.path`` is neither a folder nor a hub id, a file in it is missing or damaged, or it is null and
+            the data bring no base.
     """
+    model = config.model
     if model.path is None:
-        if data != "testbed":
-            raise UserError(f"model.path: null is the base of data=testbed, but data={data}; give a path")
+        config.testbed_base()
         return
     folder = Path(model.path)
     if folder.is_dir():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ogpsa.config import Config, DPOSettings, SFTSettings, StageName, TestbedData
+from ogpsa.config import Config, DPOSettings, SFTSettings, StageName
 from ogpsa.data.rows import Data, Row
 from ogpsa.distributed import processes
 from ogpsa.distributed.launch import accumulation_steps
@@ -332,9 +332,7 @@ def _config_folder(path: str, revision: str | None) -> Path:
 
 def _testbed_config(config: Config) -> "LlamaConfig":
     """What ``ogpsa/testbed/base.py`` trains, whose own bytes are part of every base's key."""
-    base, data = config.model.base, config.data
-    if base is None or not isinstance(data, TestbedData):
-        raise UserError(f"model.path: null is the base of data=testbed, but data={data.name}; give a path")
+    data, base = config.testbed_base()
     from transformers import LlamaConfig
 
     from ogpsa.testbed.tokenizer import build_tokenizer

@@ -141,18 +141,20 @@ class Basis:
             return
         # The next piece travels while this one is used.
         stream = torch.cuda.Stream(device)
-        with torch.cuda.stream(stream):
-            ahead = self._fetch(*spans[0], device) if spans else None
-        for number, (_, span) in enumerate(spans):
+
+        def fetch(position: int) -> tuple[Tensor, Tensor | None]:
+            with torch.cuda.stream(stream):
+                return self._fetch(*spans[position], device)
+
+        ahead = [fetch(0)] if spans else []
+        for following, (_, span) in enumerate(spans, start=1):
             torch.cuda.current_stream(device).wait_stream(stream)
-            assert ahead is not None
-            block, scale = ahead
+            block, scale = ahead.pop()
             for part in (block, scale):
                 if part is not None:
                     part.record_stream(torch.cuda.current_stream(device))
-            if number + 1 < len(spans):
-                with torch.cuda.stream(stream):
-                    ahead = self._fetch(*spans[number + 1], device)
+            if following < len(spans):
+                ahead.append(fetch(following))
             yield self._dequantized(block, scale, span)
 
     def _fetch(self, index: int, span: slice, device: torch.device) -> tuple[Tensor, Tensor | None]:
