@@ -23,8 +23,8 @@ def check_model(config: Config) -> None:
     """Refuse a local folder that holds no loadable model, before torch is imported.
 
     Raises:
-        UserError: ``model.path`` is neither a folder nor a hub id, a file in it is missing or damaged, or it is null and
-            the data bring no base.
+        UserError: ``model.path`` is neither a folder nor a hub id, a file in it is missing or damaged, or it is null
+            and the data bring no base.
     """
     model = config.model
     if model.path is None:
