@@ -91,7 +91,7 @@ class Composer:
         extra: one more folder of groups, relative to the working directory (``--config-dir``).
 
     Raises:
-        UserError: ``extra`` is no directory.
+        UserError: ``extra`` is not a directory.
     """
 
     def __init__(self, path: str | None = None, name: str | None = None, extra: str | None = None) -> None:
@@ -250,14 +250,14 @@ def in_our_words() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """What Hydra says on several lines, on one."""
+    """Hydra's message of several lines, on one."""
     if isinstance(error, OmegaConfBaseException):
         where = f"{error.full_key}: " if error.full_key else ""
         return where + str(error).splitlines()[0]
     lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, OverrideParseException):
         reason = "; ".join(line for line in lines if line.strip("^") and not line.startswith(("Error parsing", "See ")))
-        return f"'{error.override}' is no override ({reason}); write KEY=VALUE, 'KEY={{a: 1}}' or 'KEY=[a, b]'"
+        return f"invalid override '{error.override}' ({reason}); write KEY=VALUE, 'KEY={{a: 1}}' or 'KEY=[a, b]'"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, found = error.missing_cfg_file.rpartition("/")
         return _no_option(group, found, list(error.options))

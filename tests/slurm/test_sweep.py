@@ -295,7 +295,7 @@ def test_values_are_separated_as_hydra_separates_them(text: str, values: list[st
     assert grid.split(text) == values
 
 
-@pytest.mark.parametrize(("word", "problem"), [("rank", "'rank' is no override"), ("a=1,,2", "a: found '1,,2'")])
+@pytest.mark.parametrize(("word", "problem"), [("rank", "invalid override 'rank'"), ("a=1,,2", "a: found '1,,2'")])
 def test_what_is_no_grid_is_refused(word: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert grid.main([word]) == 2
     assert capsys.readouterr().err.startswith(f"error: {problem}")
