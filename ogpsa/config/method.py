@@ -128,12 +128,17 @@ def missing_stage_values(method: Method, stages: Sequence[StageName]) -> list[st
     for key, value in method.model_dump(mode="json").items():
         if isinstance(value, dict) and value.keys() <= set(get_args(StageName)):
             absent = [stage for stage in stages if stage not in value]
-            given = ", ".join(f"{stage}: {one}" for stage, one in value.items())
+            given = ", ".join(f"{stage}: {_typed(one)}" for stage, one in value.items())
             problems += [
                 f"method.{key}: found {{{given}}}, which has no value for {stage}; write {{{given}, {stage}: ...}}"
                 for stage in absent
             ]
     return problems
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
 def set_name_problems(key: str, names: Sequence[str], stage: StageName, config: "Config") -> list[str]:
