@@ -91,10 +91,11 @@ test-all: $(INSTALLED) ## Run every test, the long ones too, in one pytest sessi
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: lint
-lint: $(INSTALLED) ## Check style, formatting and types
+lint: $(INSTALLED) ## Check style, formatting, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/shellcheck slurm/*.sh slurm/*.sbatch slurm/env.sh.example tests/slurm/cluster.sh .ci/run
 	$(BIN)/hadolint Dockerfile
 
