@@ -15,7 +15,7 @@ from ogpsa.data.builders.settings import recipe
 from ogpsa.utils.files import read_jsonl
 from tests.program import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.smoke]
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
 
