@@ -53,7 +53,13 @@ def runs(
     return get
 
 
-@pytest.mark.parametrize(("stage", "method"), product(FOLDERS, ("baseline", "ogpsa")))
+@pytest.mark.parametrize(
+    ("stage", "method"),
+    [
+        pytest.param(*point, marks=[pytest.mark.smoke] * (point == ("sft_dpo", "ogpsa")))
+        for point in product(FOLDERS, ("baseline", "ogpsa"))
+    ],
+)
 def test_every_stage_with_every_method(
     stage: str,
     method: str,

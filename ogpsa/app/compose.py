@@ -184,16 +184,24 @@ class Composer:
             raise UserError(*problems)
         return parsed
 
-    def _points(self, base: DictConfig) -> list[list[str]]:
+    def sweep_points(self, overrides: list[str]) -> list[list[str]]:
+        """Every combination of the values that the overrides sweep over, the last override changing fastest.
+
+        Raises:
+            UserError: one line per word that is not an override, or for a sweep without a finite list of values.
+        """
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+        parsed = self._parse(overrides)
+        with in_our_words():
+            [points] = BasicSweeper.split_arguments(parsed, None)
+        return points
+
+    def _points(self, base: DictConfig) -> list[list[str]]:
         params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
         # As they were typed: what they refer to differs from point to point.
         given = cast(dict[str, list[str]], OmegaConf.to_container(base.hydra.overrides, resolve=False))
-        parsed = self._parse([*params, *given["task"]])
-        with in_our_words():
-            [points] = BasicSweeper.split_arguments(parsed, None)
-        return [[*given["hydra"], *point] for point in points]
+        return [[*given["hydra"], *point] for point in self.sweep_points([*params, *given["task"]])]
 
     def _check_points(self, points: list[list[str]], check: Check) -> None:
         where: dict[str, list[str]] = {}  # points by problem

@@ -18,11 +18,12 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ogpsa.config import EndpointSettings
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
+
+    from ogpsa.config import EndpointSettings
 
 OPENAI = "https://api.openai.com/v1"
 # Seconds: the longest wait between two tries of one request, the longest that a server may ask for, and the least
@@ -110,7 +111,7 @@ class Endpoint:
         self._key()
 
     @classmethod
-    def of(cls, section: str, settings: EndpointSettings, model: str, budget: Budget | None = None) -> "Endpoint":
+    def of(cls, section: str, settings: "EndpointSettings", model: str, budget: Budget | None = None) -> "Endpoint":
         """The endpoint that a section of the configuration describes."""
         return cls(
             section,
