@@ -2,7 +2,7 @@
 
 A checkpoint inside a run directory is evaluated as its run was, on the run's own rows; eval=quick and eval=paper read
 theirs from eval.data_dir. A model behind a server needs no checkpoint: eval.backend.name=server
-eval.backend.base_url=URL eval.backend.model=NAME. A second call goes on where a first one was killed; until= stops
+eval.backend.base_url=URL eval.backend.model=NAME. A second call resumes where a first one was killed; until= stops
 after that artefact, so that a node without a network can generate and another one judge.
 """
 
@@ -17,6 +17,9 @@ from ogpsa.config import Evaluation
 from ogpsa.runs.directory import CONFIG_FILE, read_stored_config
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import exclusive
+
+# Keys of ``eval`` whose own keys are names; Hydra would have a plus in front of a new one.
+OPEN_MAPPINGS = ("eval.judges.", "eval.composites.", "eval.judge.prompt_file.", "eval.judge.weights.")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -69,9 +72,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         if not equals:
             raise UserError(f"'{argument}': expected KEY=VALUE")
         if key == "eval" or key.lstrip("+").startswith("eval."):
-            # Hydra would have a plus in front of a mapping's new key.
-            new = key.startswith(("eval.judges.", "eval.composites."))
-            overrides.append(f"++{argument}" if new else argument)
+            overrides.append(f"++{argument}" if key.startswith(OPEN_MAPPINGS) else argument)
         elif key in ("checkpoint", "output", "until"):
             given[key] = value
         else:
@@ -105,7 +106,9 @@ def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation,
             target, source = tree, given
             for name in path:
                 target, source = target[name], source[name]
-            target[last] = source[last]
+            target.pop(last, None)
+            # A name whose value was null is in an open mapping no more.
+            target |= {last: source[last]} if last in source else {}
         return Evaluation.model_validate(tree), own
     return composed, own
 
@@ -113,8 +116,8 @@ def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation,
 def _output(checkpoint: Path, settings: Evaluation, own: Evaluation | None) -> Path:
     """The run's own folder for its own settings, elsewhere one named after the model and what it is asked.
 
-    Who judges, how an endpoint is reached and the size of a batch are left out: the same command with other ones goes
-    on with what is there.
+    Who judges, how an endpoint is reached and the size of a batch are left out: the same command with other ones
+    resumes with what is there.
     """
     if own and settings.key() == own.key():
         return checkpoint.parent / "eval" / checkpoint.name

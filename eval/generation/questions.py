@@ -6,15 +6,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from eval.benchmarks.definition import Benchmark, Function, read_rows
-from eval.generation.isolation import undisturbed
+from eval.benchmarks.definition import Benchmark, Function
+from eval.generation.isolation import isolated_and_silent
 
 Row = Mapping[str, Any]
 # ``response``: the text; of a multiple choice ``options``: log-likelihoods, and ``greedy``: which are the likeliest.
@@ -25,7 +24,7 @@ FETCHING = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", 
 
 @dataclass(frozen=True)
 class Question:
-    """One row as the task asks it; a multiple choice is one request an option."""
+    """One row as the task asks it; a multiple choice is one request per option."""
 
     row_id: str
     requests: Sequence[Instance]
@@ -50,7 +49,7 @@ class Questions:
     """
 
     def __init__(self, benchmark: Benchmark, rows: Sequence[Row], chat_template: Callable[..., str]) -> None:
-        with undisturbed():
+        with isolated_and_silent():
             self._task = ConfigurableTask(config=task_config(benchmark, rows))
             self._task.build_all_requests(
                 apply_chat_template=True, fewshot_as_multiturn=True, chat_template=chat_template
@@ -65,7 +64,7 @@ class Questions:
         for question in self.all:
             for request, response in zip(question.requests, _responses(answers[question.row_id]), strict=True):
                 request.resps = [response]
-        with undisturbed():
+        with isolated_and_silent():
             self._task.apply_filters()
             return [
                 self._metrics(question, document)
@@ -118,8 +117,3 @@ def _function(function: Function) -> Callable[..., Any]:
         loaded = import_module(module)
     found: Callable[..., Any] = vars(loaded)[name]
     return found
-
-
-def lm_eval_dataset(rows: str, data_dir: str, **metadata: Any) -> dict[str, Dataset]:
-    """A testbed benchmark's rows for lm-eval's own command line."""
-    return {"test": Dataset.from_list(read_rows(Path(data_dir) / rows))}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from eval.judging.judges import Verdict, missing
+from eval.judging.judge import Verdict, missing
 from eval.judging.judges.refusal_match import refusal_match
 
 # Markup that models put around and before an answer.
