@@ -4,16 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
-from transformers import GenerationConfig
 
 from eval.benchmarks.definition import Benchmark
 from eval.generation.isolation import isolated_and_silent
 from eval.generation.questions import Answer, Question, Questions, Row
 from ogpsa.config import Evaluation
-from ogpsa.models.load import load_model
+from ogpsa.models.generate import load_for_generation
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
@@ -138,13 +136,9 @@ def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
     """
     if settings.backend.name == "vllm":
         return _in_vllm(checkpoint, settings)
-    cuda = torch.cuda.is_available()
     with isolated_and_silent():
-        model, tokenizer = load_model(checkpoint, torch.bfloat16 if cuda else torch.float32)
-        # The checkpoint's own sampling settings and penalties would change what greedy means.
-        model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
-        placed: Any = model
-        lm = HFLM(pretrained=placed.to("cuda" if cuda else "cpu"), tokenizer=tokenizer, batch_size=settings.batch_size)
+        model, tokenizer = load_for_generation(checkpoint)
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
     return LocalModel(lm, settings.batch_size)
 
 
@@ -155,7 +149,7 @@ def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
         raise UserError("eval.backend.name: vllm is not installed; install it, or use model or server")
     from lm_eval.models.vllm_causallms import VLLM
 
-    # Not the checkpoint's own sampling settings, as above. vLLM makes its batches itself, out of many rows, in another
+    # Not the checkpoint's own sampling settings. vLLM makes its batches itself, out of many rows, in another
     # process.
     with deaf_children():
         lm = VLLM(pretrained=str(checkpoint), trust_remote_code=False, batch_size="auto", generation_config="vllm")

@@ -212,7 +212,10 @@ def test_without_a_network_nothing_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["benchmark=gsm8k"], "benchmark: unknown key; allowed: eval, benchmarks, data_dir, task_dir, prompts; did you mean"),
+        (
+            ["benchmark=gsm8k"],
+            "benchmark: unknown key; allowed: eval, benchmarks, data_dir, task_dir, prompts; did you mean",
+        ),
         (["gsm8k"], "'gsm8k': expected KEY=VALUE"),
         (["benchmarks=gsm9k"], "'gsm9k' is no benchmark"),
         (["benchmarks="], "expected KEY=VALUE"),
