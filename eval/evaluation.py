@@ -260,7 +260,7 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
 
 
 def _verdict_row(judged: Judgement, row: Row) -> Row:
-    """What a verdict file says of an answered row, besides what the verdict rests on."""
+    """What a verdict file says of an answered row, in addition to what the verdict rests on."""
     verdict = judged.verdict
     # Options have no words, and a filter's silence is no refusal of the model's.
     worded = "response" in row and not _withheld(row)

@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Source:
 
     Attributes:
         hub: id of the data set, with its configuration, split and revision.
-        convert: the function in ``eval/benchmarks/converters.py`` that makes our rows of the published ones.
+        convert: the conversion in ``eval/benchmarks/converters.py`` that makes our rows of the published ones, or
+            ``FILE.NAME``, one in a Python file beside the YAML.
         gated: where to ask for access; None where anybody may fetch it.
         count: rows that the published set has.
     """
@@ -50,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Function:
-    """lm-eval's ``!function``: a dotted path, or a name in a file beside the YAML that holds it."""
+    """lm-eval's ``!function``: a dotted path, or a name in a Python file beside the YAML that holds it."""
 
     folder: Path
     path: str
@@ -59,12 +61,37 @@ class Function:
     def file(self) -> Path:
         """The file that holds it."""
         module = self.path.rpartition(".")[0]
-        beside = self.folder.joinpath(*module.split(".")).with_suffix(".py")
-        if beside.is_file():
-            return beside
-        spec = find_spec(module)
-        assert spec is not None and spec.origin is not None, self.path
+        own = self.folder.joinpath(*module.split(".")).with_suffix(".py")
+        if own.is_file():
+            return own
+        try:
+            spec = find_spec(module)
+        except ModuleNotFoundError:
+            spec = None
+        if spec is None or spec.origin is None:
+            raise UserError(
+                f"{self.folder}: '!function {self.path}' names no Python file beside the YAML and no module"
+            )
         return Path(spec.origin)
+
+    def load(self) -> Any:
+        """The object that is called so.
+
+        Raises:
+            UserError: the file does not define it.
+        """
+        module, _, name = self.path.rpartition(".")
+        if self.file.is_relative_to(self.folder):
+            # By its path: lm-eval's tasks each have a utils.py.
+            spec = spec_from_file_location(f"{self.folder.name}.{module}", self.file)
+            assert spec is not None and spec.loader is not None
+            loaded = module_from_spec(spec)
+            spec.loader.exec_module(loaded)
+        else:
+            loaded = import_module(module)
+        if name not in vars(loaded):
+            raise UserError(f"{self.file}: defines no '{name}', which a benchmark in {self.folder} names")
+        return vars(loaded)[name]
 
 
 @dataclass(frozen=True)
@@ -178,10 +205,11 @@ def _benchmark(path: Path, judge: str | None) -> Benchmark:
         lacking = [key for key in ("hub", "split", "convert", "licence") if key not in source]
         if lacking:
             raise UserError(f"{path}: metadata.source.{lacking[0]}: no value given, and it has no default")
-        if (convert := source["convert"]) not in CONVERSIONS:
+        convert = str(source["convert"])
+        if convert not in CONVERSIONS and not (path.parent / f"{convert.partition('.')[0]}.py").is_file():
             raise UserError(
-                f"{path}: metadata.source.convert: found '{convert}'; allowed: {', '.join(CONVERSIONS)}"
-                f"{closest_match(str(convert), CONVERSIONS)}"
+                f"{path}: metadata.source.convert: found '{convert}'; allowed: {', '.join(CONVERSIONS)}, or FILE.NAME "
+                f"of a Python file beside the YAML{closest_match(convert, CONVERSIONS)}"
             )
     # Who judges is none of the task's business: another judge leaves the responses as they are.
     content = {key: value for key, value in task.items() if key != "metadata"} | {"lm_eval": version("lm_eval")}

@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from eval.benchmarks.converters import CONVERSIONS, Row
-from eval.benchmarks.definition import COLUMNS, Benchmark, Source, check_rows
+from eval.benchmarks.converters import CONVERSIONS, Conversion, Row
+from eval.benchmarks.definition import COLUMNS, Benchmark, Function, Source, check_rows
 from ogpsa.data.readers import FORMATS, errors_of_the_hub, read_hub, read_table
 from ogpsa.utils.errors import UserError
 
@@ -134,7 +134,7 @@ def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
     first = next(table, None)
     if first is None or benchmark.source is None:
         return [row for row in (first, *table) if row is not None]
-    conversion = CONVERSIONS[benchmark.source.convert]
+    conversion = _conversion(benchmark.file.parent, benchmark.source.convert)
     ours = set(COLUMNS) <= first.keys()
     expected = (*COLUMNS, *conversion.extra) if ours else conversion.columns
     absent = [column for column in expected if column not in first]
@@ -153,6 +153,16 @@ def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
         raise UserError(
             f"{file}: not the rows that '{benchmark.name}' publishes ({type(error).__name__}: {error})"
         ) from None
+
+
+def _conversion(folder: Path, name: str) -> Conversion:
+    """Ours of this name, or one of a Python file in the folder of the benchmark's YAML."""
+    if name in CONVERSIONS:
+        return CONVERSIONS[name]
+    conversion = Function(folder, name).load()
+    if not isinstance(conversion, Conversion):
+        raise UserError(f"{folder}: '{name}', which a benchmark's metadata.source.convert names, is not a Conversion")
+    return conversion
 
 
 def _download(source: Source) -> tuple[list[Row], str]:

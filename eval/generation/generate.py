@@ -104,10 +104,10 @@ class LocalModel:
                 if length > room:
                     length = len(self._lm.tok_encode(text))
                 if length > room:
-                    beside = f"leaves {room} beside the response" if reserved else "is all there is"
+                    left = f"leaves {room} beside the response" if reserved else "is all there is"
                     raise UserError(
                         f"{benchmark.name}: row '{question.row_id}': a prompt of {length} tokens; the model's context "
-                        f"of {self._lm.max_length} {beside}"
+                        f"of {self._lm.max_length} {left}"
                     )
 
     def answer(

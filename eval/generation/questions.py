@@ -1,11 +1,9 @@
 """Benchmarks as lm-eval's tasks: the requests that a row becomes, and the task's own metric on the answers."""
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from datasets import Dataset
@@ -97,23 +95,9 @@ def _responses(answer: Answer) -> list[Any]:
 def _resolved(value: Any) -> Any:
     """A value with each ``!function`` in the function's place."""
     if isinstance(value, Function):
-        return _function(value)
+        return value.load()
     if isinstance(value, dict):
         return {key: _resolved(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_resolved(inner) for inner in value]
     return value
-
-
-def _function(function: Function) -> Callable[..., Any]:
-    module, _, name = function.path.rpartition(".")
-    if function.file.is_relative_to(function.folder):
-        # lm-eval's tasks each have a utils.py.
-        spec = importlib.util.spec_from_file_location(f"{function.folder.name}.{module}", function.file)
-        assert spec is not None and spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-    else:
-        loaded = import_module(module)
-    found: Callable[..., Any] = vars(loaded)[name]
-    return found

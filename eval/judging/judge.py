@@ -112,7 +112,7 @@ def judge_files(folder: str | None = None) -> dict[str, Path]:
     """Every judge's file by the judge's name.
 
     Args:
-        folder: judges of one's own (``eval.judge.dir``), in addition to ours; files that begin with ``_`` are none.
+        folder: the user's judges (``eval.judge.dir``), in addition to ours; a file that begins with ``_`` is skipped.
 
     Raises:
         UserError: the folder is not there, or holds a judge of a name that is taken.
@@ -138,7 +138,7 @@ def load_judge(name: str, folder: str | None = None) -> Judge:
     """The judge called ``name``, ours or one of ``folder``.
 
     Raises:
-        UserError: there is none, or its file declares no ``JUDGE``.
+        UserError: it is unknown, or its file declares no ``JUDGE``.
     """
     files = judge_files(folder)
     if name not in files:
@@ -163,20 +163,20 @@ def _own_module(file: Path) -> ModuleType:
 
 
 def check_judge_settings(settings: JudgeSettings) -> None:
-    """Refuse a prompt or weights of a judge that there is not, or that has none.
+    """Refuse a prompt or weights for a judge that is unknown, or that has none.
 
     Raises:
         UserError: one line per name.
     """
     judges = {name: load_judge(name, settings.dir) for name in judge_files(settings.dir)}
     problems = []
-    for key, given, kind in (
-        ("prompt_file", settings.prompt_file, PromptJudge),
-        ("weights", settings.weights, LocalJudge),
+    for key, given, kind, what in (
+        ("prompt_file", settings.prompt_file, PromptJudge, "a prompt to an endpoint"),
+        ("weights", settings.weights, LocalJudge, "local weights"),
     ):
         allowed = [name for name, judge in judges.items() if isinstance(judge, kind)]
         problems += [
-            f"eval.judge.{key}.{name}: '{name}' is no judge that has one; allowed: {', '.join(allowed)}"
+            f"eval.judge.{key}.{name}: '{name}' is not a judge with {what}; allowed: {', '.join(allowed)}"
             f"{closest_match(name, allowed)}"
             for name in given
             if name not in allowed

@@ -30,7 +30,7 @@ def prompt_messages(path: Path, key: str, needs_target: bool) -> tuple[Message, 
         key: what named the file, for messages to the user.
 
     Raises:
-        UserError: the file is not there, is no such list, or lacks a placeholder.
+        UserError: the file is not there, is not such a list, or lacks a placeholder.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ FETCH_SECONDS = 60
 
 
 def published_prompts(folder: str | None = None) -> dict[str, str]:
-    """Where each judge's published prompt is, by the judge's name; ``folder`` has judges of one's own."""
+    """Where each judge's published prompt is, by the judge's name; ``folder`` has the user's judges."""
     judges = {name: load_judge(name, folder) for name in judge_files(folder)}
     return {
         name: judge.published for name, judge in judges.items() if isinstance(judge, PromptJudge) and judge.published
@@ -41,7 +41,7 @@ def longest_text(code: str) -> str:
     """The longest string of a Python program, nothing of which is run; an f-string's fields are named in braces.
 
     Raises:
-        SyntaxError: ``code`` is no Python.
+        SyntaxError: ``code`` is not Python.
     """
     return max((_text(node) for node in ast.walk(ast.parse(code))), key=len, default="")
 

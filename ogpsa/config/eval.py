@@ -45,7 +45,7 @@ class JudgeSettings(EndpointSettings):
     """The judges' endpoint and weights (``eval/judging``).
 
     Attributes:
-        dir: folder with judges of one's own.
+        dir: folder with the user's judges.
         prompt_file: files whose text takes the place of a judge's own prompt, by the judge's name.
         weights: hub id or folder in place of a judge's own weights, by the judge's name.
     """

@@ -52,6 +52,17 @@ metric_list:
   - {metric: bypass, aggregation: bypass, higher_is_better: true}
 metadata: {version: 1.0, judge: evenness, rows: capitals}
 """
+CONVERSION = """
+from eval.benchmarks.converters import Conversion
+
+
+def convert(published):
+    for row in published:
+        yield {"id": row["land"], "prompt": f"The capital of {row['land']}?", "target": row["city"]}
+
+
+cities = Conversion(columns=("land", "city"), extra=(), rows=convert)
+"""
 CAPITALS = {"France": "Paris", "Japan": "Tokyo", "Chile": "Santiago", "Kenya": "Nairobi"}
 
 
@@ -126,6 +137,17 @@ def test_a_benchmark_is_evaluated_with_a_rule_and_with_a_prompt(
     assert {row["prompt_hash"] for row in again}.isdisjoint(row["prompt_hash"] for row in judged)
 
 
+def test_published_rows_are_converted_by_a_file_beside_the_benchmark(own: Path, checkpoint: Path) -> None:
+    source = "source: {hub: nobody/capitals, split: test, licence: MIT, convert: published.cities}"
+    (own / "tasks" / "capitals.yaml").write_text(TASK.replace("rows: capitals}", f"rows: capitals, {source}}}"))
+    (own / "tasks" / "published.py").write_text(CONVERSION, encoding="utf-8")
+    (own / "capitals.jsonl").unlink()
+    published = "".join(f"{land},{city}\n" for land, city in CAPITALS.items())
+    (own / "capitals.csv").write_text(f"land,city\n{published}", encoding="utf-8")
+    assert evaluate(own, checkpoint, "until=generations") == EXIT_DONE
+    assert [(row["id"], row["target"]) for row in read(own, "generations")] == list(CAPITALS.items())
+
+
 def test_answers_in_a_file_are_judged_by_an_own_judge(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own / "answers.csv").write_text("prompt,completion,target\na,bb,c\na,bbb,c\n", encoding="utf-8")
     files = ["--in", str(own / "answers.csv"), "--out", str(own / "verdicts.csv")]
@@ -142,13 +164,13 @@ def test_answers_in_a_file_are_judged_by_an_own_judge(own: Path, capsys: pytest.
     [
         (
             "eval.judge.weights.wildgard=x",
-            "error: eval.judge.weights.wildgard: 'wildgard' is no judge that has one; "
+            "error: eval.judge.weights.wildgard: 'wildgard' is not a judge with local weights; "
             "allowed: strongreject_finetuned, wildguard; did you mean 'wildguard'?\n",
         ),
         (
             "eval.judge.prompt_file.friendlines=x",
-            "error: eval.judge.prompt_file.friendlines: 'friendlines' is no judge that has one; allowed: friendliness, "
-            "simpleqa_grader, strongreject_rubric, xstest_rubric; did you mean 'friendliness'?\n",
+            "error: eval.judge.prompt_file.friendlines: 'friendlines' is not a judge with a prompt to an endpoint; "
+            "allowed: friendliness, simpleqa_grader, strongreject_rubric, xstest_rubric; did you mean 'friendliness'?\n",
         ),
         ("eval.judges.capitals=evennes", "did you mean 'evenness'?\n"),
         ("eval.utility=[capital]", "did you mean 'capitals'?\n"),
