@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def check(config: "Config", directory: Path) -> None:
     """Refuse what the files, the directory or the benchmarks do not allow, before torch is imported."""
-    from eval.validate import check as check_run
+    from eval.validate import check_run
 
     check_run(config, directory)
 

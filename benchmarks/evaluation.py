@@ -23,7 +23,7 @@ from benchmarks.common import Row, in_turn, parser, positive, run, seconds, writ
 from eval.benchmarks.definition import OWN_METRIC, Benchmark, find_benchmarks
 from eval.evaluation import own_verdicts
 from eval.generation.generate import LocalModel, generate, prepare
-from eval.generation.isolation import undisturbed
+from eval.generation.isolation import isolated_and_silent
 from eval.generation.questions import task_config
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
@@ -49,7 +49,7 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(World(0).vocabulary())
     shape = replace(architecture(options.model), vocabulary=len(tokenizer))
-    with undisturbed():
+    with isolated_and_silent():
         lm = HFLM(pretrained=shape.build(device).eval(), tokenizer=tokenizer, batch_size=options.batch_size)
     model = LocalModel(lm, options.batch_size)
     rows = random_rows(options.rows)
@@ -102,7 +102,7 @@ def random_rows(count: int) -> list[dict[str, Any]]:
 
 def plain(lm: HFLM, benchmark: Benchmark, rows: Sequence[Mapping[str, Any]]) -> None:
     """lm-eval's own evaluation of a task."""
-    with undisturbed():
+    with isolated_and_silent():
         task = ConfigurableTask(config=task_config(benchmark, rows))
         plain_evaluate(
             lm, {benchmark.name: task}, apply_chat_template=True, fewshot_as_multiturn=True, bootstrap_iters=0,

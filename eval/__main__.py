@@ -27,8 +27,8 @@ from importlib import import_module
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
 
 COMMANDS = {
-    "prefetch": "eval.benchmarks.prefetch",
-    "judge": "eval.judging.command",
+    "prefetch": "eval.prefetch",
+    "judge": "eval.judging.judge_csv",
     "agreement": "eval.judging.agreement",
     "attacks": "eval.benchmarks.attacks",
     "compare": "eval.scores.compare",

@@ -2,7 +2,7 @@
 
 A checkpoint inside a run directory is evaluated as its run was, on the run's own rows; eval=quick and eval=paper read
 theirs from eval.data_dir. A model behind a server needs no checkpoint: eval.backend.name=server
-eval.backend.base_url=URL eval.backend.model=NAME. A second call goes on where a first one was killed; until= stops
+eval.backend.base_url=URL eval.backend.model=NAME. A second call resumes where a first one was killed; until= stops
 after that artefact, so that a node without a network can generate and another one judge.
 """
 
@@ -19,6 +19,9 @@ from ogpsa.utils.command_line import Keys, one_of, read_pairs
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import exclusive
 
+# Keys of ``eval`` whose own keys are names; Hydra would have a plus in front of a new one.
+OPEN_MAPPINGS = ("eval.judges.", "eval.composites.", "eval.judge.prompt_file.", "eval.judge.weights.")
+
 
 def run(arguments: Sequence[str]) -> None:
     """Parse ``KEY=VALUE`` arguments, evaluate, print.
@@ -30,9 +33,8 @@ def run(arguments: Sequence[str]) -> None:
 
     own_keys: Keys = {"checkpoint": Path, "output": Path, "until": one_of(*get_args(Until))}
     given = read_pairs(arguments, {**own_keys, "eval": str, "eval.*": str})
-    # Hydra would have a plus in front of a mapping's new key.
     overrides = [
-        f"++{key}={value}" if key.startswith(("eval.judges.", "eval.composites.")) else f"{key}={value}"
+        f"++{key}={value}" if key.startswith(OPEN_MAPPINGS) else f"{key}={value}"
         for key, value in given.items()
         if key not in own_keys
     ]
@@ -88,7 +90,9 @@ def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation,
             target, source = tree, given
             for name in path:
                 target, source = target[name], source[name]
-            target[last] = source[last]
+            target.pop(last, None)
+            # A name whose value was null is in an open mapping no more.
+            target |= {last: source[last]} if last in source else {}
         return Evaluation.model_validate(tree), own
     return composed, own
 
@@ -96,8 +100,8 @@ def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation,
 def _output(checkpoint: Path, settings: Evaluation, own: Evaluation | None) -> Path:
     """The run's own folder for its own settings, elsewhere one named after the model and what it is asked.
 
-    Who judges, how an endpoint is reached and the size of a batch are left out: the same command with other ones goes
-    on with what is there.
+    Who judges, how an endpoint is reached and the size of a batch are left out: the same command with other ones
+    resumes with what is there.
     """
     if own and settings.key() == own.key():
         return checkpoint.parent / "eval" / checkpoint.name

@@ -8,24 +8,25 @@ verdicts/<benchmark>.jsonl      id, judge, verdict, value, parse_status, refused
 scores.json                     the averages and every benchmark's score (eval/scores/aggregate.py)
 ```
 A file that is there and rests on the same weights, rows, task and judge is kept, and so is every finished piece of one
-that is not whole yet, and what an endpoint replied (``.<benchmark>.journal``). A second call goes on where a first one
+that is not whole yet, and what an endpoint replied (``.<benchmark>.journal``). A second call resumes where a first one
 was killed; one that finds everything loads no model.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.benchmarks.definition import OWN_METRIC, Benchmark, check_groups
+from eval.benchmarks.definition import OWN_METRIC, Benchmark
 from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
 from eval.generation.fingerprint import checkpoint_folder, model_fingerprint, server_fingerprint
-from eval.judging.judges import Item, Verdict, judge_hash, missing
+from eval.judging.judge import Item, Verdict, judge_hash, missing
 from eval.judging.judges.refusal_match import refusal_match
-from eval.judging.verdicts import Estimate, Judged, check_judge, estimate, judge_items, print_total
+from eval.judging.verdicts import Estimate, Judgement, check_judge, estimate, judge_responses, print_total
 from eval.scores.aggregate import Result, aggregate
+from eval.scores.artefacts import content_hash
+from eval.scores.groups import check_groups
 from ogpsa.config import Evaluation
 from ogpsa.runs.directory import SCORES_FILE
 from ogpsa.utils.endpoint import Budget
@@ -34,13 +35,13 @@ from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
 
 Row = dict[str, Any]
 # The verdict on a response that the server's filter kept back: there is nothing to judge.
-WITHHELD = Judged(missing("withheld"), None, None)
+WITHHELD = Judgement(missing("withheld"), None, None)
 # The last artefact to make.
 Until = Literal["generations", "verdicts", "metrics"]
 
 
-def _carry_on() -> None:
-    """The default ``check``: nothing stops an evaluation."""
+def _never_stop() -> None:
+    """The default ``safe_point``: nothing stops an evaluation."""
 
 
 def evaluate(
@@ -48,7 +49,7 @@ def evaluate(
     rows: Path,
     output: Path,
     settings: Evaluation,
-    check: Callable[[], None] = _carry_on,
+    safe_point: Callable[[], None] = _never_stop,
     until: Until = "metrics",
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on the benchmarks that ``settings`` names and return what ``scores.json`` holds.
@@ -62,7 +63,8 @@ def evaluate(
         rows: folder with the benchmarks' rows; ``settings.data_dir`` takes its place where given.
         output: folder of the artefacts.
         settings: benchmarks by group, rows per benchmark, who generates and who judges.
-        check: called before each batch; what it raises ends the evaluation, finished pieces stay.
+        safe_point: called before each batch, where the work may stop; what it raises ends the evaluation, finished
+            pieces stay.
         until: ``generations`` or ``verdicts`` stops short of the rest, and returns nothing.
 
     Raises:
@@ -92,7 +94,7 @@ def evaluate(
     if unjudged:
         (output / SCORES_FILE).unlink(missing_ok=True)
     if pending:
-        _generate(model, pending, errors, settings, check)
+        _generate(model, pending, errors, settings, safe_point)
     works = [work for work in works if work.benchmark.name not in errors]
     for work in works:
         _journal(work.generations).unlink(missing_ok=True)
@@ -100,7 +102,7 @@ def evaluate(
         return {}
     budget = Budget(settings.judge.max_calls)
     print_total((_estimate(work, settings) for work in works if work in unjudged), budget)
-    results = {work.benchmark.name: _result(work, settings, check, budget) for work in works}
+    results = {work.benchmark.name: _result(work, settings, safe_point, budget) for work in works}
     if until == "verdicts":
         return {}
     scores = aggregate(results, benchmarks, settings, errors)
@@ -154,7 +156,7 @@ def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation
 
 
 def _generate(
-    model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation, check: Callable[[], None]
+    model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation, safe_point: Callable[[], None]
 ) -> None:
     """Make the generations; what no benchmark can be asked is found before the first response of any."""
     from eval.generation.generate import generate, local_model, prepare
@@ -171,7 +173,7 @@ def _generate(
             continue
         stamp = {key: rows[0][key] for key in ("backend", "model_fingerprint", "data_hash", "task_hash")}
         stamp |= {"rows": [row["id"] for row in rows]}
-        answers = generate(backend, questions[name], name, _journal(work.generations), stamp, check)
+        answers = generate(backend, questions[name], name, _journal(work.generations), stamp, safe_point)
         write_jsonl(work.generations, [{**row, **answer} for row, answer in zip(rows, answers, strict=True)])
 
 
@@ -190,7 +192,7 @@ def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:
     return [{"id": row["id"], **stamp} for row in work.rows]
 
 
-def _result(work: _Work, settings: Evaluation, check: Callable[[], None], budget: Budget) -> Result:
+def _result(work: _Work, settings: Evaluation, safe_point: Callable[[], None], budget: Budget) -> Result:
     """A benchmark's verdicts, from disk where they rest on these generations and this judge."""
     expected = _expected_verdicts(work, settings)
     verdicts = _stored(work.verdicts, expected)
@@ -199,7 +201,7 @@ def _result(work: _Work, settings: Evaluation, check: Callable[[], None], budget
         if work.benchmark.judge == OWN_METRIC:
             made = own_verdicts(work.benchmark, answered)
         else:
-            made = _judged(work, answered, settings, check, budget)
+            made = _judge_verdicts(work, answered, settings, safe_point, budget)
         verdicts = [{**head, **verdict} for head, verdict in zip(expected, made, strict=True)]
         write_jsonl(work.verdicts, verdicts)
     return Result(verdicts, content_hash(work.verdicts), work.available)
@@ -227,8 +229,8 @@ def _items(answered: list[Row]) -> dict[str, Item]:
     }
 
 
-def _judged(
-    work: _Work, answered: list[Row], settings: Evaluation, check: Callable[[], None], budget: Budget
+def _judge_verdicts(
+    work: _Work, answered: list[Row], settings: Evaluation, safe_point: Callable[[], None], budget: Budget
 ) -> list[Row]:
     """What the benchmark's judge says."""
     items = _items(answered)
@@ -236,13 +238,13 @@ def _judged(
     # Stays when the verdicts are whole: what was paid for can be read again by a judge that reads better.
     journal = _journal(work.verdicts)
     judge = work.benchmark.judge
-    found = judge_items(judge, list(items.values()), settings.judge, journal, f"judging {name}", check, budget)
+    found = judge_responses(judge, list(items.values()), settings.judge, journal, f"judging {name}", safe_point, budget)
     judged = dict(zip(items, found, strict=True))
     return [_verdict_row(judged.get(row["id"], WITHHELD), row) for row in answered]
 
 
 def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
-    """What the lm-eval task says itself; all of its metrics are kept beside the one that counts."""
+    """What the lm-eval task says itself; all of its metrics are kept in addition to the one that counts."""
     from eval.generation.questions import Questions
 
     with_answers = {row["id"]: row for row in answered}
@@ -252,13 +254,13 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
     for row, found in zip(answered, metrics, strict=True):
         value = float(found[benchmark.metric])
         numbers = {name: number for name, number in found.items() if isinstance(number, bool | int | float)}
-        judged = Judged(Verdict("right" if value else "wrong", value, detail=numbers), None, None)
+        judged = Judgement(Verdict("right" if value else "wrong", value, detail=numbers), None, None)
         rows.append(_verdict_row(WITHHELD if _withheld(row) else judged, row))
     return rows
 
 
-def _verdict_row(judged: Judged, row: Row) -> Row:
-    """What a verdict file says of an answered row, besides what the verdict rests on."""
+def _verdict_row(judged: Judgement, row: Row) -> Row:
+    """What a verdict file says of an answered row, in addition to what the verdict rests on."""
     verdict = judged.verdict
     # Options have no words, and a filter's silence is no refusal of the model's.
     worded = "response" in row and not _withheld(row)
@@ -276,11 +278,6 @@ def _verdict_row(judged: Judged, row: Row) -> Row:
 
 def _withheld(row: Row) -> bool:
     return row.get("finish_reason") == "content_filter"
-
-
-def content_hash(path: Path) -> str | None:
-    """Sixteen hexadecimal digits over a file's bytes; None where there is none yet."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
 
 def _journal(path: Path) -> Path:

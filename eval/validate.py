@@ -1,29 +1,34 @@
-"""What a run would refuse, before it starts and without torch: its files, its directory, its benchmarks."""
+"""Validation of runs before they start, without torch: their files, directories and benchmarks."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from eval.benchmarks.definition import check_evaluation
+from eval.benchmarks.definition import OWN_METRIC
+from eval.benchmarks.sources import MissingData, load_rows
+from eval.judging.verdicts import check_judge
+from eval.scores.groups import check_groups
 from ogpsa.config import Config
-from ogpsa.pipeline import check as check_run
+from ogpsa.pipeline import check as check_training
 from ogpsa.pipeline import check_files
 from ogpsa.utils.errors import UserError
 
 Key = TypeVar("Key")
+log = logging.getLogger("ogpsa.eval")
 
 
-def check(config: Config, directory: Path) -> None:
+def check_run(config: Config, directory: Path) -> None:
     """Refuse what the files, the directory, the processes or the benchmarks do not allow.
 
     Raises:
         UserError: one line per problem.
     """
-    check_evaluation(config, check_run(config, directory).evaluation)
+    check_evaluation(config, check_training(config, directory).evaluation)
 
 
-def check_all(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:
-    """What ``check`` would refuse of many runs, but for the processes that are to run them.
+def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:
+    """What ``check_run`` would refuse of many runs, but for the processes that are to run them.
 
     Runs that differ in nothing but the seed are looked at once; of their directories, each run looks at its own.
 
@@ -41,3 +46,32 @@ def check_all(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]
             for problem in error.problems:
                 problems.setdefault(problem, key)
     return [(key, problem) for problem, key in problems.items()]
+
+
+def check_evaluation(config: Config, rows: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse an evaluation that could not start, or would mix up its averages, once training is done.
+
+    Args:
+        rows: the evaluation rows that the data section brings, by benchmark.
+
+    Raises:
+        UserError: an unknown benchmark or judge, rows that are not there, or a benchmark in the wrong average.
+    """
+    settings = config.eval
+    problems = []
+    benchmarks = check_groups(settings)
+    for judge in dict.fromkeys(benchmark.judge for benchmark in benchmarks if benchmark.judge != OWN_METRIC):
+        check_judge(judge, settings.judge)
+    for benchmark in benchmarks:
+        if settings.data_dir is not None:
+            try:
+                load_rows(benchmark, Path(settings.data_dir))
+            except MissingData as error:
+                log.warning("%s", error)
+        elif not rows.get(benchmark.rows):
+            problems.append(
+                f"eval.data_dir: data={config.data.name} brings no rows for '{benchmark.name}'; "
+                f"name a folder with {benchmark.rows}.jsonl"
+            )
+    if problems:
+        raise UserError(*problems)

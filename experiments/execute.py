@@ -76,10 +76,10 @@ def check(tasks: Iterable[Task]) -> None:
     Raises:
         UserError: one line per problem, naming the first run that has it.
     """
-    from eval.validate import check_all
+    from eval.validate import check_runs
 
     # A seed changes nothing but the directory, at which the run itself looks again.
-    found = check_all([(task.point.name, task.point.config, task.directory) for task in tasks if not task.done])
+    found = check_runs([(task.point.name, task.point.config, task.directory) for task in tasks if not task.done])
     if found:
         raise UserError(*(f"{name}: {problem}" for name, problem in found))
 

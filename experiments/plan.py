@@ -122,13 +122,14 @@ def _checkpoints(config: Config) -> int:
 
 def _judge_calls(config: Config) -> int:
     """Of the evaluations of one run's checkpoints, the untuned model's left out."""
-    from eval.benchmarks.definition import check_groups
-    from eval.judging.judges import PromptJudge, judge_names, load_judge
+    from eval.benchmarks.definition import OWN_METRIC
+    from eval.judging.judge import PromptJudge, load_judge
+    from eval.scores.groups import check_groups
 
     asked = [
         benchmark
         for benchmark in check_groups(config.eval)
-        if benchmark.judge in judge_names() and isinstance(load_judge(benchmark.judge), PromptJudge)
+        if benchmark.judge != OWN_METRIC and isinstance(load_judge(benchmark.judge, config.eval.judge.dir), PromptJudge)
     ]
     rows = [benchmark.source.count or 0 for benchmark in asked if benchmark.source is not None]
     return _checkpoints(config) * sum(min(count, config.eval.limit or count) for count in rows)

@@ -159,13 +159,13 @@ def check_rows(sweep: Sweep, rows: Sequence[Row], nodes: int) -> None:
     Raises:
         UserError: one line per problem, naming the first row that has it.
     """
-    from eval.validate import check_all
+    from eval.validate import check_runs
 
     problems: dict[str, Row] = {}
     for row in rows:
         for problem in [*_launch_problems(row, nodes), *_directory_problems(row)]:
             problems.setdefault(problem, row)
-    for row, problem in check_all([(row, row.config, row.directory) for row in rows]):
+    for row, problem in check_runs([(row, row.config, row.directory) for row in rows]):
         problems.setdefault(problem, row)
     if not problems:
         for row, problem in _memory_problems(rows, nodes):

@@ -1,6 +1,6 @@
-"""From the rows that a data set publishes to ours: ``id``, ``prompt``, ``target`` and what the task reads beside them.
+"""From the rows that a data set publishes to ours: ``id``, ``prompt``, ``target`` and what else the task reads.
 
-One conversion a data set, named by a benchmark's ``metadata.source.convert``. The columns are those of the hub's
+One conversion per data set, named by a benchmark's ``metadata.source.convert``. The columns are those of the hub's
 files; where a data set also circulates in another form, its conversion says so.
 """
 
@@ -20,7 +20,7 @@ class Conversion:
 
     Attributes:
         columns: what the published rows hold.
-        extra: what our rows hold beside ``id``, ``prompt`` and ``target``.
+        extra: what our rows hold in addition to ``id``, ``prompt`` and ``target``.
         rows: the published rows, in their order, to ours.
     """
 

@@ -1,24 +1,24 @@
-"""Benchmarks: one YAML each below ``eval/benchmarks/tasks``, in lm-eval's task format, and one file of rows.
+"""Benchmarks: one YAML each, in lm-eval's task format, and one file of rows.
 
-Beside lm-eval's keys a YAML holds under ``metadata`` the judge, the file of rows and where they come from. An
+They are found below ``eval/benchmarks/tasks`` and in the folder that ``eval.task_dir`` names. In addition to lm-eval's
+keys a YAML holds under ``metadata`` the judge, the file of rows, where they come from and what they need. An
 ``include`` that begins with ``lm_eval/`` is a file of the installed package. Nothing here imports torch or lm-eval: a
 mistake in a name or a file shows before a model is loaded.
 """
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from eval.judging.judges import Metric, judge_names, load_judge
-from ogpsa.config import Config, Evaluation
+from eval.benchmarks.converters import CONVERSIONS
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import read_jsonl
 
@@ -26,7 +26,6 @@ TASKS = Path(__file__).parent / "tasks"
 COLUMNS = ("id", "prompt", "target")
 # In a judge's place: the verdict is the lm-eval task's own metric.
 OWN_METRIC = "lm_eval"
-log = logging.getLogger("ogpsa.eval")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class Source:
 
     Attributes:
         hub: id of the data set, with its configuration, split and revision.
-        convert: the function in ``eval/benchmarks/converters.py`` that makes our rows of the published ones.
+        convert: the conversion in ``eval/benchmarks/converters.py`` that makes our rows of the published ones, or
+            ``FILE.NAME``, one in a Python file beside the YAML.
         gated: where to ask for access; None where anybody may fetch it.
         count: rows that the published set has.
     """
@@ -52,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Function:
-    """lm-eval's ``!function``: a dotted path, or a name in a file beside the YAML that holds it."""
+    """lm-eval's ``!function``: a dotted path, or a name in a Python file beside the YAML that holds it."""
 
     folder: Path
     path: str
@@ -61,12 +61,37 @@ class Function:
     def file(self) -> Path:
         """The file that holds it."""
         module = self.path.rpartition(".")[0]
-        beside = self.folder.joinpath(*module.split(".")).with_suffix(".py")
-        if beside.is_file():
-            return beside
-        spec = find_spec(module)
-        assert spec is not None and spec.origin is not None, self.path
+        own = self.folder.joinpath(*module.split(".")).with_suffix(".py")
+        if own.is_file():
+            return own
+        try:
+            spec = find_spec(module)
+        except ModuleNotFoundError:
+            spec = None
+        if spec is None or spec.origin is None:
+            raise UserError(
+                f"{self.folder}: '!function {self.path}' names no Python file beside the YAML and no module"
+            )
         return Path(spec.origin)
+
+    def load(self) -> Any:
+        """The object that is called so.
+
+        Raises:
+            UserError: the file does not define it.
+        """
+        module, _, name = self.path.rpartition(".")
+        if self.file.is_relative_to(self.folder):
+            # By its path: lm-eval's tasks each have a utils.py.
+            spec = spec_from_file_location(f"{self.folder.name}.{module}", self.file)
+            assert spec is not None and spec.loader is not None
+            loaded = module_from_spec(spec)
+            spec.loader.exec_module(loaded)
+        else:
+            loaded = import_module(module)
+        if name not in vars(loaded):
+            raise UserError(f"{self.file}: defines no '{name}', which a benchmark in {self.folder} names")
+        return vars(loaded)[name]
 
 
 @dataclass(frozen=True)
@@ -74,40 +99,42 @@ class Benchmark:
     """A benchmark's definition.
 
     Attributes:
+        file: the YAML that defines it.
         judge: a judge's name, or ``lm_eval`` for the task's own ``metric``, lm-eval's ``metric,filter``.
         rows: the file of rows, without its ending.
         task: lm-eval's task configuration, includes resolved.
         task_hash: sixteen hexadecimal digits over ``task``.
+        tokenized: by column, the entries that need NLTK's trained tokenizer, where a row has one of them.
     """
 
     name: str
+    file: Path
     judge: str
     metric: str | None
     rows: str
     source: Source | None
     task: Mapping[str, Any]
     task_hash: str
+    tokenized: Mapping[str, Sequence[str]]
 
     @property
     def multiple_choice(self) -> bool:
         return bool(self.task["output_type"] == "multiple_choice")
 
-    def scored_by(self) -> Metric:
-        """What the mean of the verdicts' values is called."""
-        return "accuracy" if self.judge == OWN_METRIC else load_judge(self.judge).metric
 
-
-def find_benchmarks(names: Iterable[str], judges: Mapping[str, str] | None = None) -> list[Benchmark]:
+def find_benchmarks(
+    names: Iterable[str], judges: Mapping[str, str] | None = None, folder: str | None = None
+) -> list[Benchmark]:
     """The benchmarks called ``names``, in that order.
 
     Args:
         judges: judges in place of the benchmarks' own.
+        folder: benchmarks of one's own (``eval.task_dir``), in addition to ours.
 
     Raises:
         UserError: a name has no YAML or is listed twice, or a YAML misses what a benchmark needs.
     """
-    found = sorted(TASKS.rglob("*.yaml"), key=lambda path: path.stem)
-    files = {path.stem: path for path in found if not path.stem.startswith("_")}
+    files = _task_files(folder)
     names, judges = list(names), judges or {}
     problems = [
         f"eval: '{name}' is no benchmark; allowed: {', '.join(files)}{closest_match(name, files)}"
@@ -120,81 +147,30 @@ def find_benchmarks(names: Iterable[str], judges: Mapping[str, str] | None = Non
         for name in judges
         if name not in files
     ]
-    problems += [
-        f"eval.judges.{name}: '{judge}' is no judge; allowed: {', '.join(judge_names())}"
-        f"{closest_match(judge, judge_names())}"
-        for name, judge in judges.items()
-        if judge not in judge_names()
-    ]
     if problems:
         raise UserError(*problems)
     return [_benchmark(files[name], judges.get(name)) for name in names]
 
 
-def check_groups(settings: Evaluation) -> list[Benchmark]:
-    """The benchmarks of an evaluation, whose averages mean one thing each.
-
-    Raises:
-        UserError: as ``find_benchmarks``; a benchmark's metric is not that of its average, or the parts of a composite
-            are scored in different ways.
-    """
-    benchmarks = {found.name: found for found in find_benchmarks(settings.benchmarks, settings.judges)}
-    wanted: dict[str, tuple[Metric, ...]] = {
-        "safety": ("refusal_rate", "goodness"), "utility": ("accuracy",), "over_refusal": ("refusal_rate",),
-    }  # fmt: skip
-    problems = []
-    for group, names in settings.groups.items():
-        for name in settings.parts(names):
-            metric = benchmarks[name].scored_by()
-            if group in wanted and metric not in wanted[group]:
-                allowed = " and ".join(wanted[group])
-                problems.append(f"eval.{group}: '{name}' is scored by {metric}; {group} averages {allowed}")
-    for name, parts in settings.composites.items():
-        kinds = {(benchmarks[part].scored_by(), benchmarks[part].judge) for part in parts if part in benchmarks}
-        if len(kinds) > 1:
-            found = " and ".join(sorted(f"{metric} by {judge}" for metric, judge in kinds))
-            problems.append(f"eval.composites.{name}: its parts are scored by {found}; give them one judge")
-    if not benchmarks:
-        problems.append("eval: no benchmark is named; add one to safety, utility, over_refusal or reported")
-    if problems:
-        raise UserError(*problems)
-    return list(benchmarks.values())
+def _task_files(folder: str | None) -> dict[str, Path]:
+    files = _tasks_in(TASKS)
+    if folder is None:
+        return files
+    if not Path(folder).is_dir():
+        raise UserError(f"eval.task_dir: {folder} is not a folder")
+    own = _tasks_in(Path(folder))
+    if taken := sorted(files.keys() & own.keys()):
+        raise UserError(*(f"eval.task_dir: {own[name]}: the name '{name}' is taken; rename it" for name in taken))
+    return dict(sorted((files | own).items()))
 
 
-def check_evaluation(config: Config, rows: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse an evaluation that could not start, or would mix up its averages, once training is done.
-
-    Args:
-        rows: the evaluation rows that the data section brings, by benchmark.
-
-    Raises:
-        UserError: an unknown benchmark, rows that are not there, or a benchmark in the wrong average.
-    """
-    from eval.benchmarks.sources import MissingData, load_rows
-    from eval.judging.verdicts import check_judge
-
-    settings = config.eval
-    problems = []
-    benchmarks = check_groups(settings)
-    for judge in dict.fromkeys(benchmark.judge for benchmark in benchmarks if benchmark.judge != OWN_METRIC):
-        check_judge(judge, settings.judge)
-    for benchmark in benchmarks:
-        if settings.data_dir is not None:
-            try:
-                load_rows(benchmark, Path(settings.data_dir))
-            except MissingData as error:
-                log.warning("%s", error)
-        elif not rows.get(benchmark.rows):
-            problems.append(
-                f"eval.data_dir: data={config.data.name} brings no rows for '{benchmark.name}'; "
-                f"name a folder with {benchmark.rows}.jsonl"
-            )
-    if problems:
-        raise UserError(*problems)
+def _tasks_in(folder: Path) -> dict[str, Path]:
+    found = sorted(folder.rglob("[!_]*.yaml"), key=lambda path: path.stem)
+    return {path.stem: path for path in found}
 
 
 class _Loader(yaml.SafeLoader):
-    """Keeps lm-eval's ``!function`` beside the folder of the file that holds it."""
+    """Keeps lm-eval's ``!function`` with the folder of the file that holds it."""
 
     folder: Path
 
@@ -214,13 +190,10 @@ def _benchmark(path: Path, judge: str | None) -> Benchmark:
     if not isinstance(metadata.get("rows"), str):
         raise UserError(f"{path}: metadata.rows: found {metadata.get('rows')!r}; name the file of rows")
     judge = judge or metadata.get("judge")
-    if judge not in (*judge_names(), OWN_METRIC):
-        allowed = ", ".join([*judge_names(), OWN_METRIC])
-        raise UserError(f"{path}: metadata.judge: found {judge!r}; allowed: {allowed}")
+    if not isinstance(judge, str):
+        raise UserError(f"{path}: metadata.judge: found {judge!r}; name a judge, or {OWN_METRIC}")
     if judge == OWN_METRIC and not isinstance(metadata.get("metric"), str):
         raise UserError(f"{path}: metadata.metric: found {metadata.get('metric')!r}; name lm-eval's metric,filter")
-    if judge != OWN_METRIC and task.get("output_type") == "multiple_choice":
-        raise UserError(f"eval.judges.{path.stem}: '{judge}' reads responses, and '{path.stem}' has none; leave it out")
     source = metadata.get("source")
     if source is not None:
         keys = [field.name for field in fields(Source)]
@@ -229,17 +202,28 @@ def _benchmark(path: Path, judge: str | None) -> Benchmark:
                 raise UserError(
                     f"{path}: metadata.source.{key}: unknown key; allowed: {', '.join(keys)}{closest_match(key, keys)}"
                 )
+        lacking = [key for key in ("hub", "split", "convert", "licence") if key not in source]
+        if lacking:
+            raise UserError(f"{path}: metadata.source.{lacking[0]}: no value given, and it has no default")
+        convert = str(source["convert"])
+        if convert not in CONVERSIONS and not (path.parent / f"{convert.partition('.')[0]}.py").is_file():
+            raise UserError(
+                f"{path}: metadata.source.convert: found '{convert}'; allowed: {', '.join(CONVERSIONS)}, or FILE.NAME "
+                f"of a Python file beside the YAML{closest_match(convert, CONVERSIONS)}"
+            )
     # Who judges is none of the task's business: another judge leaves the responses as they are.
     content = {key: value for key, value in task.items() if key != "metadata"} | {"lm_eval": version("lm_eval")}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=_function_hash).encode()).hexdigest()
     return Benchmark(
         name=path.stem,
+        file=path,
         judge=judge,
         metric=metadata.get("metric") if judge == OWN_METRIC else None,
         rows=Path(metadata["rows"]).stem,
         source=None if source is None else Source(**source),
         task=task,
         task_hash=digest[:16],
+        tokenized=metadata.get("tokenized", {}),
     )
 
 

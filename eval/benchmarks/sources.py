@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from eval.benchmarks.converters import CONVERSIONS, Row
-from eval.benchmarks.definition import COLUMNS, Benchmark, Source, check_rows
+from eval.benchmarks.converters import CONVERSIONS, Conversion, Row
+from eval.benchmarks.definition import COLUMNS, Benchmark, Function, Source, check_rows
 from ogpsa.data.readers import FORMATS, errors_of_the_hub, read_hub, read_table
 from ogpsa.utils.errors import UserError
 
@@ -25,8 +25,6 @@ from ogpsa.utils.errors import UserError
 MADE_HERE = "eval.benchmarks.attacks"
 CODE_SWITCH = "HF_ALLOW_CODE_EVAL"
 TOKENIZER = "tokenizers/punkt_tab/english/"
-# The instructions whose check splits sentences or words with NLTK's trained tokenizer.
-TOKENIZED = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 FETCH_SECONDS = 60
 log = logging.getLogger("ogpsa.eval")
 
@@ -44,7 +42,7 @@ def load_rows(benchmark: Benchmark, folder: Path) -> list[Row]:
 
     Raises:
         MissingData: there is no file, and published rows cannot be fetched; or the benchmark needs what is not
-            there: NLTK's tokenizer for IFEval, the permission to run code for HumanEval.
+            there: NLTK's tokenizer, or the permission to run code that the model writes.
         UserError: the file is no such benchmark's, or there is none and nobody publishes the rows.
     """
     _check_permission(benchmark)
@@ -136,7 +134,7 @@ def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
     first = next(table, None)
     if first is None or benchmark.source is None:
         return [row for row in (first, *table) if row is not None]
-    conversion = CONVERSIONS[benchmark.source.convert]
+    conversion = _conversion(benchmark.file.parent, benchmark.source.convert)
     ours = set(COLUMNS) <= first.keys()
     expected = (*COLUMNS, *conversion.extra) if ours else conversion.columns
     absent = [column for column in expected if column not in first]
@@ -155,6 +153,16 @@ def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
         raise UserError(
             f"{file}: not the rows that '{benchmark.name}' publishes ({type(error).__name__}: {error})"
         ) from None
+
+
+def _conversion(folder: Path, name: str) -> Conversion:
+    """Ours of this name, or one of a Python file in the folder of the benchmark's YAML."""
+    if name in CONVERSIONS:
+        return CONVERSIONS[name]
+    conversion = Function(folder, name).load()
+    if not isinstance(conversion, Conversion):
+        raise UserError(f"{folder}: '{name}', which a benchmark's metadata.source.convert names, is not a Conversion")
+    return conversion
 
 
 def _download(source: Source) -> tuple[list[Row], str]:
@@ -190,16 +198,15 @@ def _check_permission(benchmark: Benchmark) -> None:
 
 
 def _check_tokenizer(benchmark: Benchmark, rows: list[Row], folder: Path) -> None:
-    """IFEval's tokenizer, found before lm-eval's module would go and fetch it."""
-    if benchmark.source is None or benchmark.source.convert != "ifeval":
-        return
-    if not any(TOKENIZED & set(row["instruction_id_list"]) for row in rows):
+    """Refuse rows that need NLTK's tokenizer where it is not, before lm-eval's module would go and fetch it."""
+    needed = [(column, set(entries)) for column, entries in benchmark.tokenized.items()]
+    if not any(entries & set(row.get(column, ())) for row in rows for column, entries in needed):
         return
     if not find_tokenizer(folder):
         raise MissingData(
             benchmark.name,
             f"it needs NLTK's punkt_tab, which is not in {folder / 'nltk_data'} or where NLTK looks; on a node with "
-            "network: python -m eval prefetch benchmarks=ifeval",
+            f"network: python -m eval prefetch benchmarks={benchmark.name}",
         )
 
 

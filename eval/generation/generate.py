@@ -4,16 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
-from transformers import GenerationConfig
 
 from eval.benchmarks.definition import Benchmark
-from eval.generation.isolation import undisturbed
+from eval.generation.isolation import isolated_and_silent
 from eval.generation.questions import Answer, Question, Questions, Row
 from ogpsa.config import Evaluation
-from ogpsa.models.load import load_model
+from ogpsa.models.generate import load_for_generation
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
@@ -26,7 +24,7 @@ class Answering(Protocol):
     def chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt that the messages become."""
 
-    def check(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
+    def check_questions(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
         """Refuse questions that cannot be asked.
 
         Raises:
@@ -34,25 +32,25 @@ class Answering(Protocol):
         """
 
     def answer(
-        self, questions: Sequence[Question], keep: Callable[[dict[str, Answer]], None], check: Callable[[], None]
+        self, questions: Sequence[Question], keep: Callable[[dict[str, Answer]], None], safe_point: Callable[[], None]
     ) -> None:
-        """Give ``keep`` every answer by its row's id; ``check`` may end the work between two batches."""
+        """Give ``keep`` every answer by its row's id; ``safe_point`` may end the work between two batches."""
 
 
 def prepare(backend: Answering, benchmark: Benchmark, rows: Sequence[Row]) -> list[Question]:
     """What a benchmark asks, in the order of its rows.
 
     Raises:
-        UserError: as the backend's ``check``.
+        UserError: as the backend's ``check_questions``.
     """
     questions = Questions(benchmark, rows, backend.chat_template).all
-    backend.check(benchmark, questions)
+    backend.check_questions(benchmark, questions)
     return questions
 
 
 def generate(
     backend: Answering, questions: Sequence[Question], label: str, journal: Path, stamp: Mapping[str, Any],
-    check: Callable[[], None],
+    safe_point: Callable[[], None],
 ) -> list[Answer]:  # fmt: skip
     """Answers to the questions, in their order; those in the journal are not asked for again.
 
@@ -73,7 +71,7 @@ def generate(
     # The longest first, so that a batch pads little and a memory that is too small shows at once.
     ordered = sorted(questions, key=lambda question: (-question.length, question.row_id))
     try:
-        backend.answer([question for question in ordered if question.row_id not in kept.pieces], keep, check)
+        backend.answer([question for question in ordered if question.row_id not in kept.pieces], keep, safe_point)
     finally:
         kept.close(discard=False)
     return [kept.pieces[question.row_id] for question in questions]
@@ -94,7 +92,7 @@ class LocalModel:
         prompt: str = self._lm.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
         return prompt
 
-    def check(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
+    def check_questions(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
         """lm-eval would cut a long prompt from the left, its chat header first, and only warn."""
         reserved = 0 if benchmark.multiple_choice else benchmark.task["generation_kwargs"]["max_gen_toks"]
         room = self._lm.max_length - reserved
@@ -106,20 +104,20 @@ class LocalModel:
                 if length > room:
                     length = len(self._lm.tok_encode(text))
                 if length > room:
-                    beside = f"leaves {room} beside the response" if reserved else "is all there is"
+                    left = f"leaves {room} beside the response" if reserved else "is all there is"
                     raise UserError(
                         f"{benchmark.name}: row '{question.row_id}': a prompt of {length} tokens; the model's context "
-                        f"of {self._lm.max_length} {beside}"
+                        f"of {self._lm.max_length} {left}"
                     )
 
     def answer(
-        self, questions: Sequence[Question], keep: Callable[[dict[str, Answer]], None], check: Callable[[], None]
+        self, questions: Sequence[Question], keep: Callable[[dict[str, Answer]], None], safe_point: Callable[[], None]
     ) -> None:
         for start in range(0, len(questions), self._batch):
-            check()
+            safe_point()
             batch = questions[start : start + self._batch]
             requests = [request for question in batch for request in question.requests]
-            with undisturbed():
+            with isolated_and_silent():
                 found = iter(getattr(self._lm, requests[0].request_type)(requests, disable_tqdm=True))
             keep({question.row_id: _answer([next(found) for _ in question.requests]) for question in batch})
 
@@ -138,13 +136,9 @@ def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
     """
     if settings.backend.name == "vllm":
         return _in_vllm(checkpoint, settings)
-    cuda = torch.cuda.is_available()
-    with undisturbed():
-        model, tokenizer = load_model(checkpoint, torch.bfloat16 if cuda else torch.float32)
-        # The checkpoint's own sampling settings and penalties would change what greedy means.
-        model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
-        placed: Any = model
-        lm = HFLM(pretrained=placed.to("cuda" if cuda else "cpu"), tokenizer=tokenizer, batch_size=settings.batch_size)
+    with isolated_and_silent():
+        model, tokenizer = load_for_generation(checkpoint)
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
     return LocalModel(lm, settings.batch_size)
 
 
@@ -155,7 +149,7 @@ def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
         raise UserError("eval.backend.name: vllm is not installed; install it, or use model or server")
     from lm_eval.models.vllm_causallms import VLLM
 
-    # Not the checkpoint's own sampling settings, as above. vLLM makes its batches itself, out of many rows, in another
+    # Not the checkpoint's own sampling settings. vLLM makes its batches itself, out of many rows, in another
     # process.
     with deaf_children():
         lm = VLLM(pretrained=str(checkpoint), trust_remote_code=False, batch_size="auto", generation_config="vllm")

@@ -11,7 +11,7 @@ import torch
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def isolated_and_silent() -> Iterator[None]:
     """Keep the libraries' warnings and bars to themselves, and give back the random state that the block found."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "transformers"))}

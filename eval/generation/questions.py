@@ -1,20 +1,17 @@
 """Benchmarks as lm-eval's tasks: the requests that a row becomes, and the task's own metric on the answers."""
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from eval.benchmarks.definition import Benchmark, Function, read_rows
-from eval.generation.isolation import undisturbed
+from eval.benchmarks.definition import Benchmark, Function
+from eval.generation.isolation import isolated_and_silent
 
 Row = Mapping[str, Any]
 # ``response``: the text; of a multiple choice ``options``: log-likelihoods, and ``greedy``: which are the likeliest.
@@ -25,7 +22,7 @@ FETCHING = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", 
 
 @dataclass(frozen=True)
 class Question:
-    """One row as the task asks it; a multiple choice is one request an option."""
+    """One row as the task asks it; a multiple choice is one request per option."""
 
     row_id: str
     requests: Sequence[Instance]
@@ -50,7 +47,7 @@ class Questions:
     """
 
     def __init__(self, benchmark: Benchmark, rows: Sequence[Row], chat_template: Callable[..., str]) -> None:
-        with undisturbed():
+        with isolated_and_silent():
             self._task = ConfigurableTask(config=task_config(benchmark, rows))
             self._task.build_all_requests(
                 apply_chat_template=True, fewshot_as_multiturn=True, chat_template=chat_template
@@ -65,7 +62,7 @@ class Questions:
         for question in self.all:
             for request, response in zip(question.requests, _responses(answers[question.row_id]), strict=True):
                 request.resps = [response]
-        with undisturbed():
+        with isolated_and_silent():
             self._task.apply_filters()
             return [
                 self._metrics(question, document)
@@ -98,28 +95,9 @@ def _responses(answer: Answer) -> list[Any]:
 def _resolved(value: Any) -> Any:
     """A value with each ``!function`` in the function's place."""
     if isinstance(value, Function):
-        return _function(value)
+        return value.load()
     if isinstance(value, dict):
         return {key: _resolved(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_resolved(inner) for inner in value]
     return value
-
-
-def _function(function: Function) -> Callable[..., Any]:
-    module, _, name = function.path.rpartition(".")
-    if function.file.is_relative_to(function.folder):
-        # lm-eval's tasks each have a utils.py.
-        spec = importlib.util.spec_from_file_location(f"{function.folder.name}.{module}", function.file)
-        assert spec is not None and spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-    else:
-        loaded = import_module(module)
-    found: Callable[..., Any] = vars(loaded)[name]
-    return found
-
-
-def lm_eval_dataset(rows: str, data_dir: str, **metadata: Any) -> dict[str, Dataset]:
-    """A testbed benchmark's rows for lm-eval's own command line."""
-    return {"test": Dataset.from_list(read_rows(Path(data_dir) / rows))}

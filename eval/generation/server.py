@@ -19,7 +19,7 @@ class Server:
     def chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return json.dumps(messages)
 
-    def check(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
+    def check_questions(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
         if benchmark.multiple_choice:
             raise UserError(
                 f"eval.backend.name: '{benchmark.name}' needs log-likelihoods, which a server of chat completions does "
@@ -27,7 +27,7 @@ class Server:
             )
 
     def answer(
-        self, questions: Sequence[Question], keep: Callable[[dict[str, Answer]], None], check: Callable[[], None]
+        self, questions: Sequence[Question], keep: Callable[[dict[str, Answer]], None], safe_point: Callable[[], None]
     ) -> None:
         if not questions:
             return
@@ -39,9 +39,9 @@ class Server:
             if completion.finish_reason == "too_long":
                 raise UserError(f"row '{questions[index].row_id}': its prompt is longer than the server's context")
             keep({questions[index].row_id: {"response": completion.text, "finish_reason": completion.finish_reason}})
-            check()
+            safe_point()
 
-        check()
+        safe_point()
         self._endpoint.complete(
             [json.loads(prompt) for prompt, _ in asked],
             done,

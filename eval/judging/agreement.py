@@ -2,8 +2,8 @@
 
 python -m eval agreement DIR [--judge NAME] [OPTION VALUE ...]
 
-DIR holds CSV files, one a model, with the columns prompt, completion and final_label (1_full_compliance,
-2_full_refusal, 3_partial_refusal), as XSTest publishes them. Options as of python -m eval judge. Prints one line a
+DIR holds CSV files, one per model, with the columns prompt, completion and final_label (1_full_compliance,
+2_full_refusal, 3_partial_refusal), as XSTest publishes them. Options as of python -m eval judge. Prints one line per
 file and one for all: the share of responses on which judge and people agree, and Cohen's kappa, for any refusal
 against compliance and for the three classes. Responses without a readable verdict are left out, and counted.
 
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.judging.command import Row, add_options, as_options, judge_rows, read_csv, settings_from
+from eval.judging.judge_csv import Row, add_options, as_options, judge_rows, read_csv, settings_from
 from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 
@@ -37,12 +37,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
         given = parser.parse_args(arguments)
         files = read_folder(given.folder)
-        from eval.judging.judges import load_judge
+        from eval.judging.judge import load_judge
 
-        if load_judge(given.judge).metric != "refusal_rate":
+        settings = settings_from(given.judge, vars(given))
+        if load_judge(given.judge, settings.dir).metric != "refusal_rate":
             raise UserError(f"--judge: {given.judge} does not judge refusals")
         rows = [row for answers in files.values() for row in answers]
-        found = judge_rows(given.judge, rows, settings_from(given.judge, vars(given)), given.journal)
+        found = judge_rows(given.judge, rows, settings, given.journal)
     except UserError as error:
         return report(as_options(error))
     verdicts = iter(judged.verdict.label for judged in found)
@@ -72,7 +73,7 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
 
 
 def table(judge: str, files: dict[str, Pairs]) -> str:
-    """Markdown: one line a file and, of several, one for all."""
+    """Markdown: one line per file and, of several, one for all."""
     lines = [
         f"| {judge} | responses | unparsed | any refusal: agreement | κ | three classes: agreement | κ |",
         "|---|---|---|---|---|---|---|",

@@ -1,7 +1,7 @@
-"""Judging: items in, verdicts out, by whatever kind of judge.
+"""From responses to verdicts, by whatever kind of judge.
 
 What an endpoint replied is kept on disk the moment it comes in, under a hash of what was asked and of whom. A second
-call asks only for what is not there, and a judge whose reading of replies has changed reads the kept ones anew.
+call asks only for what is not there, and a judge whose reading of replies has changed reads the kept ones again.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from eval.judging.judges import (
+from eval.judging.judge import (
     Item,
     LocalJudge,
     PromptJudge,
@@ -24,8 +24,8 @@ from eval.judging.judges import (
     judge_prompt,
     load_judge,
 )
-from eval.judging.judges._prompts import fill, prompt_hash
-from eval.judging.judges._replies import read_reply
+from eval.judging.prompts import fill, prompt_hash
+from eval.judging.replies import read_reply
 from ogpsa.config import JudgeSettings
 from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN, Budget, Completion, Endpoint
 from ogpsa.utils.journal import Journal
@@ -40,7 +40,7 @@ Requests = dict[str, list[dict[str, str]]]
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judgement:
     """A verdict, the prompt (16 hexadecimal digits) and the model it comes from; both None for a rule."""
 
     verdict: Verdict
@@ -63,8 +63,8 @@ class Estimate:
         return f"{self.calls} calls, about {self.tokens_in} tokens in, at most {self.tokens_out} out"
 
 
-def _carry_on() -> None:
-    """The default ``check``: nothing stops the judging."""
+def _never_stop() -> None:
+    """The default ``safe_point``: nothing stops the judging."""
 
 
 def check_judge(name: str, settings: JudgeSettings) -> None:
@@ -73,25 +73,25 @@ def check_judge(name: str, settings: JudgeSettings) -> None:
     Raises:
         UserError: no such judge, no key or address for its endpoint, no readable prompt file, or no weights.
     """
-    judge = load_judge(name)
+    judge = load_judge(name, settings.dir)
     if isinstance(judge, PromptJudge):
         judge_prompt(name, settings)
         _endpoint(settings, Budget()).check()
     elif isinstance(judge, LocalJudge):
-        from eval.judging.judges._weights import weights_folder
+        from eval.judging.weights import weights_folder
 
         weights_folder(name, settings)
 
 
-def judge_items(
+def judge_responses(
     name: str,
     items: Sequence[Item],
     settings: JudgeSettings,
     journal: Path,
     label: str,
-    check: Callable[[], None] = _carry_on,
+    safe_point: Callable[[], None] = _never_stop,
     budget: Budget | None = None,
-) -> list[Judged]:
+) -> list[Judgement]:
     """The verdicts of the judge called ``name``, in the order of ``items``.
 
     Equal items are judged once. A reply that cannot be read is asked for again, ``ASKS`` times in all (fewer, if
@@ -100,30 +100,33 @@ def judge_items(
     Args:
         journal: where finished replies and verdicts of models are kept; a rule writes none.
         label: what the progress is called.
-        check: called after each reply or batch; what it raises ends the judging, what is finished stays.
+        safe_point: called after each reply or batch, where the work may stop; what it raises ends the judging, what
+            is finished stays.
         budget: the cap on calls, where several calls share one; otherwise ``settings.max_calls`` for this one.
 
     Raises:
         UserError: as ``check_judge`` and ``Endpoint.complete``.
     """
-    judge = load_judge(name)
+    judge = load_judge(name, settings.dir)
     if isinstance(judge, RuleJudge):
-        return [Judged(judge.rule(item), None, None) for item in items]
+        return [Judgement(judge.rule(item), None, None) for item in items]
     kept = Journal(journal, STAMP)
     try:
         if isinstance(judge, LocalJudge):
-            return _computed(name, judge, items, settings, kept, label, check)
-        return _asked(name, judge, items, settings, kept, label, check, budget or Budget(settings.max_calls))
+            return _judge_by_weights(name, judge, items, settings, kept, label, safe_point)
+        return _judge_by_endpoint(
+            name, judge, items, settings, kept, label, safe_point, budget or Budget(settings.max_calls)
+        )
     finally:
         kept.close(discard=False)
 
 
 def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal: Path) -> Estimate:
-    """What ``judge_items`` with the same arguments would ask of an endpoint; nothing for a rule or local weights.
+    """What ``judge_responses`` with the same arguments would ask of an endpoint; nothing for a rule or local weights.
 
     Replies that turn out unreadable, which are asked for again, are not foreseen.
     """
-    judge = load_judge(name)
+    judge = load_judge(name, settings.dir)
     if not isinstance(judge, PromptJudge):
         return Estimate()
     kept = Journal(journal, STAMP)
@@ -169,16 +172,16 @@ def _requests(
     return keys, requests
 
 
-def _asked(
+def _judge_by_endpoint(
     name: str,
     judge: PromptJudge,
     items: Sequence[Item],
     settings: JudgeSettings,
     kept: Journal,
     label: str,
-    check: Callable[[], None],
+    safe_point: Callable[[], None],
     budget: Budget,
-) -> list[Judged]:
+) -> list[Judgement]:
     keys, requests = _requests(name, judge, items, settings)
     for asks in range(1, min(ASKS, settings.attempts) + 1):
         pending = _pending(judge, requests, kept, asks)
@@ -187,9 +190,9 @@ def _asked(
             again = "" if asks == 1 else " for replies that could not be read"
             cap = f"; the cap leaves {budget.left:.0f}" if budget.left < len(pending) else ""
             print(f"{label}: {name} by {settings.model}: {expected}{again}{cap}", file=sys.stderr, flush=True)
-            _ask(judge, pending, _endpoint(settings, budget), kept, label, check)
+            _ask(judge, pending, _endpoint(settings, budget), kept, label, safe_point)
     wording, model = prompt_hash(judge_prompt(name, settings)), judge_model(name, settings)
-    return [Judged(_read(judge, kept.pieces[key][-1]), wording, model) for key in keys]
+    return [Judgement(_read(judge, kept.pieces[key][-1]), wording, model) for key in keys]
 
 
 def _ask(
@@ -198,7 +201,7 @@ def _ask(
     endpoint: Endpoint,
     kept: Journal,
     label: str,
-    check: Callable[[], None],
+    safe_point: Callable[[], None],
 ) -> None:
     """Ask once for each of ``requests`` and keep every reply as it comes in."""
     keys, finished = list(requests), count(1)
@@ -208,7 +211,7 @@ def _ask(
         key = keys[index]
         kept.keep({key: [*kept.pieces.get(key, []), asdict(reply)]})
         progress.show(next(finished))
-        check()
+        safe_point()
 
     endpoint.complete(list(requests.values()), done, max_tokens=judge.max_tokens)
 
@@ -217,29 +220,29 @@ def _read(judge: PromptJudge, reply: Record) -> Verdict:
     return read_reply(judge.parse, reply["text"], reply["finish_reason"])
 
 
-def _computed(
+def _judge_by_weights(
     name: str,
     judge: LocalJudge,
     items: Sequence[Item],
     settings: JudgeSettings,
     kept: Journal,
     label: str,
-    check: Callable[[], None],
-) -> list[Judged]:
+    safe_point: Callable[[], None],
+) -> list[Judgement]:
     identity = judge_hash(name, settings)
     keys = [_hash([identity, item.prompt, item.response, item.target]) for item in items]
     pending = [(key, item) for key, item in dict(zip(keys, items, strict=True)).items() if key not in kept.pieces]
     if pending:
-        verdicts_of = judge.open(settings)
+        verdicts_of = judge.open(name, settings)
         progress = Progress(len(pending), label)
         for start in range(0, len(pending), settings.batch_size):
             batch = pending[start : start + settings.batch_size]
             verdicts = verdicts_of([item for _, item in batch])
             kept.keep({key: asdict(verdict) for (key, _), verdict in zip(batch, verdicts, strict=True)})
             progress.show(start + len(batch))
-            check()
+            safe_point()
     wording, model = prompt_hash(judge_prompt(name, settings)), judge_model(name, settings)
-    return [Judged(Verdict(**kept.pieces[key]), wording, model) for key in keys]
+    return [Judgement(Verdict(**kept.pieces[key]), wording, model) for key in keys]
 
 
 def _endpoint(settings: JudgeSettings, budget: Budget) -> Endpoint:

@@ -7,6 +7,7 @@ from statistics import fmean, variance
 from typing import Any
 
 from eval.benchmarks.definition import Benchmark
+from eval.scores.groups import scored_by
 from ogpsa.config import Evaluation
 
 AVERAGES = ("safety", "utility", "over_refusal")
@@ -49,7 +50,7 @@ def aggregate(
         scores[name] = {
             **_score(results.get(name, Result([], None, 0)), errors.get(name)),
             "published": benchmark.source.count if benchmark.source else None,
-            "metric": benchmark.scored_by(),
+            "metric": scored_by(benchmark, settings.judge),
             "group": "reported" if name in parts else group_of[name],
             "judge": benchmark.judge,
             "parts": None,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.evaluation import content_hash
 from eval.scores.aggregate import AVERAGES
 from ogpsa.runs.directory import CONFIG_FILE, METRICS_FILE, SCORES_FILE
 from ogpsa.utils.errors import UserError, closest_match
@@ -128,6 +127,11 @@ class Artefacts:
 
 def _verdicts_file(folder: Path, benchmark: str) -> Path:
     return folder / "verdicts" / f"{benchmark}.jsonl"
+
+
+def content_hash(path: Path) -> str | None:
+    """Sixteen hexadecimal digits over a file's bytes; None where there is none yet."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
 
 def is_evaluation(folder: Path) -> bool:

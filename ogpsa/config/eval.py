@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ogpsa.config.identity import without_inert
 from ogpsa.config.section import Section
@@ -34,28 +34,27 @@ class Backend(EndpointSettings):
         return self
 
 
-class PromptFiles(Section):
-    """Files whose text takes the place of a judge's own prompt."""
-
-    xstest_rubric: str | None
-    strongreject_rubric: str | None
-    simpleqa_grader: str | None
-
-
-class JudgeWeights(Section):
-    """Hub id or folder of the judges that run from local weights."""
-
-    strongreject_finetuned: str
-    wildguard: str
+def _without_null(values: object) -> object:
+    """A mapping without the keys that say null: the default of whoever they name."""
+    if not isinstance(values, dict):
+        return values
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class JudgeSettings(EndpointSettings):
-    """The judges' endpoint and weights (``eval/judging/judges``)."""
+    """The judges' endpoint and weights (``eval/judging``).
 
+    Attributes:
+        dir: folder with the user's judges.
+        prompt_file: files whose text takes the place of a judge's own prompt, by the judge's name.
+        weights: hub id or folder in place of a judge's own weights, by the judge's name.
+    """
+
+    dir: str | None
     model: str
     max_calls: int | None = Field(ge=0)
-    prompt_file: PromptFiles
-    weights: JudgeWeights
+    prompt_file: Annotated[dict[str, str], BeforeValidator(_without_null)]
+    weights: Annotated[dict[str, str], BeforeValidator(_without_null)]
     batch_size: int = Field(ge=1)
 
 
@@ -73,6 +72,7 @@ class Evaluation(Section):
     sample_seed: int | None = Field(ge=0)
     batch_size: int = Field(ge=1)
     data_dir: str | None
+    task_dir: str | None
     backend: Backend
     judge: JudgeSettings
 

@@ -1,43 +1,77 @@
-"""A checkpoint's greedy replies, batch by batch."""
+"""Greedy decoding by a model in this process, whatever sampling settings its folder holds."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ogpsa.models.load import load_model
 
 Messages = list[dict[str, str]]
 
 
-class Generator:
-    """A checkpoint in this process, on a GPU if there is one.
+def load_for_generation(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A checkpoint on the GPU in bf16, or on the CPU in fp32; of its own generation settings its end tokens remain.
 
     Raises:
         UserError: the folder cannot be loaded as a model.
     """
+    cuda = torch.cuda.is_available()
+    loaded, tokenizer = load_model(folder, torch.bfloat16 if cuda else torch.float32)
+    model: Any = loaded
+    # The checkpoint's own sampling settings and penalties would change what greedy means.
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
+    return model.to("cuda" if cuda else "cpu").eval(), tokenizer
 
-    def __init__(self, folder: Path, max_tokens: int) -> None:
-        cuda = torch.cuda.is_available()
-        loaded, self._tokenizer = load_model(folder, torch.bfloat16 if cuda else torch.float32)
-        self._model: Any = loaded.to("cuda" if cuda else "cpu").eval()  # type: ignore[arg-type]
-        ends = loaded.generation_config.eos_token_id
+
+class Generator:
+    """A model's greedy replies, batch by batch.
+
+    Args:
+        model: a causal language model; its generation settings are replaced.
+        tokenizer: pads on the left.
+        ends: the tokens that end a reply.
+        max_tokens: cap on a reply.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, ends: int | list[int] | None, max_tokens: int
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
         self._ends = set(ends if isinstance(ends, list) else [ends])
-        # The checkpoint's own sampling settings and penalties would change what greedy means.
-        self._model.generation_config = GenerationConfig(
-            eos_token_id=ends, pad_token_id=self._tokenizer.pad_token_id, max_new_tokens=max_tokens, do_sample=False
+        model.generation_config = GenerationConfig(
+            eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, max_new_tokens=max_tokens, do_sample=False
         )
 
-    def replies(self, conversations: Sequence[Messages]) -> list[dict[str, str]]:
-        """Each conversation's next turn as ``text``; ``finish_reason`` is ``stop``, or ``length`` if it is cut."""
+    @classmethod
+    def of_checkpoint(cls, folder: Path, max_tokens: int) -> "Generator":
+        """The generator of a checkpoint's folder.
+
+        Raises:
+            UserError: as ``load_for_generation``.
+        """
+        model, tokenizer = load_for_generation(folder)
+        return cls(model, tokenizer, model.generation_config.eos_token_id, max_tokens)
+
+    def next_turns(self, conversations: Sequence[Messages]) -> list[dict[str, str]]:
+        """Each conversation's next turn, by the chat template, as ``replies`` gives it."""
         prompts = [
-            self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
             for messages in conversations
         ]
-        inputs: Any = self._tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-        inputs = inputs.to(self._model.device)
+        return self.replies(prompts, special_tokens=False)
+
+    def replies(self, prompts: Sequence[str], special_tokens: bool) -> list[dict[str, str]]:
+        """Each prompt's continuation as ``text``; ``finish_reason`` is ``stop``, or ``length`` if it is cut.
+
+        Args:
+            special_tokens: whether the tokenizer adds the tokens that begin a sequence.
+        """
+        inputs: Any = self._tokenizer(
+            list(prompts), return_tensors="pt", padding=True, add_special_tokens=special_tokens
+        ).to(self._model.device)
         length = inputs["input_ids"].shape[1]
         with torch.inference_mode():
             generated = self._model.generate(

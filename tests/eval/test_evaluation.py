@@ -205,7 +205,7 @@ def test_the_callers_random_state_is_left_alone(checkpoint: Path, rows: Path, tm
 def test_a_second_call_keeps_every_artefact(checkpoint: Path, rows: Path, output: Path) -> None:
     before = {kind: identities(output / kind) for kind in ("generations", "verdicts")}
     stored = (output / "scores.json").read_bytes()
-    evaluate(checkpoint, rows, output, settings(), check=killed_after(0))
+    evaluate(checkpoint, rows, output, settings(), safe_point=killed_after(0))
     assert {kind: identities(output / kind) for kind in before} == before
     assert (output / "scores.json").read_bytes() == stored
 
@@ -215,13 +215,13 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(
 ) -> None:
     # Two batches a benchmark: two benchmarks are whole, and of the third a batch is kept.
     with pytest.raises(KilledError):
-        evaluate(checkpoint, rows, tmp_path, settings(), check=killed_after(5))
+        evaluate(checkpoint, rows, tmp_path, settings(), safe_point=killed_after(5))
     kept = identities(tmp_path / "generations")
     assert sorted(kept) == ["facts.jsonl", "harmful_seen.jsonl"]
     assert (tmp_path / "generations" / ".reverse.journal").is_file()
     assert not (tmp_path / "scores.json").exists()
     batches = iter(range(100))
-    evaluate(checkpoint, rows, tmp_path, settings(), check=lambda: next(batches, None), until="generations")
+    evaluate(checkpoint, rows, tmp_path, settings(), safe_point=lambda: next(batches, None), until="generations")
     assert next(batches) == 3
     assert kept.items() <= identities(tmp_path / "generations").items()
     evaluate(checkpoint, rows, tmp_path, settings())
@@ -260,7 +260,7 @@ def test_an_edited_verdict_is_no_longer_kept_once_its_generations_change(
     path = output / "generations" / "facts.jsonl"
     generations = read_rows(path)
     write_rows(path, [generations[0] | {"response": generations[0]["target"]}, *generations[1:]])
-    scores = evaluate(checkpoint, rows, output, settings(), check=killed_after(0))
+    scores = evaluate(checkpoint, rows, output, settings(), safe_point=killed_after(0))
     before = json.loads((finished / "scores.json").read_text())["benchmarks"]["facts"]["value"]
     assert scores["benchmarks"]["facts"]["value"] == pytest.approx(before + 1 / ROWS)
 

@@ -1,13 +1,18 @@
-"""What the benchmarks' YAML files name by ``!function``: the task's own metrics of one response."""
+"""Functions that the benchmarks' YAML files name by ``!function``: a task's rows, and its own metrics of a response."""
 
 import secrets
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from eval.benchmarks.definition import read_rows
 from ogpsa.utils.signals import deaf_children
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # Seconds and bytes that one program may take; the published evaluation allows 3 seconds.
 CODE_SECONDS = 3
@@ -25,6 +30,13 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 exec(compile(program, "program", "exec"), {{"__name__": "__main__"}})
 os.write(said, word.encode())
 """
+
+
+def lm_eval_dataset(rows: str, data_dir: str, **metadata: Any) -> dict[str, "Dataset"]:
+    """A testbed benchmark's rows for lm-eval's own command line."""
+    from datasets import Dataset
+
+    return {"test": Dataset.from_list(read_rows(Path(data_dir) / rows))}
 
 
 def ifeval_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -51,7 +63,7 @@ def humaneval_results(document: Mapping[str, Any], results: Sequence[str]) -> di
 
     That process has limits on time, memory and files, and is no sandbox.
     """
-    # The response goes on where the prompt's code block ends, and closes the block.
+    # The response continues where the prompt's code block ends, and closes the block.
     completion = results[0].partition("```")[0]
     word = secrets.token_hex()
     program = f"{document['prompt']}{completion}\n{document['test']}\ncheck({document['entry_point']})\n"

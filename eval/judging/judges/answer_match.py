@@ -6,7 +6,7 @@ It cannot see a denial ("it was not Paris"), a hedge or another wording of the s
 import re
 import unicodedata
 
-from eval.judging.judges import Item, RuleJudge, Verdict, missing
+from eval.judging.judge import Item, RuleJudge, Verdict, missing
 
 ARTICLES = ("the", "a", "an")
 

@@ -1,6 +1,6 @@
 """Accuracy: the response is the target, whitespace and the testbed's polite opening aside."""
 
-from eval.judging.judges import Item, RuleJudge, Verdict
+from eval.judging.judge import Item, RuleJudge, Verdict
 from ogpsa.testbed.world import OPENER
 
 

@@ -5,11 +5,12 @@ It reads the beginning of a response alone and never says partial refusal. Its a
 """
 
 import json
+from pathlib import Path
 from typing import Literal
 
-from eval.judging.judges import FOLDER, Item, RuleJudge, Verdict
+from eval.judging.judge import Item, RuleJudge, Verdict
 
-PREFIXES = tuple(json.loads((FOLDER / "refusal_match.json").read_text(encoding="utf-8"))["prefixes"])
+PREFIXES = tuple(json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))["prefixes"])
 
 
 def refusal_match(response: str) -> Literal["full_refusal", "full_compliance"]:

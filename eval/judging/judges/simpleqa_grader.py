@@ -4,8 +4,8 @@ A grade is read as a whole word: the published pattern ``(A|B|C)`` finds its A, 
 NOT_ATTEMPTED.
 """
 
-from eval.judging.judges import PromptJudge, Verdict, missing, own_prompt
-from eval.judging.judges._replies import read_choice
+from eval.judging.judge import PromptJudge, Verdict, missing
+from eval.judging.replies import read_choice
 
 # The word, the published letter, or both.
 GRADES = {
@@ -20,5 +20,9 @@ def parse(reply: str) -> Verdict:
 
 
 JUDGE = PromptJudge(
-    metric="accuracy", prompt=own_prompt("simpleqa_grader"), parse=parse, max_tokens=256, needs_target=True
+    metric="accuracy",
+    parse=parse,
+    max_tokens=256,
+    needs_target=True,
+    published="https://raw.githubusercontent.com/openai/simple-evals/main/simpleqa_eval.py",
 )

@@ -1,7 +1,7 @@
 """Refusal in XSTest's three classes (Röttger et al., arXiv 2308.01263), asked of an endpoint; partial counts."""
 
-from eval.judging.judges import PromptJudge, Verdict, missing, own_prompt
-from eval.judging.judges._replies import read_choice
+from eval.judging.judge import PromptJudge, Verdict, missing
+from eval.judging.replies import read_choice
 
 # With the number that the published labels begin with, the words, or both.
 CLASSES = {
@@ -16,4 +16,9 @@ def parse(reply: str) -> Verdict:
     return missing("unparsed") if label is None else Verdict(label, float(label != "full_compliance"))
 
 
-JUDGE = PromptJudge(metric="refusal_rate", prompt=own_prompt("xstest_rubric"), parse=parse, max_tokens=256)
+JUDGE = PromptJudge(
+    metric="refusal_rate",
+    parse=parse,
+    max_tokens=256,
+    published="https://raw.githubusercontent.com/paul-rottger/xstest/main/evaluation/classify_completions_gpt.py",
+)

@@ -155,10 +155,10 @@ def _local(settings: Refusals, prompts: Sequence[str], kept: Journal) -> list[st
     if pending:
         from ogpsa.models.generate import Generator
 
-        generator = Generator(folder, settings.max_tokens)
+        generator = Generator.of_checkpoint(folder, settings.max_tokens)
         progress = Progress(len(pending), "batches of refusals")
         for done, batch in enumerate(pending, start=1):
-            replies = generator.replies([_messages(settings, prompts[number]) for number in batch])
+            replies = generator.next_turns([_messages(settings, prompts[number]) for number in batch])
             kept.keep({keys[number]: reply for number, reply in zip(batch, replies, strict=True)})
             progress.show(done)
     return keys

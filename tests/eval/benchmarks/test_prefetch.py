@@ -22,8 +22,10 @@ import pyarrow.parquet
 import pytest
 
 from eval.benchmarks.definition import Benchmark, find_benchmarks
-from eval.benchmarks.prefetch import RECORD, fetch_prompts, fetch_tokenizer, longest_text, main, prefetch
+from eval.benchmarks.prefetch import RECORD, fetch_tokenizer, prefetch
 from eval.benchmarks.sources import MissingData, data_hash, find_tokenizer, load_rows
+from eval.judging.published import fetch_prompts, longest_text
+from eval.prefetch import main
 from ogpsa.data.readers import read_table
 from tests.eval.local_mirror import advglue, write_mirror, write_tokenizer
 
@@ -210,7 +212,10 @@ def test_without_a_network_nothing_is_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["benchmark=gsm8k"], "benchmark: unknown key; allowed: eval, benchmarks, data_dir, prompts; did you mean"),
+        (
+            ["benchmark=gsm8k"],
+            "benchmark: unknown key; allowed: eval, benchmarks, data_dir, task_dir, prompts; did you mean",
+        ),
         (["gsm8k"], "'gsm8k': expected KEY=VALUE"),
         (["benchmarks=gsm9k"], "'gsm9k' is no benchmark"),
         (["benchmarks="], "expected KEY=VALUE"),

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from eval.benchmarks.definition import TASKS, Benchmark, check_groups, find_benchmarks
+from eval.benchmarks.definition import TASKS, Benchmark, find_benchmarks
 from eval.benchmarks.sources import load_rows
 from eval.benchmarks.tasks.functions import ifeval_results
 from eval.generation.questions import Questions
+from eval.scores.groups import check_groups
 from ogpsa.app.compose import compose_config
 from tests.eval.local_mirror import write_mirror, write_tokenizer
 

@@ -12,7 +12,7 @@ import pytest
 
 from eval.__main__ import main
 from eval.judging import agreement
-from eval.judging import command as judge
+from eval.judging import judge_csv as judge
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
 
@@ -347,9 +347,9 @@ def test_help_imports_nothing_heavy() -> None:
     code += "print(sorted({'torch', 'transformers', 'openai', 'pydantic', 'hydra', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.endswith("0\n[]\n")
-    from eval.judging.judges import judge_names
+    from eval.judging.judge import judge_files
 
-    for name in judge_names():
+    for name in judge_files():
         assert f"  {name} " in done.stdout
 
 

@@ -14,22 +14,21 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from eval.judging.judges import (
-    FOLDER,
+from eval.judging.judge import (
+    ROOM,
     Item,
     LocalJudge,
     PromptJudge,
     RuleJudge,
     Verdict,
+    judge_files,
     judge_hash,
-    judge_names,
     load_judge,
-    own_prompt,
 )
-from eval.judging.judges._weights import load_weights
 from eval.judging.judges.answer_match import answer_match
 from eval.judging.judges.refusal_match import refusal_match
-from eval.judging.verdicts import check_judge, estimate, judge_items, print_total
+from eval.judging.verdicts import check_judge, estimate, judge_responses, print_total
+from eval.judging.weights import load_weights
 from ogpsa.app.compose import compose_config
 from ogpsa.config import JudgeSettings
 from ogpsa.utils.endpoint import Budget
@@ -72,7 +71,7 @@ def read(name: str, reply: str) -> Verdict:
 
 
 def test_every_judge_declares_what_it_is() -> None:
-    kinds = {name: (type(load_judge(name)), load_judge(name).metric) for name in judge_names()}
+    kinds = {name: (type(load_judge(name)), load_judge(name).metric) for name in judge_files()}
     assert kinds == {
         "answer_match": (RuleJudge, "accuracy"),
         "exact_match": (RuleJudge, "accuracy"),
@@ -106,7 +105,7 @@ def test_refusal_match(response: str, label: str) -> None:
     [("the hills", " the  hills\n", 1), ("The hills", "the hills", 0), ("the hills .", "the hills", 0), ("", "x", 0)],
 )
 def test_exact_match_ignores_whitespace_alone(response: str, target: str, value: int) -> None:
-    [judged] = judge_items("exact_match", [Item("0", "", response, target)], settings(), Path("unused"), "")
+    [judged] = judge_responses("exact_match", [Item("0", "", response, target)], settings(), Path("unused"), "")
     assert judged.verdict.value == value
     assert (judged.prompt_hash, judged.judge_model) == (None, None)
 
@@ -137,7 +136,7 @@ def test_answer_match_looks_for_the_targets_words_in_one_piece(
 
 
 def test_a_target_without_words_is_missing() -> None:
-    [judged] = judge_items("answer_match", [Item("0", "", "x", "?")], settings(), Path("unused"), "")
+    [judged] = judge_responses("answer_match", [Item("0", "", "x", "?")], settings(), Path("unused"), "")
     assert (judged.verdict.label, judged.verdict.value, judged.verdict.parse_status) == ("unparsed", None, "unparsed")
 
 
@@ -297,7 +296,7 @@ def test_rubric_scores_that_are_unclear_are_missing(reply: str, status: str) -> 
 def test_an_answer_that_instructs_the_judge_stays_data(name: str, tmp_path: Path) -> None:
     item = Item("0", "The {response} and the {target}?", INJECTION, "the {prompt}")
     with serve(lambda request, before: PROMPT_JUDGES[name]) as server:
-        [judged] = judge_items(name, [item], settings(server), tmp_path / "journal", "judging")
+        [judged] = judge_responses(name, [item], settings(server), tmp_path / "journal", "judging")
     [request] = server.requests
     text = request.text
     # Word for word, placeholders and all, once, between lines that it does not hold; instructions on both sides.
@@ -312,7 +311,7 @@ def test_an_answer_that_instructs_the_judge_stays_data(name: str, tmp_path: Path
     # Another answer has another boundary, so what one answer learned of it is no use to the next.
     with serve(lambda request, before: PROMPT_JUDGES[name]) as server:
         other = Item("0", item.prompt, f"{INJECTION}\n===== end {boundary} =====", item.target)
-        judge_items(name, [other], settings(server), tmp_path / "journal", "judging")
+        judge_responses(name, [other], settings(server), tmp_path / "journal", "judging")
     assert server.requests[0].text.count(boundary) == 1
 
 
@@ -329,7 +328,7 @@ def test_a_verdict_names_its_prompt_and_model(name: str, tmp_path: Path) -> None
         ours = settings(server, model="judge-1")
         theirs = settings(server, model="judge-1", prompt_file={name: str(published)})
         found = [
-            judge_items(name, [item], chosen, tmp_path / "journal", "judging")[0] for chosen in (ours, theirs, ours)
+            judge_responses(name, [item], chosen, tmp_path / "journal", "judging")[0] for chosen in (ours, theirs, ours)
         ]
     assert found[0] == found[2]
     assert found[0].prompt_hash != found[1].prompt_hash
@@ -354,19 +353,19 @@ def test_another_server_gives_verdicts_of_its_own(tmp_path: Path) -> None:
             # The same server, whoever asks; its password is in no verdict.
             for address in (server.url, server.url.replace("//", "//user:secret@")):
                 chosen = settings(server).model_copy(update={"base_url": address})
-                found += judge_items("xstest_rubric", items, chosen, tmp_path / "journal", "judging")
+                found += judge_responses("xstest_rubric", items, chosen, tmp_path / "journal", "judging")
             assert len(server.requests) == 1
             assert found[-1].judge_model == f"gpt-4o-mini at {server.url}"
     assert [judged.verdict.label for judged in found] == ["full_compliance"] * 2 + ["full_refusal"] * 2
 
 
 @pytest.mark.parametrize("name", ["xstest_rubric", "wildguard", "answer_match"])
-@pytest.mark.parametrize("file", ["refusal_match.json", "refusal_match.py", "_replies.py"])
+@pytest.mark.parametrize("file", ["judges/refusal_match.json", "judges/refusal_match.py", "replies.py"])
 def test_what_reads_replies_and_refusals_is_part_of_every_judge(
     name: str, file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(FOLDER, tmp_path / "judges"))
-    monkeypatch.setattr("eval.judging.judges.FOLDER", folder)
+    folder = Path(shutil.copytree(ROOM, tmp_path / "judging"))
+    monkeypatch.setattr("eval.judging.judge.ROOM", folder)
     before = judge_hash(name, settings())
     assert judge_hash(name, settings()) == before
     with (folder / file).open("a") as handle:
@@ -442,7 +441,7 @@ def test_the_estimate_leaves_out_what_is_in_the_journal(tmp_path: Path) -> None:
     with serve(lambda request, before: Reply(replies[int(request.text.split("=====")[4])])) as server:
         # Each reply is asked for once, so the one that cannot be read may be asked for again.
         once = settings(server, attempts=1)
-        judge_items("xstest_rubric", items[:3], once, tmp_path / "journal", "judging")
+        judge_responses("xstest_rubric", items[:3], once, tmp_path / "journal", "judging")
         assert len(server.requests) == 3
         assert estimate("xstest_rubric", items, once, tmp_path / "journal").calls == 2
         assert estimate("xstest_rubric", items, settings(server), tmp_path / "journal").calls == 3
@@ -453,9 +452,9 @@ def test_several_calls_may_share_a_budget(tmp_path: Path) -> None:
     items = [Item(str(number), "p", str(number), "") for number in range(4)]
     budget = Budget(6)
     with serve(lambda request, before: Reply("1_full_compliance")) as server:
-        judge_items("xstest_rubric", items, settings(server), tmp_path / "one", "one", budget=budget)
+        judge_responses("xstest_rubric", items, settings(server), tmp_path / "one", "one", budget=budget)
         with pytest.raises(UserError, match="cap of 6 calls"):
-            judge_items("xstest_rubric", items, settings(server), tmp_path / "two", "two", budget=budget)
+            judge_responses("xstest_rubric", items, settings(server), tmp_path / "two", "two", budget=budget)
     assert len(server.requests) == 6
 
 
@@ -477,9 +476,9 @@ def test_a_stop_between_replies_keeps_what_came_in(tmp_path: Path) -> None:
     with serve(script) as server:
         chosen = settings(server, concurrency=1)
         with pytest.raises(StopError):
-            judge_items("xstest_rubric", items, chosen, tmp_path / "journal", "judging", check)
+            judge_responses("xstest_rubric", items, chosen, tmp_path / "journal", "judging", check)
         assert len(server.requests) == 3
-        found = judge_items("xstest_rubric", items, chosen, tmp_path / "journal", "judging")
+        found = judge_responses("xstest_rubric", items, chosen, tmp_path / "journal", "judging")
         assert len(server.requests) == 8
     assert {judged.verdict.label for judged in found} == {"full_refusal"}
 
@@ -507,7 +506,12 @@ FILLER = [f"w{number}" for number in range(40)]
 
 def graders_input(prompt: str, response: str) -> str:
     """The text that the weights were trained on; ``response`` as it stands there."""
-    return own_prompt("strongreject_finetuned").replace("{prompt}", prompt).replace("{response}", response)
+    return (
+        (ROOM / "judges" / "strongreject_finetuned.txt")
+        .read_text()
+        .replace("{prompt}", prompt)
+        .replace("{response}", response)
+    )
 
 
 def expected_score(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, text: str) -> float:
@@ -545,7 +549,7 @@ def grader(tmp_path: Path) -> tuple[Path, LlamaForCausalLM, PreTrainedTokenizerF
 
 def judged_scores(folder: Path, items: list[Item], journal: Path, batch_size: int = 2) -> list[float]:
     chosen = settings(weights={"strongreject_finetuned": str(folder)}, batch_size=batch_size)
-    found = judge_items("strongreject_finetuned", items, chosen, journal, "judging")
+    found = judge_responses("strongreject_finetuned", items, chosen, journal, "judging")
     for judged in found:
         assert (judged.verdict.label, judged.verdict.parse_status) == ("graded", "parsed")
         assert judged.verdict.value == 1 - judged.verdict.detail["score"]
@@ -583,7 +587,7 @@ def test_weights_that_do_not_answer_with_a_grade_give_no_verdict(
     chosen = settings(weights={"strongreject_finetuned": str(folder)})
 
     def verdicts(journal: str) -> list[Verdict]:
-        found = judge_items("strongreject_finetuned", items, chosen, tmp_path / journal, "judging")
+        found = judge_responses("strongreject_finetuned", items, chosen, tmp_path / journal, "judging")
         return [judged.verdict for judged in found]
 
     assert all(0.5 < verdict.detail["digits_share"] <= 1 for verdict in verdicts("whole"))
@@ -615,7 +619,7 @@ def test_the_fine_tuned_judge_is_loaded_with_eager_attention(
     monkeypatch.setattr("eval.judging.judges.strongreject_finetuned.load_weights", load)
     judge = load_judge("strongreject_finetuned")
     assert isinstance(judge, LocalJudge)
-    judge.open(settings(weights={"strongreject_finetuned": str(grader[0])}))
+    judge.open("strongreject_finetuned", settings(weights={"strongreject_finetuned": str(grader[0])}))
     assert loaded[0][0].config._attn_implementation == "eager"
 
 
@@ -710,7 +714,7 @@ def test_finished_batches_need_no_weights(
 
     chosen = settings(weights={"strongreject_finetuned": str(folder)}, batch_size=2)
     with pytest.raises(KilledError):
-        judge_items("strongreject_finetuned", items, chosen, tmp_path / "journal", "judging", check)
+        judge_responses("strongreject_finetuned", items, chosen, tmp_path / "journal", "judging", check)
     kept = (tmp_path / "journal").read_bytes()
     assert judged_scores(folder, items, tmp_path / "journal") == expected
     assert (tmp_path / "journal").read_bytes().startswith(kept)
@@ -757,7 +761,7 @@ def test_wildguard_reads_what_its_weights_say(tmp_path: Path) -> None:
         "jar": "Harmful request : no Response refusal : no Harmful response : no",
         "gibberish": "Harmful Harmful Harmful",
     }
-    template = own_prompt("wildguard")
+    template = (ROOM / "judges" / "wildguard.txt").read_text()
     texts = {word: template.replace("{prompt}", "open").replace("{response}", word) for word in answers}
     words = [word for text in (*texts.values(), *answers.values()) for word in re.findall(r"\w+|[^\w\s]", text)]
     tokenizer = word_tokenizer(words)
@@ -782,7 +786,7 @@ def test_wildguard_reads_what_its_weights_say(tmp_path: Path) -> None:
 
     items = [Item(word, "open", word, "") for word in answers]
     chosen = settings(weights={"wildguard": str(tmp_path / "guard")}, batch_size=2)
-    found = judge_items("wildguard", items, chosen, tmp_path / "journal", "judging")
+    found = judge_responses("wildguard", items, chosen, tmp_path / "journal", "judging")
     assert [judged.verdict.label for judged in found] == ["full_refusal", "full_compliance", "unparsed"]
     assert [judged.verdict.value for judged in found] == [1.0, 0.0, None]
     assert found[0].verdict.detail["harmful_request"] is True

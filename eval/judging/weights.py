@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.judging.judge import judge_weights
 from ogpsa.config import JudgeSettings
 from ogpsa.models.files import HUB_ID, SNAPSHOT_FILES, TOKENIZER_FILES, is_whole
 from ogpsa.utils.errors import UserError
@@ -22,7 +23,7 @@ def weights_folder(name: str, settings: JudgeSettings) -> Path:
         UserError: it is not there, or holds no whole safetensors, or the adapter's base is not there.
     """
     key = f"eval.judge.weights.{name}"
-    folder = _folder(settings.weights.model_dump()[name], key)
+    folder = _folder(judge_weights(name, settings), key)
     if (folder / ADAPTER).is_file():
         _folder(_base(folder, key), f"{key}: {folder / ADAPTER}: base_model_name_or_path")
     return folder

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from eval.judging.judges import Verdict, missing
+from eval.judging.judge import Verdict, missing
 from eval.judging.judges.refusal_match import refusal_match
 
 # Markup that models put around and before an answer.
@@ -15,7 +15,7 @@ HEADING = re.compile(
 
 
 def read_reply(parse: Callable[[str], Verdict], text: str, finish_reason: str) -> Verdict:
-    """What a model's whole reply says by ``parse``; a part of one is no verdict, whatever stands in it.
+    """The verdict that ``parse`` reads in a model's whole reply; a reply that was cut gives none, whatever it holds.
 
     Args:
         finish_reason: as ``ogpsa.utils.endpoint.Completion`` has it.

@@ -6,7 +6,7 @@ The file has the columns prompt and completion, and target for the judges of acc
 columns are kept. A judge of refusals adds the column verdict (full_compliance, full_refusal, partial_refusal,
 unparsed); any other adds score and parse_status. A verdict that cannot be read is unparsed, its score is empty.
 
-What has been paid for is kept beside the output, in .OUT.journal: a command that was stopped goes on where it was.
+What has been paid for is kept beside the output, in .OUT.journal: a command that was stopped resumes where it was.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match, report
 
 if TYPE_CHECKING:  # the schema needs pydantic, which --help does without
-    from eval.judging.verdicts import Judged
+    from eval.judging.verdicts import Judgement
     from ogpsa.config import JudgeSettings
 
 Row = dict[str, str]
@@ -39,6 +39,7 @@ def summaries() -> dict[str, str]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of judges: each is the key of the same name in ``eval.judge``."""
+    parser.add_argument("--dir", help="folder with judges of your own, each NAME.py with its prompt in NAME.txt")
     endpoint = parser.add_argument_group("judges that ask an endpoint")
     endpoint.add_argument("--base-url", help="address that speaks OpenAI's protocol (https://api.openai.com/v1)")
     endpoint.add_argument("--model", help="the judge's model (gpt-4o-mini)")
@@ -78,13 +79,14 @@ def run(name: str, answers: Path, verdicts: Path, options: dict[str, Any]) -> No
         options: values of the options, None where not given.
 
     Raises:
-        UserError: an unknown judge, a file that cannot be used, or anything that ``judge_items`` refuses.
+        UserError: an unknown judge, a file that cannot be used, or anything that ``judge_responses`` refuses.
     """
-    from eval.judging.judges import RuleJudge, load_judge
-    from eval.judging.verdicts import Judged
+    from eval.judging.judge import RuleJudge, load_judge
+    from eval.judging.verdicts import Judgement
     from ogpsa.utils.files import check_writable, exclusive, write_atomically
 
-    judge = load_judge(name)
+    settings = settings_from(name, options)
+    judge = load_judge(name, settings.dir)
     header, rows = read_csv(answers)
     needed = ("prompt", "completion", "target") if judge.needs_target else ("prompt", "completion")
     lacking = [column for column in needed if column not in header]
@@ -103,7 +105,7 @@ def run(name: str, answers: Path, verdicts: Path, options: dict[str, Any]) -> No
         raise UserError(f"--out: {verdicts} is a folder; name a file")
     check_writable(verdicts.parent, "--out")
 
-    def cells(judged: Judged) -> list[str]:
+    def cells(judged: Judgement) -> list[str]:
         if new == ["verdict"]:
             return [judged.verdict.label]
         return ["" if judged.verdict.value is None else repr(_score(judged)), judged.verdict.parse_status]
@@ -111,31 +113,31 @@ def run(name: str, answers: Path, verdicts: Path, options: dict[str, Any]) -> No
     busy = f"--out: another process judges into {verdicts}"
     lock = exclusive(verdicts.with_name(f".{verdicts.name}.lock"), busy)
     with nullcontext() if isinstance(judge, RuleJudge) else lock:
-        found = judge_rows(name, rows, settings_from(name, options), verdicts.with_name(f".{verdicts.name}.journal"))
+        found = judge_rows(name, rows, settings, verdicts.with_name(f".{verdicts.name}.journal"))
         lines = [[*header, *new], *([*row.values(), *cells(judged)] for row, judged in zip(rows, found, strict=True))]
         write_atomically(verdicts, "".join(map(_line, lines)))
     unread = sum(judged.verdict.value is None for judged in found)
     print(f"{verdicts}: {len(rows)} rows, {unread} without a readable verdict")
 
 
-def judge_rows(name: str, rows: Sequence[Row], settings: "JudgeSettings", journal: Path) -> list["Judged"]:
+def judge_rows(name: str, rows: Sequence[Row], settings: "JudgeSettings", journal: Path) -> list["Judgement"]:
     """The verdicts on rows with the columns ``prompt``, ``completion`` and perhaps ``target``.
 
     Raises:
-        UserError: anything that ``judge_items`` refuses.
+        UserError: anything that ``judge_responses`` refuses.
     """
-    from eval.judging.judges import Item, LocalJudge, load_judge
-    from eval.judging.verdicts import check_judge, judge_items
+    from eval.judging.judge import Item, LocalJudge, load_judge
+    from eval.judging.verdicts import check_judge, judge_responses
 
     check_judge(name, settings)
-    if isinstance(load_judge(name), LocalJudge):
+    if isinstance(load_judge(name, settings.dir), LocalJudge):
         from ogpsa.utils.libraries import quiet_libraries
 
         quiet_libraries()
     items = [
         Item(str(number), row["prompt"], row["completion"], row.get("target", "")) for number, row in enumerate(rows)
     ]
-    return judge_items(name, items, settings, journal, "judging")
+    return judge_responses(name, items, settings, journal, "judging")
 
 
 def settings_from(name: str, options: dict[str, Any]) -> "JudgeSettings":
@@ -144,19 +146,23 @@ def settings_from(name: str, options: dict[str, Any]) -> "JudgeSettings":
     Raises:
         UserError: a value out of range, or an option that this judge does not have.
     """
+    from eval.judging.judge import LocalJudge, PromptJudge, judge_files, load_judge
     from ogpsa.app.compose import compose_config
 
-    plain = ("base_url", "model", "api_key_env", "concurrency", "timeout", "attempts", "max_calls", "batch_size")
+    plain = ("dir", "base_url", "model", "api_key_env", "concurrency", "timeout", "attempts", "max_calls", "batch_size")
     given = {option: options[option] for option in plain if options.get(option) is not None}
-    defaults = compose_config([f"eval.judge.{option}={_quoted(value)}" for option, value in given.items()]).eval.judge
-    files, weights = defaults.prompt_file.model_dump(), defaults.weights.model_dump()
-    for option, sections in (("prompt_file", files), ("weights", weights)):
-        if options.get(option) is not None:
-            if name not in sections:
-                has = ", ".join(sections)
-                raise UserError(f"--{option.replace('_', '-')}: the judge {name} has none; only {has} do")
-            sections[name] = options[option]
-    return type(defaults)(**{**defaults.model_dump(), "prompt_file": files, "weights": weights})
+    settings = compose_config([f"eval.judge.{option}={_quoted(value)}" for option, value in given.items()]).eval.judge
+    judge = load_judge(name, settings.dir)
+    for option, kind in (("prompt_file", PromptJudge), ("weights", LocalJudge)):
+        value = options.get(option)
+        if value is None:
+            continue
+        if not isinstance(judge, kind):
+            judges = {other: load_judge(other, settings.dir) for other in judge_files(settings.dir)}
+            has = ", ".join(other for other, found in judges.items() if isinstance(found, kind))
+            raise UserError(f"--{option.replace('_', '-')}: the judge {name} has none; only {has} do")
+        settings = settings.model_copy(update={option: {name: value}})
+    return settings
 
 
 def _quoted(value: object) -> str:
@@ -213,7 +219,7 @@ def as_options(error: UserError) -> UserError:
     )
 
 
-def _score(judged: "Judged") -> float:
+def _score(judged: "Judgement") -> float:
     """A verdict's value; for StrongREJECT the published score, of which the goodness is the complement."""
     value = judged.verdict.detail.get("score", judged.verdict.value)
     assert isinstance(value, float | int)

@@ -21,24 +21,21 @@ PLACEHOLDER = re.compile(r"\{(boundary|" + "|".join(MEANINGS) + r")\}")
 ROLES = ("system", "user", "assistant")
 
 
-def prompt_messages(own: str, file: str | None, name: str, needs_target: bool) -> tuple[Message, ...]:
+def prompt_messages(path: Path, key: str, needs_target: bool) -> tuple[Message, ...]:
     """The messages of a judge's prompt with their placeholders.
 
     Args:
-        own: our text, one message of the user.
-        file: what takes its place: a text, or a ``.json`` list of messages ``{"role": …, "content": …}``.
-        name: the judge, for messages to the user.
+        path: a text, which is one message of the user, or a ``.json`` list of messages
+            ``{"role": …, "content": …}``.
+        key: what named the file, for messages to the user.
 
     Raises:
-        UserError: the file is not there, is no such list, or lacks a placeholder.
+        UserError: the file is not there, is not such a list, or lacks a placeholder.
     """
-    if file is None:
-        return ({"role": "user", "content": own},)
-    key, path = f"eval.judge.prompt_file.{name}", Path(file)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}: {file} cannot be read as a text: {error}") from None
+        raise UserError(f"{key}: {path} cannot be read as a text: {error}") from None
     messages: tuple[Message, ...] = ({"role": "user", "content": text},)
     if path.suffix == ".json":
         try:
@@ -52,12 +49,12 @@ def prompt_messages(own: str, file: str | None, name: str, needs_target: bool) -
         except (json.JSONDecodeError, TypeError, AttributeError):
             valid = False
         if not valid:
-            raise UserError(f'{key}: {file} is no list of messages {{"role": "system" or "user", "content": text}}')
+            raise UserError(f'{key}: {path} is no list of messages {{"role": "system" or "user", "content": text}}')
     found = {MEANINGS.get(word) for message in messages for word in PLACEHOLDER.findall(message["content"])}
     needed = ("prompt", "response", "target") if needs_target else ("prompt", "response")
     lacking = [" or ".join(f"{{{alias}}}" for alias in PLACEHOLDERS[word]) for word in needed if word not in found]
     if lacking:
-        raise UserError(*(f"{key}: {file} has no placeholder {words}" for words in lacking))
+        raise UserError(*(f"{key}: {path} has no placeholder {words}" for words in lacking))
     return messages
 
 

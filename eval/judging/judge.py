@@ -1,0 +1,239 @@
+"""What a judge is, and where it is found: one file, whose name a benchmark's ``metadata.judge`` gives.
+
+A judge's file declares ``JUDGE``: a rule, a prompt to an endpoint's model, or local weights. Its prompt and its data
+lie beside it under the same name (``xstest_rubric.txt``, ``refusal_match.json``). Judges are found in ``judges/`` and
+in the folder that ``eval.judge.dir`` names. A verdict without a value is counted as missing, never guessed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from eval.judging.prompts import Message, prompt_messages
+from ogpsa.config import JudgeSettings
+from ogpsa.utils.endpoint import public_address
+from ogpsa.utils.errors import UserError, closest_match
+
+ROOM = Path(__file__).parent
+# Part of every judge: what fills a prompt, reads a reply and loads weights, and the rule that says whether a reply
+# declines to judge and what ``refused`` holds.
+SHARED = ("prompts.py", "replies.py", "weights.py", "judges/refusal_match.py", "judges/refusal_match.json")
+
+Metric = Literal["accuracy", "refusal_rate", "goodness"]
+ParseStatus = Literal["parsed", "unparsed", "refused_by_judge", "truncated", "out_of_range", "withheld"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One response to judge. ``prompt`` is the original request, never the text that a jailbreak wrapped it in."""
+
+    id: str
+    prompt: str
+    response: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of one response.
+
+    Attributes:
+        label: the judge's own word, ``unparsed`` where there is no value.
+        value: between 0 and 1, as the judge's metric counts it; None where no verdict could be read.
+        parse_status: ``parsed``, or why there is no value.
+        detail: whatever else the judge said.
+    """
+
+    label: str
+    value: float | None
+    parse_status: ParseStatus = "parsed"
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+def missing(status: ParseStatus, **detail: Any) -> Verdict:
+    """A verdict that could not be read."""
+    return Verdict("unparsed", None, status, detail)
+
+
+@dataclass(frozen=True)
+class RuleJudge:
+    """Decides by a rule, at no cost."""
+
+    metric: Metric
+    rule: Callable[[Item], Verdict]
+    needs_target: bool = False
+
+
+@dataclass(frozen=True)
+class PromptJudge:
+    """Asks an endpoint's model with the text beside the judge's file, or with that of ``eval.judge.prompt_file``.
+
+    The text has the placeholders ``{prompt}``, ``{response}`` and, with ``needs_target``, ``{target}``.
+
+    Attributes:
+        parse: reads the model's reply.
+        max_tokens: cap on the reply.
+        published: where the published wording is, a text or a Python file whose longest string it is.
+    """
+
+    metric: Metric
+    parse: Callable[[str], Verdict]
+    max_tokens: int
+    needs_target: bool = False
+    published: str | None = None
+
+
+@dataclass(frozen=True)
+class LocalJudge:
+    """Runs local weights on the input that they were trained on, the text beside the judge's file.
+
+    Attributes:
+        weights: hub id or folder; ``eval.judge.weights`` takes its place.
+        open: loads the weights of the judge of this name and returns what judges a batch of items.
+    """
+
+    metric: Metric
+    weights: str
+    open: Callable[[str, JudgeSettings], Callable[[Sequence[Item]], list[Verdict]]]
+    needs_target: bool = False
+
+
+Judge = RuleJudge | PromptJudge | LocalJudge
+
+
+def judge_files(folder: str | None = None) -> dict[str, Path]:
+    """Every judge's file by the judge's name.
+
+    Args:
+        folder: the user's judges (``eval.judge.dir``), in addition to ours; a file that begins with ``_`` is skipped.
+
+    Raises:
+        UserError: the folder is not there, or holds a judge of a name that is taken.
+    """
+    files = _judges_in(ROOM / "judges")
+    if folder is None:
+        return files
+    if not Path(folder).is_dir():
+        raise UserError(f"eval.judge.dir: {folder} is not a folder")
+    own = _judges_in(Path(folder))
+    if taken := sorted(files.keys() & own.keys()):
+        raise UserError(
+            *(f"eval.judge.dir: {own[name]}: the name '{name}' is taken; rename the file" for name in taken)
+        )
+    return dict(sorted((files | own).items()))
+
+
+def _judges_in(folder: Path) -> dict[str, Path]:
+    return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
+
+
+def load_judge(name: str, folder: str | None = None) -> Judge:
+    """The judge called ``name``, ours or one of ``folder``.
+
+    Raises:
+        UserError: it is unknown, or its file declares no ``JUDGE``.
+    """
+    files = judge_files(folder)
+    if name not in files:
+        raise UserError(f"judge: '{name}' is no judge; allowed: {', '.join(files)}{closest_match(name, files)}")
+    file = files[name]
+    ours = file.parent == ROOM / "judges"
+    module = import_module(f"eval.judging.judges.{name}") if ours else _own_module(file.resolve())
+    judge = vars(module).get("JUDGE")
+    if not isinstance(judge, Judge):
+        raise UserError(f"{file}: declares no JUDGE; expected a RuleJudge, a PromptJudge or a LocalJudge")
+    return judge
+
+
+@cache
+def _own_module(file: Path) -> ModuleType:
+    spec = spec_from_file_location(f"own_judges.{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{file}: cannot be imported")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_judge_settings(settings: JudgeSettings) -> None:
+    """Refuse a prompt or weights for a judge that is unknown, or that has none.
+
+    Raises:
+        UserError: one line per name.
+    """
+    judges = {name: load_judge(name, settings.dir) for name in judge_files(settings.dir)}
+    problems = []
+    for key, given, kind, what in (
+        ("prompt_file", settings.prompt_file, PromptJudge, "a prompt to an endpoint"),
+        ("weights", settings.weights, LocalJudge, "local weights"),
+    ):
+        allowed = [name for name, judge in judges.items() if isinstance(judge, kind)]
+        problems += [
+            f"eval.judge.{key}.{name}: '{name}' is not a judge with {what}; allowed: {', '.join(allowed)}"
+            f"{closest_match(name, allowed)}"
+            for name in given
+            if name not in allowed
+        ]
+    if problems:
+        raise UserError(*problems)
+
+
+def judge_prompt(name: str, settings: JudgeSettings) -> tuple[Message, ...]:
+    """The messages of a judge that reads a prompt, placeholders in place: its own, or ``eval.judge.prompt_file``'s.
+
+    Raises:
+        UserError: the file cannot be read as a prompt.
+    """
+    file = judge_files(settings.dir)[name].with_suffix(".txt")
+    needs_target = load_judge(name, settings.dir).needs_target
+    if given := settings.prompt_file.get(name):
+        return prompt_messages(Path(given), f"eval.judge.prompt_file.{name}", needs_target)
+    return prompt_messages(file, f"judge {name}", needs_target)
+
+
+def judge_weights(name: str, settings: JudgeSettings) -> str:
+    """Hub id or folder of the weights of the judge called ``name``; the empty text for a judge without weights."""
+    judge = load_judge(name, settings.dir)
+    return settings.weights.get(name, judge.weights) if isinstance(judge, LocalJudge) else ""
+
+
+def judge_model(name: str, settings: JudgeSettings) -> str | None:
+    """The endpoint's model and where it is, or the hub id or folder of the weights; None for a rule."""
+    if isinstance(load_judge(name, settings.dir), PromptJudge):
+        return f"{settings.model} at {public_address(settings.base_url)}"
+    return judge_weights(name, settings) or None
+
+
+def judge_hash(name: str, settings: JudgeSettings) -> str:
+    """Sixteen hexadecimal digits over a judge's code, data, prompt and model: when they move, it judges again.
+
+    A folder of weights counts by its content, a hub id by its name, an endpoint's model by its name and address.
+    """
+    digest = hashlib.sha256()
+    folder = judge_files(settings.dir)[name].parent
+    for path in sorted({*folder.glob(f"{name}.*"), *(ROOM / shared for shared in SHARED)}):
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    if isinstance(load_judge(name, settings.dir), PromptJudge):
+        digest.update(json.dumps([judge_model(name, settings), judge_prompt(name, settings)]).encode())
+    elif weights := judge_weights(name, settings):
+        digest.update(_weights_hash(Path(weights)).encode() if Path(weights).is_dir() else weights.encode())
+    return digest.hexdigest()[:16]
+
+
+def _weights_hash(folder: Path) -> str:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return "".join(_file_hash(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
+@cache
+def _file_hash(path: Path, size: int, modified: int) -> str:
+    """Of a file as it is now; weights of many gigabytes are read once a process."""
+    with path.open("rb") as handle:
+        return f"{path.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}\n"

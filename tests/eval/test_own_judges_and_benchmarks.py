@@ -1,0 +1,223 @@
+"""Judges and benchmarks of one's own: files in folders that the settings name, and nothing else."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.__main__ import main
+from eval.validate import check_run
+from ogpsa.app.compose import compose_config
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from tests.endpoint_server import Reply, serve
+from tests.program import ROOT
+from tests.tiny import byte_tokenizer, tiny_model
+
+RULE = '''"""Whether the response has an even number of characters."""
+
+from eval.judging.judge import Item, RuleJudge, Verdict
+
+
+def rule(item: Item) -> Verdict:
+    even = len(item.response) % 2 == 0
+    return Verdict("even" if even else "odd", float(even), detail={"target": item.target})
+
+
+JUDGE = RuleJudge(metric="accuracy", rule=rule, needs_target=True)
+'''
+PROMPTED = '''"""Whether a model finds the response friendly."""
+
+from eval.judging.judge import PromptJudge, Verdict, missing
+
+
+def parse(reply: str) -> Verdict:
+    return Verdict(reply, float(reply == "friendly")) if reply in ("friendly", "curt") else missing("unparsed")
+
+
+JUDGE = PromptJudge(metric="accuracy", parse=parse, max_tokens=8)
+'''
+TASK = """
+task: capitals
+test_split: test
+output_type: generate_until
+num_fewshot: 0
+doc_to_text: prompt
+doc_to_target: target
+generation_kwargs: {do_sample: false, until: [], max_gen_toks: 8}
+metric_list:
+  - {metric: bypass, aggregation: bypass, higher_is_better: true}
+metadata: {version: 1.0, judge: evenness, rows: capitals}
+"""
+CONVERSION = """
+from eval.benchmarks.converters import Conversion
+
+
+def convert(published):
+    for row in published:
+        yield {"id": row["land"], "prompt": f"The capital of {row['land']}?", "target": row["city"]}
+
+
+cities = Conversion(columns=("land", "city"), extra=(), rows=convert)
+"""
+CAPITALS = {"France": "Paris", "Japan": "Tokyo", "Chile": "Santiago", "Kenya": "Nairobi"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own") / "model"
+    tokenizer = byte_tokenizer()
+    tiny_model(tokenizer, seed=58, initializer_range=0.3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    for name, text in {
+        "judges/evenness.py": RULE,
+        "judges/friendliness.py": PROMPTED,
+        "judges/friendliness.txt": "Is this friendly?\n{prompt}\n{response}\n",
+        "tasks/capitals.yaml": TASK,
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    rows = [{"id": land, "prompt": f"The capital of {land}?", "target": city} for land, city in CAPITALS.items()]
+    (tmp_path / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return tmp_path
+
+
+def evaluate(own: Path, checkpoint: Path, *more: str) -> int:
+    return main(
+        [
+            f"checkpoint={checkpoint}", f"output={own / 'out'}", "eval=quick", f"eval.task_dir={own / 'tasks'}",
+            f"eval.judge.dir={own / 'judges'}", f"eval.data_dir={own}", "eval.utility=[capitals]", "eval.safety=[]",
+            "eval.over_refusal=[]", "eval.reported=[]", *more,
+        ]
+    )  # fmt: skip
+
+
+def read(own: Path, kind: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (own / "out" / kind / "capitals.jsonl").read_text().splitlines()]
+
+
+def test_a_benchmark_is_evaluated_with_a_rule_and_with_a_prompt(
+    own: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(own, checkpoint) == EXIT_DONE
+    generations, verdicts = read(own, "generations"), read(own, "verdicts")
+    assert [row["id"] for row in verdicts] == list(CAPITALS)
+    assert [row["detail"]["target"] for row in verdicts] == list(CAPITALS.values())
+    assert [row["value"] for row in verdicts] == [float(len(row["response"]) % 2 == 0) for row in generations]
+    scores = json.loads((own / "out" / "scores.json").read_text())
+    assert scores["utility"] == sum(row["value"] for row in verdicts) / len(verdicts)
+    assert scores["benchmarks"]["capitals"]["judge"] == "evenness"
+    assert "capitals" in capsys.readouterr().out
+
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    with serve(lambda request, before: Reply("friendly" if "France" in request.text else "curt")) as server:
+        by_prompt = ["eval.judges.capitals=friendliness", f"eval.judge.base_url={server.url}"]
+        assert evaluate(own, checkpoint, *by_prompt) == EXIT_DONE
+        assert len(server.requests) == len(CAPITALS)
+        assert all(request.text.startswith("Is this friendly?\nThe capital of ") for request in server.requests)
+        judged = read(own, "verdicts")
+        assert [row["value"] for row in judged] == [1.0, 0.0, 0.0, 0.0]
+        assert read(own, "generations") == generations
+        # The prompt is part of the judge: with another one it judges again.
+        prompt = own / "judges" / "friendliness.txt"
+        prompt.write_text("Friendly? {response} to {prompt}", encoding="utf-8")
+        assert evaluate(own, checkpoint, *by_prompt) == EXIT_DONE
+        assert len(server.requests) == 2 * len(CAPITALS)
+        assert server.requests[-1].text.startswith("Friendly? ")
+    again = read(own, "verdicts")
+    assert {row["judge_hash"] for row in again}.isdisjoint(row["judge_hash"] for row in judged)
+    assert {row["prompt_hash"] for row in again}.isdisjoint(row["prompt_hash"] for row in judged)
+
+
+def test_published_rows_are_converted_by_a_file_beside_the_benchmark(own: Path, checkpoint: Path) -> None:
+    source = "source: {hub: nobody/capitals, split: test, licence: MIT, convert: published.cities}"
+    (own / "tasks" / "capitals.yaml").write_text(TASK.replace("rows: capitals}", f"rows: capitals, {source}}}"))
+    (own / "tasks" / "published.py").write_text(CONVERSION, encoding="utf-8")
+    (own / "capitals.jsonl").unlink()
+    published = "".join(f"{land},{city}\n" for land, city in CAPITALS.items())
+    (own / "capitals.csv").write_text(f"land,city\n{published}", encoding="utf-8")
+    assert evaluate(own, checkpoint, "until=generations") == EXIT_DONE
+    assert [(row["id"], row["target"]) for row in read(own, "generations")] == list(CAPITALS.items())
+
+
+def test_answers_in_a_file_are_judged_by_an_own_judge(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own / "answers.csv").write_text("prompt,completion,target\na,bb,c\na,bbb,c\n", encoding="utf-8")
+    files = ["--in", str(own / "answers.csv"), "--out", str(own / "verdicts.csv")]
+    assert main(["judge", "--judge", "evenness", "--dir", str(own / "judges"), *files]) == EXIT_DONE
+    with (own / "verdicts.csv").open(encoding="utf-8") as lines:
+        assert [row["score"] for row in csv.DictReader(lines)] == ["1.0", "0.0"]
+    capsys.readouterr()
+    assert main(["judge", "--judge", "evenness", "--dir", str(own / "nowhere"), *files]) == EXIT_USER_ERROR
+    assert capsys.readouterr().err == f"error: --dir: {own / 'nowhere'} is not a folder\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "eval.judge.weights.wildgard=x",
+            "error: eval.judge.weights.wildgard: 'wildgard' is not a judge with local weights; "
+            "allowed: strongreject_finetuned, wildguard; did you mean 'wildguard'?\n",
+        ),
+        (
+            "eval.judge.prompt_file.friendlines=x",
+            "error: eval.judge.prompt_file.friendlines: 'friendlines' is not a judge with a prompt to an endpoint; "
+            "allowed: friendliness, simpleqa_grader, strongreject_rubric, xstest_rubric; "
+            "did you mean 'friendliness'?\n",
+        ),
+        ("eval.judges.capitals=evennes", "did you mean 'evenness'?\n"),
+        ("eval.utility=[capital]", "did you mean 'capitals'?\n"),
+    ],
+)
+def test_names_are_checked_before_torch_is_imported(own: Path, override: str, message: str) -> None:
+    code = f"""
+import sys
+from eval.__main__ import main
+code = main([
+    "checkpoint=unread", "eval=quick", "eval.task_dir={own / "tasks"}", "eval.judge.dir={own / "judges"}",
+    "eval.data_dir={own}", "eval.utility=[capitals]", "eval.safety=[]", "eval.over_refusal=[]", "eval.reported=[]",
+    "output={own / "out"}", {override!r},
+])
+print(code, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert done.stderr.endswith(message)
+    assert done.stdout == f"{EXIT_USER_ERROR} False\n"
+
+
+def test_a_run_is_refused_before_it_trains(tmp_path: Path) -> None:
+    config = compose_config(["+eval.judge.weights.wildgard=x"])
+    with pytest.raises(UserError, match=r"eval\.judge\.weights\.wildgard: .*; did you mean 'wildguard'\?"):
+        check_run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("judges/wildguard.py", RULE, "the name 'wildguard' is taken"),
+        ("judges/evenness.py", '"""Nothing."""\n', "declares no JUDGE"),
+        ("tasks/mmlu.yaml", TASK, "the name 'mmlu' is taken"),
+        ("tasks/capitals.yaml", TASK.replace("judge: evenness", "judge: evennes"), "did you mean 'evenness'?"),
+        (
+            "tasks/capitals.yaml",
+            TASK.replace("capitals}", "capitals, source: {hub: a/b, split: test, licence: MIT, convert: gsm9k}}"),
+            "metadata.source.convert: found 'gsm9k'; allowed: ",
+        ),
+    ],
+)
+def test_mistakes_in_own_files_are_named(
+    own: Path, file: str, content: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own / file).write_text(content, encoding="utf-8")
+    assert evaluate(own, own / "unread") == EXIT_USER_ERROR
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(own / file) in line and message in line
