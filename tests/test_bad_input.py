@@ -119,7 +119,8 @@ MISTAKES = {
         ["stage.batch_size: found 'many'; allowed is a valid integer"],
     ),
     "rank": Mistake(
-        ["method.rank=33"], ["method.rank: found 33; allowed is less than or equal to 32, or a valid dictionary"]
+        ["method.rank=33"],
+        ["method.rank: found 33; allowed is less than or equal to 32, or 'per_set', or a valid dictionary"],
     ),
     "streaming without a period": Mistake(
         ["method.streaming=true", "method.refresh_every=never"],
@@ -138,7 +139,10 @@ MISTAKES = {
     ),
     "a target that was retired": Mistake(
         ["method.target=gradient+momentum"],
-        ["method.target: found 'gradient+momentum'; allowed is 'gradient' or 'update', or a valid dictionary; did you mean 'gradient'?"],
+        [
+            "method.target: found 'gradient+momentum'; allowed is 'gradient' or 'update', or a valid dictionary; "
+            "did you mean 'gradient'?"
+        ],
     ),
     "weights that would not move": Mistake(
         ["model.dtype=bf16", "model.precision=bf16"],
@@ -163,7 +167,8 @@ MISTAKES = {
         ["stage.learning_rate=nan"], ["stage.learning_rate: found nan; allowed is a finite number"]
     ),
     "rank negative": Mistake(
-        ["method.rank=-1"], ["method.rank: found -1; allowed is greater than or equal to 0, or a valid dictionary"]
+        ["method.rank=-1"],
+        ["method.rank: found -1; allowed is greater than or equal to 0, or 'per_set', or a valid dictionary"],
     ),
     "refresh_every zero": Mistake(
         ["method.refresh_every=0"],

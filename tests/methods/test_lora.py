@@ -68,7 +68,11 @@ DEFAULT = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all
         ("method.lora_rank={sft: 4, dpo: 8}", DEFAULT | {"r": 4, "lora_alpha": 8}, DEFAULT),
         ("method.lora_alpha={sft: 2r, dpo: 3}", DEFAULT, DEFAULT | {"lora_alpha": 3}),
         ("method.lora_dropout={sft: 0.1, dpo: 0.0}", DEFAULT | {"lora_dropout": 0.1}, DEFAULT),
-        ("method.lora_target_modules={sft: all-linear, dpo: [q_proj]}", DEFAULT, DEFAULT | {"target_modules": {"q_proj"}}),
+        (
+            "method.lora_target_modules={sft: all-linear, dpo: [q_proj]}",
+            DEFAULT,
+            DEFAULT | {"target_modules": {"q_proj"}},
+        ),
     ],
 )
 @pytest.mark.parametrize("method", ["lora", "ogpsa_lora"])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import eval.evaluation
-from ogpsa.config import Config, Method
 from ogpsa.app.validate import load_config
+from ogpsa.config import Config, Method
 from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
 from ogpsa.runs.directory import METRICS_FILE
