@@ -89,8 +89,8 @@ def locked_folder() -> None:
 
 
 KEYS = (
-    "name, recipe_rate, rank, refresh_every, samples, reference_sets, scope, sided, target, streaming, basis_dtype, "
-    "basis_device"
+    "name, recipe_rate, rank, refresh_every, samples, reference_sets, selection, scope, sided, target, streaming, "
+    "basis_dtype, basis_device"
 )
 BENCHMARKS = (
     "addition, benign_how_to, category, category_yes_no, facts, harmful_heldout, harmful_seen, look_alike, maximum, "
@@ -109,8 +109,8 @@ MISTAKES = {
     "option": Mistake(
         ["method=ogspa"],
         [
-            "method: 'ogspa' is not an option; allowed: anchor, baseline, lora, merge, ogpsa, ogpsa_anchor, "
-            "ogpsa_lora, ogpsa_merge, ogpsa_selected, replay; did you mean 'ogpsa'?"
+            "method: 'ogspa' is not an option; allowed: anchor, baseline, lora, merge, ogpsa, ogpsa_lora, "
+            "ogpsa_merge, replay; did you mean 'ogpsa'?"
         ],
     ),
     "key": Mistake(["method.rnak=4"], [f"method.rnak: unknown key; allowed: {KEYS}; did you mean 'rank'?"]),
@@ -119,7 +119,8 @@ MISTAKES = {
         ["stage.batch_size: found 'many'; allowed is a valid integer"],
     ),
     "rank": Mistake(
-        ["method.rank=33"], ["method.rank: found 33; allowed is less than or equal to 32, or a valid dictionary"]
+        ["method.rank=33"],
+        ["method.rank: found 33; allowed is less than or equal to 32, or 'per_set', or a valid dictionary"],
     ),
     "streaming without a period": Mistake(
         ["method.streaming=true", "method.refresh_every=never"],
@@ -132,26 +133,15 @@ MISTAKES = {
             "steps; allowed: at most 20 steps, or more samples (in sft)"
         ],
     ),
-    "no first moment": Mistake(
-        ["method.target=gradient+momentum", "stage.optimizer=sgd"],
-        [
-            "method.target: 'gradient+momentum' needs a first moment in full precision, but stage.optimizer is sgd; "
-            "allowed: gradient, update"
-        ],
+    "a stage without a value": Mistake(
+        ["++method.rank={sft: 4}"],
+        ["method.rank: found {sft: 4}, which has no value for dpo; write {sft: 4, dpo: ...}"],
     ),
-    "a first moment that grows": Mistake(
-        ["method.target=gradient+momentum", "method.sided=conflict"],
+    "a target that was retired": Mistake(
+        ["method.target=gradient+momentum"],
         [
-            "method.target: 'gradient+momentum' is not supported with method.sided=conflict: AdamW would divide "
-            "what is added to its first moment by second moments that never saw it; allowed: gradient, update, or "
-            "sided=two (in sft)"
-        ],
-    ),
-    "first moments that DeepSpeed keeps": Mistake(
-        ["method.target=gradient+momentum", "distributed=zero2"],
-        [
-            "method.target: 'gradient+momentum' is not supported with distributed=zero2, which keeps the first moments "
-            "to itself; allowed: gradient, update, or distributed=fsdp2"
+            "method.target: found 'gradient+momentum'; allowed is 'gradient' or 'update', or a valid dictionary; "
+            "did you mean 'gradient'?"
         ],
     ),
     "weights that would not move": Mistake(
@@ -177,7 +167,8 @@ MISTAKES = {
         ["stage.learning_rate=nan"], ["stage.learning_rate: found nan; allowed is a finite number"]
     ),
     "rank negative": Mistake(
-        ["method.rank=-1"], ["method.rank: found -1; allowed is greater than or equal to 0, or a valid dictionary"]
+        ["method.rank=-1"],
+        ["method.rank: found -1; allowed is greater than or equal to 0, or 'per_set', or a valid dictionary"],
     ),
     "refresh_every zero": Mistake(
         ["method.refresh_every=0"],

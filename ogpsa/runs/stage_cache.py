@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from inspect import getfile
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Config, DPOSettings, SFTSettings
+from ogpsa.config import Config, DPOSettings, Method, SFTSettings
 from ogpsa.data.rows import COLUMNS, Data, Row
 from ogpsa.distributed import processes
 from ogpsa.models.files import fingerprint
@@ -68,8 +69,8 @@ def stage_key(config: Config, stage: SFTSettings | DPOSettings, data: Data, star
     """Sixteen hexadecimal digits over all that decides the weights of a stage that starts from ``start``.
 
     Weights and rows count by their content, and a method by what it does in training, not by its name
-    (``Method.training_key``): the untuned end of ``merge`` is the baseline's. So do the code of this package, the
-    libraries, the kind of device and the processes.
+    (``Method.training_key``): the untuned end of ``merge`` is the baseline's. So do the code of this package and of a
+    method outside it, the libraries, the kind of device and the processes.
     """
     uses = config.method.set_uses(stage.name, len(data.safety))
     sets = [use.name for use in uses if not use.trained_on]
@@ -81,6 +82,7 @@ def stage_key(config: Config, stage: SFTSettings | DPOSettings, data: Data, star
             "distributed": config.distributed.model_dump(),
             "stage": stage.model_dump(mode="json", exclude={"save_every"}),
             "method": config.method.training_key(stage.name),
+            "method_code": _code_outside(config.method),
             "rows": _rows_digest(data.training(stage.name), COLUMNS[stage.name]),
             "reference_sets": {name: _rows_digest(data.reference_sets[name], COLUMNS[stage.name]) for name in sets},
             "made_by": _made_by(),
@@ -106,6 +108,13 @@ def _digest(facts: Any) -> str:
 
 def _rows_digest(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return _digest([[row[column] for column in columns] for row in rows])
+
+
+def _code_outside(method: Method) -> list[str]:
+    """Digests of the files outside this package that a method's class and its bases stand in."""
+    files = {Path(getfile(kind)).resolve() for kind in type(method).mro() if issubclass(kind, Method)}
+    outside = [file for file in files if not file.is_relative_to(PACKAGE)]
+    return sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in outside)
 
 
 def _made_by() -> dict[str, Any]:

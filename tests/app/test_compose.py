@@ -93,8 +93,8 @@ def test_every_model_and_every_stage_with_every_method_composes(model: str, stag
     [
         ("method.rank=4", 4, 4),
         ("method.rank={sft:4,dpo:2}", 4, 2),
-        ("method.rank={sft: 4}", 4, 1),
-        ("method.rank={sft: 4, dpo: null}", 4, 1),
+        ("method.rank={sft: 4, dpo: per_set}", 4, 1),
+        ("method.rank=per_set", 2, 1),
     ],
 )
 def test_value_by_stage(override: str, sft: int, dpo: int) -> None:
@@ -114,11 +114,11 @@ def test_run_name_depends_on_what_changes_the_result() -> None:
 
 
 # Overrides, and the exact lines.
-METHODS = "anchor, baseline, lora, merge, ogpsa, ogpsa_anchor, ogpsa_lora, ogpsa_merge, ogpsa_selected, replay"
+METHODS = "anchor, baseline, lora, merge, ogpsa, ogpsa_lora, ogpsa_merge, replay"
 TOP_KEYS = "seed, cache_dir, stage_store, lock_wait, preflight, model, stage, method, data, eval, distributed, tracker"
 METHOD_KEYS = (
-    "name, recipe_rate, rank, refresh_every, samples, reference_sets, scope, sided, target, streaming, basis_dtype, "
-    "basis_device"
+    "name, recipe_rate, rank, refresh_every, samples, reference_sets, selection, scope, sided, target, streaming, "
+    "basis_dtype, basis_device"
 )
 MISTAKES: dict[tuple[str, ...], list[str]] = {
     ("method=ogspa",): [f"method: 'ogspa' is not an option; allowed: {METHODS}; did you mean 'ogpsa'?"],
@@ -145,7 +145,7 @@ MISTAKES: dict[tuple[str, ...], list[str]] = {
     ("method={rnak: 4}",): [f"method.rnak: unknown key; allowed: {METHOD_KEYS}; did you mean 'rank'?"],
     ("method.rank=-1", "seed=one"): [
         "seed: found 'one'; allowed is a valid integer",
-        "method.rank: found -1; allowed is greater than or equal to 0, or a valid dictionary",
+        "method.rank: found -1; allowed is greater than or equal to 0, or 'per_set', or a valid dictionary",
     ],
     ("method.rank={sft:4",): [
         "invalid override 'method.rank={sft:4' (no viable alternative at input '{sft:4'); "

@@ -25,8 +25,8 @@ COMMON = [
 SAMPLES = ["method.samples=7", "method.refresh_every=2"]
 BASELINE = ["method=baseline"]
 OGPSA = ["method=ogpsa", *SAMPLES]
-SELECTED = ["method=ogpsa_selected", *SAMPLES]
-ANCHOR = ["method=ogpsa_anchor", *SAMPLES, "method.strength=100"]
+SELECTED = [*OGPSA, "method.selection=conflict"]
+ANCHOR = ["method=anchor", "method.strength=100"]
 # Processes would draw different dropout masks.
 LORA = ["method=ogpsa_lora", *SAMPLES, "method.lora_dropout=0"]
 TENSOR = ["method.scope=tensor", "method.rank=4"]
@@ -107,7 +107,6 @@ CASES: dict[Matrix, list[Case]] = {
             # Its blocks begin where a shard does, so that processes round differently.
             Case(f"{stage}-int8-basis", stage, [*OGPSA, *ADAMW, "method.basis_dtype=int8"], None, "signal"),
             Case(f"{stage}-bf16", stage, [*OGPSA, *ADAMW, *BF16, *CHECKPOINTING], None, "signal"),
-            adamw(f"{stage}-momentum", stage, [*OGPSA, "method.target=gradient+momentum"], refused_by=ZERO),
             adamw(f"{stage}-selected", stage, SELECTED, "signal"),
             adamw(f"{stage}-anchor", stage, ANCHOR, "signal", refused_by=ZERO),
             adamw(f"{stage}-update", stage, [*OGPSA, "method.target=update"], "signal"),

@@ -78,14 +78,14 @@ def test_killed_signalled_and_finished(small: list[str], tmp_path: Path) -> None
     )
     assert exit_codes(asked.stderr) == [EXIT_REQUEUE, EXIT_REQUEUE], asked.stderr
     log = (directory / "run.log").read_text()
-    [left] = [line for line in log.splitlines() if "and left, as a signal asked" in line]
+    [left] = [line for line in log.splitlines() if "and stopped, as a signal asked" in line]
     step = int(left.partition("saved at step ")[2].split()[0])
     assert is_complete(checkpoints / f"checkpoint-{step}")
 
     final = finish(start(*command, cwd=tmp_path))
     assert final.code == 0, final.stderr
     log = (directory / "run.log").read_text()
-    assert f"sft: going on from checkpoint-{step}\n" in log
+    assert f"sft: resumes from checkpoint-{step}\n" in log
     assert log.count("evaluating 01-sft") == log.count("evaluating 02-dpo") == 1
     assert " ".join(final.stdout.split()).count("| after SFT | after DPO |") == 1
     metrics = read_json(directory / "metrics.json")

@@ -1,7 +1,7 @@
 """What the processes of one mode do: ``worker.py MODE short|long train|resume PLACE``.
 
 ``train`` trains every case to its end into ``PLACE/<case>``, then breaks second runs off in
-``PLACE/broken/<case>``. ``resume`` goes on with those in new processes.
+``PLACE/broken/<case>``. ``resume`` resumes those in new processes.
 """
 
 import os
@@ -18,13 +18,13 @@ from ogpsa.data.rows import load_data
 from ogpsa.distributed import processes
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
-from ogpsa.training.stage import run_stage
 from ogpsa.utils.errors import EXIT_REQUEUE
 from ogpsa.utils.files import is_complete
 from ogpsa.utils.libraries import quiet_libraries
 from ogpsa.utils.signals import Interruption
 from tests.distributed.cases import BREAK_AT, COMMON, Case, Matrix, broken, cases
 from tests.distributed.shims import allow
+from tests.stage import train_alone
 from tests.tiny import tiny_model
 
 
@@ -60,7 +60,7 @@ def train(mode: str, case: Case, place: Path, folder: Path, break_off: bool = Fa
         interruption.requested = not processes.is_main()
 
     tracker = AtStep(BREAK_AT if break_off else -1, act)
-    run_stage(config, config.stages[0], place / "model", load_data(config), folder, interruption, tracker)
+    train_alone(config, load_data(config), place / "model", folder, interruption, tracker)
 
 
 def main(mode: str, matrix: Matrix, task: str, place: Path) -> None:

@@ -13,18 +13,16 @@ from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.data.rows import load_data
 from ogpsa.models.load import load_model
-from ogpsa.runs.tracking import NoTracker
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.training.resume import CompletionCallback
-from ogpsa.training.stage import build_trainer, run_stage
+from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.signals import Interruption
+from tests.stage import train_alone
 
 Configure = Callable[..., Config]
 ROWS = ["data.safety_rows=32", "stage.batch_size=8", "stage.micro_batch_size=4", "stage.max_steps=4"]
 # A power of two, so that its inverse times it is one.
 CONSTANT = ["stage.scheduler=constant", "stage.warmup_ratio=0", f"stage.learning_rate={2**-10}"]
-OGPSA = ["method.samples=7", "method.refresh_every=4"]
 
 
 @pytest.fixture
@@ -32,10 +30,9 @@ def train(small_config: Configure, tmp_path: Path) -> Callable[..., dict[str, Te
     """``train(stage, method, *overrides)``: the weights of a finished stage."""
 
     def trained(stage: str, method: str, *overrides: str) -> dict[str, Tensor]:
-        few = OGPSA if method.startswith("ogpsa") else []
-        config = small_config(f"stage={stage}", f"method={method}", *ROWS, *few, *overrides)
+        config = small_config(f"stage={stage}", f"method={method}", *ROWS, *overrides)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        run_stage(config, config.stages[0], ensure_base(config), load_data(config), folder, Interruption(), NoTracker())
+        train_alone(config, load_data(config), ensure_base(config), folder)
         return load_file(folder / "model.safetensors")
 
     return trained
@@ -54,23 +51,18 @@ def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return math.dist(*(torch.cat([part.flatten() for part in weights.values()]).tolist() for weights in (ours, theirs)))
 
 
-@pytest.mark.parametrize(("method", "without"), [("anchor", "baseline"), ("ogpsa_anchor", "ogpsa")])
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_no_strength_changes_nothing(
-    stage: str, method: str, without: str, train: Callable[..., dict[str, Tensor]], start: dict[str, Tensor]
+    stage: str, train: Callable[..., dict[str, Tensor]], start: dict[str, Tensor]
 ) -> None:
-    ours = train(stage, method, "method.strength=0")
-    assert same(ours, train(stage, without))
+    ours = train(stage, "anchor", "method.strength=0")
+    assert same(ours, train(stage, "baseline"))
     assert not same(ours, start)
 
 
-@pytest.mark.parametrize("target", ["gradient", "update"])
-def test_one_step_goes_the_rest_of_the_way(
-    target: str, train: Callable[..., dict[str, Tensor]], start: dict[str, Tensor]
-) -> None:
-    # The pull is the step's last word: it shortens the projected step as any other.
-    step = ["stage.max_steps=1", *CONSTANT, f"method.target={target}"]
-    free, pulled = train("sft", "ogpsa", *step), train("sft", "ogpsa_anchor", *step, "method.strength=256")
+def test_one_step_goes_the_rest_of_the_way(train: Callable[..., dict[str, Tensor]], start: dict[str, Tensor]) -> None:
+    step = ["stage.max_steps=1", *CONSTANT]
+    free, pulled = train("sft", "baseline", *step), train("sft", "anchor", *step, "method.strength=256")
     wanted = {name: start[name] + 0.75 * (free[name] - start[name]) for name in start}
     assert distance(pulled, wanted) < 1e-5 * distance(free, start)
 
@@ -86,23 +78,22 @@ def test_stronger_ends_nearer_and_the_strongest_at_the_start(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "stage"), [("anchor", "sft"), ("ogpsa_anchor", "dpo")])
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_resumed_stage_equals_the_unbroken_one(
-    method: str, stage: str, small_config: Configure, train: Callable[..., dict[str, Tensor]], tmp_path: Path
+    stage: str, small_config: Configure, train: Callable[..., dict[str, Tensor]], tmp_path: Path
 ) -> None:
     # Far from the checkpoint's weights, were those taken for the start.
     overrides = ["stage.save_every=3", "stage.learning_rate=1e-2", "method.strength=20"]
-    whole = train(stage, method, *overrides)
-    few = OGPSA if method.startswith("ogpsa") else []
-    config = small_config(f"stage={stage}", f"method={method}", *ROWS, *few, *overrides)
+    whole = train(stage, "anchor", *overrides)
+    config = small_config(f"stage={stage}", "method=anchor", *ROWS, *overrides)
     base, data, folder = ensure_base(config), load_data(config), tmp_path / "broken"
     model, tokenizer = load_model(base, torch.float32)
     trainer = build_trainer(config, config.stages[0], model, tokenizer, data, folder / "checkpoints")
     trainer.add_callback(CompletionCallback(trainer))
     trainer.train()
-    # The last checkpoint is torn, so that the first is gone on from.
+    # The last checkpoint is torn, so that the stage resumes from the first.
     (folder / "checkpoints" / "checkpoint-4" / "COMPLETE.json").unlink()
-    run_stage(config, config.stages[0], base, data, folder, Interruption(), NoTracker())
+    train_alone(config, data, base, folder)
     assert same(whole, load_file(folder / "model.safetensors"))
 
 
@@ -110,20 +101,19 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("method.strength=-1",): (
         "method.strength: found -1; allowed is greater than or equal to 0, or a valid dictionary"
     ),
-    ("method.strength={dpo: 2e4}", "stage.dpo.learning_rate=1e-4"): (
+    ("method.strength.dpo=2e4", "stage.dpo.learning_rate=1e-4"): (
         "method.strength: 20000 pulls past the starting weights of dpo, whose stage.dpo.learning_rate is 0.0001; "
         "allowed: 0 to 10000"
     ),
     ("distributed=zero2",): (
-        "distributed: zero2 is not supported with method=METHOD, since DeepSpeed keeps the weights that it updates to "
+        "distributed: zero2 is not supported with method=anchor, since DeepSpeed keeps the weights that it updates to "
         "itself; allowed: single, ddp, fsdp2"
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["anchor", "ogpsa_anchor"])
 @pytest.mark.parametrize("overrides", REFUSED, ids=" ".join)
-def test_what_cannot_pull_is_refused_by_name(overrides: tuple[str, ...], method: str) -> None:
+def test_what_cannot_pull_is_refused_by_name(overrides: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as raised:
-        compose_config(["stage=sft_dpo", f"method={method}", *overrides])
-    assert list(raised.value.problems) == [REFUSED[overrides].replace("METHOD", method)]
+        compose_config(["stage=sft_dpo", "method=anchor", *overrides])
+    assert list(raised.value.problems) == [REFUSED[overrides]]

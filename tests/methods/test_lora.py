@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from ogpsa.app.compose import compose_config
-from ogpsa.config import AdapterSettings, Config, StageName
+from ogpsa.config import Config, StageName
 from ogpsa.data.rows import load_data
 from ogpsa.models.adapters import merged_model
 from ogpsa.models.load import load_model
-from ogpsa.runs.tracking import NoTracker
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.training.resume import CompletionCallback
-from ogpsa.training.seam import ProjectionMixin
-from ogpsa.training.stage import build_trainer, run_stage
+from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_json
-from ogpsa.utils.signals import Interruption
+from tests.stage import train_alone
+from tests.training.test_seam import on_refresh
 
 SHORT = ["method.samples=7", "method.refresh_every=4"]
 ROWS = ["data.safety_rows=32", "stage.batch_size=8", "stage.micro_batch_size=4", "stage.log_every=1"]
 Configure = Callable[..., Config]
 
 
-def trainer_of(config: Config, start: Path, output: Path) -> ProjectionMixin:
+def trainer_of(config: Config, start: Path, output: Path) -> Any:
     """The last stage's trainer, as a run would make it."""
     model, tokenizer = load_model(start, {"fp32": torch.float32, "bf16": torch.bfloat16}[config.model.dtype])
     return build_trainer(config, config.stages[-1], model, tokenizer, load_data(config), output)
@@ -39,7 +37,7 @@ def trainer_of(config: Config, start: Path, output: Path) -> ProjectionMixin:
 
 def run(config: Config, start: Path, folder: Path) -> Path:
     """Train the configuration's first stage from ``start`` into ``folder``."""
-    run_stage(config, config.stages[0], start, load_data(config), folder, Interruption(), NoTracker())
+    train_alone(config, load_data(config), start, folder)
     return folder
 
 
@@ -60,24 +58,31 @@ def tuned(small_config: Configure, base: Path, tmp_path_factory: pytest.TempPath
 
 
 # LLaMA-Factory's defaults.
-DEFAULT = AdapterSettings(rank=8, alpha=16, dropout=0.0, target_modules="all-linear")
+DEFAULT = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
 
 
 @pytest.mark.parametrize(
     ("override", "sft", "dpo"),
     [
         ("seed=0", DEFAULT, DEFAULT),
-        ("method.lora_rank={sft: 4}", replace(DEFAULT, rank=4, alpha=8), DEFAULT),
-        ("method.lora_alpha={dpo: 3}", DEFAULT, replace(DEFAULT, alpha=3)),
-        ("method.lora_dropout={sft: 0.1}", replace(DEFAULT, dropout=0.1), DEFAULT),
-        ("method.lora_target_modules={dpo: [q_proj]}", DEFAULT, replace(DEFAULT, target_modules=("q_proj",))),
+        ("method.lora_rank={sft: 4, dpo: 8}", DEFAULT | {"r": 4, "lora_alpha": 8}, DEFAULT),
+        ("method.lora_alpha={sft: 2r, dpo: 3}", DEFAULT, DEFAULT | {"lora_alpha": 3}),
+        ("method.lora_dropout={sft: 0.1, dpo: 0.0}", DEFAULT | {"lora_dropout": 0.1}, DEFAULT),
+        (
+            "method.lora_target_modules={sft: all-linear, dpo: [q_proj]}",
+            DEFAULT,
+            DEFAULT | {"target_modules": {"q_proj"}},
+        ),
     ],
 )
 @pytest.mark.parametrize("method", ["lora", "ogpsa_lora"])
-def test_adapter_of_each_stage(method: str, override: str, sft: AdapterSettings, dpo: AdapterSettings) -> None:
-    settings = compose_config([f"method={method}", override]).method
+def test_adapter_of_each_stage(
+    method: str, override: str, sft: dict[str, Any], dpo: dict[str, Any], base: Path
+) -> None:
+    settings, (model, _) = compose_config([f"method={method}", override]).method, load_model(base, torch.float32)
     stages: list[StageName] = ["sft", "dpo"]
-    assert [settings.adapter(stage) for stage in stages] == [sft, dpo]
+    adapters = [vars(settings.adapter(model, stage)) for stage in stages]
+    assert [{key: adapter[key] for key in DEFAULT} for adapter in adapters] == [sft, dpo]
 
 
 @pytest.mark.parametrize("model", ["tiny", "llama3_1_8b"])
@@ -106,7 +111,7 @@ REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("method=ogpsa_lora", "method.lora_dropout=0.1"): (
         "method.lora_dropout: 0.1 has no effect in dpo, which compares policy and reference without dropout; "
-        "allowed: 0, or {sft: 0.1}"
+        "allowed: 0, or {sft: 0.1, dpo: 0.0}"
     ),
     ("method=lora", "method.lora_target_modules=[q_proj,lm_head]"): (
         "method.lora_target_modules: an adapter on lm_head would never be trained, since the loss reads that layer's "
@@ -135,7 +140,7 @@ def test_what_cannot_work_is_refused_by_name(overrides: tuple[str, ...]) -> None
 
 def test_target_module_that_the_model_lacks(small_config: Configure, base: Path, tmp_path: Path) -> None:
     config = small_config("stage=sft", "method=lora", "method.lora_target_modules=[q_porj,v_proj]")
-    with pytest.raises(UserError, match=r"'q_porj' is no linear layer of the model.*; did you mean 'q_proj'\?"):
+    with pytest.raises(UserError, match=r"'q_porj' is not a linear layer of the model.*; did you mean 'q_proj'\?"):
         trainer_of(config, base, tmp_path)
 
 
@@ -295,14 +300,11 @@ def test_second_estimate_covers_what_the_first_move_woke(
     config = small_config("stage=sft", "method=ogpsa_lora", *SHORT, *ROWS, "stage.max_steps=6", warmup)
     trainer = trainer_of(config, base, tmp_path)
     seen: dict[int, list[Tensor]] = {}
-    inner = trainer.reference_gradients
 
-    def recorded() -> list[Tensor]:
-        rows = inner()
+    def record(rows: list[Tensor]) -> None:
         seen[trainer.state.global_step] = [part.clone() for part in rows]
-        return rows
 
-    trainer.reference_gradients = recorded  # type: ignore[method-assign]
+    on_refresh(trainer, record)
     trainer.train()
     assert list(seen) == [0, first, 4]
     names = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]

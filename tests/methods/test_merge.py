@@ -18,9 +18,10 @@ from transformers import LlamaForCausalLM
 
 import eval.evaluation
 from ogpsa.app.compose import compose_config
-from ogpsa.config import Config
+from ogpsa.config import Config, Method, StageName
 from ogpsa.models.load import load_model
 from ogpsa.pipeline import run
+from ogpsa.runs.run import Run
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.training.merging import merge
 from ogpsa.utils.errors import UserError
@@ -204,6 +205,34 @@ def test_after_each_stage_the_next_starts_from_the_average(small_config: Configu
         assert same_bits(tensors(tmp_path / "both" / "02-dpo-merged")[name], base[name])
         assert same_bits(ours[name], theirs[name])
     assert not all(same_bits(ours[name], base[name]) for name in base)
+
+
+class Forgetting(Method):
+    """Gives the untuned model back after each stage, as a checkpoint of its own."""
+
+    def after_stage(self, stage: StageName, base: Path, checkpoint: Path, run: Run) -> Path:
+        target = checkpoint.with_name(f"{checkpoint.name}-forgotten")
+        run.on_main_process(lambda: shutil.copytree(base, target))
+        return target
+
+
+@pytest.mark.slow
+def test_what_a_method_makes_after_a_stage_is_evaluated_and_starts_the_next(
+    small_config: Configure, tmp_path: Path
+) -> None:
+    naive = small_config("stage=sft_dpo", "method=baseline", "stage.sft.max_steps=2", "stage.dpo.max_steps=2")
+    config = naive.model_copy(update={"method": Forgetting(name="forgetting")})
+    run(config, tmp_path / "both", eval.evaluation.evaluate)
+    run(small_config("stage=dpo", "method=baseline", "stage.max_steps=2"), tmp_path / "dpo", eval.evaluation.evaluate)
+    ours, theirs = tensors(tmp_path / "both" / "02-dpo"), tensors(tmp_path / "dpo" / "01-dpo")
+    assert all(same_bits(ours[name], theirs[name]) for name in theirs)
+    metrics = read_json(tmp_path / "both" / "metrics.json")
+    assert list(metrics["stages"]) == ["sft", "sft-forgotten", "dpo", "dpo-forgotten"]
+    for name in ("sft-forgotten", "dpo-forgotten"):
+        assert metrics["stages"][name]["benchmarks"] == metrics["base"]["benchmarks"]
+    assert {group: metrics[group] for group in ("safety", "utility", "over_refusal")} == {
+        group: metrics["base"][group] for group in ("safety", "utility", "over_refusal")
+    }
 
 
 # The merge of a run, slow enough to be killed in the middle.

@@ -16,12 +16,11 @@ from ogpsa.data.rows import Data, load_data
 from ogpsa.models.load import load_model
 from ogpsa.pipeline import run
 from ogpsa.preflight.report import count, report
-from ogpsa.runs.tracking import NoTracker
 from ogpsa.testbed.cache import ensure_base
-from ogpsa.training.stage import build_trainer, run_stage
+from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_json, read_jsonl, write_jsonl
-from ogpsa.utils.signals import Interruption
+from tests.stage import train_alone
 
 Configure = Callable[..., Config]
 SHORT = ["stage.max_steps=3", "stage.batch_size=8", "stage.micro_batch_size=4"]
@@ -77,7 +76,7 @@ def test_rows_are_drawn_by_the_seed(small_config: Configure) -> None:
 
 
 def weights(config: Config, data: Data, folder: Path) -> dict[str, torch.Tensor]:
-    run_stage(config, config.stages[0], ensure_base(config), data, folder, Interruption(), NoTracker())
+    train_alone(config, data, ensure_base(config), folder)
     return load_file(folder / "model.safetensors")
 
 

@@ -14,15 +14,15 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.architectures import ARCHITECTURES, Architecture
 from benchmarks.memory import Case, compare, peak_bytes
-from ogpsa.config import AdapterSettings, Config, TestbedData
+from ogpsa.config import Config, TestbedData
 from ogpsa.data.rows import load_data
 from ogpsa.preflight.memory import BASIS_BYTES, GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
-from ogpsa.preflight.report import adapted_shape, count, meta_model, report, stage_setup
+from ogpsa.preflight.report import count, meta_model, report, stage_setup, stage_shapes
 from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
-from ogpsa.training.stage import build_trainer
+from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from tests.program import contents, run_here
 
@@ -76,7 +76,7 @@ def test_what_a_mode_divides_by_the_processes(mode: Mode, qwen: ModelShape) -> N
 @pytest.mark.parametrize(("mode", "shards"), [("single", 1), ("ddp", 1), ("fsdp2", 8)])
 def test_an_anchor_takes_a_copy_of_the_weights(mode: Mode, shards: int, qwen: ModelShape) -> None:
     setup = replace(SETUP, mode=mode, processes=8 if mode != "single" else 1)
-    plain, anchored = (estimate(qwen, replace(setup, anchored=anchored)) for anchored in (False, True))
+    plain, anchored = (estimate(qwen, replace(setup, extra_bytes=extra)) for extra in (0.0, 4.0))
     assert anchored.weights - plain.weights == 4 * qwen.trained / shards
 
 
@@ -140,10 +140,12 @@ def test_remedies_by_what_they_save(qwen: ModelShape) -> None:
     assert len(spread) == 2 and all(changed.peak <= memory for changed in spread.values())
 
 
-def test_adapters_are_what_peft_makes() -> None:
+def test_adapters_are_what_peft_makes(small_config: Callable[..., Config], tmp_path: Path) -> None:
     architecture = Architecture("llama", 64, 3, 96, 4, 2, 200)
-    settings = AdapterSettings(rank=8, alpha=16, dropout=0.0, target_modules=("q_proj", "down_proj"))
-    shape = adapted_shape(architecture.build(torch.device("meta")), settings)
+    architecture.build(torch.device("meta")).config.save_pretrained(tmp_path)
+    modules = "method.lora_target_modules=[q_proj,down_proj]"
+    whole, shape = stage_shapes(small_config(f"model.path={tmp_path}", "method=lora", modules), "sft")
+    assert whole == built(architecture)
     assert shape.trained == 3 * 8 * ((64 + 64) + (96 + 64))
     assert shape.parameters == built(architecture).parameters + shape.trained
     assert (shape.adapted, shape.trained_head) == (64 + 96, False)
@@ -158,7 +160,7 @@ def test_the_testbed_base_is_known_before_it_is_trained(small_config: Callable[.
     config = small_config()
     assert isinstance(config.data, TestbedData)
     trained = AutoModelForCausalLM.from_pretrained(ensure_base(config))
-    assert shape_of(meta_model(config.model, config.data)) == shape_of(trained)
+    assert shape_of(meta_model(config)) == shape_of(trained)
 
 
 def test_a_hub_model_needs_its_configuration_alone(
@@ -171,7 +173,7 @@ def test_a_hub_model_needs_its_configuration_alone(
     config = ARCHITECTURES["qwen2_5_7b"].build(torch.device("meta")).config
     (place / "snapshots" / "0123" / "config.json").write_text(json.dumps(config.to_dict()))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    assert shape_of(meta_model(small_config("model.path=somebody/qwen").model, None)) == qwen
+    assert shape_of(meta_model(small_config("model.path=somebody/qwen"))) == qwen
 
 
 def test_another_kind_of_model_is_refused_by_name() -> None:
@@ -193,7 +195,7 @@ TRAINED = [
     ["stage=sft", "method.refresh_every=never"],
     ["stage=sft", "method=ogpsa_lora"],
     ["stage=dpo", "method.rank=3"],
-    ["stage=sft", "method=ogpsa_selected"],
+    ["stage=sft", "method.selection=conflict"],
 ]
 
 
@@ -248,7 +250,7 @@ def test_processes_share_the_batch(small_config: Callable[..., Config]) -> None:
 def test_the_report_names_every_mode_and_the_sizes(small_config: Callable[..., Config]) -> None:
     config = small_config("stage=sft_dpo", "method.samples=8", "method=ogpsa_lora", "method.lora_rank=4")
     text = report(config, load_data(config))
-    for line in ("4 epochs", "refreshes", "trained here, by LoRA of rank 4", "no GPU on this machine"):
+    for line in ("4 epochs", "refreshes", "trained here, in adapters", "no GPU on this machine"):
         assert text.count(line) == (2 if line != "4 epochs" else 0)
     for mode in MODES:
         assert text.count(f" {mode} ") == 2

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 import eval.evaluation
-from ogpsa.config import Config
+from ogpsa.app.validate import load_config
+from ogpsa.config import Config, Method
 from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
 from ogpsa.runs.directory import METRICS_FILE
-from ogpsa.runs.stage_cache import StageStore, stage_key
+from ogpsa.runs.stage_cache import StageCache, stage_key
+from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.files import COMPLETE_FILE, read_json
 from tests.program import ROOT, contents, run_here
 
@@ -24,8 +26,8 @@ Configure = Callable[..., Config]
 BASE = Path(__file__).parent
 
 
-def key(config: Config, count: int = 1, start: Path = BASE) -> str:
-    return stage_key(config, load_data(config), start, count)
+def key(config: Config, stage: int = 0, start: Path = BASE) -> str:
+    return stage_key(config, config.stages[stage], load_data(config), start)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def key(config: Config, count: int = 1, start: Path = BASE) -> str:
         (["stage=sft", "method=baseline"], ["stage=sft_dpo", "method=baseline"]),
         (["stage=sft", "method=baseline"], ["stage=sft", "method=merge"]),
         (["stage=sft", "method=ogpsa"], ["stage=sft", "method=ogpsa", "method.rank=2", "method.refresh_every=30"]),
-        (["stage=sft_dpo", "method=ogpsa"], ["stage=sft_dpo", "method=ogpsa", "method.refresh_every={dpo: 1}"]),
+        (["stage=sft_dpo", "method=ogpsa"], ["stage=sft_dpo", "method=ogpsa", "method.refresh_every.dpo=1"]),
         (["stage=sft", "method=ogpsa"], ["stage=sft", "method=ogpsa_merge"]),
         (["stage=sft", "method=baseline"], ["stage=sft", "method=replay", "method.ratio=0"]),
         (["stage=sft", "method=baseline"], ["stage=sft", "method=baseline", "stage.save_every=7", "eval.limit=3"]),
@@ -62,7 +64,7 @@ def test_what_trains_alike_is_shared(one: list[str], other: list[str], small_con
         ["method=ogpsa", "method.rank=0"],
         ["method=ogpsa", "method.samples=50"],
         ["method=ogpsa", "method.reference_sets=[knowledge]"],
-        ["method=ogpsa_selected"],
+        ["method=ogpsa", "method.selection=conflict"],
     ],
 )
 def test_what_trains_otherwise_is_not(change: list[str], small_config: Configure) -> None:
@@ -76,22 +78,63 @@ def test_other_weights_stages_rows_or_code_are_another_key(
     weights = tmp_path / "model.safetensors"
     weights.write_text("one")
     first = key(naive, start=tmp_path)
-    assert key(naive, 2, tmp_path) != first
+    assert key(naive, 1, tmp_path) != first
     weights.write_text("other")
     assert key(naive, start=tmp_path) != first
     data = load_data(naive)
     changed = replace(data, safety=[data.safety[0] | {"chosen": "no"}, *data.safety[1:]])
-    assert stage_key(naive, changed, BASE, 1) != key(naive)
+    assert stage_key(naive, naive.stages[0], changed, BASE) != key(naive)
     ours = key(naive)
     (tmp_path / "code").mkdir()
     monkeypatch.setattr("ogpsa.runs.stage_cache.PACKAGE", tmp_path / "code")
     assert key(naive) != ours
 
 
-def test_a_merge_after_each_stage_shares_the_first_alone(small_config: Configure) -> None:
+class Mine(Method):
+    """A method that trains in some way of its own and says nothing of it."""
+
+    gamma: float
+
+
+def test_a_method_that_says_nothing_shares_with_nobody(small_config: Configure) -> None:
+    naive = small_config("method=baseline")
+
+    def key_of(method: Method) -> str:
+        return key(naive.model_copy(update={"method": method}))
+
+    ours = [key_of(Mine(name=name, gamma=gamma)) for name, gamma in (("mine", 0.1), ("mine", 0.2), ("other", 0.1))]
+    assert len({key(naive), key(small_config("method=ogpsa")), *ours}) == 5
+    assert key_of(Mine(name="mine", gamma=0.1)) == ours[0]
+
+
+# As a user's file may do it; what it inherits says nothing of what it adds.
+SUBCLASS = """
+from ogpsa.methods.ogpsa import Ogpsa
+class METHOD(Ogpsa):
+    def trainer_class(self, base, stage):
+        return base  # {}
+"""
+
+
+def test_a_method_outside_the_package_counts_by_its_code(small_config: Configure, tmp_path: Path) -> None:
+    config, keys = small_config("method=ogpsa", "stage=sft"), []
+    raw = config.model_dump(mode="json")
+    for folder, text in (("one", "a loss"), ("same", "a loss"), ("other", "another loss")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(SUBCLASS.format(text))
+        keys.append(key(load_config(raw | {"method": raw["method"] | {"name": "mine"}}, [tmp_path / folder])))
+    assert keys[0] == keys[1]
+    assert len({key(config), *keys}) == 3
+
+
+def test_a_merge_after_each_stage_shares_what_starts_from_the_same_weights(
+    small_config: Configure, tmp_path: Path
+) -> None:
     naive, merged = small_config("method=baseline"), small_config("method=merge", "method.merge_after=stage")
+    (tmp_path / "model.safetensors").write_text("averaged")
     assert key(merged) == key(naive)
-    assert key(merged, 2) != key(naive, 2)
+    assert key(merged, 1) == key(naive, 1)
+    assert key(merged, 1, tmp_path) != key(naive, 1)
 
 
 def without_times(folder: Path) -> dict[str, Any]:
@@ -101,7 +144,7 @@ def without_times(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_sft_then_dpo_goes_on_from_the_sft_run(small: list[str], tmp_path: Path) -> None:
+def test_sft_then_dpo_starts_from_the_sft_run(small: list[str], tmp_path: Path) -> None:
     given = [*small, "method=ogpsa", "method.samples=20"]
     store = f"stage_store={tmp_path / 'store'}"
     for stage, folder, more in (("sft", "sft", [store]), ("sft_dpo", "shared", [store]), ("sft_dpo", "alone", [])):
@@ -114,14 +157,15 @@ def test_sft_then_dpo_goes_on_from_the_sft_run(small: list[str], tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_what_follows_from_a_stage_of_other_code_is_kept_for_no_one(
+def test_a_stage_of_other_code_is_kept_for_no_one_and_what_follows_by_its_content(
     small_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SFT is done when the code changes: neither its evaluation nor the DPO after it stands under the new key."""
+    """SFT is done when the code changes; it is not what its new key says, but what starts from its weights is."""
     store, directory = tmp_path / "store", tmp_path / "run"
     config = small_config("method=baseline", "stage=sft_dpo", f"stage_store={store}")
     run(config, directory, eval.evaluation.evaluate)
-    assert len([path for path in store.iterdir() if path.is_dir()]) == 4
+    # Two stages, and the evaluations of three checkpoints.
+    assert len([path for path in store.iterdir() if path.is_dir()]) == 5
     for made in (store, directory / "02-dpo", directory / "eval/01-sft", directory / "eval/02-dpo"):
         shutil.rmtree(made)
     (directory / METRICS_FILE).unlink()
@@ -129,11 +173,15 @@ def test_what_follows_from_a_stage_of_other_code_is_kept_for_no_one(
     monkeypatch.setattr("ogpsa.runs.stage_cache.PACKAGE", tmp_path / "code")
     run(config, directory, eval.evaluation.evaluate)
     assert (directory / METRICS_FILE).is_file()
-    assert [path for path in store.iterdir() if path.is_dir()] == []
+    data, kept = load_data(config), {path.name for path in store.iterdir() if path.is_dir()}
+    sft, dpo = config.stages
+    assert len(kept) == 3
+    assert stage_key(config, sft, data, ensure_base(config)) not in kept
+    assert stage_key(config, dpo, data, directory / "01-sft") in kept
 
 
 def test_what_was_begun_under_another_key_is_kept_for_no_one(tmp_path: Path) -> None:
-    store, folder = StageStore(tmp_path / "store"), tmp_path / "01-sft"
+    store, folder = StageCache(tmp_path / "store"), tmp_path / "01-sft"
     with suppress(SystemExit), store.shared("rows a", folder, COMPLETE_FILE, lambda: None):
         (folder / "checkpoints").mkdir()
         raise SystemExit(85)
@@ -146,7 +194,7 @@ def test_what_was_begun_under_another_key_is_kept_for_no_one(tmp_path: Path) -> 
 
 
 def test_an_interrupted_making_leaves_nothing_to_share(tmp_path: Path) -> None:
-    store, folder = StageStore(tmp_path / "store"), tmp_path / "01-sft"
+    store, folder = StageCache(tmp_path / "store"), tmp_path / "01-sft"
     with suppress(SystemExit), store.shared("key", folder, COMPLETE_FILE, lambda: None):
         raise SystemExit(85)
     assert not (tmp_path / "store/key").exists()

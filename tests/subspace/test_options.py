@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
-from transformers.training_args import OptimizerNames
 from trl import SFTConfig, SFTTrainer
 
 from ogpsa.app.compose import CONF, compose_config
@@ -20,7 +19,7 @@ from ogpsa.config import SFTThenDPOSettings
 from ogpsa.projection import orthonormal_basis
 from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.subspace.subspace import Layout, Subspace
-from ogpsa.training.seam import ProjectionMixin, protect
+from ogpsa.training.seam import ProjectedTrainer, protect
 from ogpsa.utils.errors import UserError
 from tests.training.test_seam import (
     TOKENIZER,
@@ -30,6 +29,7 @@ from tests.training.test_seam import (
     configured,
     flat,
     history,
+    on_refresh,
     refreshes,
     tied_model,
     weights,
@@ -43,7 +43,7 @@ STAGES = ["sft", "dpo"]
 class Bases(TrainerCallback):
     """The basis [d, k] that each step's gradient meets."""
 
-    def __init__(self, trainer: ProjectionMixin) -> None:
+    def __init__(self, trainer: ProjectedTrainer) -> None:
         self.trainer = trainer
         self.seen: list[Tensor] = []
         trainer.add_callback(self)
@@ -52,10 +52,10 @@ class Bases(TrainerCallback):
         self.seen.append(basis_of(self.trainer))
 
 
-def basis_of(trainer: ProjectionMixin) -> Tensor:
-    assert trainer.subspace is not None
-    state = trainer.subspace.state_dict()
-    return torch.cat([state[f"basis.{index}"] for index in range(len(trainer.shards.names))], dim=1).T
+def basis_of(trainer: ProjectedTrainer) -> Tensor:
+    state = trainer.projector.subspace.state_dict()
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    return torch.cat([state[f"basis.{index}"] for index in range(len(trained))], dim=1).T
 
 
 def largest_angle(one: Tensor, other: Tensor) -> float:
@@ -88,7 +88,7 @@ def test_at_frozen_weights_streaming_reaches_the_refreshed_subspace(stage: str, 
     trainer.args.learning_rate = 0.0
     streamed = Bases(trainer)
     trainer.train()
-    trainer.refresh()
+    trainer.projector.refresh()
     whole = basis_of(trainer)
     angles = [largest_angle(basis, whole) for basis in streamed.seen]
     assert max(angles[2], angles[5], angles[8]) <= 1e-4
@@ -97,7 +97,7 @@ def test_at_frozen_weights_streaming_reaches_the_refreshed_subspace(stage: str, 
     assert max(angles[2:]) <= 1e-4 or max(angles[3:]) < angles[0]
 
 
-def trained_on(trainer: ProjectionMixin, steps: int, checkpoint: Path | None = None) -> ProjectionMixin:
+def trained_on(trainer: ProjectedTrainer, steps: int, checkpoint: Path | None = None) -> ProjectedTrainer:
     trainer.args.max_steps, trainer.args.save_steps, trainer.args.save_total_limit = steps, 3, None
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return trainer
@@ -110,7 +110,6 @@ def trained_on(trainer: ProjectionMixin, steps: int, checkpoint: Path | None = N
         ("method.streaming=true", "method.refresh_every=4"),
         ("method.refresh_every=2", "method.basis_dtype=int8"),
         ("method.refresh_every=4", "method.basis_dtype=bf16", "method.scope=tensor"),
-        ("method.refresh_every=4", "method.target=gradient+momentum"),
         ("method.refresh_every=never", "method.target=update", "method.sided=conflict"),
     ],
 )
@@ -132,7 +131,7 @@ def test_a_checkpoint_without_a_subspace_is_refused(build: Build, tmp_path: Path
 class Steps(TrainerCallback):
     """The optimizer's finished steps as flat vectors."""
 
-    def __init__(self, trainer: ProjectionMixin) -> None:
+    def __init__(self, trainer: ProjectedTrainer) -> None:
         self.trainer = trainer
         self.steps: list[Tensor] = []
         trainer.add_callback(self)
@@ -144,7 +143,7 @@ class Steps(TrainerCallback):
         self.steps.append(weights(self.trainer).double() - self.before)
 
 
-def shares_of_steps(trainer: ProjectionMixin) -> list[float]:
+def shares_of_steps(trainer: ProjectedTrainer) -> list[float]:
     """The share of each step that lies inside the basis of that step."""
     bases, steps = Bases(trainer), Steps(trainer)
     trainer.train()
@@ -180,36 +179,11 @@ def test_projecting_sgd_s_update_is_projecting_its_gradient(build: Build) -> Non
         assert (results[0] - results[1]).norm() <= 1e-5 * (results[0] - flat(tied_model().parameters())).norm()
 
 
-def test_projected_moments_hold_nothing_of_the_subspace(build: Build) -> None:
-    # With the basis kept, moments built of projected gradients have no part in it; a new basis finds one.
-    trainer = build("sft", "method.target=gradient+momentum", "method.refresh_every=1")
-    found = []
-
-    class Moments(TrainerCallback):
-        def on_pre_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
-            moments = trainer.shards.first_moments(trainer.optimizer)  # type: ignore[attr-defined]
-            if moments:
-                vector = torch.cat(moments).double()
-                found.append(float((basis_of(trainer).double().T @ vector).norm() / vector.norm()))
-
-    trainer.add_callback(Moments())
-    trainer.train()
-    assert len(found) == 3
-    assert max(found) <= 1e-6
-
-
 @pytest.mark.parametrize(("dtype", "leak"), [("fp32", 1e-6), ("bf16", 1e-3), ("int8", 1e-2)])
 def test_a_rounded_basis_leaks_little(dtype: str, leak: float, build: Build) -> None:
     trainer = build("sft", f"method.basis_dtype={dtype}", "method.refresh_every=1")
     exact: list[Tensor] = []
-    inner = trainer.reference_gradients
-
-    def recorded() -> list[Tensor]:
-        rows = inner()
-        exact.append(torch.cat([part.float() for part in rows], dim=1))
-        return rows
-
-    trainer.reference_gradients = recorded  # type: ignore[method-assign]
+    on_refresh(trainer, lambda rows: exact.append(torch.cat([part.float() for part in rows], dim=1)))
     seam = Seam(trainer)
     trainer.train()
     for gradient, references in zip(seam.gradients, exact, strict=True):
@@ -270,11 +244,11 @@ def test_shards_that_every_process_holds_count_once() -> None:
     alone = Subspace(2)
     sums: list[torch.Size] = []
 
-    def total(table: Tensor) -> Tensor:
+    def all_reduce(table: Tensor) -> Tensor:
         sums.append(table.shape)
         return 4 * table
 
-    replicated = Subspace(2, layout=Layout(copies=[4, 4], total=total))
+    replicated = Subspace(2, layout=Layout(copies=[4, 4], all_reduce=all_reduce))
     reports, results = [], []
     for subspace in (alone, replicated):
         subspace.estimate([rows.clone() for rows in references], ["a", "b"])
@@ -433,7 +407,6 @@ CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "method.rank: 8 needs 8 chunks a set": {"rank": 8},
     "method.rank: found 33": {"rank": 33, "samples": 40},
     "did you mean 'update'": {"target": "updates"},
-    "not supported with method.sided=conflict": {"target": "gradient+momentum", "sided": "conflict"},
 }
 
 
@@ -444,14 +417,10 @@ def test_settings_that_contradict_themselves_are_refused(message: str, tmp_path:
 
 
 def test_what_cannot_be_protected_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'fact' is no key of the trainer's eval_dataset; found: facts"):
+    with pytest.raises(UserError, match="no key 'fact' in the trainer's eval_dataset; found: facts"):
         protect(own_trainer(Trainer, tmp_path), replace(SETTINGS, reference_sets=("fact",)))
     with pytest.raises(UserError, match="projects already"):
         protect(protect(own_trainer(Trainer, tmp_path), SETTINGS), SETTINGS)
     rounded = protect(own_trainer(Trainer, tmp_path, tied_model().to(torch.bfloat16)), SETTINGS)
     with pytest.raises(UserError, match=r"is torch\.bfloat16, whose rounding swallows steps"):
         rounded.train()
-    momentum = own_trainer(Trainer, tmp_path)
-    momentum.args.optim = OptimizerNames.SGD
-    with pytest.raises(UserError, match="knows the first moments of adamw_torch"):
-        protect(momentum, replace(SETTINGS, target="gradient+momentum")).train()

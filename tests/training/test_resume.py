@@ -68,7 +68,7 @@ def test_killed_in_every_phase(small: list[str], unbroken: Path, tmp_path: Path)
     points: dict[str, tuple[Reached, float]] = {
         "start": ((directory / "config.yaml").exists, 3.0),
         "base training": (exists(cache, "bases/.*"), 0.05),
-        "base evaluation": (exists(cache, "bases/*/base/generations/*.jsonl", draw.randint(1, 5)), 0.1),
+        "base evaluation": (exists(directory, "eval/base/generations/*.jsonl", draw.randint(1, 5)), 0.1),
         "SFT": (exists(sft, "checkpoint-7/COMPLETE.json"), 0.2),
         "saving a checkpoint": (exists(sft, "checkpoint-21"), 0.0),
         "SFT evaluation": (exists(directory, "eval/01-sft/generations/*.jsonl", draw.randint(1, 5)), 0.1),
@@ -86,9 +86,9 @@ def test_killed_in_every_phase(small: list[str], unbroken: Path, tmp_path: Path)
     final = run(*command, cwd=tmp_path)
     assert final.code == 0, final.stderr
     log = (directory / "run.log").read_text()
-    assert "sft: going on from checkpoint-14\n" in log
-    assert "going on from checkpoint-21" not in log
-    assert "dpo: going on from checkpoint-" in log
+    assert "sft: resumes from checkpoint-14\n" in log
+    assert "resumes from checkpoint-21" not in log
+    assert "dpo: resumes from checkpoint-" in log
     assert results(directory) == results(unbroken)
 
 
@@ -109,7 +109,7 @@ def test_signals_save_and_leave(small: list[str], unbroken: Path, tmp_path: Path
         assert result.code == EXIT_REQUEUE, result.stderr
         assert "Traceback" not in result.stderr
         steps.append(max(int(path.name.rpartition("-")[2]) for path in checkpoints.iterdir() if is_complete(path)))
-        assert f"sft: saved at step {steps[-1]} and left" in (directory / "run.log").read_text()
+        assert f"sft: saved at step {steps[-1]} and stopped" in (directory / "run.log").read_text()
         assert not is_complete(directory / "01-sft")
     assert 7 <= steps[0] < 21 <= steps[1] < 36
 
@@ -120,7 +120,7 @@ def test_signals_save_and_leave(small: list[str], unbroken: Path, tmp_path: Path
     final = run(*command, cwd=tmp_path)
     assert final.code == 0, final.stderr
     log = (directory / "run.log").read_text()
-    assert all(f"sft: going on from checkpoint-{step}\n" in log for step in steps)
+    assert all(f"sft: resumes from checkpoint-{step}\n" in log for step in steps)
     assert results(directory) == results(unbroken)
 
 

@@ -5,7 +5,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ from ogpsa.subspace.references import ReferenceChunk
 from ogpsa.testbed.tokenizer import ASSISTANT, build_tokenizer
 from ogpsa.testbed.world import World
 from ogpsa.training.resume import last_complete_checkpoint
-from ogpsa.training.seam import ProjectionMixin
-from ogpsa.training.stage import build_trainer
+from ogpsa.training.seam import ProjectedTrainer
+from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import mark_complete
 from tests.tiny import tiny_model
@@ -53,7 +53,7 @@ def tied_model(dropout: float = 0.0) -> LlamaForCausalLM:
     return tiny_model(TOKENIZER, tie_word_embeddings=True, attention_dropout=dropout)
 
 
-Build = Callable[..., ProjectionMixin]
+Build = Callable[..., ProjectedTrainer]
 
 
 @pytest.fixture
@@ -69,35 +69,44 @@ def configured(small_config: Callable[..., Config]) -> Callable[..., Config]:
 def build(configured: Callable[..., Config], tmp_path: Path) -> Build:
     """``build(stage, *overrides, model=...)``: the stage's trainer as a run would make it."""
 
-    def built(stage: str, *overrides: str, model: LlamaForCausalLM | None = None) -> ProjectionMixin:
+    def built(stage: str, *overrides: str, model: LlamaForCausalLM | None = None) -> ProjectedTrainer:
         config = configured(stage, *overrides)
-        return build_trainer(
-            config,
-            config.stages[0],
-            model or tied_model(),
-            TOKENIZER,
-            load_data(config),
-            tmp_path / "checkpoints",
-        )
+        data, output = load_data(config), tmp_path / "checkpoints"
+        trainer = build_trainer(config, config.stages[0], model or tied_model(), TOKENIZER, data, output)
+        return cast(ProjectedTrainer, trainer)
 
     return built
 
 
-def refreshes(trainer: ProjectionMixin) -> list[tuple[int, list[Tensor]]]:
+def refreshes(trainer: ProjectedTrainer) -> list[tuple[int, list[Tensor]]]:
     """Fills during training: for each refresh its step and the reference gradients as flat vectors."""
     seen: list[tuple[int, list[Tensor]]] = []
-    inner = trainer.reference_gradients
 
-    def recorded() -> list[Tensor]:
-        rows = inner()
+    def record(rows: list[Tensor]) -> None:
         seen.append((trainer.state.global_step, [flat(parts) for parts in zip(*rows, strict=True)]))
-        return rows
 
-    trainer.reference_gradients = recorded  # type: ignore[method-assign]
+    on_refresh(trainer, record)
     return seen
 
 
-def first_refresh(trainer: ProjectionMixin) -> list[Tensor]:
+def on_refresh(trainer: ProjectedTrainer, record: Callable[[list[Tensor]], None]) -> None:
+    """Have ``record`` called with the rows [m, n] of each parameter at every refresh of the training to come."""
+
+    class Recording(TrainerCallback):
+        def on_train_begin(self, *_: Any, **kwargs: Any) -> None:
+            inner = trainer.projector.reference_gradients
+
+            def recorded() -> list[Tensor]:
+                rows = inner()
+                record(rows)
+                return rows
+
+            trainer.projector.reference_gradients = recorded  # type: ignore[method-assign]
+
+    trainer.add_callback(Recording())
+
+
+def first_refresh(trainer: ProjectedTrainer) -> list[Tensor]:
     """Reference gradients at the start of training."""
     trainer.args.max_steps = 1
     seen = refreshes(trainer)
@@ -108,7 +117,7 @@ def first_refresh(trainer: ProjectionMixin) -> list[Tensor]:
 class Seam(TrainerCallback):
     """Keeps the gradient that the optimizer gets, as one flat vector a step."""
 
-    def __init__(self, trainer: ProjectionMixin) -> None:
+    def __init__(self, trainer: ProjectedTrainer) -> None:
         self.trainer = trainer
         self.gradients: list[Tensor] = []
         trainer.add_callback(self)
@@ -232,9 +241,9 @@ def answer_log_probability(model: LlamaForCausalLM, prompt: list[int], answer: l
 def test_sft_reference_gradient_is_that_of_the_mean_over_answer_tokens(build: Build) -> None:
     trainer = build("sft", "method.samples=11", "method.rank=4")
     gradients = first_refresh(trainer)
-    assert [chunk.name for chunk in trainer.reference_chunks] == ["helpfulness"] * 2 + ["truthfulness"] * 2
+    assert [chunk.name for chunk in trainer.projector.chunks] == ["helpfulness"] * 2 + ["truthfulness"] * 2
     assistant = TOKENIZER.convert_tokens_to_ids(ASSISTANT)
-    for chunk, found in zip(trainer.reference_chunks, gradients, strict=True):
+    for chunk, found in zip(trainer.projector.chunks, gradients, strict=True):
         model = tied_model()
         cuts = [(ids, ids.index(assistant) + 1) for ids in (row["input_ids"] for row in rows_of(trainer, chunk))]
         total = torch.stack([answer_log_probability(model, ids[:cut], ids[cut:]) for ids, cut in cuts]).sum()
@@ -251,8 +260,9 @@ def test_dpo_reference_gradient_is_that_of_the_mean_over_pairs(build: Build) -> 
         for ours, theirs in zip(policy.parameters(), trainer.model.parameters(), strict=True):
             ours.add_(torch.randn(ours.shape, generator=generator), alpha=0.02)
             theirs.copy_(ours)
-    assert [chunk.name for chunk in trainer.reference_chunks] == ["preference"] * 2
-    for chunk, found in zip(trainer.reference_chunks, first_refresh(trainer), strict=True):
+    gradients = first_refresh(trainer)
+    assert [chunk.name for chunk in trainer.projector.chunks] == ["preference"] * 2
+    for chunk, found in zip(trainer.projector.chunks, gradients, strict=True):
         losses = []
         for row in rows_of(trainer, chunk):
             margins = []
@@ -271,12 +281,13 @@ def test_dpo_reference_gradient_is_that_of_the_mean_over_pairs(build: Build) -> 
 def test_reference_rows_are_drawn_once_by_the_seed_and_cut_into_chunks(build: Build) -> None:
     def drawn(*overrides: str) -> list[list[str]]:
         trainer = build("sft", "method.samples=11", "method.rank=6", *overrides)
-        return [[row["prompt"][0]["content"] for row in rows_of(trainer, chunk)] for chunk in trainer.reference_chunks]
+        first_refresh(trainer)
+        return [[row["prompt"][0]["content"] for row in rows_of(trainer, chunk)] for chunk in trainer.projector.chunks]
 
     chunks = drawn()
     assert [len(rows) for rows in chunks] == [4, 4, 3, 4, 4, 3]
     assert len(set(chunks[0] + chunks[1] + chunks[2])) == 11
-    assert drawn("method.refresh_every=1", "stage.max_steps=2") == chunks
+    assert drawn("method.refresh_every=1", "stage.micro_batch_size=2") == chunks
     assert drawn("seed=1") != chunks
 
 
@@ -289,7 +300,7 @@ def test_rows_whose_answer_is_cut_off_are_not_left_out_silently(build: Build) ->
 class RefreshAgain(TrainerCallback):
     """Refreshes once more at every step and notes whatever that changed beside the basis."""
 
-    def __init__(self, trainer: ProjectionMixin) -> None:
+    def __init__(self, trainer: ProjectedTrainer) -> None:
         self.trainer = trainer
         self.differences: list[str] = []
         self.refreshed = 0
@@ -319,7 +330,7 @@ class RefreshAgain(TrainerCallback):
         before = self.state()
         assert before["gradients"] == [None] * len(before["gradients"])
         training = self.trainer.model.training
-        self.trainer.refresh()
+        self.trainer.projector.refresh()
         self.refreshed += 1
         after = self.state()
         self.differences += [key for key in before if before[key] != after[key]]
@@ -365,8 +376,7 @@ def test_the_optimizer_gets_gradients_orthogonal_to_every_reference(
 
     class Basis(TrainerCallback):
         def on_step_begin(self, *_: Any, **kwargs: Any) -> None:
-            assert trainer.subspace is not None
-            state = trainer.subspace.state_dict()
+            state = trainer.projector.subspace.state_dict()
             bases.append(torch.cat([state[f"basis.{index}"] for index in range(len(sizes_of(trainer)))], dim=1))
 
     trainer.add_callback(Basis())
@@ -414,7 +424,13 @@ def test_only_a_whole_checkpoint_is_resumed_from(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
-SELECTED = ["method=ogpsa_selected", "stage.micro_batch_size=3", "stage.batch_size=6"]
+CONFLICT = "method.selection=conflict"
+
+
+def drawn_rows(trainer: ProjectedTrainer) -> list[list[int]]:
+    """The rows of each chunk in a training without a selection."""
+    first_refresh(trainer)
+    return [list(chunk.rows) for chunk in trainer.projector.chunks]
 
 
 def answer_gradients(rows: Any) -> list[tuple[Tensor, int]]:
@@ -431,8 +447,9 @@ def answer_gradients(rows: Any) -> list[tuple[Tensor, int]]:
 
 
 def test_conflict_takes_the_rows_that_a_safety_step_harms_most(build: Build) -> None:
-    trainer = build("sft", *SELECTED, "method.rank=4")
-    drawn = [list(chunk.rows) for chunk in trainer.reference_chunks]
+    overrides = ["method.rank=4", "stage.micro_batch_size=3", "stage.batch_size=6"]
+    drawn = drawn_rows(build("sft", *overrides))
+    trainer = build("sft", *overrides, CONFLICT)
     # All rows of so small a set are the safety sample.
     safety = torch.stack([gradient for gradient, _ in answer_gradients(trainer.train_dataset)]).sum(dim=0)
     trainer.train()
@@ -440,7 +457,7 @@ def test_conflict_takes_the_rows_that_a_safety_step_harms_most(build: Build) -> 
     for position, name in enumerate(("helpfulness", "truthfulness")):
         rows = answer_gradients(trainer.eval_dataset[name])
         products = torch.stack([gradient @ safety / tokens for gradient, tokens in rows])
-        first, second = trainer.reference_chunks[2 * position : 2 * position + 2]
+        first, second = trainer.projector.chunks[2 * position : 2 * position + 2]
         assert first.name == second.name == name
         taken = [*first.rows, *second.rows]
         assert sorted(taken) == sorted(products.argsort()[:7].tolist())
@@ -451,30 +468,23 @@ def test_conflict_takes_the_rows_that_a_safety_step_harms_most(build: Build) -> 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_choosing_the_rows_leaves_no_trace_in_training(stage: str, build: Build) -> None:
-    selected = build(stage, "method=ogpsa_selected", "method.rank=0", model=tied_model(0.1))
-    drawn = [list(chunk.rows) for chunk in selected.reference_chunks]
+    drawn = drawn_rows(build(stage, "method.rank=0"))
+    selected = build(stage, "method.rank=0", CONFLICT, model=tied_model(0.1))
     selected.train()
-    assert [list(chunk.rows) for chunk in selected.reference_chunks] != drawn
+    assert [list(chunk.rows) for chunk in selected.projector.chunks] != drawn
     baseline = build(stage, "method=baseline", model=tied_model(0.1))
     baseline.train()
     assert torch.equal(weights(selected), weights(baseline))
     assert training_history(selected) == training_history(baseline)
 
 
-def test_rows_selected_at_random_are_those_of_ogpsa(build: Build) -> None:
-    selected, plain = build("sft", *SELECTED, "method.selection=random"), build("sft", *SELECTED[1:], "method=ogpsa")
-    selected.train()
-    plain.train()
-    assert torch.equal(weights(selected), weights(plain))
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_selection_is_made_once_a_stage_and_kept_in_its_checkpoints(stage: str, build: Build) -> None:
-    # The trainer that goes on from step 3 estimates the basis anew at step 4.
-    overrides = ["method=ogpsa_selected", "method.refresh_every=4", "stage.save_every=3", "stage.max_steps=6"]
+    # The trainer that is resumed from step 3 estimates the basis anew at step 4.
+    overrides = [CONFLICT, "method.refresh_every=4", "stage.save_every=3", "stage.max_steps=6"]
     whole = build(stage, *overrides)
     whole.train()
     resumed = build(stage, *overrides)
     resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-3")
-    assert [chunk.rows for chunk in resumed.reference_chunks] == [chunk.rows for chunk in whole.reference_chunks]
+    assert [chunk.rows for chunk in resumed.projector.chunks] == [chunk.rows for chunk in whole.projector.chunks]
     assert torch.equal(weights(resumed), weights(whole))

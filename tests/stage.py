@@ -1,0 +1,28 @@
+"""One stage trained alone, without the run around it."""
+
+from pathlib import Path
+from typing import Any
+
+from ogpsa.config import Config
+from ogpsa.data.rows import Data
+from ogpsa.runs.run import Run
+from ogpsa.runs.tracking import NoTracker, Tracker
+from ogpsa.training.stage import train_stage
+from ogpsa.utils.signals import Interruption
+
+
+def train_alone(
+    config: Config,
+    data: Data,
+    start: Path,
+    folder: Path,
+    interruption: Interruption | None = None,
+    tracker: Tracker | None = None,
+) -> None:
+    """Train the configuration's first stage from ``start`` into ``folder``."""
+    run = Run(config, folder.parent, data, _not_evaluated, interruption or Interruption(), tracker or NoTracker())
+    train_stage(run, config.stages[0], start, folder)
+
+
+def _not_evaluated(*_: Any) -> dict[str, Any]:
+    raise NotImplementedError("a stage alone is not evaluated")
