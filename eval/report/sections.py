@@ -60,15 +60,15 @@ class Checkpoint:
 
     mark: str
     label: str
-    pipeline: str
     colour: int
     evaluations: list[Artefacts]
-    seeds: int
     scores: dict[str, Cell]
-    gain: Gain | None
     hypervolume: float | None
     front: str
     sure: PointIntervals | None
+    pipeline: str = ""
+    seeds: int = 1
+    gain: Gain | None = None
 
     @property
     def point(self) -> tuple[float, float] | None:
@@ -162,11 +162,9 @@ def _world(world: World, resamples: int) -> Section:
         change = group.change.named()
         scores = {}
         for name, summary in group.scores.named().items():
-            interval = None
+            interval = _bounds(point).get(name)
             if summary and summary.half_width is not None:
                 interval = Interval(summary.mean - summary.half_width, summary.mean + summary.half_width)
-            elif summary and point and name in AXES:
-                interval = {"safety": point.safety, "utility": point.utility}[name]
             scores[name] = _average(found, name, summary.mean if summary else None, interval, change[name])
         checkpoints.append(
             Checkpoint(
@@ -183,32 +181,32 @@ def _world(world: World, resamples: int) -> Section:
                 sure=point,
             )
         )
-    return Section(
-        world.name, checkpoints, world.fronts[0].hypervolume, sure.hypervolume if sure else None, _unique(notes)
-    )
+    notes = list(dict.fromkeys(notes))
+    return Section(world.name, checkpoints, world.fronts[0].hypervolume, sure.hypervolume if sure else None, notes)
 
 
 def _base(world: World, base: Artefacts | None, sure: FrontIntervals | None) -> Checkpoint:
     overall, *pipelines = world.fronts
     standing = "overall" if overall.base_on_front else "pipeline" if any(f.base_on_front for f in pipelines) else ""
     point = sure.base if sure else None
-    intervals = {"safety": point.safety, "utility": point.utility} if point else {}
+    evaluations = [base] if base else []
     return Checkpoint(
         mark="B",
         label="base",
-        pipeline="",
         colour=0,
-        evaluations=[base] if base else [],
-        seeds=1,
+        evaluations=evaluations,
         scores={
-            name: _average([base] if base else [], name, value, intervals.get(name))
+            name: _average(evaluations, name, value, _bounds(point).get(name))
             for name, value in world.base.named().items()
         },
-        gain=None,
         hypervolume=hypervolume([(world.base.safety, world.base.utility)]),
         front=standing,
         sure=point,
     )
+
+
+def _bounds(point: PointIntervals | None) -> dict[str, Interval]:
+    return {"safety": point.safety, "utility": point.utility} if point else {}
 
 
 def _average(
@@ -295,68 +293,66 @@ def _lone_sections(directory: Path, evaluations: Sequence[Artefacts], resamples:
     sections = []
     for number, members in enumerate(alike.values(), start=1):
         notes: list[str] = []
-        whole = [one for one in members if all(one.scores[axis] is not None for axis in AXES)]
-        sure = _intervals(None, [[one] for one in whole], resamples, notes) if whole else None
-        points = [(one.scores["safety"], one.scores["utility"]) for one in whole]
-        on_front = [one for one, on in zip(whole, pareto_front(points), strict=True) if on]
-        checkpoints = []
-        for position, one in enumerate(members, start=1):
-            found = sure.groups[whole.index(one)] if sure and one in whole else None
-            intervals = {"safety": found.safety, "utility": found.utility} if found else {}
-            incomplete = {name: ", ".join(without) for name, without in one.scores.get("incomplete", {}).items()}
-            checkpoints.append(
-                Checkpoint(
-                    mark=str(position),
-                    label=str(one.folder.relative_to(directory)) if one.folder != directory else directory.name,
-                    pipeline="",
-                    colour=1,
-                    evaluations=[one],
-                    seeds=1,
-                    scores={
-                        name: _average([one], name, one.scores[name], intervals.get(name), error=incomplete.get(name))
-                        for name in AVERAGES
-                    },
-                    gain=None,
-                    hypervolume=hypervolume([points[whole.index(one)]]) if one in whole else None,
-                    front="overall" if one in on_front else "",
-                    sure=found,
-                )
+        points = {
+            one.folder: (one.scores["safety"], one.scores["utility"])
+            for one in members
+            if all(one.scores[axis] is not None for axis in AXES)
+        }
+        whole = [[one] for one in members if one.folder in points]
+        found = _intervals(None, whole, resamples, notes) if whole else None
+        sure = dict(zip(points, found.groups, strict=True)) if found else {}
+        on_front = [folder for folder, on in zip(points, pareto_front(list(points.values())), strict=True) if on]
+        checkpoints = [
+            Checkpoint(
+                mark=str(position),
+                label=str(one.folder.relative_to(directory)) if one.folder != directory else directory.name,
+                colour=1,
+                evaluations=[one],
+                scores={
+                    name: _average(
+                        [one],
+                        name,
+                        one.scores[name],
+                        _bounds(sure.get(one.folder)).get(name),
+                        error=", ".join(one.scores.get("incomplete", {}).get(name, ())) or None,
+                    )
+                    for name in AVERAGES
+                },
+                hypervolume=hypervolume([points[one.folder]]) if one.folder in points else None,
+                front="overall" if one.folder in on_front else "",
+                sure=sure.get(one.folder),
             )
+            for position, one in enumerate(members, start=1)
+        ]
         title = "Evaluations"
         if len(alike) > 1:
             title += f" on the same items with the same judges, {number} of {len(alike)}"
-        volume = hypervolume(points) if whole else None
-        sections.append(Section(title, checkpoints, volume, sure.hypervolume if sure else None, _unique(notes)))
+        volume = hypervolume(list(points.values())) if points else None
+        sections.append(Section(title, checkpoints, volume, found.hypervolume if found else None, notes))
     return sections
-
-
-def _unique(notes: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(notes))
 
 
 def charts(section: Section) -> list[Chart]:
     """The benchmarks of a section's evaluations, those of each group together."""
-    entries: dict[str, Mapping[str, Any]] = {}
-    parts: dict[str, list[str]] = {}
-    judges: dict[str, str] = {}
+    first: dict[str, Artefacts] = {}
     for one in section.checkpoints:
         for evaluation in one.evaluations:
-            for name, entry in evaluation.benchmarks.items():
-                entries.setdefault(name, entry)
-                model = evaluation.instrument(name).judge_model
-                judges.setdefault(name, " ".join(filter(None, [entry.get("judge"), model and f"({model})"])))
-                parts.setdefault(name, [part for part in evaluation.parts(name) if part != name])
-    return [
-        Chart(
-            name,
-            TITLES[entry["group"]],
-            METRICS.get(entry["metric"], entry["metric"]),
-            judges[name],
-            parts[name],
-            [(one, benchmark_cell(one.evaluations, name)) for one in section.checkpoints if one.evaluations],
-        )
-        for name, entry in sorted(entries.items(), key=lambda item: list(TITLES).index(item[1]["group"]))
-    ]
+            first |= {name: evaluation for name in evaluation.benchmarks if name not in first}
+    found = [_chart(section, name, evaluation) for name, evaluation in first.items()]
+    return sorted(found, key=lambda chart: list(TITLES.values()).index(chart.group))
+
+
+def _chart(section: Section, name: str, example: Artefacts) -> Chart:
+    entry = example.benchmarks[name]
+    model = example.instrument(name).judge_model
+    return Chart(
+        name,
+        TITLES[entry["group"]],
+        METRICS.get(entry["metric"], entry["metric"]),
+        " ".join(filter(None, [entry.get("judge"), model and f"({model})"])),
+        [part for part in example.parts(name) if part != name],
+        [(one, benchmark_cell(one.evaluations, name)) for one in section.checkpoints if one.evaluations],
+    )
 
 
 def benchmark_cell(evaluations: Sequence[Artefacts], name: str) -> Cell:
@@ -366,7 +362,7 @@ def benchmark_cell(evaluations: Sequence[Artefacts], name: str) -> Cell:
     n, missing = (sum(entry[key] for entry in entries) for key in ("n", "missing"))
     if not values or len(values) < len(evaluations) or any(value is None for value in values):
         errors = [entry.get("error") for entry in entries if entry.get("error")]
-        return Cell(None, n=n, missing=missing, error="; ".join(_unique(errors)) or "no score")
+        return Cell(None, n=n, missing=missing, error="; ".join(dict.fromkeys(errors)) or "no score")
     low, high = (mean(entry.get(key, entry["value"]) for entry in entries) for key in ("low", "high"))
     if len(values) > 1:
         summary = summarize(values)
