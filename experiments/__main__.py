@@ -6,9 +6,9 @@ python -m experiments run NAME…    [suite=…] [rows=…] [seeds=…] [output=
 python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=DIR] [out=DIR]
 
 list names the experiments; NAME may be all. plan says what would run, what is done and what it takes. run does what is
-not done, and goes on where it was stopped; slurm=true adds the runs to slurm/sweeps/NAME.txt, one a line, in place of
+not done, and resumes where it was stopped; slurm=true adds the runs to slurm/sweeps/NAME.txt, one per line, in place of
 running. report prints the table and writes it as .md, .tex and .csv, also before anything has run, into
-<out>/NAME/<suite>; out=experiments is for what is committed.
+<out>/<suite>/NAME; out=experiments/results is for what is committed.
 
 suite: testbed (default): every table in small, on a CPU; paper: full size; check: two steps of every row.
 rows: names of rows, * for any part of one, as rows=qwen2_5_7b_sft*. seeds: 3 for the first three, 5-9 or 0,2,4 for
@@ -72,7 +72,9 @@ def parse(words: Sequence[str]) -> Request:
             names = experiment_names()
             if word not in (*names, ALL):
                 allowed = ", ".join([*names, ALL])
-                problems.append(f"'{word}' is no experiment; allowed: {allowed}{closest_match(word, [*names, ALL])}")
+                problems.append(
+                    f"'{word}' is not an experiment; allowed: {allowed}{closest_match(word, [*names, ALL])}"
+                )
             request.names += names if word == ALL else [word]
         elif key == "suite":
             request.suite = value
@@ -131,8 +133,9 @@ def _list(words: list[str]) -> int:
     if words:
         raise UserError(f"list: found '{words[0]}'; it takes no arguments")
     experiments = [load_experiment(name) for name in experiment_names()]
+    width = max(len(experiment.name) for experiment in experiments)
     for experiment in experiments:
-        print(f"{experiment.name:<10}  {experiment.settings.title} ({len(experiment.rows)} rows)")
+        print(f"{experiment.name:<{width}}  {experiment.settings.title} ({len(experiment.rows)} rows)")
     return EXIT_DONE
 
 
@@ -195,7 +198,7 @@ def _report(words: list[str]) -> int:
     for name in request.names:
         experiment = load_experiment(name)
         found = points(experiment, request.suite, request.rows, request.seeds, request.overrides)
-        out = (request.out or request.output / "reports") / name / request.suite
+        out = (request.out or request.output / "reports") / request.suite / name
         write_report(experiment, request.suite, found, request.output / request.suite, out)
     return EXIT_DONE
 

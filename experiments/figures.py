@@ -9,7 +9,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from eval.pareto.plot import BASE_COLOUR, COLOURS, DPI, MARKERS, WIDTH
-from experiments.outcomes import METHODS, PIPELINES, Row, published, reference_of, setting
+from experiments.outcomes import PIPELINES, Row, publication, published, reference_of, setting
 from experiments.rows import Experiment
 from ogpsa.config import StageName
 
@@ -39,7 +39,7 @@ def _figure(height: float) -> Figure:
 
 def _front(rows: Sequence[Row]) -> Figure | None:
     """Safety and utility, a panel a pipeline, the published points in grey behind; ours once more, from near."""
-    known = list(dict.fromkeys([*METHODS.values(), *(row.method for row in rows)]))
+    known = list(dict.fromkeys([*publication().methods.values(), *(row.method for row in rows)]))
     style = {
         method: (COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)])
         for place, method in enumerate(known)

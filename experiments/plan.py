@@ -65,7 +65,7 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
     )
     lines.append(
         f"hours: {OPERATIONS} operations a parameter and token, {OPERATIONS + 2} with checkpointing, at "
-        f"{suite.device.utilisation:.0%} of {suite.device.teraflops:g} TFLOP/s (experiments/suites), "
+        f"{suite.device.utilisation:.0%} of {suite.device.teraflops:g} TFLOP/s (experiments/definitions/suites), "
         f"{CHARACTERS_PER_TOKEN} characters a token; evaluation is not in them"
     )
     return "\n".join([*lines, *dict.fromkeys(problem for one in plans for problem in one.problems)])

@@ -4,14 +4,11 @@
 something to draw, ``.png`` and ``.pdf``. Numbers are in percent, the paper's unit.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from eval.pareto.collect import save
-from eval.pareto.tables import LATEX_SPECIAL
+from eval.scores.finished import FinishedRun
 from eval.scores.statistics import Summary, summarize
 from experiments.comparisons import (
     AT_EQUAL_DISTANCE,
@@ -30,10 +27,11 @@ from experiments.comparisons import (
 )
 from experiments.costs import NOTES as COST_NOTES
 from experiments.costs import Cost, costs
-from experiments.outcomes import SCORES, Result, Row, published, read_rows, reference_of, usual_of
+from experiments.outcomes import SCORES, Row, published, read_rows, reference_of, usual_of
 from experiments.rows import Experiment, Point, confirmation_seed
 from ogpsa.config import StageName
 from ogpsa.utils.files import check_writable, write_atomically, write_json
+from ogpsa.utils.table import Table, comma_separated, latex, markdown, table_of
 
 TITLES = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓", "gain": "average gain ↑"}
 MOVED = "moved"
@@ -50,10 +48,6 @@ COURSES = {
     "safety loss": "loss",
     "reference loss": "projection/reference_loss",
 }
-LATEX = LATEX_SPECIAL | {
-    "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "<": "$<$", "–": "--",
-    "→": r"$\rightarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-}  # fmt: skip
 NOT_RUN = "not run"
 SCORES_NOTE = (
     "In %. Mean over seeds ± half the 95% t-interval; one seed has none. Over-refusal: lower is better. Average gain: "
@@ -84,20 +78,15 @@ FRONT_NOTE = (
     "over the seeds that all rows have. At any strength: of all rows' means at all multiples of the learning rates; "
     "the multiples at which the row is on that front."
 )
+LOSS_NOTE = (
+    "In %, by multiple of the row's learning rates, mean over seeds: what is missing to a utility of 100 are answers "
+    "that refuse and answers that are wrong."
+)
 OVERLAP_NOTE = (
     "Mean over seeds, early → late: over the first and the last tenth of what the stage logged. Cosine: of the safety "
     "gradient with the capability subspace (the length of its part in it by its length), before and after projection. "
     "Safety loss: the stage's training loss. Reference loss: mean over the reference sets, at each estimate."
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """What is shown: a cell by column and line, all lines with the same columns."""
-
-    title: str
-    lines: Sequence[dict[str, str]]
-    notes: Sequence[str] = ()
 
 
 def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: Path, out: Path) -> list[Path]:
@@ -132,23 +121,25 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
         *_front_tables(fronts),
         *_strength_tables(rows),
         *_equal_safety_tables(equal, at_equal),
+        *_loss_tables(rows if experiment.settings.losses else []),
         *_cost_tables(spent),
         *_overlap_tables(rows if experiment.settings.figure == "overlap" else []),
     ]
     records = [record for row in rows for record in _records(row, spent)]
     records += [record | {"first_seed": first} for row in confirmed for record in _records(row, [])]
-    text = markdown(
-        f"{experiment.name}: {experiment.settings.title}",
-        f"`python -m experiments run {experiment.name} suite={suite}`, then `report`: "
-        + _provenance([result for row in (*rows, *confirmed) for result in row.results], len(points)),
-        tables,
+    provenance = _provenance([result.run for row in (*rows, *confirmed) for result in row.results], len(points))
+    text = (
+        f"# {experiment.name}: {experiment.settings.title}\n\n"
+        f"`python -m experiments run {experiment.name} suite={suite}`, then `report`: {provenance}\n\n"
+        + "".join(map(markdown, tables)).rstrip()
+        + "\n"
     )
     details = {
         "experiment": experiment.name,
         "suite": suite,
         "rows": records,
         "runs": [
-            {"run": one.directory.name, "row": row.name, "seed": one.point.seed, "strength": one.point.strength}
+            {"run": one.run.directory.name, "row": row.name, "seed": one.point.seed, "strength": one.point.strength}
             | one.scores
             for row in (*rows, *confirmed)
             for one in row.results
@@ -168,7 +159,7 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     paths = {ending: out / f"{experiment.name}.{ending}" for ending in ("md", "tex", "csv", "json", "png", "pdf")}
     write_atomically(paths["md"], text)
     write_atomically(paths["tex"], latex(tables))
-    write_atomically(paths["csv"], _comma_separated(records))
+    write_atomically(paths["csv"], comma_separated(records))
     write_json(paths["json"], details)
     if not _draw(experiment, rows, paths["png"], paths["pdf"]):
         del paths["png"], paths["pdf"]
@@ -176,14 +167,14 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     return list(paths.values())
 
 
-def _provenance(results: Sequence[Result], planned: int) -> str:
+def _provenance(runs: Sequence[FinishedRun], planned: int) -> str:
     """What has run, how long it took and by which code."""
-    if not results:
+    if not runs:
         return "nothing has run."
-    hours = sum(result.seconds for result in results) / 3600
-    revisions = ", ".join(sorted({result.revision for result in results}))
+    hours = sum(run.seconds for run in runs) / 3600
+    revisions = ", ".join(sorted({run.revision for run in runs}))
     return (
-        f"{len(results)} of {planned} runs are finished, {hours:.1f} hours of one worker in all, "
+        f"{len(runs)} of {planned} runs are finished, {hours:.1f} hours of one worker in all, "
         f"by revision {revisions} (+: changed files)."
     )
 
@@ -220,7 +211,7 @@ def _score_tables(
         for row in members:
             summaries = {score: row.summary(score) for score in SCORES}
             lines.append(line(row, row.name, summaries, _named(row) | {"seeds": _seeds(row)}))
-        tables.append(Table(f"{group}, {which}" if which else group, lines))
+        tables.append(table_of(lines, f"{group}, {which}" if which else group))
     notes = [SCORES_NOTE, *([MOVED_NOTE] if distances else [])]
     if shown:
         notes.append(PUBLISHED_NOTE + (SAME_MODEL if ours else OTHER_MODEL))
@@ -242,7 +233,7 @@ def _benchmark_tables(experiment: Experiment, rows: Sequence[Row]) -> list[Table
         lines += [
             _named(row) | {name: _beside(row.summary(name), row, row.name, name) for name in names} for row in members
         ]
-        tables.append(Table(f"{group}, benchmark by benchmark", lines))
+        tables.append(table_of(lines, f"{group}, benchmark by benchmark"))
     return _with_notes(tables, ["In %: ours; what is published, with its source, and ours minus it."])
 
 
@@ -258,7 +249,7 @@ def _front_tables(fronts: Sequence[Membership]) -> list[Table]:
                 "at any strength": ", ".join(strengths) or "no",
             }
             lines.append(_named(one.row) | cells)
-        tables.append(Table(f"{group}: the Pareto front", lines))
+        tables.append(table_of(lines, f"{group}: the Pareto front"))
     return _with_notes(tables, [FRONT_NOTE])
 
 
@@ -268,7 +259,7 @@ def _strength_tables(rows: Sequence[Row]) -> list[Table]:
     for group, members in _groups([row for row in rows if len(row.strengths) > 1]):
         strengths = sorted({strength for row in members for strength in row.strengths})
         lines = [_named(row) | {f"× {strength:g}": _pair(row, strength) for strength in strengths} for row in members]
-        tables.append(Table(f"{group}: by strength", lines))
+        tables.append(table_of(lines, f"{group}: by strength"))
     scores = "safety, utility and how far the weights moved" if _distances(rows) else "safety and utility"
     return _with_notes(tables, [f"In %, by multiple of the row's learning rates: {scores}."])
 
@@ -290,13 +281,30 @@ def _equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Com
                 "OGPSA minus it": _difference(compared.get(one.row.name)),
             }
             lines.append(_named(one.row) | cells)
-        tables.append(Table(f"{group}: utility at equal safety", lines))
+        tables.append(table_of(lines, f"{group}: utility at equal safety"))
     return _with_notes(tables, [EQUAL_NOTE])
+
+
+def _loss_tables(rows: Sequence[Row]) -> list[Table]:
+    """How the utility that is missing to 100 splits, at every multiple of the learning rates that has run."""
+    tables = []
+    for group, members in _groups(rows):
+        lines = []
+        for row, strength in [(member, strength) for member in members for strength in member.strengths]:
+            utility = row.values("utility", strength)
+            results = row.by_seed(strength)
+            refused = {seed: share for seed in utility if (share := results[seed].refused) is not None}
+            wrong = [100 - utility[seed] - share for seed, share in refused.items()]
+            cells = {"learning rates": f"× {strength:g}", "utility ↑": _score(_summary(utility.values()), row)}
+            cells |= {"refused": _score(_summary(refused.values())), "wrong": _score(_summary(wrong))}
+            lines.append(_named(row) | cells)
+        tables.append(table_of(lines, f"{group}: how utility was lost"))
+    return _with_notes(tables, [LOSS_NOTE])
 
 
 def _cost_tables(spent: Sequence[Cost]) -> list[Table]:
     lines = [_named(one.row) | {"seeds": _seeds(one.row)} | one.cells() for one in spent]
-    return [Table("What it costs", lines, COST_NOTES)] if lines else []
+    return [table_of(lines, "What it costs", COST_NOTES)] if lines else []
 
 
 def _overlap_tables(rows: Sequence[Row]) -> list[Table]:
@@ -307,7 +315,7 @@ def _overlap_tables(rows: Sequence[Row]) -> list[Table]:
         for row in rows
         if stage in (own.name for own in row.config.stages)
     ]
-    return [Table("Overlap of gradients, and losses", lines, [OVERLAP_NOTE])] if lines else []
+    return [table_of(lines, "Overlap of gradients, and losses", [OVERLAP_NOTE])] if lines else []
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -409,33 +417,6 @@ def _early_late(course: Sequence[tuple[int, float]]) -> str:
     return f"{early:.3g} → {late:.3g}" if course else ""
 
 
-def markdown(title: str, lead: str, tables: Sequence[Table]) -> str:
-    lines = [f"# {title}", "", lead, ""]
-    for table in tables:
-        header = list(table.lines[0])
-        lines += [f"## {table.title}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-        lines += [f"| {' | '.join(line.values())} |".replace("<", "&lt;") for line in table.lines]
-        lines += ["", *(part for note in table.notes for part in (note, ""))]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def latex(tables: Sequence[Table]) -> str:
-    """One plain ``tabular`` a table, its notes below; they need no package."""
-    lines: list[str] = []
-    for table in tables:
-        header = list(table.lines[0])
-        lines += [rf"\begin{{tabular}}{{{'l' * len(header)}}}", r"\hline"]
-        lines += [rf"\multicolumn{{{len(header)}}}{{l}}{{\textit{{{_escape(table.title)}}}}} \\", r"\hline"]
-        lines += [" & ".join(map(_escape, header)) + r" \\", r"\hline"]
-        lines += [" & ".join(map(_escape, line.values())) + r" \\" for line in table.lines]
-        lines += [r"\hline", r"\end{tabular}", "", *(part for note in table.notes for part in (_escape(note), ""))]
-    return "\n".join(lines)
-
-
-def _escape(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
-
-
 def _records(row: Row, spent: Sequence[Cost]) -> list[dict[str, object]]:
     """One a strength, with all benchmarks; None where there is no number."""
     records = []
@@ -456,20 +437,11 @@ def _records(row: Row, spent: Sequence[Cost]) -> list[dict[str, object]]:
     return records
 
 
-def _comma_separated(records: Sequence[dict[str, object]]) -> str:
-    """Numbers in full precision, empty where there is none."""
-    text = io.StringIO()
-    names = list(dict.fromkeys(name for record in records for name in record))
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
-
-
 def _draw(experiment: Experiment, rows: Sequence[Row], png: Path, pdf: Path) -> bool:
     """Whether there was something to draw."""
     if experiment.settings.figure == "none":
         return False
+    from eval.pareto.plot import save
     from experiments.figures import draw
 
     figure = draw(experiment, rows)

@@ -46,7 +46,8 @@ def refresh(folder: Path) -> int:
 
 
 def _refresh(folder: Path) -> int:
-    from eval.pareto.collect import collect, write
+    from eval.pareto.collect import collect
+    from eval.pareto.command import write
     from eval.report.mirror import mirror_front, stored_tracker
 
     done = [record.directory for record in read_records(folder).values() if record.done and not record.gone]

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from eval.pareto.collect import Collection, collect, run_directories, save
+from eval.pareto.collect import collect
+from eval.pareto.collection import Collection
 from eval.scores.artefacts import evaluation_folders, read_artefacts
+from eval.scores.finished import run_directories
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Tracker, without_inert
 from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, PROVENANCE_FILE, read_metrics, read_stored_config
@@ -107,7 +109,7 @@ def mirror_front(collection: Collection, tracker: Tracker, directory: Path, fold
     """
     import wandb
 
-    from eval.pareto.plot import draw
+    from eval.pareto.plot import draw, save
     from eval.pareto.tables import records
     from ogpsa.runs.tracking import run_id, start
 

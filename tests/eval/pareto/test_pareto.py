@@ -16,7 +16,9 @@ from matplotlib.image import imread
 from omegaconf import OmegaConf
 from scipy import stats
 
-from eval.pareto.collect import Group, World, collect, main, write
+from eval.pareto.collect import collect
+from eval.pareto.collection import Group, World
+from eval.pareto.command import main, write
 from eval.scores.statistics import Summary, hypervolume, pareto_front, summarize
 from ogpsa.app.validate import load_config
 from ogpsa.utils.errors import UserError
@@ -421,7 +423,7 @@ def test_a_wrong_command_line_takes_one_line(arguments: list[str], capsys: pytes
 def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     script = (
-        "import sys; from eval.pareto.collect import main; assert 'matplotlib' not in sys.modules; "
+        "import sys; from eval.pareto.command import main; assert 'matplotlib' not in sys.modules; "
         "code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
