@@ -123,10 +123,10 @@ def train(shape: Architecture, case: Case, device: torch.device) -> None:
         rows = [torch.empty(case.rank, len(piece), dtype=dtype, device=device) for piece in shards.weights()]
         for index in range(case.rank):
             ids.random_(shape.vocabulary)
-            backward()
-            for target, gradient in zip(rows, shards.gradients(), strict=True):
-                target[index] = gradient
-            shards.clear()
+            with shards.reference_pass():
+                backward()
+                for target, gradient in zip(rows, shards.gradients(), strict=True):
+                    target[index] = gradient
         # What still names a row would keep it.
         del target, gradient
         subspace.estimate(rows, [str(index) for index in range(case.rank)])

@@ -11,7 +11,7 @@ import math
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,8 +24,8 @@ from ogpsa.data.rows import load_data
 from ogpsa.models.load import load_model
 from ogpsa.projection import dots
 from ogpsa.testbed.cache import ensure_base
-from ogpsa.training.seam import ProjectionMixin
-from ogpsa.training.stage import build_trainer
+from ogpsa.training.seam import ProjectedTrainer
+from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.files import write_atomically, write_json
 from ogpsa.utils.libraries import quiet_libraries
 from ogpsa.utils.table import Table, markdown
@@ -67,10 +67,11 @@ def half_agreement(config: Config, base: Path) -> dict[str, float]:
     model, tokenizer = load_model(base, torch.float32)
     with tempfile.TemporaryDirectory() as output:
         trainer = build_trainer(config, stage, model, tokenizer, load_data(config), Path(output))
-        capture = _Capture(trainer)
+        projecting = cast(ProjectedTrainer, trainer)
+        capture = _Capture(projecting)
         trainer.add_callback(capture)
         trainer.train()
-    names = [chunk.name for chunk in trainer.reference_chunks]
+    names = [chunk.name for chunk in projecting.projector.chunks]
     gradients = list(zip(*capture.references, strict=True))
     halves = zip(names[::2], gradients[::2], gradients[1::2], strict=True)
     return {name: _cosine(first, second) for name, first, second in halves}
@@ -79,14 +80,14 @@ def half_agreement(config: Config, base: Path) -> dict[str, float]:
 class _Capture(TrainerCallback):
     """Takes the reference gradients before the first step and ends the training there."""
 
-    def __init__(self, trainer: ProjectionMixin) -> None:
+    def __init__(self, trainer: ProjectedTrainer) -> None:
         self.trainer = trainer
         self.references: list[Any] = []
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.references = self.trainer.reference_gradients()
+        self.references = self.trainer.projector.reference_gradients()
         control.should_training_stop = True
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ogpsa.config import Config
-from ogpsa.runs.directory import merged_folder, stage_folder
+from ogpsa.runs.directory import checkpoints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +28,8 @@ def weights_of(config: Config, directory: Path) -> Weights | None:
     from ogpsa.testbed.cache import base_key
 
     base = Path(config.cache_dir) / "bases" / base_key(config, threads=1)  # as the workers that ran it
-    last = stage_folder(directory, config, config.stages[-1].name)
-    tuned = merged_folder(last) if merged_folder(last).is_dir() else last
-    return Weights(base, tuned) if base.is_dir() and tuned.is_dir() else None
+    tuned = checkpoints(directory)
+    return Weights(base, tuned[-1]) if base.is_dir() and tuned else None
 
 
 def relative_distance(weights: Weights) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from experiments.execute import Task
 from experiments.rows import Experiment, Suite
-from ogpsa.config import Config, TestbedData
+from ogpsa.config import Config
 from ogpsa.preflight.memory import GB
 from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN
 from ogpsa.utils.errors import UserError
@@ -80,7 +80,7 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
     problems: list[str] = []
     shape = data = None
     try:
-        shape = shape_of(meta_model(config.model, _testbed(config)))
+        shape = shape_of(meta_model(config))
     except UserError as error:
         problems += error.problems
     try:
@@ -110,10 +110,6 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
     )
 
 
-def _testbed(config: Config) -> TestbedData | None:
-    return config.data if isinstance(config.data, TestbedData) else None
-
-
 def _hours(config: Config, shape: "ModelShape", characters: float, suite: Suite) -> float:
     operations = OPERATIONS + 2 * config.model.gradient_checkpointing
     work = operations * shape.parameters * characters / CHARACTERS_PER_TOKEN
@@ -121,10 +117,7 @@ def _hours(config: Config, shape: "ModelShape", characters: float, suite: Suite)
 
 
 def _checkpoints(config: Config) -> int:
-    """Models that a finished run leaves, each of them evaluated."""
-    last = config.stages[-1]
-    averages = [config.method.merge_weight(last=stage is last) is not None for stage in config.stages]
-    return len(config.stages) + sum(averages)
+    return config.method.checkpoints([stage.name for stage in config.stages])
 
 
 def _judge_calls(config: Config) -> int:

@@ -135,9 +135,18 @@ def run(name: str, tree: Path, work: Path) -> Path:
 
 
 def hashes(directory: Path) -> dict[str, str]:
-    """SHA-256 of the weights and of ``metrics.json`` in a run's directory."""
-    files = sorted([*directory.glob("*/model.safetensors"), *directory.glob("metrics.json")])
-    return {str(file.relative_to(directory)): hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
+    """SHA-256 of the weights and of ``metrics.json`` in a run's directory.
+
+    Without the verdicts' own hashes: they hold that of the judges' code, whose imports a rebuild changes.
+    """
+    found = {
+        file.relative_to(directory).as_posix(): file.read_bytes() for file in sorted(directory.glob("*/model.safetensors"))
+    }
+    metrics = directory / "metrics.json"
+    if metrics.is_file():
+        lines = metrics.read_text(encoding="utf-8").splitlines()
+        found[metrics.name] = "\n".join(line for line in lines if '"verdicts_hash"' not in line).encode()
+    return {name: hashlib.sha256(content).hexdigest()[:16] for name, content in found.items()}
 
 
 def compare(before: Path, after: Path) -> int:

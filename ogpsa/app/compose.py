@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from hydra import version
@@ -76,7 +76,10 @@ def validate(composed: DictConfig) -> "Config":
     with in_our_words():
         sections = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         raw = OmegaConf.to_container(sections, resolve=True)
-    return load_config(_without_missing(raw))
+        hydra = composed.hydra if "hydra" in composed else HydraConfig.get()
+    # A method of the user's own stands beside its YAML.
+    folders = [Path(source.path) / "method" for source in hydra.runtime.config_sources if source.schema == "file"]
+    return load_config(_without_missing(raw), folders)
 
 
 class Composer:
@@ -186,8 +189,7 @@ class Composer:
 
         params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
         # As they were typed: what they refer to differs from point to point.
-        given = OmegaConf.to_container(base.hydra.overrides, resolve=False)
-        assert isinstance(given, dict)
+        given = cast(dict[str, list[str]], OmegaConf.to_container(base.hydra.overrides, resolve=False))
         parsed = self._parse([*params, *given["task"]])
         with in_our_words():
             [points] = BasicSweeper.split_arguments(parsed, None)

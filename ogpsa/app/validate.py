@@ -1,17 +1,21 @@
 """From a composed configuration to a valid one. Imports nothing heavy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ogpsa.config import Config, MethodSettings, describe
-from ogpsa.methods import method_settings
+from ogpsa.config import Config, Method, describe, missing_stage_values
+from ogpsa.methods import method_class
 from ogpsa.utils.errors import UserError
 
 
-def load_config(raw: Mapping[str, Any]) -> Config:
+def load_config(raw: Mapping[str, Any], method_folders: Sequence[Path] = ()) -> Config:
     """Validate a composed configuration.
+
+    Args:
+        method_folders: where a method that is not one of ours may stand.
 
     Raises:
         UserError: every problem at once, one line each.
@@ -21,15 +25,16 @@ def load_config(raw: Mapping[str, Any]) -> Config:
     method = sections.get("method")
     name = str(method.get("name")) if isinstance(method, Mapping) else "baseline"
     try:
-        sections["method"] = method_settings(name).model_validate(method)
+        sections["method"] = method_class(name, method_folders).model_validate(method)
     except ValidationError as error:
         problems += describe(error, raw, ("method",))
-        sections["method"] = MethodSettings(name=name)
+        sections["method"] = Method(name=name)
     try:
         config = Config.model_validate(sections)
     except ValidationError as error:
         raise UserError(*describe(error, raw), *problems) from None
-    problems = problems or [*_dtype_problems(config), *config.method.check(config)]
+    problems = problems or missing_stage_values(config.method, [stage.name for stage in config.stages])
+    problems = problems or [*_dtype_problems(config), *config.method.problems(config)]
     if problems:
         raise UserError(*problems)
     return config
@@ -39,7 +44,7 @@ def _dtype_problems(config: Config) -> list[str]:
     """bf16 is for weights that stay as they are: rounding swallows the steps that training makes."""
     if config.model.dtype == "fp32":
         return []
-    if any(config.method.adapter(stage.name) is None for stage in config.stages):
+    if not config.method.trains_adapters:
         return [
             "model.dtype: weights stored in bf16 do not move at the learning rates of full fine-tuning, so "
             f"method={config.method.name} would not train; allowed: fp32 (model.precision=bf16 is autocast over it), "

@@ -9,7 +9,7 @@ from ogpsa.config.distributed import Distributed
 from ogpsa.config.eval import Backend, EndpointSettings, Evaluation, JudgeSettings
 from ogpsa.config.identity import INERT_SECTIONS, identity_key, identity_name, without_inert
 from ogpsa.config.messages import describe
-from ogpsa.config.method import AdapterSettings, MethodSettings, SetUse, set_name_problems, value_for_stage
+from ogpsa.config.method import ExtraMemory, Method, SetUse, missing_stage_values, set_name_problems, stage_value
 from ogpsa.config.model import BaseTraining, Model
 from ogpsa.config.run import Config
 from ogpsa.config.section import Section
@@ -17,8 +17,8 @@ from ogpsa.config.stage import DPOSettings, SFTSettings, SFTThenDPOSettings, Sta
 from ogpsa.config.tracker import Tracker
 
 __all__ = [
-    "INERT_SECTIONS", "AdapterSettings", "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed",
-    "EndpointSettings", "Evaluation", "FileData", "JudgeSettings", "MethodSettings", "Model", "SFTSettings",
-    "SFTThenDPOSettings", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker", "describe",
-    "identity_key", "identity_name", "set_name_problems", "value_for_stage", "without_inert",
+    "INERT_SECTIONS", "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed", "EndpointSettings",
+    "Evaluation", "ExtraMemory", "FileData", "JudgeSettings", "Method", "Model", "SFTSettings", "SFTThenDPOSettings",
+    "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker", "describe", "identity_key",
+    "identity_name", "missing_stage_values", "set_name_problems", "stage_value", "without_inert",
 ]  # fmt: skip

@@ -1,36 +1,27 @@
-"""What a method is: its keys, and the hooks by which it takes part in a run."""
+"""What a method is: its keys, and the hooks by which it takes part in a run.
+
+A method is one file in ``ogpsa/methods`` and one YAML in ``conf/method``. It overrides the hooks it needs; each default
+changes nothing.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from ogpsa.config.section import Section
 from ogpsa.config.stage import StageName
 from ogpsa.utils.errors import closest_match
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, Trainer
+
     from ogpsa.config.run import Config
+    from ogpsa.runs.run import Run
     from ogpsa.subspace.settings import ProjectionSettings
 
-
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class AdapterSettings:
-    """The LoRA adapters of one stage.
-
-    Attributes:
-        rank: inner dimension of an adapter.
-        alpha: an adapter's output counts ``alpha / rank`` times.
-        dropout: share of an adapter's inputs that training leaves out.
-        target_modules: names of the linear layers that get one, or ``all-linear`` for all but the output head.
-    """
-
-    rank: int
-    alpha: int
-    dropout: float
-    target_modules: str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class SetUse:
         name: the set's name.
         rows: how many of its rows, drawn by the run's seed.
         key: the method's key that decides on them.
-        trained_on: they are mixed into the safety rows; else they give reference gradients.
+        trained_on: they are mixed into the safety rows; otherwise the trainer gets the set as an evaluation set.
     """
 
     name: str
@@ -50,44 +41,99 @@ class SetUse:
     trained_on: bool = False
 
 
-class MethodSettings(Section):
-    """Base of every method's settings; the defaults describe a method that changes nothing.
+@dataclass(frozen=True)
+class ExtraMemory:
+    """What a method keeps on a device in addition to the baseline, for the pre-flight.
 
-    ``recipe_rate`` says which of a model's two learning rates ``conf/stage`` takes as the default.
+    Attributes:
+        bytes_per_weight: for each trained weight, sharded as the weights are.
     """
+
+    bytes_per_weight: float = 0.0
+
+
+class Method(Section):
+    """Base of every method. Its file declares ``METHOD``, the subclass.
+
+    Imports nothing heavy: torch and transformers are imported inside the hooks that need them.
+
+    Attributes:
+        name: the option of ``conf/method``.
+        recipe_rate: which of a model's two learning rates ``conf/stage`` takes as the default.
+        trains_adapters: whether ``adapter`` returns one; known before torch is imported.
+    """
+
+    trains_adapters: ClassVar[bool] = False
 
     name: str
     recipe_rate: Literal["learning_rate", "adapter_learning_rate"] = "learning_rate"
 
-    def check(self, config: "Config") -> list[str]:
+    def problems(self, config: "Config") -> list[str]:
         """Problems that only the whole configuration shows, one line each."""
         return []
 
-    def projection(self, stage: StageName) -> "ProjectionSettings | None":
-        """The projection that this method applies in ``stage``, or None."""
-        return None
-
-    def adapter(self, stage: StageName) -> AdapterSettings | None:
-        """The adapters that this method trains in ``stage`` instead of the weights, or None."""
-        return None
-
-    def anchor_strength(self, stage: StageName) -> float | None:
-        """How strongly (λ) each step of ``stage`` is followed by a pull towards its starting weights, or None."""
-        return None
-
     def set_uses(self, stage: StageName, safety_rows: int) -> list[SetUse]:
-        """The reference sets that this method reads in ``stage``, beside so many safety rows, and what for."""
-        projection = self.projection(stage)
-        if projection is None:
-            return []
-        return [SetUse(name, projection.samples, "samples") for name in projection.reference_sets]
+        """The reference sets that the method reads in ``stage``, in addition to so many safety rows."""
+        return []
 
-    def merge_weight(self, last: bool) -> float | None:
-        """Share of a stage's weights in their average with the untuned model's, or None where they stay.
-
-        ``last`` says that the stage ends the pipeline; after any other, the next starts from the average.
-        """
+    def projection(self, stage: StageName) -> "ProjectionSettings | None":
+        """The projection of the stage's gradients, which the pre-flight and the tables report on."""
         return None
+
+    def adapter(self, model: "PreTrainedModel", stage: StageName) -> "PeftConfig | None":
+        """The adapters that the stage trains instead of the weights of ``model``; merged after the stage."""
+        return None
+
+    def trainer_class(self, base: type["Trainer"], stage: StageName) -> type["Trainer"]:
+        """The stage's trainer: TRL's, or a subclass of it with a loss of its own."""
+        return base
+
+    def attach(self, trainer: "Trainer", stage: StageName, seed: int) -> None:
+        """Add to the stage's trainer, which is complete but for this, what the method does in training."""
+
+    def after_stage(self, stage: StageName, base: Path, checkpoint: Path, run: "Run") -> Path:
+        """The checkpoint that the next stage starts from; every process calls it.
+
+        Args:
+            base: folder of the untuned model.
+            checkpoint: folder of the stage's result.
+        """
+        return checkpoint
+
+    def checkpoints(self, stages: Sequence[StageName]) -> int:
+        """How many checkpoints a run of ``stages`` leaves, each of them evaluated."""
+        return len(stages)
+
+    def training_key(self, stage: StageName) -> dict[str, Any]:
+        """What decides the stage's weights in addition to its rows and settings; the stage cache tells by it.
+
+        All of the method's keys, so that its stages are shared with no other method. A method that trains as another
+        one does may say less.
+        """
+        return self.model_dump(mode="json")
+
+    def memory(self, stage: StageName) -> ExtraMemory:
+        """What the stage keeps in addition to the weights, gradients, optimizer states, adapters and basis."""
+        return ExtraMemory()
+
+
+def stage_value(value: Value | Mapping[StageName, Value], stage: StageName) -> Value:
+    """A key's value in one stage: a scalar holds for all stages, a mapping names them."""
+    return value[stage] if isinstance(value, Mapping) else value
+
+
+def missing_stage_values(method: Method, stages: Sequence[StageName]) -> list[str]:
+    """One line for each key that is a mapping by stage and has no value for one of ``stages``."""
+    problems = []
+    for key, value in method.model_dump(mode="json").items():
+        if isinstance(value, dict) and value.keys() <= set(get_args(StageName)):
+            absent = [stage for stage in stages if stage not in value]
+            given = ", ".join(f"{stage}: {one}" for stage, one in value.items())
+            problems += [
+                f"method.{key}: found {{{given}}}, which has no value for {stage}; write {{{given}, {stage}: ...}}"
+                for stage in absent
+            ]
+    return problems
 
 
 def set_name_problems(key: str, names: Sequence[str], stage: StageName, config: "Config") -> list[str]:
@@ -102,9 +148,3 @@ def set_name_problems(key: str, names: Sequence[str], stage: StageName, config: 
     if len(set(names)) < len(names):
         problems.append(f"method.{key}: a set is named twice for {stage}: give each once")
     return problems
-
-
-def value_for_stage(value: Value | Mapping[StageName, Value | None] | None, stage: StageName, default: Value) -> Value:
-    """A method key's value in one stage: a scalar holds for all, a mapping by name, null is the default."""
-    found = value.get(stage) if isinstance(value, Mapping) else value
-    return default if found is None else found

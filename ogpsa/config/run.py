@@ -4,15 +4,16 @@ from typing import Any
 
 from pydantic import Field, SerializeAsAny
 
-from ogpsa.config.data import Data
+from ogpsa.config.data import Data, TestbedData
 from ogpsa.config.distributed import Distributed
 from ogpsa.config.eval import Evaluation
 from ogpsa.config.identity import identity_key, identity_name, without_inert
-from ogpsa.config.method import MethodSettings
-from ogpsa.config.model import Model
+from ogpsa.config.method import Method
+from ogpsa.config.model import BaseTraining, Model
 from ogpsa.config.section import Section
 from ogpsa.config.stage import DPOSettings, SFTSettings, SFTThenDPOSettings, Stage, StageName
 from ogpsa.config.tracker import Tracker
+from ogpsa.utils.errors import UserError
 
 
 class Config(Section):
@@ -21,7 +22,7 @@ class Config(Section):
     seed: int = Field(ge=0, lt=2**32)
     model: Model
     stage: Stage
-    method: SerializeAsAny[MethodSettings]
+    method: SerializeAsAny[Method]
     data: Data
     eval: Evaluation
     distributed: Distributed
@@ -41,6 +42,16 @@ class Config(Section):
     def stage_key(self, name: StageName) -> str:
         """Where the settings of one stage stand: ``stage``, or ``stage.dpo`` in a pipeline of several."""
         return f"stage.{name}" if isinstance(self.stage, SFTThenDPOSettings) else "stage"
+
+    def testbed_base(self) -> tuple[TestbedData, BaseTraining]:
+        """The world and the recipe of the base that ``model.path: null`` stands for.
+
+        Raises:
+            UserError: the data are not the testbed's.
+        """
+        if not isinstance(self.data, TestbedData) or self.model.base is None:
+            raise UserError(f"model.path: null is the base of data=testbed, but data={self.data.name}; give a path")
+        return self.data, self.model.base
 
     def identity(self) -> dict[str, Any]:
         """The configuration without what cannot change a result."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer, TrainingArguments
 
@@ -44,8 +44,7 @@ def summing_in_fp32(arguments: Arguments) -> Arguments:
     """The arguments with what they offer no key for: FSDP2 would also sum the gradients in bf16."""
     if arguments.fsdp and arguments.bf16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        assert arguments.fsdp_plugin_args is not None
-        arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
+        arguments.fsdp_plugin_args = {**(arguments.fsdp_plugin_args or {}), "mixed_precision_policy": policy}
     return arguments
 
 
@@ -58,9 +57,7 @@ def shared_rows(rows: Dataset, folder: Path) -> Dataset:
     if processes.world_size() == 1:
         return rows
     processes.on_main_process(lambda: rows.save_to_disk(folder))
-    shared = load_from_disk(folder)
-    assert isinstance(shared, Dataset)
-    return shared
+    return Dataset.load_from_disk(str(folder))
 
 
 def save_weights(trainer: Trainer, folder: Path) -> None:

@@ -75,6 +75,8 @@ class ZeroShards:
     def __init__(self, engine: Any) -> None:
         check_deepspeed()
         _check_supported(engine)
+        self._engine = engine
+        self.in_reference_pass = False
         self._optimizer = engine.optimizer
         self._stage: int = engine.zero_optimization_stage()
         trained = [(name, weight) for name, weight in engine.module.named_parameters() if weight.requires_grad]
@@ -125,7 +127,18 @@ class ZeroShards:
             # Small ones stay whole between the steps.
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
-    def clear(self) -> None:
+    @contextmanager
+    def reference_pass(self) -> Iterator[None]:
+        boundary = self._engine._is_gradient_accumulation_boundary
+        self.in_reference_pass = True
+        try:
+            yield
+        finally:
+            self.in_reference_pass = False
+            self._clear()
+            self._engine._is_gradient_accumulation_boundary = boundary
+
+    def _clear(self) -> None:
         """Drop the gradients in flight, as the optimizer's step does."""
         optimizer = self._optimizer
         optimizer.zero_grad()
@@ -153,37 +166,23 @@ class SteppedEngine(DeepSpeedEngineWrapper):  # type: ignore[misc]
     Replaces ``accelerator.deepspeed_engine_wrapped``.
     """
 
-    def __init__(self, engine: Any, before_step: Callable[[], None], after_step: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: Any, shards: ZeroShards, before_step: Callable[[], None], after_step: Callable[[], None]
+    ) -> None:
         super().__init__(engine)
-        self.shards = ZeroShards(engine)
+        self._shards = shards
         self._before_step = before_step
         self._after_step = after_step
-        self._in_reference_pass = False
 
     def backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
         """Accumulate and reduce; with ``sync_gradients``, the last micro-batch's, step as well."""
-        last = sync_gradients and not self._in_reference_pass
+        last = sync_gradients and not self._shards.in_reference_pass
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss, **kwargs)
         if last:
             self._before_step()
             self.engine.step()
             self._after_step()
-
-    @contextmanager
-    def reference_pass(self) -> Iterator[None]:
-        """Inside, ``backward`` sums up gradients for ``shards.gradients()`` and never steps.
-
-        They are dropped at the end, and DeepSpeed is as it was. To be entered with no gradient in flight.
-        """
-        boundary = self.engine._is_gradient_accumulation_boundary
-        self._in_reference_pass = True
-        try:
-            yield
-        finally:
-            self._in_reference_pass = False
-            self.shards.clear()
-            self.engine._is_gradient_accumulation_boundary = boundary
 
 
 def _check_supported(engine: Any) -> None:

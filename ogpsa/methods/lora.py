@@ -1,63 +1,97 @@
-"""LoRA: train low-rank adapters beside frozen weights (the paper's "LoRA" row; ``ogpsa/models/adapters.py``).
+"""LoRA: train low-rank adapters beside frozen weights, merged after each stage (the paper's "LoRA" row).
 
-The paper states the learning rate alone (``adapter_learning_rate`` in ``conf/model``). The defaults are those of
-LLaMA-Factory, which its code is built on [inferred].
+LoRA: arXiv 2106.09685. The paper states the learning rate alone (``adapter_learning_rate`` in ``conf/model``).
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ogpsa.config import AdapterSettings, MethodSettings, StageName, value_for_stage
+from ogpsa.config import Method, StageName, stage_value
+from ogpsa.utils.errors import UserError, closest_match
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
     from ogpsa.config import Config
 
-DEFAULT_RANK = 8
-DEFAULT_DROPOUT = 0.0
-# Every linear layer but the output head: peft's word for it.
-ALL_LINEAR = "all-linear"
-
 Rank = Annotated[int, Field(ge=1)]
-Alpha = Annotated[int, Field(ge=1)]
+Alpha = Annotated[int, Field(ge=1)] | Literal["2r"]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+# ``all-linear``, peft's word: every linear layer but the output head.
 Modules = Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 
-class AdapterKeys(MethodSettings):
-    """What a method with adapters adds; each key is one value, a mapping by stage, or null for the default."""
+class Lora(Method):
+    """Each key is one value, or a mapping by stage."""
 
-    lora_rank: Rank | dict[StageName, Rank | None] | None
-    lora_alpha: Alpha | dict[StageName, Alpha | None] | None
-    lora_dropout: Dropout | dict[StageName, Dropout | None] | None
-    lora_target_modules: Modules | dict[StageName, Modules | None] | None
+    trains_adapters: ClassVar[bool] = True
 
-    def adapter(self, stage: StageName) -> AdapterSettings:
-        modules = value_for_stage(self.lora_target_modules, stage, ALL_LINEAR)
-        rank = value_for_stage(self.lora_rank, stage, DEFAULT_RANK)
-        return AdapterSettings(
-            rank=rank,
-            alpha=value_for_stage(self.lora_alpha, stage, 2 * rank),
-            dropout=value_for_stage(self.lora_dropout, stage, DEFAULT_DROPOUT),
-            target_modules=modules if isinstance(modules, str) else tuple(modules),
-        )
+    lora_rank: Rank | dict[StageName, Rank]
+    lora_alpha: Alpha | dict[StageName, Alpha]
+    lora_dropout: Dropout | dict[StageName, Dropout]
+    lora_target_modules: Modules | dict[StageName, Modules]
 
-    def check(self, config: "Config") -> list[str]:
+    def problems(self, config: "Config") -> list[str]:
         problems = []
         for stage in config.stages:
-            wanted = self.adapter(stage.name)
-            if stage.name == "dpo" and wanted.dropout:
+            dropout = stage_value(self.lora_dropout, stage.name)
+            if stage.name == "dpo" and dropout:
                 problems.append(
-                    f"method.lora_dropout: {wanted.dropout} has no effect in dpo, which compares policy and reference "
-                    "without dropout; allowed: 0, or {sft: " + f"{wanted.dropout}" + "}"
+                    f"method.lora_dropout: {dropout} has no effect in dpo, which compares policy and reference "
+                    f"without dropout; allowed: 0, or {{sft: {dropout}, dpo: 0.0}}"
                 )
-            if "lm_head" in wanted.target_modules:
+            if "lm_head" in stage_value(self.lora_target_modules, stage.name):
                 problems.append(
                     "method.lora_target_modules: an adapter on lm_head would never be trained, since the loss reads "
                     "that layer's own weights; leave it out"
                 )
         return list(dict.fromkeys(problems))
 
+    def adapter(self, model: "PreTrainedModel", stage: StageName) -> "LoraConfig":
+        """peft's configuration for ``model``.
 
-class Settings(AdapterKeys):
-    name: Literal["lora"]
+        Raises:
+            UserError: a target module is not a linear layer of the model.
+        """
+        from peft import LoraConfig
+
+        modules: Any = stage_value(self.lora_target_modules, stage)
+        if isinstance(modules, list):
+            _check_modules(modules, model)
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=stage_value(self.lora_rank, stage),
+            lora_alpha=self.alpha(stage),
+            lora_dropout=stage_value(self.lora_dropout, stage),
+            target_modules=modules,
+        )
+
+    def alpha(self, stage: StageName) -> int:
+        """An adapter's output counts ``alpha / rank`` times."""
+        alpha: int | Literal["2r"] = stage_value(self.lora_alpha, stage)
+        return 2 * stage_value(self.lora_rank, stage) if alpha == "2r" else alpha
+
+    def training_key(self, stage: StageName) -> dict[str, Any]:
+        keys = {key: value for key, value in self.model_dump(mode="json").items() if key.startswith("lora_")}
+        return {key: stage_value(value, stage) for key, value in keys.items()} | {"lora_alpha": self.alpha(stage)}
+
+
+def _check_modules(names: list[str], model: "PreTrainedModel") -> None:
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    linear = {name.rpartition(".")[2] for name in layers}
+    problems = [
+        f"method.lora_target_modules: '{name}' is not a linear layer of the model; "
+        f"allowed: all-linear, or some of {', '.join(sorted(linear))}{closest_match(name, linear)}"
+        for name in names
+        if name not in linear
+    ]
+    if problems:
+        raise UserError(*problems)
+
+
+METHOD = Lora

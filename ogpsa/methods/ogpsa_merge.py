@@ -1,9 +1,11 @@
 """OGPSA, its weights then averaged with the untuned model's (ours)."""
 
-from typing import Literal
+from ogpsa.methods.merge import Merge
+from ogpsa.methods.ogpsa import Ogpsa
 
-from ogpsa.methods import merge, ogpsa
+
+class OgpsaMerge(Ogpsa, Merge):
+    """The keys of both."""
 
 
-class Settings(ogpsa.Settings, merge.Settings):
-    name: Literal["ogpsa_merge"]  # type: ignore[assignment]
+METHOD = OgpsaMerge

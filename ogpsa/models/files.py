@@ -1,30 +1,34 @@
 """What a model's files must be before ``ogpsa/models/load.py`` loads them, checked without torch."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Model
+from ogpsa.config import Config, Model
 from ogpsa.utils.errors import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SNAPSHOT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+# What a model's responses depend on; a checkpoint's training state is none of it.
+MODEL_FILES = (
+    "*.safetensors", "*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "vocab*", "merges.txt",
+)  # fmt: skip
 HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 
 
-def check_model(model: Model, data: str) -> None:
+def check_model(config: Config) -> None:
     """Refuse a local folder that holds no loadable model, before torch is imported.
 
-    Args:
-        data: name of the data section; only the testbed brings a base of its own.
-
     Raises:
-        UserError: ``model.path`` is neither a folder nor a hub id, or a file in it is missing or damaged.
+        UserError: ``model.path`` is neither a folder nor a hub id, a file in it is missing or damaged, or it is null
+            and the data bring no base.
     """
+    model = config.model
     if model.path is None:
-        if data != "testbed":
-            raise UserError(f"model.path: null is the base of data=testbed, but data={data}; give a path")
+        config.testbed_base()
         return
     folder = Path(model.path)
     if folder.is_dir():
@@ -67,14 +71,14 @@ def local_folder(model: Model) -> Path:
     Raises:
         UserError: the hub does not have it, or cannot be reached.
     """
-    assert model.path is not None
-    if Path(model.path).is_dir():
-        return Path(model.path)
+    path = str(model.path)
+    if Path(path).is_dir():
+        return Path(path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(model.path, revision=model.revision, allow_patterns=SNAPSHOT_FILES)
+        folder = snapshot_download(path, revision=model.revision, allow_patterns=SNAPSHOT_FILES)
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -113,3 +117,12 @@ def is_whole(file: Path) -> bool:
     if not all(isinstance(entry, dict) and "data_offsets" in entry for entry in entries):
         return False
     return size == 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
+
+
+def fingerprint(folder: Path) -> str:
+    """Sixteen hexadecimal digits over a model's weights, configuration and tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+        with path.open("rb") as handle:
+            digest.update(f"{path.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]

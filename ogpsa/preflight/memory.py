@@ -69,7 +69,7 @@ class Setup:
         autocast: bf16 autocast; ``weight_bytes``: of one frozen or trained weight in storage.
         rank: columns of the basis (r); ``references``: reference gradients (m ≥ r); 0 and 0 without a projection.
         streamed_sums: running sums of each streamed reference: 2, or 1 where every step takes all samples.
-        anchored: a copy of the trained weights is kept beside them.
+        extra_bytes: kept for each trained weight, sharded as the weights are (``Method.memory``).
         device: where it runs; ``cpu`` differs in temporaries.
         output_head: ``fused`` in tiles (TRL), or ``full``, which holds the logits of all tokens.
     """
@@ -92,7 +92,7 @@ class Setup:
     basis_dtype: BasisDtype = "auto"
     basis_device: BasisDevice = "device"
     streamed_sums: int = 0
-    anchored: bool = False
+    extra_bytes: float = 0.0
     device: Literal["cuda", "cpu"] = "cuda"
     output_head: Literal["fused", "full"] = "fused"
 
@@ -190,8 +190,7 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
         # torch's default on a GPU takes one root over all parameters at once, on a CPU tensor by tensor.
         temporaries = 4 * trained if setup.device == "cuda" else 8 * min(shape.largest, trained)
     return Estimate(
-        # An anchor keeps a copy of what the stage started from.
-        weights=(setup.weight_bytes * frozen + 4 * shape.trained * (1 + setup.anchored)) / weight_shards + master,
+        weights=(setup.weight_bytes * frozen + (4 + setup.extra_bytes) * shape.trained) / weight_shards + master,
         gradients=4 * trained,
         optimizer=STATE_BYTES[setup.optimizer] * trained + _whole_moments(shape, setup) / gradient_shards,
         communication=_communication(shape, setup),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ogpsa.config import AdapterSettings, BaseTraining, Config, DPOSettings, Model, SFTSettings, StageName, TestbedData
+from ogpsa.config import Config, DPOSettings, SFTSettings, StageName
 from ogpsa.data.rows import Data, Row
 from ogpsa.distributed import processes
 from ogpsa.distributed.launch import accumulation_steps
@@ -53,12 +53,9 @@ def fit(config: Config, processes: int, memory: float) -> Fit:
     Raises:
         UserError: as ``meta_model``.
     """
-    testbed = config.data if isinstance(config.data, TestbedData) else None
     found = []
     for stage in config.stages:
-        adapter = config.method.adapter(stage.name)
-        model = meta_model(config.model, testbed)
-        shape = shape_of(model) if adapter is None else adapted_shape(model, adapter)
+        _, shape = stage_shapes(config, stage.name)
         setup = stage_setup(config, stage, config.distributed.name, processes)
         peak = estimate(shape, setup).peak
         if peak <= memory * GB:
@@ -83,13 +80,10 @@ def device_memory() -> float | None:
 def _stage_report(
     config: Config, stage: SFTSettings | DPOSettings, data: Data, processes: int, memory: float | None
 ) -> str:
-    testbed = config.data if isinstance(config.data, TestbedData) else None
-    adapter = config.method.adapter(stage.name)
-    shape = whole = shape_of(meta_model(config.model, testbed))
+    whole, shape = stage_shapes(config, stage.name)
     lines = [f"{config.model.name}: {_count(whole.parameters)} parameters, all of them trained in full fine-tuning"]
-    if adapter is not None:
-        shape = adapted_shape(meta_model(config.model, testbed), adapter)
-        lines[0] += f"; {_count(shape.trained)} trained here, by LoRA of rank {adapter.rank}"
+    if config.method.trains_adapters:
+        lines[0] += f"; {_count(shape.trained)} trained here, in adapters"
     projection = config.method.projection(stage.name)
     rows = len(data.training(stage.name))
     counts = count(stage, projection, data, config.model.gradient_checkpointing, processes)
@@ -269,73 +263,76 @@ def stage_setup(config: Config, stage: SFTSettings | DPOSettings, mode: Mode, pr
         references=references,
         basis_dtype=projection.basis_dtype if projection else "auto",
         basis_device=projection.basis_device if projection else "device",
-        anchored=config.method.anchor_strength(stage.name) is not None,
+        extra_bytes=config.method.memory(stage.name).bytes_per_weight,
         streamed_sums=(1 if projection.refresh_every == 1 else 2) if projection and projection.streaming else 0,
     )
 
 
-def adapted_shape(model: "PreTrainedModel", settings: AdapterSettings) -> ModelShape:
-    """The same with peft's adapters on it; the model is changed.
+def stage_shapes(config: Config, stage: StageName) -> tuple[ModelShape, ModelShape]:
+    """The model's sizes, and those with the adapters that the method puts on it in ``stage``.
 
     Raises:
-        UserError: as ``shape_of``, or a target module is no linear layer.
+        UserError: as ``meta_model`` and ``shape_of``, or the method refuses the model.
     """
+    model = meta_model(config)
+    whole = shape_of(model)
+    adapter = config.method.adapter(model, stage)
+    if adapter is None:
+        return whole, whole
     from peft import get_peft_model
 
-    from ogpsa.models.adapters import lora_config
-
-    wrapped = get_peft_model(model, lora_config(settings, model))
-    inside: Any = wrapped.get_base_model()
-    layers = inside.config.get_text_config().num_hidden_layers
+    inside: Any = get_peft_model(model, adapter).get_base_model()
     inputs = sum(p.shape[1] for name, p in inside.named_parameters() if "lora_A" in name)
-    return shape_of(inside, inputs // layers)
+    return whole, shape_of(inside, inputs // whole.layers)
 
 
-def meta_model(model: Model, data: TestbedData | None) -> "PreTrainedModel":
+def meta_model(config: Config) -> "PreTrainedModel":
     """The model without weights, from its configuration alone: a folder's, the hub's, or the testbed base's.
 
     Raises:
-        UserError: the configuration cannot be found or read, or is no causal language model's.
+        UserError: the configuration cannot be found or read, or is not a causal language model's.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    model = config.model
     if model.path is None:
-        assert data is not None and model.base is not None
-        config: Any = _testbed_config(model.base, data)
+        described: Any = _testbed_config(config)
     else:
         try:
-            config = AutoConfig.from_pretrained(_config_folder(model), local_files_only=True, trust_remote_code=False)
+            folder = _config_folder(model.path, model.revision)
+            described = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"model.path: {model.path} has no readable configuration ({reason})") from None
     with torch.device("meta"):
         try:
-            made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            made: PreTrainedModel = AutoModelForCausalLM.from_config(described, dtype=torch.float32)
         except ValueError:
-            raise UserError(f"model.path: {model.path} ({config.model_type}) is no causal language model") from None
+            kind = described.model_type
+            raise UserError(f"model.path: {model.path} ({kind}) is not a causal language model") from None
     return made
 
 
-def _config_folder(model: Model) -> Path:
-    assert model.path is not None
-    if Path(model.path).is_dir():
-        return Path(model.path)
+def _config_folder(path: str, revision: str | None) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(model.path, "config.json", revision=model.revision)).parent
+        return Path(hf_hub_download(path, "config.json", revision=revision)).parent
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.path: config.json of {model.path} is not in the hub's cache and cannot be fetched ({reason}); "
+            f"model.path: config.json of {path} is not in the hub's cache and cannot be fetched ({reason}); "
             "give a local folder"
         ) from None
 
 
-def _testbed_config(base: BaseTraining, data: TestbedData) -> "LlamaConfig":
+def _testbed_config(config: Config) -> "LlamaConfig":
     """What ``ogpsa/testbed/base.py`` trains, whose own bytes are part of every base's key."""
+    data, base = config.testbed_base()
     from transformers import LlamaConfig
 
     from ogpsa.testbed.tokenizer import build_tokenizer

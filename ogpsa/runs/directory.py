@@ -15,15 +15,16 @@ metrics.json     the result, written last
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ogpsa.config import Config, StageName, without_inert
+from ogpsa.distributed import processes
 from ogpsa.utils.errors import EXIT_REQUEUE, UserError
-from ogpsa.utils.files import check_writable, exclusive, read_json, write_atomically
+from ogpsa.utils.files import check_writable, exclusive, is_complete, read_json, write_atomically
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
@@ -54,9 +55,9 @@ def stage_folder(directory: Path, config: Config, stage: StageName) -> Path:
     return directory / f"{names.index(stage) + 1:02d}-{stage}"
 
 
-def merged_folder(stage: Path) -> Path:
-    """``02-dpo-merged``: beside a stage's folder and, sorted by name, after it."""
-    return stage.with_name(f"{stage.name}-merged")
+def checkpoints(directory: Path) -> list[Path]:
+    """A run's whole checkpoints in the order in which they were made: ``01-sft``, ``02-dpo``, ``02-dpo-merged``."""
+    return sorted(filter(is_complete, directory.glob("[0-9][0-9]-*")))
 
 
 def check_directory(directory: Path, config: Config) -> None:
@@ -113,7 +114,20 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 @contextmanager
 def own(directory: Path, config: Config) -> Iterator[None]:
-    """Own ``directory`` for this run: check it, lock it, and record the configuration in it.
+    """Own ``directory`` for this run; every process calls it, and the main one holds the lock.
+
+    Raises:
+        UserError: as ``own_alone``, on the main process.
+        SystemExit: as ``own_alone``; code 2 on the others where the main one has a UserError.
+    """
+    with ExitStack() as held:
+        processes.on_main_process(lambda: held.enter_context(own_alone(directory, config)))
+        yield
+
+
+@contextmanager
+def own_alone(directory: Path, config: Config) -> Iterator[None]:
+    """Own ``directory`` for this process: check it, lock it, and record the configuration in it.
 
     Raises:
         UserError: as ``check_directory``, or another process runs in it.

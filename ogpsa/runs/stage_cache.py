@@ -1,4 +1,4 @@
-"""Stages that several runs have in common are trained and evaluated once: SFT→DPO goes on from the SFT run's result.
+"""Stages and evaluations that several runs have in common are made once: SFT→DPO resumes from the SFT run's result.
 
 With ``stage_store=DIR`` a run looks a stage up by what decides its weights, and leaves what it made itself. Files are
 hard links where the file system allows it; nothing is ever changed in place.
@@ -11,90 +11,101 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Config, StageName
+from ogpsa.config import Config, DPOSettings, SFTSettings
 from ogpsa.data.rows import COLUMNS, Data, Row
 from ogpsa.distributed import processes
+from ogpsa.models.files import fingerprint
 from ogpsa.utils.files import build_folder, exclusive, write_atomically
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parents[1]
-# In a folder: what it was begun under.
+# In a folder: the key that it was begun under.
 KEY_FILE = "stage.key"
 
 
-class StageStore:
-    """Finished folders by key; ``root`` None keeps and finds nothing."""
+class StageCache:
+    """Finished folders by key, below ``root``."""
 
-    def __init__(self, root: Path | None) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
 
     @contextmanager
-    def shared(self, key: str, folder: Path, marker: str, wait: Callable[[], None]) -> Iterator[None]:
-        """Around the making of ``folder``: what another run made under ``key`` is put there, or what is made is kept.
+    def shared(self, key: str, folder: Path, marker: str, safe_point: Callable[[], None]) -> Iterator[None]:
+        """Around the making of ``folder``: link what another run made under ``key``, or keep what is made.
 
         The key is noted in the folder before it is made. One that was begun under another key, by other code or on
-        other rows, is finished as it was begun, and kept for no one. One run at a time makes a key; ``wait`` is called
-        again and again while another does, and may leave by raising.
+        other rows, is finished as it was begun, and kept for no one. One run at a time makes a key; ``safe_point`` is
+        called while another does.
 
         Args:
             marker: name of the file that says that a folder is whole.
         """
-        if self._root is None:
-            yield
-            return
         kept = self._root / key
-        with exclusive(kept.with_name(f"{key}.lock"), "another run makes the same stage", wait=wait):
+        with exclusive(kept.with_name(f"{key}.lock"), "another run makes the same stage", wait=safe_point):
             if (kept / marker).is_file() and not (folder / marker).is_file():
                 log.info("%s: as another run made it (%s)", folder.name, kept)
                 _link(kept, folder)
             elif not folder.exists():
                 write_atomically(folder / KEY_FILE, key)
             yield
-            if not (kept / marker).is_file() and begun_under(key, folder):
+            if not (kept / marker).is_file() and _begun_under(key, folder):
                 try:
                     _link(folder, kept)
                 except OSError as error:  # the run itself has what it needs
                     log.warning("%s: could not be kept in %s for other runs: %s", folder.name, self._root, error)
 
 
-def begun_under(key: str, folder: Path) -> bool:
-    """Whether ``key`` is what the folder was begun under."""
+def _begun_under(key: str, folder: Path) -> bool:
     noted = folder / KEY_FILE
     return noted.is_file() and noted.read_text(encoding="utf-8") == key
 
 
-def stage_key(config: Config, data: Data, start: Path, count: int) -> str:
-    """Sixteen hexadecimal digits over all that decides the weights after the first ``count`` stages.
+def stage_key(config: Config, stage: SFTSettings | DPOSettings, data: Data, start: Path) -> str:
+    """Sixteen hexadecimal digits over all that decides the weights of a stage that starts from ``start``.
 
-    What a method does counts, not its name: the untuned end of ``merge`` is the baseline's, ``rank: null`` the rank
-    that it stands for. So do the code of this package, the libraries, the kind of device and the processes.
-
-    Args:
-        start: folder of the untuned weights.
-        count: stages; 0 for the untuned model, which has no seed.
+    Weights and rows count by their content, and a method by what it does in training, not by its name
+    (``Method.training_key``): the untuned end of ``merge`` is the baseline's. So do the code of this package, the
+    libraries, the kind of device and the processes.
     """
-    facts: dict[str, Any] = {
-        "start": _weights(start),
-        "model": config.model.model_dump(mode="json", exclude={"name", "path", "revision", "base", "recipe"}),
-        "made_by": _made_by(),
-    }
-    if count:
-        stages = [_stage_facts(config, data, stage.name) for stage in config.stages[:count]]
-        facts |= {"seed": config.seed, "distributed": config.distributed.model_dump(), "stages": stages}
-        # An average after a stage is where the next one starts.
-        facts["averages"] = [config.method.merge_weight(last=False)] * (count - 1)
+    uses = config.method.set_uses(stage.name, len(data.safety))
+    sets = [use.name for use in uses if not use.trained_on]
+    return _digest(
+        {
+            "start": fingerprint(start),
+            "model": config.model.model_dump(mode="json", exclude={"name", "path", "revision", "base", "recipe"}),
+            "seed": config.seed,
+            "distributed": config.distributed.model_dump(),
+            "stage": stage.model_dump(mode="json", exclude={"save_every"}),
+            "method": config.method.training_key(stage.name),
+            "rows": _rows_digest(data.training(stage.name), COLUMNS[stage.name]),
+            "reference_sets": {name: _rows_digest(data.reference_sets[name], COLUMNS[stage.name]) for name in sets},
+            "made_by": _made_by(),
+        }
+    )
+
+
+def evaluation_key(config: Config, data: Data, checkpoint: Path) -> str:
+    """The same over all that decides a checkpoint's evaluation but for the benchmarks' own files, which it checks."""
+    return _digest(
+        {
+            "checkpoint": fingerprint(checkpoint),
+            "eval": config.eval.key(),
+            "rows": _digest(data.evaluation),
+            "made_by": _made_by(),
+        }
+    )
+
+
+def _digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _weights(folder: Path) -> list[tuple[str, int, int]]:
-    """A checkpoint's files with their sizes and times, which change when they do; weights are too large to read."""
-    files = sorted(path for path in folder.resolve().iterdir() if path.is_file())
-    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+def _rows_digest(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    return _digest([[row[column] for column in columns] for row in rows])
 
 
 def _made_by() -> dict[str, Any]:
@@ -110,25 +121,6 @@ def _made_by() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": processes.world_size(),
     }
-
-
-def _stage_facts(config: Config, data: Data, name: StageName) -> dict[str, Any]:
-    [settings] = [stage for stage in config.stages if stage.name == name]
-    projection, adapter = config.method.projection(name), config.method.adapter(name)
-    sets = projection.reference_sets if projection else ()
-    return {
-        "settings": settings.model_dump(mode="json", exclude={"save_every"}),
-        "projection": projection and asdict(projection),
-        "adapter": adapter and asdict(adapter),
-        "anchor": config.method.anchor_strength(name),
-        "rows": _fingerprint(data.training(name), name),
-        "reference_sets": {kind: _fingerprint(data.reference_sets[kind], name) for kind in sets},
-    }
-
-
-def _fingerprint(rows: Sequence[Row], stage: StageName) -> str:
-    texts = [[row[column] for column in COLUMNS[stage]] for row in rows]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _link(source: Path, target: Path) -> None:

@@ -48,9 +48,9 @@ class Basis:
         rows.reverse()
         while rows:
             block, scale = _rounded(rows.pop(), dtype)
-            blocks.append(_placed(block, place))
+            blocks.append(_to_place(block, place))
             if dtype == "int8":
-                scales.append(_placed(scale, place))
+                scales.append(_to_place(scale, place))
         return cls(blocks, scales, place)
 
     @classmethod
@@ -67,7 +67,7 @@ class Basis:
             ValueError: they were stored in another type than ``dtype``.
         """
         count = sum(name.startswith("basis.") for name in state)
-        blocks, scales = ([_placed(state[f"{name}.{index}"].to(device), place) for index in range(count)
+        blocks, scales = ([_to_place(state[f"{name}.{index}"].to(device), place) for index in range(count)
                            if f"{name}.{index}" in state] for name in ("basis", "scales"))  # fmt: skip
         if dtype != "auto" and any(block.dtype != DTYPES[dtype] for block in blocks):
             raise ValueError(f"the stored basis is {blocks[0].dtype}, not {dtype}")
@@ -137,27 +137,29 @@ class Basis:
         """The rows [k, length] of each span in fp32 on ``device``."""
         if device.type == self._blocks[0].device.type:
             for index, span in spans:
-                yield self._widened(self._block(index, span), self._scale(index, span), span)
+                yield self._dequantized(self._block(index, span), self._scale(index, span), span)
             return
         # The next piece travels while this one is used.
         stream = torch.cuda.Stream(device)
-        with torch.cuda.stream(stream):
-            ahead = self._fetch(*spans[0], device) if spans else None
-        for number, (_, span) in enumerate(spans):
+
+        def fetch(position: int) -> tuple[Tensor, Tensor | None]:
+            with torch.cuda.stream(stream):
+                return self._fetch(*spans[position], device)
+
+        ahead = [fetch(0)] if spans else []
+        for following, (_, span) in enumerate(spans, start=1):
             torch.cuda.current_stream(device).wait_stream(stream)
-            assert ahead is not None
-            block, scale = ahead
+            block, scale = ahead.pop()
             for part in (block, scale):
                 if part is not None:
                     part.record_stream(torch.cuda.current_stream(device))
-            if number + 1 < len(spans):
-                with torch.cuda.stream(stream):
-                    ahead = self._fetch(*spans[number + 1], device)
-            yield self._widened(block, scale, span)
+            if following < len(spans):
+                ahead.append(fetch(following))
+            yield self._dequantized(block, scale, span)
 
     def _fetch(self, index: int, span: slice, device: torch.device) -> tuple[Tensor, Tensor | None]:
         scale = self._scale(index, span)
-        return _sent(self._block(index, span), device), None if scale is None else _sent(scale, device)
+        return _to_device(self._block(index, span), device), None if scale is None else _to_device(scale, device)
 
     def _block(self, index: int, span: slice) -> Tensor:
         # int8 rows are stored in whole blocks.
@@ -168,7 +170,7 @@ class Basis:
         return self._scales[index][:, span.start // BLOCK : -(-span.stop // BLOCK)] if self._scales else None
 
     @staticmethod
-    def _widened(block: Tensor, scale: Tensor | None, span: slice) -> Tensor:
+    def _dequantized(block: Tensor, scale: Tensor | None, span: slice) -> Tensor:
         if scale is None:
             return block.float()
         whole = block.float().view(len(block), block.shape[1] // BLOCK, BLOCK) * scale[:, :, None]
@@ -208,7 +210,7 @@ def _round_blocks(rows: Tensor, stored: Tensor, scales: Tensor) -> None:
     stored.copy_(torch.round(blocks / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]))
 
 
-def _sent(rows: Tensor, device: torch.device) -> Tensor:
+def _to_device(rows: Tensor, device: torch.device) -> Tensor:
     """A copy on the device, row by row: only whole stretches of pinned memory are copied in the background."""
     copy = torch.empty(rows.shape, dtype=rows.dtype, device=device)
     for target, row in zip(copy, rows, strict=True):
@@ -216,7 +218,7 @@ def _sent(rows: Tensor, device: torch.device) -> Tensor:
     return copy
 
 
-def _placed(tensor: Tensor, place: "BasisDevice") -> Tensor:
+def _to_place(tensor: Tensor, place: "BasisDevice") -> Tensor:
     """The tensor where it is, or in the host's memory, pinned if a GPU will fetch it."""
     if place == "device" or not torch.cuda.is_available():
         return tensor

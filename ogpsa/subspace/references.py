@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from ogpsa.subspace.measurements import Recorder
 
 if TYPE_CHECKING:
-    from ogpsa.training.seam import ProjectionMixin
+    from ogpsa.subspace.shards import Shards
+    from ogpsa.training.seam import ProjectedTrainer
 
 # What a pass through ``training_step`` changes in transformers' and TRL's trainers, where they have it.
 TOUCHED = ("_metrics", "_total_train_tokens", "current_gradient_accumulation_steps")
@@ -63,8 +64,11 @@ class ReferencePasses:
         shares: for each slice its share [chunks] of each chunk's mean.
     """
 
-    def __init__(self, trainer: "ProjectionMixin", chunks: Sequence[ReferenceChunk], slices: int) -> None:
+    def __init__(
+        self, trainer: "ProjectedTrainer", shards: "Shards", chunks: Sequence[ReferenceChunk], slices: int = 1
+    ) -> None:
         self._trainer = trainer
+        self._shards = shards
         self._chunks = chunks
         self._processes = trainer.args.world_size
         self._size = trainer.args.per_device_eval_batch_size
@@ -91,20 +95,17 @@ class ReferencePasses:
 
     def run(self, position: int | None, recorder: Recorder) -> Iterator[tuple[int, list[Tensor]]]:
         """For each chunk its index and the gradient in flight of its mean loss, or of one slice's part of it."""
-        engine, shards = self._trainer.engine, self._trainer.shards
         losses: dict[str, list[Tensor]] = {}
         with self._training_state_kept(), preserved_random_state():
             for index, chunk in enumerate(self._chunks):
                 loss = torch.zeros((), device=self._trainer.args.device)
                 rows = chunk.rows if position is None else chunk.rows[position :: len(self.shares)]
-                with nullcontext() if engine is None else engine.reference_pass():
+                with self._shards.reference_pass():
                     batches = self._batches(chunk, rows)
                     for number, (batch, count) in enumerate(batches):
                         with self._gradients_reduced(last=number == len(batches) - 1):
                             loss += self._backward(batch, count / len(chunk.rows), self._items[index])
-                    yield index, shards.gradients()
-                    if engine is None:
-                        shards.clear()
+                    yield index, self._shards.gradients()
                 share = 1.0 if position is None else self.shares[position][index]
                 losses.setdefault(chunk.name, []).append(loss / share)
         # Like the gradients, a mean over the processes.
@@ -157,3 +158,9 @@ class ReferencePasses:
         finally:
             gradient_state._set_sync_gradients(synchronised)
             attributes.update(kept)
+
+
+def all_reduce(trainer: "ProjectedTrainer", table: Tensor) -> Tensor:
+    """The sum of the processes' tables, on the CPU."""
+    summed: Tensor = trainer.accelerator.reduce(table.to(trainer.args.device), "sum")
+    return summed.cpu()

@@ -8,35 +8,36 @@ from torch import Tensor
 
 from ogpsa.projection import dots
 from ogpsa.subspace.measurements import Recorder
-from ogpsa.subspace.references import ReferenceChunk, ReferencePasses
+from ogpsa.subspace.references import ReferenceChunk, ReferencePasses, all_reduce
 
 if TYPE_CHECKING:
-    from ogpsa.training.seam import ProjectionMixin
+    from ogpsa.subspace.shards import Shards
+    from ogpsa.training.seam import ProjectedTrainer
 
 
 def most_opposed(
-    trainer: "ProjectionMixin", safety: ReferenceChunk, candidates: ReferenceChunk, count: int
+    trainer: "ProjectedTrainer", shards: "Shards", safety: ReferenceChunk, candidates: ReferenceChunk, count: int
 ) -> list[int]:
     """The ``count`` candidates whose gradients' inner products with the mean safety gradient are the lowest.
 
     To first order a step down the safety gradient raises their losses the most. Costs a pass over each candidate alone.
     """
     single = [replace(candidates, rows=[row]) for row in candidates.rows]
-    products = _inner_products(trainer, safety, single)
+    products = _inner_products(trainer, shards, [safety, *single])
     return [candidates.rows[index] for index in products.argsort(stable=True)[:count].tolist()]
 
 
-def _inner_products(trainer: "ProjectionMixin", safety: ReferenceChunk, chunks: list[ReferenceChunk]) -> Tensor:
-    """Inner product [chunks] in fp64 of each chunk's gradient with that of ``safety``, at the current weights."""
+def _inner_products(trainer: "ProjectedTrainer", shards: "Shards", chunks: list[ReferenceChunk]) -> Tensor:
+    """Inner product [chunks - 1] in fp64 of each chunk's gradient with the first one's, at the current weights."""
     table: list[Tensor] = []
     target: list[Tensor] = []
-    for index, gradients in ReferencePasses(trainer, [safety, *chunks], 1).run(None, Recorder()):
+    for index, gradients in ReferencePasses(trainer, shards, chunks).run(None, Recorder()):
         if index == 0:
             target = [gradient.clone() for gradient in gradients]
             continue
         pairs = zip(gradients, target, strict=True)
         table.append(torch.stack([dots(ours[None], theirs[None])[0, 0] for ours, theirs in pairs]).cpu())
     products = torch.stack(table)
-    if trainer.shards.sharded:
-        products = trainer.sum_over_processes(products / torch.tensor(trainer.shards.copies))
+    if shards.sharded:
+        products = all_reduce(trainer, products / torch.tensor(shards.copies))
     return products.sum(dim=1)

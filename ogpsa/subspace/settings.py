@@ -9,7 +9,7 @@ Scope = Literal["global", "tensor"]
 
 Sided = Literal["two", "conflict"]
 
-Target = Literal["gradient", "gradient+momentum", "update"]
+Target = Literal["gradient", "update"]
 
 BasisDtype = Literal["auto", "fp32", "bf16", "int8"]
 
@@ -35,8 +35,7 @@ class ProjectionSettings:
         refresh_every: optimizer steps between two estimates (K); None estimates once.
         scope: ``global`` projects the whole trainable vector, ``tensor`` each parameter on its own.
         sided: ``two`` removes the whole component, ``conflict`` only what would raise a reference loss.
-        target: what is projected: the ``gradient``, ``gradient+momentum`` (the optimizer's first moment as well)
-            or the ``update``, the optimizer's finished step in place of the gradient.
+        target: what is projected: the ``gradient``, or the ``update``, the optimizer's finished step.
         streaming: spend 1/K of the samples at every step instead of all of them every K steps.
         basis_dtype: how the basis is stored; ``auto`` is fp32 on the CPU and bf16 on a GPU.
         basis_device: where it is stored: beside the gradients, or on the ``host`` and fetched block by block.
@@ -90,11 +89,5 @@ class ProjectionSettings:
                 f"method.streaming: chunks of {self.samples // self.chunks} rows (method.samples={self.samples}) "
                 f"cannot be spread over method.refresh_every={self.refresh_every} steps; allowed: at most "
                 f"{self.samples // self.chunks} steps, or more samples"
-            )
-        if self.target == "gradient+momentum" and self.sided == "conflict":
-            found.append(
-                "method.target: 'gradient+momentum' is not supported with method.sided=conflict: AdamW would divide "
-                "what is added to its first moment by second moments that never saw it; allowed: gradient, update, or "
-                "sided=two"
             )
         return found

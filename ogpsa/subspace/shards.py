@@ -1,11 +1,13 @@
 """Where one process keeps the gradients and weights that the projection works on."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class Shards(Protocol):
@@ -27,8 +29,14 @@ class Shards(Protocol):
     def weights(self) -> list[Tensor]:
         """Flat local pieces [n] of the weights that the optimizer updates."""
 
-    def clear(self) -> None:
-        """Drop the gradients in flight."""
+    def publish(self) -> None:
+        """Carry weights that were changed after the optimizer's step to the model."""
+
+    def reference_pass(self) -> AbstractContextManager[None]:
+        """Inside, a backward pass sums up gradients and never steps; they are dropped at the end.
+
+        To be entered with no gradient in flight.
+        """
 
 
 class ParameterShards:
@@ -51,13 +59,24 @@ class ParameterShards:
     def weights(self) -> list[Tensor]:
         return [_local(parameter.detach()) for parameter in self._parameters]
 
-    def clear(self) -> None:
-        self._model.zero_grad()
+    def publish(self) -> None:
+        """Nothing to do: the optimizer updates the model's own weights."""
 
-    def first_moments(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        """Flat local pieces of AdamW's first moments (``exp_avg``); empty before the first step."""
-        states = [optimizer.state.get(parameter) for parameter in self._parameters]
-        return [_local(state["exp_avg"]) for state in states if state]
+    @contextmanager
+    def reference_pass(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._model.zero_grad()
+
+
+def shard_like(weight: Tensor, whole: Tensor) -> Tensor:
+    """This process's flat piece [n] of ``whole``, placed as ``weight`` is; every process holds the whole."""
+    whole = whole.to(weight.device)
+    if isinstance(weight, DTensor):
+        mesh, placements = weight.device_mesh, weight.placements
+        return distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local().clone().view(-1)
+    return whole.view(-1)
 
 
 def _local(tensor: Tensor) -> Tensor:

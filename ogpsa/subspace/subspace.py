@@ -27,15 +27,15 @@ class Layout:
     Attributes:
         groups: the layer group of each parameter, for reports; None reports on the whole vector alone.
         copies: for each parameter, how many processes hold the same elements; None where nothing is sharded.
-        total: sums a table over the processes; None where nothing is sharded.
-        agreed: the first process's tensors on every process; None where nothing is sharded. Eigenvectors of equal
-            matrices may differ by a sign between machines, and shards of a basis must not.
+        all_reduce: sums a table over the processes; None where nothing is sharded.
+        broadcast: gives the first process's tensors to every process; None where nothing is sharded. Eigenvectors of
+            equal matrices may differ by a sign between machines, and shards of a basis must not.
     """
 
     groups: Sequence[str] | None = None
     copies: Sequence[int] | None = None
-    total: Callable[[Tensor], Tensor] | None = None
-    agreed: Callable[[list[Tensor]], list[Tensor]] | None = None
+    all_reduce: Callable[[Tensor], Tensor] | None = None
+    broadcast: Callable[[list[Tensor]], list[Tensor]] | None = None
 
 
 class Subspace:
@@ -70,11 +70,11 @@ class Subspace:
         self.basis_device = basis_device
         self.layout = layout or Layout()
         self.basis: Basis | None = None
-        # The references' coordinates A [frames, k, m] in the orthonormal frame; a frame is what has a basis of its own.
+        # The references' coordinates A [blocks, k, m] in the orthonormal frame. Parameters of a block share a basis.
         self.coordinates = torch.empty(0)
-        # Gram matrices [cells, k, k] of the stored basis; a cell is the part of a frame in one layer group.
+        # Gram matrices [parts, k, k] of the stored basis; a part is what of a block lies in one layer group.
         self._gram = torch.empty(0)
-        # What follows from them: S^(-1/2) of each frame, S⁻¹ of each cell.
+        # What follows from them: S^(-1/2) of each block, S⁻¹ of each part.
         self._roots = torch.empty(0)
         self._inverses = torch.empty(0)
 
@@ -104,8 +104,8 @@ class Subspace:
         Raises:
             ValueError: a reference holds NaN or Inf; it is named, and the subspace stays as it was.
         """
-        frames, _ = self._parts(len(references))
-        gram = self._total(_padded_dots(references), frames)
+        blocks, _ = self._parts(len(references))
+        gram = self._summed(_padded_dots(references), blocks)
         for index, name in enumerate(names):
             if not torch.isfinite(gram[:, index, index]).all():
                 raise ValueError(f"the reference gradient of '{name}' holds NaN or Inf")
@@ -115,22 +115,22 @@ class Subspace:
         latest = gram
         # The second round removes what rounding left of the first, which near-parallel references magnify.
         for _ in range(2):
-            # All parameters of a frame have the same number of rows.
-            sizes = dict(zip(frames, map(len, rows), strict=True))
-            weights = self._agreed(
-                [orthonormalizing_weights(latest[frame, :size, :size], self.rank) for frame, size in sizes.items()]
+            # All parameters of a block have the same number of rows.
+            sizes = dict(zip(blocks, map(len, rows), strict=True))
+            weights = self._broadcast(
+                [orthonormalizing_weights(latest[block, :size, :size], self.rank) for block, size in sizes.items()]
             )
-            for index, frame in enumerate(frames):
-                rows[index] = combine(weights[frame], rows[index])
+            for index, block in enumerate(blocks):
+                rows[index] = combine(weights[block], rows[index])
             combined = [table @ weight for table, weight in zip(combined, weights, strict=True)]
-            latest = self._total(_padded_dots(rows), frames)
+            latest = self._summed(_padded_dots(rows), blocks)
             if torch.allclose(latest, (latest > 0.5).double(), rtol=0, atol=ORTHONORMAL_WITHIN):
                 break
         device = rows[0].device
         self.basis = Basis.store(rows, self.stored_dtype(device), self.basis_device)
-        self._set_gram(self._total(self.basis.gram(device), self._parts(len(frames))[1]))
+        self._set_gram(self._summed(self.basis.gram(device), self._parts(len(blocks))[1]))
         self.coordinates = self._roots @ torch.stack(
-            [_padded(table.T @ gram[frame], self.basis.rank, len(names)) for frame, table in enumerate(combined)]
+            [_padded(table.T @ gram[block], self.basis.rank, len(names)) for block, table in enumerate(combined)]
         )
 
     def project_(self, gradients: Sequence[Tensor]) -> dict[str, float]:
@@ -149,7 +149,7 @@ class Subspace:
         return report
 
     def measure(self, vectors: Sequence[Tensor]) -> Tensor:
-        """Table [cells, k + 1] in fp64: ``Uᵀv`` and ``|v|²`` of flat vectors, summed over the processes."""
+        """Table [parts, k + 1] in fp64: ``Uᵀv`` and ``|v|²`` of flat vectors, summed over the processes."""
         return self.summed(self.local_dots(vectors))
 
     def local_dots(self, vectors: Sequence[Tensor]) -> Tensor:
@@ -159,8 +159,8 @@ class Subspace:
         return self.basis.dots(vectors).cpu()
 
     def summed(self, values: Tensor) -> Tensor:
-        """Numbers [parameters, …] summed within each cell of ``measure``'s table and over the processes."""
-        return self._total(values, self._parts(len(values))[1])
+        """Numbers [parameters, …] summed within each part of ``measure``'s table and over the processes."""
+        return self._summed(values, self._parts(len(values))[1])
 
     def remove_(self, vectors: Sequence[Tensor], measured: Tensor, sign: int = 1) -> float:
         """Take out of the vectors what ``measured`` says is inside the subspace.
@@ -169,15 +169,15 @@ class Subspace:
             sign: -1 where the table is that of an optimizer step, which points against the gradient.
 
         Returns:
-            The share of the squared norm that is left, the smallest of all frames.
+            The share of the squared norm that is left, the smallest of all blocks.
         """
         if not self.effective_rank or self.basis is None or not measured.isfinite().all():
             return 1.0
         change = self._change(self._inside(measured), sign)
-        frames, _ = self._parts(len(vectors))
+        blocks, _ = self._parts(len(vectors))
         removed = (self._roots @ change[:, :, None])[:, :, 0]
-        self.basis.subtract_(vectors, removed[torch.tensor(frames)].to(vectors[0].device))
-        totals = change.new_zeros(len(change)).index_add_(0, self._cell_frames(), measured[:, -1])
+        self.basis.subtract_(vectors, removed[torch.tensor(blocks)].to(vectors[0].device))
+        totals = change.new_zeros(len(change)).index_add_(0, self._part_blocks(), measured[:, -1])
         left = 1 - change.square().sum(dim=1)[totals > 0] / totals[totals > 0]
         return float(left.min()) if len(left) else 1.0
 
@@ -196,19 +196,19 @@ class Subspace:
         }
         if self.layout.groups is None:
             return numbers
-        # In a part of a frame the basis is not orthonormal: its own Gram matrix takes the identity's place.
-        cell_frames = self._cell_frames()
-        removed = (self._roots @ change[:, :, None])[cell_frames]
-        part = measured[:, :-1, None]
+        # In a part of a block the basis is not orthonormal: its own Gram matrix takes the place of the identity.
+        part_blocks = self._part_blocks()
+        removed = (self._roots @ change[:, :, None])[part_blocks]
+        inside_parts = measured[:, :-1, None]
         norms = measured[:, -1]
-        within = (part.mT @ self._inverses @ part)[:, 0, 0]
-        after = norms - (2 * part.mT @ removed - removed.mT @ self._gram @ removed)[:, 0, 0]
+        within = (inside_parts.mT @ self._inverses @ inside_parts)[:, 0, 0]
+        after = norms - (2 * inside_parts.mT @ removed - removed.mT @ self._gram @ removed)[:, 0, 0]
         for group in dict.fromkeys(self.layout.groups):
-            cells = torch.tensor([cell for cell, label in enumerate(self._cell_groups()) if label == group])
-            norm = float(norms[cells].sum())
+            parts = torch.tensor([part for part, label in enumerate(self._part_groups()) if label == group])
+            norm = float(norms[parts].sum())
             if norm > 0:
-                numbers[f"{group}/norm_retained"] = math.sqrt(max(0.0, float(after[cells].sum()) / norm))
-                numbers[f"{group}/cosine"] = math.sqrt(min(1.0, max(0.0, float(within[cells].sum()) / norm)))
+                numbers[f"{group}/norm_retained"] = math.sqrt(max(0.0, float(after[parts].sum()) / norm))
+                numbers[f"{group}/cosine"] = math.sqrt(min(1.0, max(0.0, float(within[parts].sum()) / norm)))
         return numbers
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -227,55 +227,55 @@ class Subspace:
             self._set_gram(state["gram"].cpu())
 
     def _parts(self, count: int) -> tuple[list[int], list[int]]:
-        """For each parameter its frame, which has a basis of its own, and its cell, a frame's part in a layer group."""
+        """For each parameter its block, which has its own basis, and its part: the block's share of a layer group."""
         if self.scope == "tensor":
             return list(range(count)), list(range(count))
         groups = self.layout.groups or [""] * count
         order = list(dict.fromkeys(groups))
         return [0] * count, [order.index(group) for group in groups]
 
-    def _cell_groups(self) -> list[str]:
-        """The layer group of each cell."""
+    def _part_groups(self) -> list[str]:
+        """The layer group of each part."""
         groups = self.layout.groups or []
         return list(groups) if self.scope == "tensor" else list(dict.fromkeys(groups))
 
-    def _cell_frames(self) -> Tensor:
-        cells = len(self._gram)
-        return torch.arange(cells) if self.scope == "tensor" else torch.zeros(cells, dtype=torch.long)
+    def _part_blocks(self) -> Tensor:
+        parts = len(self._gram)
+        return torch.arange(parts) if self.scope == "tensor" else torch.zeros(parts, dtype=torch.long)
 
-    def _total(self, tables: Tensor, parts: Sequence[int]) -> Tensor:
+    def _summed(self, tables: Tensor, parts: Sequence[int]) -> Tensor:
         """Sum per-parameter tables [parameters, …] within each part and over the processes."""
         if self.layout.copies is not None:
             copies = torch.tensor(self.layout.copies, dtype=tables.dtype)
             tables = tables / copies.view(-1, *[1] * (tables.dim() - 1))
         summed: Tensor = tables.new_zeros(max(parts) + 1, *tables.shape[1:]).index_add_(0, torch.tensor(parts), tables)
-        if self.layout.total is not None:
-            summed = self.layout.total(summed)
+        if self.layout.all_reduce is not None:
+            summed = self.layout.all_reduce(summed)
         return summed
 
     def _set_gram(self, gram: Tensor) -> None:
-        """Take the cells' Gram matrices and compute what follows from them."""
+        """Take the parts' Gram matrices and compute what follows from them."""
         self._gram = gram
-        frames = self._cell_frames()
-        whole = gram.new_zeros(int(frames.max()) + 1, *gram.shape[1:]).index_add_(0, frames, gram)
+        blocks = self._part_blocks()
+        whole = gram.new_zeros(int(blocks.max()) + 1, *gram.shape[1:]).index_add_(0, blocks, gram)
         eigenvalues, vectors = torch.linalg.eigh(whole)
-        # Near one where the frame has that column, zero where it has fewer.
+        # Near one where the block has that column, zero where it has fewer.
         roots = torch.where(eigenvalues > 0.5, eigenvalues.clamp(min=0.5).rsqrt(), 0)
-        self._roots, self._inverses = self._agreed(
+        self._roots, self._inverses = self._broadcast(
             [vectors @ torch.diag_embed(roots) @ vectors.mT, torch.linalg.pinv(gram, hermitian=True)]
         )
 
-    def _agreed(self, tensors: list[Tensor]) -> list[Tensor]:
-        return tensors if self.layout.agreed is None else self.layout.agreed(tensors)
+    def _broadcast(self, tensors: list[Tensor]) -> list[Tensor]:
+        return tensors if self.layout.broadcast is None else self.layout.broadcast(tensors)
 
     def _inside(self, measured: Tensor) -> Tensor:
-        """Coordinates [frames, k] in the orthonormal frame ``U S^(-1/2)``: rounding U only tilts the span."""
+        """Coordinates [blocks, k] in the orthonormal frame ``U S^(-1/2)``: rounding U only tilts the span."""
         parts = measured[:, :-1]
         summed = parts if self.scope == "tensor" else parts.sum(dim=0, keepdim=True)
         return (self._roots @ summed[:, :, None])[:, :, 0]
 
     def _change(self, inside: Tensor, sign: int) -> Tensor:
-        """What is taken out of the coordinates [frames, k]."""
+        """What is taken out of the coordinates [blocks, k]."""
         if self.sided == "two":
             return inside
         feasible = [feasible_coefficients(sign * c, a) for c, a in zip(inside, self.coordinates, strict=True)]

@@ -19,9 +19,9 @@ FORWARD_PASSES = 3
 
 
 def train_base(
-    world: World, seed: int, rows: Rows, settings: BaseTraining, target: Path, check: Callable[[], None]
+    world: World, seed: int, rows: Rows, settings: BaseTraining, target: Path, safe_point: Callable[[], None]
 ) -> None:
-    """Train the base and write weights and tokenizer to ``target``; ``check`` may end the training by raising.
+    """Train the base and write weights and tokenizer to ``target``; ``safe_point`` may stop the training by raising.
 
     The same arguments give the same bytes with the same number of threads.
     """
@@ -48,7 +48,7 @@ def train_base(
     vocabulary = tokenizer.get_vocab()
     model.train()
     for _ in track(settings.steps, "training the testbed's base"):
-        check()
+        safe_point()
         batches = list(_batches(vocabulary, list(islice(examples, settings.batch_size))))
         answers = sum(int((labels != -100).sum()) for _, labels in batches)
         for tokens, labels in batches:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from ogpsa.config import Config, TestbedData
+from ogpsa.config import Config
 from ogpsa.utils.files import build_folder, exclusive, is_complete, mark_complete
 
 # What of this package decides a base's weights.
@@ -20,13 +20,13 @@ def base_key(config: Config, threads: int | None = None) -> str:
     """
     import torch
 
-    assert isinstance(config.data, TestbedData) and config.model.base is not None
+    data, base = config.testbed_base()
     code = hashlib.sha256()
     for name in DETERMINING:
         code.update(Path(__file__).with_name(name).read_bytes())
     facts = {
-        "data": config.data.model_dump(exclude={"safety_rows"}),
-        "base": config.model.base.model_dump(),
+        "data": data.model_dump(exclude={"safety_rows"}),
+        "base": base.model_dump(),
         "code": code.hexdigest(),
         # Sums over more threads round differently.
         "threads": threads or torch.get_num_threads(),
@@ -35,29 +35,31 @@ def base_key(config: Config, threads: int | None = None) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def ensure_base(config: Config, check: Callable[[], None] = lambda: None) -> Path:
+def ensure_base(config: Config, safe_point: Callable[[], None] = lambda: None) -> Path:
     """The base's folder, training it first if the cache lacks it, or waiting for another process that does.
 
-    ``check`` is called again and again meanwhile, and may leave by raising.
+    ``safe_point`` is called while it trains or waits, and may stop it by raising.
+
+    Raises:
+        UserError: the configuration names no testbed base.
     """
     folder = Path(config.cache_dir) / "bases" / base_key(config)
     if is_complete(folder):
         return folder
-    with exclusive(folder.with_suffix(".lock"), "another process trains the base", wait=check):
+    with exclusive(folder.with_suffix(".lock"), "another process trains the base", wait=safe_point):
         if not is_complete(folder):
-            _train(config, folder, check)
+            _train(config, folder, safe_point)
     return folder
 
 
-def _train(config: Config, folder: Path, check: Callable[[], None]) -> None:
+def _train(config: Config, folder: Path, safe_point: Callable[[], None]) -> None:
     from ogpsa.testbed.base import train_base
     from ogpsa.testbed.rows import build_rows
     from ogpsa.testbed.world import World
 
-    data, base = config.data, config.model.base
-    assert isinstance(data, TestbedData) and base is not None
+    data, base = config.testbed_base()
     world = World(data.seed)
     rows = build_rows(world, data.seed, data.safety_rows, data.reference_rows, data.evaluation_rows)
     with build_folder(folder) as temporary:
-        train_base(world, data.seed, rows, base, temporary, check)
+        train_base(world, data.seed, rows, base, temporary, safe_point)
         mark_complete(temporary, {"data_seed": data.seed, "base": base.model_dump()})

@@ -19,11 +19,11 @@ from ogpsa.utils.files import COMPLETE_FILE, build_folder, is_complete, mark_com
 log = logging.getLogger(__name__)
 
 
-def merge(base: Path, tuned: Path, target: Path, weight: float, check: Callable[[], None] = lambda: None) -> None:
+def merge(base: Path, tuned: Path, target: Path, weight: float, safe_point: Callable[[], None] = lambda: None) -> None:
     """Make ``target`` the checkpoint ``tuned`` with the weights ``weight · tuned + (1 - weight) · base``.
 
     It appears whole or not at all, and is left alone where it is there. Sums are fp32; files, names and dtypes are
-    ``tuned``'s. ``check`` is called before each tensor, and may leave by raising.
+    ``tuned``'s. ``safe_point`` is called before each tensor, and may stop the work by raising.
 
     Args:
         base: the untuned model's folder, in any division into files.
@@ -44,7 +44,7 @@ def merge(base: Path, tuned: Path, target: Path, weight: float, check: Callable[
         opened = {file: stack.enter_context(safe_open(file, framework="pt")) for file in sorted(set(files.values()))}
 
         def averaged(name: str, after: Tensor) -> Tensor:
-            check()
+            safe_point()
             return average(opened[files[name]].get_tensor(name), after, weight)
 
         for file in sorted(set(trained.values())):

@@ -5,22 +5,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ogpsa.distributed import processes
 from ogpsa.models.files import is_whole
-from ogpsa.training.seam import ProjectionMixin, checkpoint_folder
+from ogpsa.training.seam import checkpoint_folder
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import COMPLETE_FILE, is_complete, mark_complete, read_json
 from ogpsa.utils.signals import Interruption
 
 log = logging.getLogger(__name__)
+# TRL's count of tokens, which a checkpoint of the trainer does not hold.
+TRAIN_TOKENS = "_total_train_tokens"
 
 
 class CompletionCallback(TrainerCallback):
     """Marks a checkpoint whole, as the last callback of a save: a torn one is never resumed from."""
 
-    def __init__(self, trainer: ProjectionMixin) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -30,7 +32,7 @@ class CompletionCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         facts = {
             "step": state.global_step,
-            "train_tokens": self.trainer._total_train_tokens,
+            "train_tokens": vars(self.trainer)[TRAIN_TOKENS],
             "processes": args.world_size,
         }
         processes.barrier()
@@ -50,6 +52,11 @@ class InterruptionCallback(TrainerCallback):
         if processes.any_process(self.interruption.requested):
             self.interruption.requested = True
             control.should_save = control.should_training_stop = True
+
+
+def restore_counters(trainer: Trainer, checkpoint: Path) -> None:
+    """Give the trainer back what TRL counts."""
+    vars(trainer)[TRAIN_TOKENS] = read_json(checkpoint / COMPLETE_FILE)["train_tokens"]
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

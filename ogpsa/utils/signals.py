@@ -29,7 +29,7 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
 
-    def check(self) -> None:
+    def safe_point(self) -> None:
         """Leave here if asked to: everything finished so far is on disk.
 
         Raises:

@@ -1,0 +1,190 @@
+"""A run at work: its directory, its log, its signals, its mirror, and what its processes do together.
+
+Every process of a run has one. All of them train; the rest is the main process's, while the others wait for its result.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ogpsa.config import Config, DPOSettings, Evaluation, SFTSettings
+from ogpsa.data.rows import Data
+from ogpsa.distributed import processes
+from ogpsa.models.files import local_folder
+from ogpsa.runs import provenance
+from ogpsa.runs.directory import METRICS_FILE, PROVENANCE_FILE, SCORES_FILE, stage_folder
+from ogpsa.runs.score_table import table
+from ogpsa.runs.stage_cache import StageCache, evaluation_key, stage_key
+from ogpsa.runs.tracking import NoTracker, Tracker, tracker
+from ogpsa.testbed.cache import ensure_base
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import COMPLETE_FILE, is_full, write_json
+from ogpsa.utils.libraries import quiet_libraries
+from ogpsa.utils.signals import Interruption
+
+T = TypeVar("T")
+Scores = dict[str, Any]
+# evaluate(checkpoint, rows, output, settings, safe_point) -> scores; ``safe_point`` may stop it between benchmarks.
+Evaluate = Callable[[Path, Path, Path, Evaluation, Callable[[], None]], Scores]
+log = logging.getLogger(__name__)
+file_log = logging.getLogger("ogpsa.file")
+
+
+class Run:
+    """What a pipeline asks of the run that it is; every method is called by every process.
+
+    Attributes:
+        interruption: whether a signal asked the run to save and stop.
+        tracker: the mirror; on other processes than the main one it keeps nothing.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        data: Data,
+        evaluate: Evaluate,
+        interruption: Interruption,
+        tracker: Tracker,
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.data = data
+        self.interruption = interruption
+        self.tracker = tracker
+        self._evaluate = evaluate
+
+    @classmethod
+    @contextmanager
+    def start(
+        cls, config: Config, directory: Path, data: Data, evaluate: Evaluate, overrides: Sequence[str]
+    ) -> Iterator["Run"]:
+        """Begin, or resume, a run in ``directory``, which this process owns: log, signals, provenance, mirror.
+
+        Raises:
+            UserError: the disk is full.
+            SystemExit: code 85, with everything saved, when SIGTERM or SIGUSR1 asked for it.
+        """
+        log_file = directory / "run.log" if processes.is_main() else None
+        with _full_disk_reported(directory), Interruption() as interruption, _logging(log_file):
+            quiet_libraries()
+            log.info("run directory: %s", directory)
+            try:
+                facts = processes.on_main_process(
+                    lambda: provenance.record(
+                        directory / PROVENANCE_FILE, config, data.write(directory / "data"), overrides
+                    )
+                )
+                with tracker(config, directory, facts) if processes.is_main() else nullcontext(NoTracker()) as mirror:
+                    yield cls(config, directory, data, evaluate, interruption, mirror)
+            except Exception:
+                file_log.exception("failed")
+                raise
+
+    def safe_point(self) -> None:
+        """Stop here if a signal asked for it: everything finished so far is on disk.
+
+        Raises:
+            SystemExit: with code 85.
+        """
+        self.interruption.safe_point()
+
+    def on_main_process(self, work: Callable[[], T]) -> T:
+        """Work of the main process alone; all get its result, or its end."""
+        return processes.on_main_process(work)
+
+    def starting_model(self) -> Path:
+        """The untuned model's folder: the testbed's base, trained once, or the model that was named."""
+        if self.config.model.path is None:
+            return self.on_main_process(partial(ensure_base, self.config, self.safe_point))
+        return self.on_main_process(partial(local_folder, self.config.model))
+
+    def cached(self, stage: SFTSettings | DPOSettings, start: Path, train: Callable[[Path], None]) -> Path:
+        """The folder of a stage's result, made by ``train(folder)`` on all processes unless it is there."""
+        folder = stage_folder(self.directory, self.config, stage.name)
+        with ExitStack() as held:
+            if self.config.stage_store is not None:
+                cache = StageCache(Path(self.config.stage_store))
+                key = self.on_main_process(partial(stage_key, self.config, stage, self.data, start))
+                shared = cache.shared(key, folder, COMPLETE_FILE, self.safe_point)
+                self.on_main_process(partial(held.enter_context, shared))
+            train(folder)
+        return folder
+
+    def evaluate(self, checkpoint: Path, name: str) -> Scores:
+        """What ``scores.json`` of a checkpoint holds; ``name`` is the folder's in ``eval``."""
+        return self.on_main_process(partial(self._evaluate_once, checkpoint, name))
+
+    def _evaluate_once(self, checkpoint: Path, name: str) -> Scores:
+        output = self.directory / "eval" / name
+        with ExitStack() as held:
+            place = self._kept_evaluations(checkpoint)
+            if place is not None:
+                key = evaluation_key(self.config, self.data, checkpoint)
+                held.enter_context(StageCache(place).shared(key, output, SCORES_FILE, self.safe_point))
+            self.safe_point()
+            log.info("evaluating %s", name)
+            rows = self.directory / "data" / "evaluation"
+            return self._evaluate(checkpoint, rows, output, self.config.eval, self.safe_point)
+
+    def _kept_evaluations(self, checkpoint: Path) -> Path | None:
+        if self.config.stage_store is not None:
+            return Path(self.config.stage_store)
+        # Every run of a world starts from this base.
+        cache = Path(self.config.cache_dir)
+        return cache / "evaluations" if checkpoint.is_relative_to(cache) else None
+
+    def finish(self, scores: Mapping[str, Scores]) -> dict[str, Any]:
+        """Write ``metrics.json`` from the scores by checkpoint, the base's first, and return what it holds."""
+        base, *stages = scores
+        last = scores[stages[-1]]
+        headline = {name: last[name] for name in ("safety", "utility", "over_refusal")}
+        # 02-dpo-merged: the number is the folder's.
+        by_stage = {name.partition("-")[2]: scores[name] for name in stages}
+        metrics = headline | {"stages": by_stage, "base": scores[base]}
+        self.tracker.summarize(metrics)
+        if processes.is_main():
+            write_json(self.directory / METRICS_FILE, metrics)
+        file_log.info("\n%s", table(metrics["base"], metrics["stages"]))
+        return metrics
+
+
+@contextmanager
+def _full_disk_reported(directory: Path) -> Iterator[None]:
+    """Libraries, and the log's own file, report it in words of their own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_full(directory):
+            problem = f"hydra.run.dir: no space left on the disk of {directory}"
+            raise UserError(f"{problem}; make room and give the same command again") from error
+        raise
+
+
+@contextmanager
+def _logging(file: Path | None) -> Iterator[None]:
+    """Send this package's log to stderr and to ``file``, or nowhere; libraries stay at their warnings."""
+    package = logging.getLogger("ogpsa")
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if file is not None:
+        handlers = [logging.StreamHandler(sys.stderr), logging.FileHandler(file, encoding="utf-8")]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        package.addHandler(handler)
+    # Shown elsewhere on the screen: the table and the traceback are printed, a bar shows the steps.
+    elsewhere = {file_log.name, "ogpsa.steps"} if sys.stderr.isatty() else {file_log.name}
+    handlers[0].addFilter(lambda record: record.name not in elsewhere)
+    package.setLevel(logging.INFO)
+    package.propagate = False
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            package.removeHandler(handler)
+            handler.close()

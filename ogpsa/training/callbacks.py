@@ -1,0 +1,95 @@
+"""Callbacks of a stage's trainer: its numbers to log and tracker, and a method's functions at each event."""
+
+import logging
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ogpsa.distributed import processes
+from ogpsa.runs.tracking import Tracker
+from ogpsa.utils.progress import Progress
+
+step_log = logging.getLogger("ogpsa.steps")
+
+
+def _nothing(**event: Any) -> None:
+    """The default: nothing to do at this event."""
+
+
+class StepCallback(TrainerCallback):
+    """Plain functions as a callback, so that a method's file needs no class of transformers'.
+
+    Each is called at one of the trainer's events, with what that gives by name: ``model``, ``optimizer``, ….
+
+    Args:
+        on_train_begin: model and optimizer are wrapped; a checkpoint has been loaded.
+        on_step_begin: no gradient is in flight.
+        on_pre_optimizer_step: gradients are clipped; DeepSpeed has stepped already.
+        on_optimizer_step: the optimizer has stepped, nothing has been saved.
+    """
+
+    def __init__(
+        self,
+        on_train_begin: Callable[..., None] = _nothing,
+        on_step_begin: Callable[..., None] = _nothing,
+        on_pre_optimizer_step: Callable[..., None] = _nothing,
+        on_optimizer_step: Callable[..., None] = _nothing,
+    ) -> None:
+        self._on_train_begin = on_train_begin
+        self._on_step_begin = on_step_begin
+        self._on_pre_optimizer_step = on_pre_optimizer_step
+        self._on_optimizer_step = on_optimizer_step
+
+    def on_train_begin(self, *_: Any, **event: Any) -> None:
+        self._on_train_begin(**event)
+
+    def on_step_begin(self, *_: Any, **event: Any) -> None:
+        self._on_step_begin(**event)
+
+    def on_pre_optimizer_step(self, *_: Any, **event: Any) -> None:
+        self._on_pre_optimizer_step(**event)
+
+    def on_optimizer_step(self, *_: Any, **event: Any) -> None:
+        self._on_optimizer_step(**event)
+
+
+class ReportCallback(TrainerCallback):
+    """Training's numbers to the log and the tracker; on a terminal a bar shows them instead of lines."""
+
+    def __init__(self, stage: str, tracker: Tracker) -> None:
+        self._stage = stage
+        self._tracker = tracker
+        self._progress = Progress(1, stage)
+        self._latest = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._progress = Progress(state.max_steps, self._stage, start=state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if processes.is_main() and sys.stderr.isatty():
+            self._progress.show(state.global_step, self._latest)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise FloatingPointError(f"{self._stage}: {name} is {logs[name]} at step {state.global_step}")
+        shown = ", ".join(f"{key} {logs[key]:.4g}" for key in ("loss", "grad_norm", "learning_rate") if key in logs)
+        self._latest = f", {shown}"
+        left = self._progress.time_left(state.global_step)
+        step_log.info("%s %d/%d: %s, %s", self._stage, state.global_step, state.max_steps, shown, left)
+        numbers = {f"{self._stage}/{key}": value for key, value in logs.items() if math.isfinite(value)}
+        self._tracker.log({"train/global_step": state.global_step, "train/stage": self._stage, **numbers})
