@@ -22,6 +22,8 @@ from ogpsa.utils.errors import UserError, closest_match
 DEFINITIONS = Path(__file__).parent / "definitions"
 PUBLISHED_FILE = DEFINITIONS / "published.yaml"
 ROWS = CONF / "experiment"
+# What the rows inherit; names that start with _ are no rows.
+SHARED = "_paper"
 S = TypeVar("S", bound=Section)
 SuiteName = Literal["paper", "testbed", "check"]
 # In addition to the names of experiments.
@@ -230,9 +232,13 @@ def _adjusted(config: Config, strength: float, max_steps: int | None) -> tuple[C
 
 
 def row_model(row: str) -> str:
-    """The option of ``conf/model`` that a row's file picks."""
-    raw = yaml.safe_load((ROWS / f"{row}.yaml").read_text(encoding="utf-8"))
-    return str(next(pick["override /model"] for pick in raw["defaults"] if "override /model" in pick))
+    """The option of ``conf/model`` that a row picks, in its own file or in the one that the rows inherit."""
+    picks: dict[str, str] = {}
+    for name in (SHARED, row):
+        raw = yaml.safe_load((ROWS / f"{name}.yaml").read_text(encoding="utf-8"))
+        for entry in raw["defaults"]:
+            picks |= entry if isinstance(entry, dict) else {}
+    return picks["override /model"]
 
 
 @cache
@@ -262,7 +268,7 @@ def _matches(row: str, pattern: str) -> bool:
 
 
 def _matching(pattern: str) -> list[str]:
-    names = [path.relative_to(ROWS).with_suffix("").as_posix() for path in ROWS.rglob("*.yaml")]
+    names = [path.relative_to(ROWS).with_suffix("").as_posix() for path in ROWS.rglob("[!_]*.yaml")]
     return sorted((name for name in names if fnmatchcase(name, pattern)), key=_natural)
 
 

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments.__main__ import main, parse
 from experiments.execute import tasks_of
 from experiments.rows import experiment_names, load_experiment, points, row_model
-from ogpsa.app.compose import CONF
+from ogpsa.app.compose import CONF, compose_config
 from ogpsa.runs.directory import METRICS_FILE
 from ogpsa.utils.errors import EXIT_REQUEUE, EXIT_USER_ERROR
 from tests.program import ROOT, contents
@@ -35,9 +36,21 @@ def test_table1_is_every_model_pipeline_and_method() -> None:
     methods = ("baseline", "lora", "replay", "merge", "ogpsa")
     expected = {f"table1/{model}_{stage}_{method}" for model in models for stage in stages for method in methods}
     assert set(load_experiment("table1").rows) == expected
-    assert {row: row_model(row) for row in expected} == {
-        row: next(model for model in models if f"/{model}_" in row) for row in expected
+
+
+def test_a_row_inherits_what_the_rows_share_and_shows_what_differs() -> None:
+    shared = picks("_paper")
+    rows = {name for table in NAMES for name in load_experiment(table).rows}
+    assert all(name.partition("/")[2] and not picks(name).items() & shared.items() for name in rows)
+    assert {name: row_model(name) for name in rows} == {
+        name: compose_config([f"+experiment={name}"]).model.name for name in rows
     }
+
+
+def picks(name: str) -> dict[str, str]:
+    """The options that a row's own file picks."""
+    raw = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return {key: value for entry in raw["defaults"] if isinstance(entry, dict) for key, value in entry.items()}
 
 
 def test_rows_come_in_the_order_of_their_numbers() -> None:
