@@ -156,7 +156,7 @@ def _plan(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from experiments.execute import check, execute, tasks_of
+    from experiments.execute import check_tasks, execute, tasks_of
     from experiments.rows import load_experiment, points
 
     request = parse(words)
@@ -169,7 +169,7 @@ def _run(words: list[str]) -> int:
     tasks = tasks_of(every, folder)
     if request.slurm:
         return _write_sweep(request, [task.arguments for task in tasks])
-    check(tasks)
+    check_tasks(tasks)
     todo = [task for task in tasks if not task.done]
     print(f"{len(tasks)} runs in {folder}, {len(tasks) - len(todo)} done", file=sys.stderr, flush=True)
     logging.basicConfig(format="%(message)s", level=logging.INFO)

@@ -229,9 +229,10 @@ def _benchmark_tables(experiment: Experiment, rows: Sequence[Row]) -> list[Table
     tables = []
     for group, members in _groups(rows):
         base, model, names = _base(members), members[0].model, members[0].benchmarks
-        lines = [_untuned() | {name: _beside(base.get(name), None, model, name) for name in names}]
+        lines = [_untuned() | {name: _with_published(base.get(name), None, model, name) for name in names}]
         lines += [
-            _named(row) | {name: _beside(row.summary(name), row, row.name, name) for name in names} for row in members
+            _named(row) | {name: _with_published(row.summary(name), row, row.name, name) for name in names}
+            for row in members
         ]
         tables.append(table_of(lines, f"{group}, benchmark by benchmark"))
     return _with_notes(tables, ["In %: ours; what is published, with its source, and ours minus it."])
@@ -393,7 +394,7 @@ def _published(name: str, score: str, ours: Summary | None) -> str:
     return f"{entry.value:.2f} [{entry.tag}]" + ("" if ours is None else f", {_signed(ours.mean - entry.value)}")
 
 
-def _beside(summary: Summary | None, row: Row | None, name: str, score: str) -> str:
+def _with_published(summary: Summary | None, row: Row | None, name: str, score: str) -> str:
     return "; ".join(filter(None, (_score(summary, row), _published(name, score, summary))))
 
 
@@ -418,7 +419,7 @@ def _early_late(course: Sequence[tuple[int, float]]) -> str:
 
 
 def _records(row: Row, spent: Sequence[Cost]) -> list[dict[str, object]]:
-    """One a strength, with all benchmarks; None where there is no number."""
+    """One per strength, with all benchmarks; None where there is no number."""
     records = []
     for strength in row.strengths:
         record: dict[str, object] = {"row": row.name, "group": row.group, "pipeline": row.pipeline, "label": row.label}

@@ -164,7 +164,7 @@ def points(
     Args:
         rows: patterns; a row is taken if one of them matches its name or the end of it after the experiment's.
         seeds: in place of the suite's own.
-        overrides: given to every run besides.
+        overrides: given to every run in addition.
 
     Raises:
         UserError: nothing matches, or a row does not compose.

@@ -1,7 +1,7 @@
 """Tables, picture and W&B run of a sweep's finished rows: ``python -m slurm.front FOLDER``.
 
 A task does this when its row is done; FOLDER is the sweep's, ``outputs/<sweep>``. The W&B run is ``pareto-<sweep>`` and
-keeps its id, so that there is one a sweep.
+keeps its id, so that there is one per sweep.
 """
 
 import sys

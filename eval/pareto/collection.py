@@ -85,7 +85,7 @@ class Front:
 class World:
     """One base under one evaluation, with all groups that start from it.
 
-    ``fronts`` holds the front of all groups first, then one a pipeline.
+    ``fronts`` holds the front of all groups first, then one per pipeline.
     """
 
     name: str
