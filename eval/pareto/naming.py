@@ -6,7 +6,10 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import yaml
+
 from eval.pareto.collection import Run, Settings
+from ogpsa.app.compose import CONF
 
 BASE_SETTINGS = ("model.name", "data.name", "data.seed")
 
@@ -128,14 +131,29 @@ def _endings(key: str) -> list[str]:
 
 
 def _usual(runs: Sequence[ConfiguredRun], keys: Iterable[str]) -> dict[str, str | None]:
-    """By key, sorted: null (the default) where a run has it, else what over half of the variants have, or None."""
+    """By key, sorted: the default where a run has it, else what over half of the variants have, or None.
+
+    A method's defaults are those of its YAML; any other key's is null.
+    """
     variants = {run.variant: run for run in runs}.values()
+    defaults = {f"method.{key}": text_of(value) for key, value in _method_defaults(runs[0].method).items()}
     usual: dict[str, str | None] = {}
     for key in sorted(keys):
         counts = Counter(variant.values([key])[0] for variant in variants)
+        default = next((value for value in (defaults.get(key), "null") if value in counts), None)
         value, count = counts.most_common(1)[0]
-        usual[key] = "null" if "null" in counts else value if 2 * count > len(variants) else None
+        usual[key] = default or (value if 2 * count > len(variants) else None)
     return usual
+
+
+def _method_defaults(name: str) -> dict[str, Any]:
+    """A method's keys as its YAML sets them; nothing for a method whose YAML is not in ``conf/method``."""
+    file = CONF / "method" / f"{name}.yaml"
+    if not file.is_file():
+        return {}
+    own = yaml.safe_load(file.read_text(encoding="utf-8"))
+    inherited = [_method_defaults(parent) for parent in own.pop("defaults", [])]
+    return {key: value for keys in (*inherited, own) for key, value in keys.items()}
 
 
 def _unnamed(who: str, usual: Mapping[str, str | None], short: Mapping[str, str]) -> list[str]:
