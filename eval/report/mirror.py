@@ -7,13 +7,11 @@ folder, with its table of benchmarks and its averages. Without WANDB_API_KEY all
 which is rebuilt each time, for ``wandb sync``.
 """
 
-import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,13 +22,11 @@ from eval.scores.finished import run_directories
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Tracker, without_inert
 from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, PROVENANCE_FILE, read_metrics, read_stored_config
+from ogpsa.runs.tracking import WandbRun, check_tracker, run_id, training_values
 from ogpsa.utils.command_line import Parser
-from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE, UserError, report
 from ogpsa.utils.files import check_writable, read_json, read_jsonl
 from ogpsa.utils.progress import track
-
-if TYPE_CHECKING:
-    import wandb
 
 FOLDER = ".mirror"
 
@@ -66,8 +62,6 @@ def mirror(directory: Path, mode: str = "auto") -> tuple[list[str], list[str]]:
     ]
     folder = directory / FOLDER
     check_writable(folder, "DIR")
-    from ogpsa.runs.tracking import check_tracker
-
     # What is not one run's goes where the first run does.
     shared = sources[0][3] if sources else compose_config(["tracker=wandb", f"tracker.mode={mode}"]).tracker
     for settings in [shared, *(source[3] for source in sources)]:
@@ -78,24 +72,21 @@ def mirror(directory: Path, mode: str = "auto") -> tuple[list[str], list[str]]:
     from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
-    from ogpsa.runs.tracking import log_scores, open_run, run_id, start, summarize
-
     ids = []
     for _, source in zip(track(len(sources), "mirroring"), sources, strict=True):
         run, metrics, stored, settings, facts, history = source
-        with _closed(open_run(settings, without_inert(stored), run, facts, folder)) as copy:
+        with WandbRun.of_run(settings, without_inert(stored), run, facts, folder) as copy:
             for step, row in enumerate(history):
-                # W&B ignores a step that it already has.
-                copy.log(row, step=step, commit=True)
-            summarize(copy, metrics)
+                copy.log(row, step)
+            copy.summarize(metrics)
             ids.append(copy.id)
     name = directory.resolve().name
     if collection:
         ids.append(mirror_front(collection, shared, directory, folder))
     for one in evaluations:
         label = name if one.folder == directory else str(one.folder.relative_to(directory))
-        with _closed(start(shared, label, run_id("eval", one.folder), folder, {"evaluation": label})) as copy:
-            log_scores(copy, one.scores, {label: one.scores})
+        with WandbRun(shared, label, run_id("eval", one.folder), folder, {"evaluation": label}) as copy:
+            copy.log_scores(one.scores, {label: one.scores})
             ids.append(copy.id)
     return ids, left_out
 
@@ -107,31 +98,15 @@ def mirror_front(collection: Collection, tracker: Tracker, directory: Path, fold
         directory: what the runs lie in; it names the W&B run.
         folder: where the picture is written and offline runs are kept.
     """
-    import wandb
-
     from eval.pareto.plot import draw, save
     from eval.pareto.tables import records
-    from ogpsa.runs.tracking import run_id, start
 
     picture = folder / "front.png"
     save(draw(collection), picture)
-    rows = records(collection)
-    columns: list[str | int] = list(rows[0])
-    table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
     name = directory.resolve().name
-    with _closed(start(tracker, f"pareto-{name}", run_id("pareto", directory), folder, {"directory": name})) as copy:
-        copy.log({"pareto": table, "front": wandb.Image(str(picture))})
-        return str(copy.id)
-
-
-@contextmanager
-def _closed(run: "wandb.Run") -> Iterator["wandb.Run"]:
-    exit_code = EXIT_FAILURE
-    try:
-        yield run
-        exit_code = EXIT_DONE
-    finally:
-        run.finish(exit_code=exit_code)
+    with WandbRun(tracker, f"pareto-{name}", run_id("pareto", directory), folder, {"directory": name}) as copy:
+        copy.log({"pareto": records(collection), "front": picture})
+        return copy.id
 
 
 def _stored(run: Path) -> dict[str, Any]:
@@ -163,19 +138,12 @@ def _provenance(run: Path) -> dict[str, Any]:
 
 def _history(run: Path) -> list[dict[str, Any]]:
     """The training's numbers, stage by stage, as the run logs them to W&B itself."""
-    rows = []
-    for file in sorted(run.glob(f"[0-9][0-9]-*/{HISTORY_FILE}")):
-        stage = file.parent.name.partition("-")[2]
-        for row in read_jsonl(file):
-            if "loss" not in row:
-                continue
-            numbers = {
-                f"{stage}/{key}": value
-                for key, value in row.items()
-                if key != "step" and isinstance(value, int | float) and math.isfinite(value)
-            }
-            rows.append({"train/global_step": row["step"], "train/stage": stage, **numbers})
-    return rows
+    return [
+        training_values(file.parent.name.partition("-")[2], row.pop("step"), row)
+        for file in sorted(run.glob(f"[0-9][0-9]-*/{HISTORY_FILE}"))
+        for row in read_jsonl(file)
+        if "loss" in row
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -39,8 +39,10 @@ def test_waiting_changes_no_run() -> None:
     ("overrides", "title"),
     [
         (["method=ogpsa", "method.rank=4", "method.refresh_every=5"], "tiny-sft_dpo-ogpsa-r4-K5-seed0"),
-        (["method=ogpsa", "seed=3"], "tiny-sft_dpo-ogpsa-rpaper-Kpaper-seed3"),
-        (["method=ogpsa", "method.refresh_every={sft: 30, dpo: never}"], "tiny-sft_dpo-ogpsa-rpaper-K30+never-seed0"),
+        (
+            ["method=ogpsa", "method.rank={sft: 2, dpo: 1}", "method.refresh_every={sft: 30, dpo: never}", "seed=3"],
+            "tiny-sft_dpo-ogpsa-r2+1-K30+never-seed3",
+        ),
         (["method=baseline", "stage=sft"], "tiny-sft-baseline-seed0"),
     ],
 )

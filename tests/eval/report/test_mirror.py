@@ -15,7 +15,7 @@ from eval.report.mirror import FOLDER, main, mirror
 from eval.scores.artefacts import read_artefacts
 from ogpsa.app.validate import load_config
 from ogpsa.runs.directory import read_stored_config
-from ogpsa.runs.tracking import WandbTracker, run_id
+from ogpsa.runs.tracking import run_id, tracker
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_json
 from tests.eval.handmade import Benchmark, write_evaluation, write_run
@@ -70,11 +70,11 @@ def test_runs_are_mirrored_as_they_mirror_themselves(runs: Path, tmp_path: Path)
     stored = read_stored_config(runs / "a" / "config.yaml")
     metrics = read_json(runs / "a" / "metrics.json")
     assert stored is not None
-    live = WandbTracker(load_config(stored), runs / "a", {"revision": "0"})
-    live.log({"train/global_step": 1, "train/stage": "sft", "sft/loss": 2.0, "sft/epoch": 0.5})
-    live.log({"train/global_step": 2, "train/stage": "sft", "sft/loss": 1.0, "sft/epoch": 1.0})
-    live.summarize(metrics)
-    live.finish(0)
+    config = load_config(stored | {"tracker": stored["tracker"] | {"name": "wandb"}})
+    with tracker(config, runs / "a", {"revision": "0"}) as live:
+        live.log({"train/global_step": 1, "train/stage": "sft", "sft/loss": 2.0, "sft/epoch": 0.5})
+        live.log({"train/global_step": 2, "train/stage": "sft", "sft/loss": 1.0, "sft/epoch": 1.0})
+        live.summarize(metrics)
     ids, left_out = mirror(runs)
     assert left_out == []
     [first] = (runs / "a" / "wandb").glob("offline-run-*")
