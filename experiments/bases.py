@@ -41,7 +41,7 @@ def main() -> None:
     quiet_libraries()
     worlds = {int(seed): measure(int(seed)) for seed in arguments.worlds.split(",")}
     write_json(arguments.out / "base.json", worlds)
-    text = markdown(table(worlds))
+    text = markdown(table(worlds)).rstrip() + "\n"
     write_atomically(arguments.out / "base.md", text)
     sys.stdout.write(text)
 
