@@ -7,10 +7,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 ARGS ?=
 
-# Finished runs are not repeated, so a target that was stopped goes on where it was. One thread: the committed
-# results rest on it (sums over more threads round differently), and several runs go side by side.
+# Finished runs are not repeated, so a target that was stopped resumes where it was. One thread: the committed results
+# rest on it (sums over more threads round differently), and several runs go side by side.
 experiments calibration: export OMP_NUM_THREADS = 1
-CALIBRATION = hydra.sweep.dir=outputs/calibration $(ARGS)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 CHECK_PYTHON := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
@@ -59,18 +58,13 @@ demo: $(INSTALLED) ## Run the main job on the testbed: SFT, then DPO, with proje
 .PHONY: experiments
 experiments: $(INSTALLED) ## Repeat every table and figure on the testbed (seeds=1: one seed, a fifth of the time)
 	$(BIN)/python -m experiments run all $(if $(seeds),seeds=$(seeds)) $(ARGS)
-	$(BIN)/python -m experiments report all $(if $(seeds),seeds=$(seeds),out=experiments) $(ARGS)
+	$(BIN)/python -m experiments report all $(if $(seeds),seeds=$(seeds),out=experiments/results) $(ARGS)
 
 .PHONY: calibration
 calibration: $(INSTALLED) ## Repeat the testbed's calibration: bases, and naive tuning over learning rates
-	$(BIN)/python train.py -m method=baseline stage=sft stage.learning_rate=1e-4,2e-4,4e-4,8e-4 $(CALIBRATION)
-	$(BIN)/python train.py -m method=baseline stage=dpo stage.learning_rate=1e-5,2e-5,5e-5,1e-4 $(CALIBRATION)
-	$(BIN)/python train.py -m method=lora stage=sft stage.learning_rate=1e-3,2e-3,4e-3,8e-3 $(CALIBRATION)
-	$(BIN)/python train.py -m method=lora stage=dpo stage.learning_rate=2.5e-4,5e-4,1e-3,2e-3 $(CALIBRATION)
-	$(BIN)/python train.py -m method=baseline stage=sft_dpo data.seed=0,1,2 $(CALIBRATION)
-	$(BIN)/python -m eval.pareto outputs/calibration --out experiments/calibration/grid
-	$(BIN)/python -m experiments.calibration.comparison outputs/calibration --out experiments/calibration/grid
-	$(BIN)/python -m experiments.calibration
+	$(BIN)/python -m experiments run calibration $(ARGS)
+	$(BIN)/python -m experiments report calibration out=experiments/results $(ARGS)
+	$(BIN)/python -m experiments.bases --out experiments/results/testbed/calibration
 
 .PHONY: test
 test: $(INSTALLED) ## Run the quick tests and one slow test of each kind, in 10 minutes

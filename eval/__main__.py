@@ -32,7 +32,7 @@ COMMANDS = {
     "agreement": "eval.judging.agreement",
     "attacks": "eval.benchmarks.attacks",
     "compare": "eval.scores.compare",
-    "pareto": "eval.pareto.collect",
+    "pareto": "eval.pareto.command",
     "report": "eval.report.page",
     "diagnostics": "eval.report.training_curves",
     "mirror": "eval.report.mirror",

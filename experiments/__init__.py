@@ -1,1 +1,1 @@
-"""Experiments: one folder each, with the commands, what they measured, and what it shows."""
+"""The paper's tables and figures: their definitions, the code that runs and reports them, and what was measured."""

@@ -6,9 +6,9 @@ python -m experiments run NAME…    [suite=…] [rows=…] [seeds=…] [output=
 python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=DIR] [out=DIR]
 
 list names the experiments; NAME may be all. plan says what would run, what is done and what it takes. run does what is
-not done, and goes on where it was stopped; slurm=true adds the runs to slurm/sweeps/NAME.txt, one a line, in place of
+not done, and resumes where it was stopped; slurm=true adds the runs to slurm/sweeps/NAME.txt, one per line, in place of
 running. report prints the table and writes it as .md, .tex and .csv, also before anything has run, into
-<out>/NAME/<suite>; out=experiments is for what is committed.
+<out>/<suite>/NAME; out=experiments/results is for what is committed.
 
 suite: testbed (default): every table in small, on a CPU; paper: full size; check: two steps of every row.
 rows: names of rows, * for any part of one, as rows=qwen2_5_7b_sft*. seeds: 3 for the first three, 5-9 or 0,2,4 for
@@ -69,7 +69,7 @@ def parse(words: Sequence[str]) -> Request:
     names = [word for word in words if "=" not in word]
     given = read_pairs([word for word in words if "=" in word], {**KEYS, "*": str})
     problems = [
-        f"'{name}' is no experiment; allowed: {', '.join(known)}{closest_match(name, known)}"
+        f"'{name}' is not an experiment; allowed: {', '.join(known)}{closest_match(name, known)}"
         for name in names
         if name not in known
     ]
@@ -123,8 +123,9 @@ def _list(words: list[str]) -> int:
     if words:
         raise UserError(f"list: found '{words[0]}'; it takes no arguments")
     experiments = [load_experiment(name) for name in experiment_names()]
+    width = max(len(experiment.name) for experiment in experiments)
     for experiment in experiments:
-        print(f"{experiment.name:<10}  {experiment.settings.title} ({len(experiment.rows)} rows)")
+        print(f"{experiment.name:<{width}}  {experiment.settings.title} ({len(experiment.rows)} rows)")
     return EXIT_DONE
 
 
@@ -145,7 +146,7 @@ def _plan(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from experiments.execute import check, execute, tasks_of
+    from experiments.execute import check_tasks, execute, tasks_of
     from experiments.rows import load_experiment, points
 
     request = parse(words)
@@ -158,7 +159,7 @@ def _run(words: list[str]) -> int:
     tasks = tasks_of(every, folder)
     if request.slurm:
         return _write_sweep(request, [task.arguments for task in tasks])
-    check(tasks)
+    check_tasks(tasks)
     todo = [task for task in tasks if not task.done]
     print(f"{len(tasks)} runs in {folder}, {len(tasks) - len(todo)} done", file=sys.stderr, flush=True)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -187,7 +188,7 @@ def _report(words: list[str]) -> int:
     for name in request.names:
         experiment = load_experiment(name)
         found = points(experiment, request.suite, request.rows, request.seeds, request.overrides)
-        out = (request.out or request.output / "reports") / name / request.suite
+        out = (request.out or request.output / "reports") / request.suite / name
         write_report(experiment, request.suite, found, request.output / request.suite, out)
     return EXIT_DONE
 

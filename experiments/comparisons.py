@@ -122,8 +122,8 @@ def compare_at_equal_safety(experiment: Experiment, equal: Sequence[EqualSafety]
 def compare_at_equal_distance(rows: Sequence[Row]) -> list[Comparison]:
     """Every row minus naive tuning that has moved the weights as far, by seed.
 
-    Naive tuning's utility at a distance is interpolated between the untuned model and its points, one a strength, by a
-    monotone cubic (Fritsch and Carlson, SIAM J. Numer. Anal. 17, 1980; scipy's PCHIP): straight lines would lie below
+    Naive tuning's utility at a distance is interpolated between the untuned model and its points, one per strength, by
+    a monotone cubic (Fritsch and Carlson, SIAM J. Numer. Anal. 17, 1980; scipy's PCHIP): straight lines would lie below
     a curve that falls ever faster. A seed that has moved farther than all of them does not count.
     """
     found = []

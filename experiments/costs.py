@@ -120,7 +120,7 @@ def _stage(row: Row, stage: StageName, counts: "Counts | None") -> StageCost:
 
 def _histories(row: Row, stage: StageName) -> list[list[dict[str, Any]]]:
     """Of runs that were made in one go: a trainer's time is that of its last session."""
-    found = [result.history(stage) for result in row.by_seed().values() if len(result.sessions) <= 1]
+    found = [result.run.history(stage) for result in row.by_seed().values() if len(result.run.sessions) <= 1]
     return [lines for lines in found if any("train_runtime" in line for line in lines)]
 
 

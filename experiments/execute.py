@@ -61,7 +61,7 @@ class Task:
 
 
 def tasks_of(points: Iterable[Point], folder: Path) -> list[Task]:
-    """Each different run once, short pipelines first: the longer ones go on from their stages."""
+    """Each different run once, short pipelines first: the longer ones resume from their stages."""
     found: dict[str, Task] = {}
     for point in points:
         config = point.config.model_copy(update={"stage_store": str(folder / "stages")})
@@ -70,7 +70,7 @@ def tasks_of(points: Iterable[Point], folder: Path) -> list[Task]:
     return sorted(found.values(), key=lambda task: (task.point.seed, len(task.point.config.stages)))
 
 
-def check(tasks: Iterable[Task]) -> None:
+def check_tasks(tasks: Iterable[Task]) -> None:
     """Refuse what a run would refuse, for all runs before the first.
 
     Raises:
@@ -85,7 +85,7 @@ def check(tasks: Iterable[Task]) -> None:
 
 
 def execute(tasks: Sequence[Task], workers: int) -> list[str]:
-    """Run what is not done; a point that fails is said, and the rest goes on.
+    """Run what is not done; a point that fails is reported, and the rest still runs.
 
     Returns:
         One line for each point that failed.
@@ -125,7 +125,8 @@ def _spread(waiting: list[Task], workers: int) -> list[str]:
             for worker in crew:
                 if worker.connection not in ready or worker.task is None:
                     continue
-                task, problem = worker.task, worker.result()
+                task = worker.task
+                problem = worker.result(task)
                 finished += 1
                 begun.add(task.world)
                 if problem is not None:
@@ -174,10 +175,9 @@ class _Worker:
         with suppress(OSError):  # it is dead; the result says so
             self.connection.send(task)
 
-    def result(self) -> str | None:
-        """What went wrong with the task and where that is told, or None."""
-        assert self.task is not None
-        run_log, self.task = self.task.directory / "run.log", None
+    def result(self, task: Task) -> str | None:
+        """What went wrong with ``task``, which it was given last, and where that is told, or None."""
+        run_log, self.task = task.directory / "run.log", None
         try:
             problem: str | None = self.connection.recv()
         except (EOFError, OSError):
@@ -192,9 +192,8 @@ class _Worker:
 
     def stop(self, number: int) -> None:
         """Ask a run to save and leave; without one there is nothing to save."""
-        if self.process.is_alive():
-            assert self.process.pid is not None
-            os.kill(self.process.pid, number if self.task else signal.SIGKILL)
+        if self.process.is_alive() and (pid := self.process.pid) is not None:
+            os.kill(pid, number if self.task else signal.SIGKILL)
 
 
 @contextmanager
@@ -242,7 +241,7 @@ def _run(task: Task) -> str | None:
         run(task.point.config, task.directory, evaluate, task.point.overrides)
     except UserError as error:
         return " / ".join(error.problems)
-    except Exception as error:  # noqa: BLE001  # the traceback is in the run's log; the other points go on
+    except Exception as error:  # noqa: BLE001  # the traceback is in the run's log; the other points still run
         traceback.print_exc()
         return traceback.format_exception_only(error)[-1].strip()
     return None

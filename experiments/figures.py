@@ -9,7 +9,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from eval.pareto.plot import BASE_COLOUR, COLOURS, DPI, MARKERS, WIDTH
-from experiments.outcomes import METHODS, PIPELINES, Row, published, reference_of, setting
+from experiments.outcomes import PIPELINES, Row, publication, published, reference_of, setting
 from experiments.rows import Experiment
 from ogpsa.config import StageName
 
@@ -26,8 +26,8 @@ def draw(experiment: Experiment, rows: Sequence[Row]) -> Figure | None:
     run = [row for row in rows if row.by_seed()]
     if experiment.settings.figure == "front":
         return _front(rows)
-    if experiment.settings.figure == "curve" and run:
-        return _curve(experiment, rows)
+    if experiment.settings.figure == "curve" and experiment.settings.axis is not None and run:
+        return _curve(experiment, rows, experiment.settings.axis)
     if experiment.settings.figure == "overlap" and run:
         return _overlap(run)
     return None
@@ -38,8 +38,8 @@ def _figure(height: float) -> Figure:
 
 
 def _front(rows: Sequence[Row]) -> Figure | None:
-    """Safety and utility, a panel a pipeline, the published points in grey behind; ours once more, from near."""
-    known = list(dict.fromkeys([*METHODS.values(), *(row.method for row in rows)]))
+    """Safety and utility, a panel per pipeline, the published points in grey behind; ours once more, from near."""
+    known = list(dict.fromkeys([*publication().methods.values(), *(row.method for row in rows)]))
     style = {
         method: (COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)])
         for place, method in enumerate(known)
@@ -92,7 +92,7 @@ def _draw_published(axes: Axes, row: str, marker: str) -> None:
 
 
 def _draw_row(axes: Axes, row: Row, colour: str, marker: str) -> None:
-    """A row's means, one a strength; the row's own strength filled and with its intervals."""
+    """A row's means, one per strength; the row's own strength filled and with its intervals."""
     points = []
     for strength in row.strengths:
         safety, utility = (row.summary(score, strength) for score in AXES)
@@ -109,10 +109,8 @@ def _draw_row(axes: Axes, row: Row, colour: str, marker: str) -> None:
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.8, alpha=0.7, zorder=3)
 
 
-def _curve(experiment: Experiment, rows: Sequence[Row]) -> Figure:
-    """Scores over the experiment's axis; the reference row as a band."""
-    axis = experiment.settings.axis
-    assert axis is not None
+def _curve(experiment: Experiment, rows: Sequence[Row], axis: str) -> Figure:
+    """Scores over the key ``axis``; the reference row as a band."""
     settings = {row.name: setting(row.config, axis) for row in rows}
     # The reference has no place on the axis.
     placed = [row for row in rows if reference_of(row, experiment, rows) is not None and settings[row.name] is not None]
@@ -151,7 +149,7 @@ def _curve(experiment: Experiment, rows: Sequence[Row]) -> Figure:
 
 
 def _within_percent(low: float, high: float) -> tuple[float, float]:
-    """Limits no farther than percentages go, a little room beside them, and not so near that noise fills the panel."""
+    """Limits no farther than percentages go, a little room around them, and not so near that noise fills the panel."""
     room = max(0.0, 5.0 - (high - low)) / 2
     return max(low - room, -3.0), min(high + room, 103.0)
 
@@ -161,7 +159,7 @@ def _is_number(text: str) -> bool:
 
 
 def _overlap(rows: Sequence[Row]) -> Figure:
-    """Cosine before and after, safety loss and reference loss over the steps; a column a stage."""
+    """Cosine before and after, safety loss and reference loss over the steps; a column per stage."""
     stages = list(dict.fromkeys(stage.name for row in rows for stage in row.config.stages))
     several = len({row.pipeline for row in rows}) > 1
     titles = {"projection/cosine": "cosine with the subspace", "loss": "safety loss",

@@ -2,51 +2,32 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from fnmatch import fnmatchcase
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
 import yaml
 
+from eval.scores.finished import FinishedRun, is_finished, read_finished
 from eval.scores.statistics import Summary, average_gain, summarize
 from experiments.distance import Weights, relative_distance, weights_of
-from experiments.rows import FOLDER, Experiment, Point, row_model
+from experiments.rows import PUBLISHED_FILE, Experiment, Point, row_model
 from ogpsa.config import Config, Section, StageName
-from ogpsa.runs.directory import (
-    HISTORY_FILE,
-    METRICS_FILE,
-    PROVENANCE_FILE,
-    flatten,
-    read_metrics,
-    stage_folder,
-)
+from ogpsa.runs.directory import flatten
 from ogpsa.subspace.settings import ProjectionSettings
-from ogpsa.utils.files import read_json, read_jsonl
+from ogpsa.utils.errors import UserError
 
 # Averages over benchmarks, and the average gain over the base.
 SCORES = ("safety", "utility", "over_refusal", "gain")
 # In the order of the paper.
 PIPELINES = {"sft": "SFT", "dpo": "DPO", "sft_dpo": "SFT→DPO"}
-METHODS = {
-    "baseline": "naive tuning",
-    "lora": "LoRA",
-    "replay": "general data (replay)",
-    "merge": "merged",
-    "ogpsa": "OGPSA",
-    "anchor": "naive tuning, anchored",
-    "ogpsa_selected": "OGPSA, references chosen",
-    "ogpsa_lora": "OGPSA + LoRA",
-    "ogpsa_merge": "OGPSA, merged",
-    "ogpsa_anchor": "OGPSA, anchored",
-}
 Item = TypeVar("Item")
 
 
 class Published(Section):
-    """A published number, in percent; ``experiments/published.yaml`` says what the keys hold."""
+    """A published number, in percent."""
 
     row: str | None
     model: str | None
@@ -55,12 +36,27 @@ class Published(Section):
     tag: str
 
 
+class Publication(Section):
+    """``experiments/definitions/published.yaml``."""
+
+    methods: dict[str, str]
+    scores: list[Published]
+
+
+@cache
+def publication() -> Publication:
+    return Publication.model_validate(yaml.safe_load(PUBLISHED_FILE.read_text(encoding="utf-8")))
+
+
 @cache
 def published() -> dict[tuple[str, str], Published]:
-    """All that is published, by row (the untuned model's by the model's name) and score."""
-    raw = yaml.safe_load((FOLDER / "published.yaml").read_text(encoding="utf-8"))
-    entries = [Published.model_validate(entry) for entry in raw]
-    return {(entry.row or entry.model or "", entry.score): entry for entry in entries}
+    """All published numbers, by row (the untuned model's by the model's name) and score."""
+    return {(entry.row or entry.model or "", entry.score): entry for entry in publication().scores}
+
+
+def method_label(config: Config) -> str:
+    """The method as the paper calls it, or its own name."""
+    return publication().methods.get(config.method.name, config.method.name)
 
 
 @dataclass(frozen=True)
@@ -75,37 +71,17 @@ class Result:
     """
 
     point: Point
-    directory: Path
+    run: FinishedRun
     scores: dict[str, float]
     base: dict[str, float]
     weights: Weights | None = None
 
     @property
-    def revision(self) -> str:
-        """The code's, of the session that finished the run."""
-        git = (self.sessions or [{}])[-1].get("git") or {"revision": "unknown", "dirty": False}
-        return str(git["revision"])[:7] + ("+" if git["dirty"] else "")
-
-    @property
-    def seconds(self) -> float:
-        """From the start of the session that finished the run to its result."""
-        finished = (self.directory / METRICS_FILE).stat().st_mtime
-        started = (self.sessions or [{}])[-1].get("started")
-        return finished - datetime.fromisoformat(started).timestamp() if started else 0.0
-
-    @cached_property
-    def sessions(self) -> list[dict[str, Any]]:
-        """What the run's ``provenance.json`` says of each process that worked on it."""
-        file = self.directory / PROVENANCE_FILE
-        found: list[dict[str, Any]] = read_json(file)["sessions"] if file.is_file() else []
-        return found
-
-    def history(self, stage: StageName) -> list[dict[str, Any]]:
-        """What the stage's trainer logged, line by line; nothing where that is gone, or the run has no such stage."""
-        if stage not in (own.name for own in self.point.config.stages):
-            return []
-        file = stage_folder(self.directory, self.point.config, stage) / HISTORY_FILE
-        return read_jsonl(file) if file.is_file() else []
+    def refused(self) -> float | None:
+        """Share of refusals among the answers to the utility benchmarks, in percent; None where not counted."""
+        entries = self.run.last["benchmarks"]
+        shares = [entries[name].get("refused") for name in self.point.config.eval.utility]
+        return None if not shares or None in shares else 100 * fmean(shares)
 
 
 @dataclass(frozen=True)
@@ -134,7 +110,7 @@ class Row:
 
     @property
     def method(self) -> str:
-        return METHODS.get(self.config.method.name, self.config.method.name)
+        return method_label(self.config)
 
     @property
     def comparable(self) -> bool:
@@ -144,7 +120,7 @@ class Row:
 
     @property
     def benchmarks(self) -> list[str]:
-        """All that enters an average or is reported beside."""
+        """All that enters an average or is reported in addition."""
         return [name for members in self.config.eval.groups.values() for name in members]
 
     @property
@@ -175,7 +151,7 @@ class Row:
         """Step and mean over seeds of what was logged under ``key``, or under keys that begin with it and a slash."""
         steps: dict[int, list[float]] = {}
         for result in self.by_seed().values():
-            for line in result.history(stage):
+            for line in result.run.history(stage):
                 values = [value for name, value in line.items() if name == key or name.startswith(f"{key}/")]
                 if values:
                     steps.setdefault(line["step"], []).append(fmean(values))
@@ -204,7 +180,7 @@ def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folde
         rows.append(Row(name, group, model, row_label(experiment, name, config), config, own, results))
     groups = list(dict.fromkeys(row.group for row in rows))
     return sorted(rows, key=lambda row: (groups.index(row.group), _order(row.pipeline, PIPELINES.values()),
-                                         _order(row.method, METHODS.values())))  # fmt: skip
+                                         _order(row.method, publication().methods.values())))  # fmt: skip
 
 
 def reference_of(row: Row, experiment: Experiment, rows: Sequence[Row]) -> Row | None:
@@ -226,7 +202,7 @@ def _alike(row: Row, rows: Sequence[Row], pattern: str | None) -> Row | None:
 def row_label(experiment: Experiment, row: str, config: Config) -> str:
     """What a row is called: the experiment's ``label``, or its method where that says nothing of it."""
     folder, _, stem = row.rpartition("/")
-    method = METHODS.get(config.method.name, config.method.name)
+    method = method_label(config)
     template = experiment.settings.label
     named = {"method": method, "row": method if folder == "table1" else stem if folder == experiment.name else row}
     keys = [part.partition("}")[0] for part in template.split("{")[1:]]
@@ -261,19 +237,21 @@ def _text(value: Any, null: str) -> str:
 
 def _read(point: Point, folder: Path, distance: bool) -> Result | None:
     directory = folder / point.config.run_name()
-    metrics = read_metrics(directory)
-    if metrics is None:
+    if not is_finished(directory):
         return None
+    try:
+        run = read_finished(directory)
+    except UserError as error:
+        raise UserError(*(f"{directory}: {problem}" for problem in error.problems)) from None
     members = [*point.config.eval.safety, *point.config.eval.utility]
-    base = _scores(metrics["base"])
-    scores = _scores(list(metrics["stages"].values())[-1])
+    base, scores = _scores(run.metrics["base"]), _scores(run.last)
     if all(name in scores and name in base for name in members):
         gain = average_gain({name: scores[name] for name in members}, {name: base[name] for name in members})
         scores |= {} if gain.percent is None else {"gain": gain.percent}
     weights = weights_of(point.config, directory) if distance else None
     if weights is not None:
         scores |= {"moved": 100 * relative_distance(weights)}
-    return Result(point, directory, scores, base, weights)
+    return Result(point, run, scores, base, weights)
 
 
 def _scores(part: dict[str, Any]) -> dict[str, float]:

@@ -44,7 +44,7 @@ class RowPlan:
 
 
 def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
-    """The plan as a text: a line a row, the sums, and what they rest on."""
+    """The plan as a text: a line per row, the sums, and what they rest on."""
     ordered = sorted(tasks, key=lambda task: experiment.rows.index(task.point.row))
     plans = [_row_plan(row, list(own), suite) for row, own in groupby(ordered, key=lambda task: task.point.row)]
     left = {one.row: one.runs - one.done for one in plans}
@@ -61,12 +61,12 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
     lines.append(
         f"{sum(one.runs for one in plans)} runs, {sum(one.done for one in plans)} done; to go: {known}{unknown}, "
         f"{calls} judge calls. At most: stages and evaluations that runs have in common are made and kept once; while "
-        "a stage trains, two checkpoints with the optimizer's state are kept besides."
+        "a stage trains, two checkpoints with the optimizer's state are kept in addition."
     )
     lines.append(
-        f"hours: {OPERATIONS} operations a parameter and token, {OPERATIONS + 2} with checkpointing, at "
-        f"{suite.device.utilisation:.0%} of {suite.device.teraflops:g} TFLOP/s (experiments/suites), "
-        f"{CHARACTERS_PER_TOKEN} characters a token; evaluation is not in them"
+        f"hours: {OPERATIONS} operations per parameter and token, {OPERATIONS + 2} with checkpointing, at "
+        f"{suite.device.utilisation:.0%} of {suite.device.teraflops:g} TFLOP/s (experiments/definitions/suites), "
+        f"{CHARACTERS_PER_TOKEN} characters per token; evaluation is not in them"
     )
     return "\n".join([*lines, *dict.fromkeys(problem for one in plans for problem in one.problems)])
 

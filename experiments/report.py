@@ -4,100 +4,34 @@
 something to draw, ``.png`` and ``.pdf``. Numbers are in percent, the paper's unit.
 """
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from eval.pareto.collect import save
-from eval.pareto.tables import LATEX_SPECIAL
-from eval.scores.statistics import Summary, summarize
+from eval.scores.finished import FinishedRun
 from experiments.comparisons import (
-    AT_EQUAL_DISTANCE,
-    COMPARED,
-    TO_USUAL,
-    Comparison,
-    EqualSafety,
-    Membership,
     compare,
     compare_at_equal_distance,
     compare_at_equal_safety,
     compare_to_usual,
-    directions,
     equal_safety,
     front_membership,
 )
-from experiments.costs import NOTES as COST_NOTES
 from experiments.costs import Cost, costs
-from experiments.outcomes import SCORES, Result, Row, published, read_rows, reference_of, usual_of
+from experiments.outcomes import SCORES, Row, published, read_rows
+from experiments.paper_tables import (
+    benchmark_tables,
+    cost_tables,
+    equal_safety_tables,
+    front_tables,
+    loss_tables,
+    overlap_tables,
+    score_tables,
+    strength_tables,
+)
 from experiments.rows import Experiment, Point, confirmation_seed
-from ogpsa.config import StageName
 from ogpsa.utils.files import check_writable, write_atomically, write_json
-
-TITLES = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓", "gain": "average gain ↑"}
-MOVED = "moved"
-MOVED_NOTE = (
-    "Moved: distance of the last weights from the untuned model's, as a share of the latter's length (on the testbed). "
-    "Direction: cosine of the way that they went with the way that naive tuning's of the same seed went. "
-    "Δ at equal distance: utility minus that of naive tuning which has moved as far, read off its points of the same "
-    "seed at several multiples of the learning rates, interpolated by a monotone cubic; seeds beyond them do not count."
-)
-STAGES: tuple[StageName, ...] = ("sft", "dpo")
-COURSES = {
-    "cosine before": "projection/cosine",
-    "cosine after": "projection/cosine_after",
-    "safety loss": "loss",
-    "reference loss": "projection/reference_loss",
-}
-LATEX = LATEX_SPECIAL | {
-    "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "<": "$<$", "–": "--",
-    "→": r"$\rightarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-}  # fmt: skip
-NOT_RUN = "not run"
-SCORES_NOTE = (
-    "In %. Mean over seeds ± half the 95% t-interval; one seed has none. Over-refusal: lower is better. Average gain: "
-    "mean relative change of the benchmarks of both averages against the untuned model [inferred]."
-)
-PUBLISHED_NOTE = "Published: the paper's value with its source in brackets"
-SAME_MODEL = ", and ours minus it."
-OTHER_MODEL = (
-    "; it is of the paper's model, data and benchmarks. Ours is another model on other benchmarks: a difference would "
-    "mean nothing, and none is shown."
-)
-DIFFERENCE_NOTE = (
-    "Δ: difference to {}, paired by seed, with its 95% t-interval; in brackets p of a two-sided "
-    "paired t-test, corrected by Holm over the column (in all tables of this page), and the number of pairs; –: all "
-    "pairs differ by the same amount, nothing to test."
-)
-EQUAL_NOTE = (
-    "Utility that each method reaches at S, the safety of naive tuning at its own learning rates (× 1), seed by seed: "
-    "read off the Pareto front of the method's points, one a strength (multiple of the learning rates), interpolated "
-    "linearly between neighbours. Safer: seeds whose whole front is safer than S; their point of highest utility "
-    "counts. No overlap: seeds whose points are all less safe than S; they have no number and no part in the means. "
-    "OGPSA minus it: paired over the seeds that both have a number for, 95% t-interval; p: two-sided paired t-test, "
-    "corrected by Holm over all comparisons of this table."
-)
-FRONT_NOTE = (
-    "On the front: no other row of the pipeline, nor the untuned model, is as good in safety and utility and better in "
-    "one of them. By means: of the means over seeds at the rows' own learning rates. In seeds: the same seed by seed, "
-    "over the seeds that all rows have. At any strength: of all rows' means at all multiples of the learning rates; "
-    "the multiples at which the row is on that front."
-)
-OVERLAP_NOTE = (
-    "Mean over seeds, early → late: over the first and the last tenth of what the stage logged. Cosine: of the safety "
-    "gradient with the capability subspace (the length of its part in it by its length), before and after projection. "
-    "Safety loss: the stage's training loss. Reference loss: mean over the reference sets, at each estimate."
-)
-
-
-@dataclass(frozen=True)
-class Table:
-    """What is shown: a cell by column and line, all lines with the same columns."""
-
-    title: str
-    lines: Sequence[dict[str, str]]
-    notes: Sequence[str] = ()
+from ogpsa.utils.table import comma_separated, latex, markdown
 
 
 def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: Path, out: Path) -> list[Path]:
@@ -126,29 +60,31 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     fronts = front_membership(rows) if experiment.settings.figure == "front" else []
     spent = costs(suite, rows) if experiment.settings.costs else []
     tables = [
-        *_score_tables(experiment, suite, rows, comparisons),
-        *_score_tables(experiment, suite, confirmed, confirmations, f"confirmed on seeds from {first}"),
-        *_benchmark_tables(experiment, rows),
-        *_front_tables(fronts),
-        *_strength_tables(rows),
-        *_equal_safety_tables(equal, at_equal),
-        *_cost_tables(spent),
-        *_overlap_tables(rows if experiment.settings.figure == "overlap" else []),
+        *score_tables(experiment, rows, comparisons),
+        *score_tables(experiment, confirmed, confirmations, f"confirmed on seeds from {first}"),
+        *benchmark_tables(experiment, rows),
+        *front_tables(fronts),
+        *strength_tables(rows),
+        *equal_safety_tables(equal, at_equal),
+        *loss_tables(rows if experiment.settings.losses else []),
+        *cost_tables(spent),
+        *overlap_tables(rows if experiment.settings.figure == "overlap" else []),
     ]
     records = [record for row in rows for record in _records(row, spent)]
     records += [record | {"first_seed": first} for row in confirmed for record in _records(row, [])]
-    text = markdown(
-        f"{experiment.name}: {experiment.settings.title}",
-        f"`python -m experiments run {experiment.name} suite={suite}`, then `report`: "
-        + _provenance([result for row in (*rows, *confirmed) for result in row.results], len(points)),
-        tables,
+    provenance = _provenance([result.run for row in (*rows, *confirmed) for result in row.results], len(points))
+    text = (
+        f"# {experiment.name}: {experiment.settings.title}\n\n"
+        f"`python -m experiments run {experiment.name} suite={suite}`, then `report`: {provenance}\n\n"
+        + "".join(map(markdown, tables)).rstrip()
+        + "\n"
     )
     details = {
         "experiment": experiment.name,
         "suite": suite,
         "rows": records,
         "runs": [
-            {"run": one.directory.name, "row": row.name, "seed": one.point.seed, "strength": one.point.strength}
+            {"run": one.run.directory.name, "row": row.name, "seed": one.point.seed, "strength": one.point.strength}
             | one.scores
             for row in (*rows, *confirmed)
             for one in row.results
@@ -168,7 +104,7 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     paths = {ending: out / f"{experiment.name}.{ending}" for ending in ("md", "tex", "csv", "json", "png", "pdf")}
     write_atomically(paths["md"], text)
     write_atomically(paths["tex"], latex(tables))
-    write_atomically(paths["csv"], _comma_separated(records))
+    write_atomically(paths["csv"], comma_separated(records))
     write_json(paths["json"], details)
     if not _draw(experiment, rows, paths["png"], paths["pdf"]):
         del paths["png"], paths["pdf"]
@@ -176,268 +112,20 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
     return list(paths.values())
 
 
-def _provenance(results: Sequence[Result], planned: int) -> str:
+def _provenance(runs: Sequence[FinishedRun], planned: int) -> str:
     """What has run, how long it took and by which code."""
-    if not results:
+    if not runs:
         return "nothing has run."
-    hours = sum(result.seconds for result in results) / 3600
-    revisions = ", ".join(sorted({result.revision for result in results}))
+    hours = sum(run.seconds for run in runs) / 3600
+    revisions = ", ".join(sorted({run.revision for run in runs}))
     return (
-        f"{len(results)} of {planned} runs are finished, {hours:.1f} hours of one worker in all, "
+        f"{len(runs)} of {planned} runs are finished, {hours:.1f} hours of one worker in all, "
         f"by revision {revisions} (+: changed files)."
     )
 
 
-def _score_tables(
-    experiment: Experiment, suite: str, rows: Sequence[Row], comparisons: Sequence[Comparison], which: str = ""
-) -> list[Table]:
-    compared = {(one.row, one.score): one for one in comparisons}
-    references = _references(experiment, rows)
-    shown = [score for score in SCORES if score in _published_scores(experiment, rows)]
-    ours = all(row.comparable for row in rows)
-    distances = _distances(rows)
-    usuals = {found.name: found.label for row in rows if (found := usual_of(row, experiment, rows)) is not None}
-    usual = ", ".join(dict.fromkeys(label for name, label in usuals.items() if name not in references))
-    ways = directions(rows) if distances else {}
-
-    def line(row: Row | None, name: str, summaries: dict[str, Summary | None], first: dict[str, str]) -> dict[str, str]:
-        cells = first | {title: _score(summaries[score], row) for score, title in TITLES.items()}
-        if distances:
-            cells |= {MOVED: _score(row.summary("moved")) if row else "", "direction": _cosine(ways.get(name))}
-        cells |= {f"published {score}": _published(name, score, summaries[score] if ours else None) for score in shown}
-        if references:
-            cells |= {f"Δ {score}": _difference(compared.get((name, score))) for score in COMPARED}
-        if usual:
-            cells |= {f"Δ utility to {usual}": _difference(compared.get((name, TO_USUAL)))}
-        if distances:
-            cells |= {"Δ at equal distance": _difference(compared.get((name, AT_EQUAL_DISTANCE)))}
-        return cells
-
-    tables = []
-    for group, members in _groups(rows):
-        base = _base(members)
-        lines = [line(None, members[0].model, {score: base.get(score) for score in SCORES}, _untuned(seeds=""))]
-        for row in members:
-            summaries = {score: row.summary(score) for score in SCORES}
-            lines.append(line(row, row.name, summaries, _named(row) | {"seeds": _seeds(row)}))
-        tables.append(Table(f"{group}, {which}" if which else group, lines))
-    notes = [SCORES_NOTE, *([MOVED_NOTE] if distances else [])]
-    if shown:
-        notes.append(PUBLISHED_NOTE + (SAME_MODEL if ours else OTHER_MODEL))
-    if references:
-        labels = dict.fromkeys(row.label for row in rows if row.name in references)
-        whose = f"{', '.join(labels)} of the same pipeline" + (f", or to {usual}" if usual else "")
-        notes.append(DIFFERENCE_NOTE.format(whose))
-    return _with_notes(tables, notes)
-
-
-def _benchmark_tables(experiment: Experiment, rows: Sequence[Row]) -> list[Table]:
-    """Benchmark by benchmark, where single ones are published."""
-    if not all(row.comparable for row in rows) or _published_scores(experiment, rows) <= set(SCORES):
-        return []
-    tables = []
-    for group, members in _groups(rows):
-        base, model, names = _base(members), members[0].model, members[0].benchmarks
-        lines = [_untuned() | {name: _beside(base.get(name), None, model, name) for name in names}]
-        lines += [
-            _named(row) | {name: _beside(row.summary(name), row, row.name, name) for name in names} for row in members
-        ]
-        tables.append(Table(f"{group}, benchmark by benchmark", lines))
-    return _with_notes(tables, ["In %: ours; what is published, with its source, and ours minus it."])
-
-
-def _front_tables(fronts: Sequence[Membership]) -> list[Table]:
-    tables = []
-    for group, members in _groups([one.row for one in fronts]):
-        lines = []
-        for one in (one for one in fronts if one.row in members):
-            strengths = [f"× {strength:g}" for strength, on in sorted(one.strengths.items()) if on]
-            cells = {
-                "on the front by means": "yes" if one.mean else "no",
-                "in seeds": f"{sum(one.seeds.values())} of {len(one.seeds)}",
-                "at any strength": ", ".join(strengths) or "no",
-            }
-            lines.append(_named(one.row) | cells)
-        tables.append(Table(f"{group}: the Pareto front", lines))
-    return _with_notes(tables, [FRONT_NOTE])
-
-
-def _strength_tables(rows: Sequence[Row]) -> list[Table]:
-    """Safety and utility at every multiple of the learning rates, where there are several."""
-    tables = []
-    for group, members in _groups([row for row in rows if len(row.strengths) > 1]):
-        strengths = sorted({strength for row in members for strength in row.strengths})
-        lines = [_named(row) | {f"× {strength:g}": _pair(row, strength) for strength in strengths} for row in members]
-        tables.append(Table(f"{group}: by strength", lines))
-    scores = "safety, utility and how far the weights moved" if _distances(rows) else "safety and utility"
-    return _with_notes(tables, [f"In %, by multiple of the row's learning rates: {scores}."])
-
-
-def _equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comparison]) -> list[Table]:
-    compared = {one.against: one for one in comparisons}
-    tables = []
-    for group, members in _groups([one.row for one in equal]):
-        lines = []
-        for one in (one for one in equal if one.row in members):
-            ats = list(one.utility.values())
-            planned = set.intersection(*(set(one.row.planned(strength)) for strength in one.row.strengths))
-            cells = {
-                "S": _score(_summary(one.safety.values())),
-                "utility at S": _score(_summary(one.found.values())) or ("no overlap" if ats else NOT_RUN),
-                "seeds with a number": f"{len(one.found)}/{len(planned)}",
-                "safer": str(sum(at is not None and at.safer for at in ats)),
-                "no overlap": str(ats.count(None)),
-                "OGPSA minus it": _difference(compared.get(one.row.name)),
-            }
-            lines.append(_named(one.row) | cells)
-        tables.append(Table(f"{group}: utility at equal safety", lines))
-    return _with_notes(tables, [EQUAL_NOTE])
-
-
-def _cost_tables(spent: Sequence[Cost]) -> list[Table]:
-    lines = [_named(one.row) | {"seeds": _seeds(one.row)} | one.cells() for one in spent]
-    return [Table("What it costs", lines, COST_NOTES)] if lines else []
-
-
-def _overlap_tables(rows: Sequence[Row]) -> list[Table]:
-    lines = [
-        {"stage": stage.upper(), **_named(row), "seeds": _seeds(row)}
-        | {title: _early_late(row.course(stage, key)) if row.by_seed() else NOT_RUN for title, key in COURSES.items()}
-        for stage in STAGES
-        for row in rows
-        if stage in (own.name for own in row.config.stages)
-    ]
-    return [Table("Overlap of gradients, and losses", lines, [OVERLAP_NOTE])] if lines else []
-
-
-def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    return [(group, [row for row in rows if row.group == group]) for group in dict.fromkeys(row.group for row in rows)]
-
-
-def _distances(rows: Sequence[Row]) -> bool:
-    """Whether it is known how far the weights moved."""
-    return any(row.values("moved") for row in rows)
-
-
-def _references(experiment: Experiment, rows: Sequence[Row]) -> set[str]:
-    """The rows that others are compared with."""
-    return {found.name for row in rows if (found := reference_of(row, experiment, rows)) is not None}
-
-
-def _published_scores(experiment: Experiment, rows: Sequence[Row]) -> set[str]:
-    """What is published of the experiment's rows; an ablation's reference alone is table1's to compare."""
-    names = {row.name for row in rows} - _references(experiment, rows)
-    return {score for name, score in published() if name in names}
-
-
-def _with_notes(tables: Sequence[Table], notes: Sequence[str]) -> list[Table]:
-    """The notes under the last of ``tables``."""
-    return [*tables[:-1], *(replace(last, notes=notes) for last in tables[-1:])]
-
-
-def _base(rows: Sequence[Row]) -> dict[str, Summary]:
-    """The untuned model's scores; nothing before one of ``rows`` has run."""
-    scores = next((row.base for row in rows if row.base), {})
-    return {name: Summary(1, value, None) for name, value in scores.items()}
-
-
-def _named(row: Row) -> dict[str, str]:
-    return {"pipeline": row.pipeline, "row": row.label}
-
-
-def _untuned(**more: str) -> dict[str, str]:
-    return {"pipeline": "", "row": "untuned"} | more
-
-
-def _seeds(row: Row) -> str:
-    done, planned = len(row.by_seed()), len(row.planned())
-    return str(done) if done == planned else f"{done}/{planned}"
-
-
-def _summary(values: Iterable[float]) -> Summary | None:
-    known = list(values)
-    return summarize(known) if known else None
-
-
-def _score(summary: Summary | None, row: Row | None = None) -> str:
-    """Empty where there is no number, or why: ``row`` has not run."""
-    if summary is None:
-        return NOT_RUN if row is not None and not row.by_seed() else ""
-    return f"{summary.mean:.1f}" + ("" if summary.half_width is None else f" ± {summary.half_width:.1f}")
-
-
-def _cosine(summary: Summary | None) -> str:
-    if summary is None:
-        return ""
-    return f"{summary.mean:.2f}" + ("" if summary.half_width is None else f" ± {summary.half_width:.2f}")
-
-
-def _pair(row: Row, strength: float) -> str:
-    scores = [_score(row.summary(score, strength)) for score in ("safety", "utility", "moved")]
-    return ", ".join(filter(None, scores)) or (NOT_RUN if strength in row.strengths else "")
-
-
-def _published(name: str, score: str, ours: Summary | None) -> str:
-    """A published value with its source, and ours minus it; empty where there is none."""
-    entry = published().get((name, score))
-    if entry is None:
-        return ""
-    return f"{entry.value:.2f} [{entry.tag}]" + ("" if ours is None else f", {_signed(ours.mean - entry.value)}")
-
-
-def _beside(summary: Summary | None, row: Row | None, name: str, score: str) -> str:
-    return "; ".join(filter(None, (_score(summary, row), _published(name, score, summary))))
-
-
-def _difference(one: Comparison | None) -> str:
-    if one is None:
-        return ""
-    summary = one.paired.difference
-    if summary.half_width is None:
-        return f"{_signed(summary.mean)} (n = 1)"
-    p = "–" if one.p is None else "< 0.001" if one.p < 0.001 else f"{one.p:.3f}"
-    return f"{_signed(summary.mean)} ± {summary.half_width:.1f} ({p}; n = {summary.n})"
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}"  # without a negative zero
-
-
-def _early_late(course: Sequence[tuple[int, float]]) -> str:
-    part = max(1, len(course) // 10)
-    early, late = (sum(value for _, value in piece) / part for piece in (course[:part], course[-part:]))
-    return f"{early:.3g} → {late:.3g}" if course else ""
-
-
-def markdown(title: str, lead: str, tables: Sequence[Table]) -> str:
-    lines = [f"# {title}", "", lead, ""]
-    for table in tables:
-        header = list(table.lines[0])
-        lines += [f"## {table.title}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-        lines += [f"| {' | '.join(line.values())} |".replace("<", "&lt;") for line in table.lines]
-        lines += ["", *(part for note in table.notes for part in (note, ""))]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def latex(tables: Sequence[Table]) -> str:
-    """One plain ``tabular`` a table, its notes below; they need no package."""
-    lines: list[str] = []
-    for table in tables:
-        header = list(table.lines[0])
-        lines += [rf"\begin{{tabular}}{{{'l' * len(header)}}}", r"\hline"]
-        lines += [rf"\multicolumn{{{len(header)}}}{{l}}{{\textit{{{_escape(table.title)}}}}} \\", r"\hline"]
-        lines += [" & ".join(map(_escape, header)) + r" \\", r"\hline"]
-        lines += [" & ".join(map(_escape, line.values())) + r" \\" for line in table.lines]
-        lines += [r"\hline", r"\end{tabular}", "", *(part for note in table.notes for part in (_escape(note), ""))]
-    return "\n".join(lines)
-
-
-def _escape(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
-
-
 def _records(row: Row, spent: Sequence[Cost]) -> list[dict[str, object]]:
-    """One a strength, with all benchmarks; None where there is no number."""
+    """One per strength, with all benchmarks; None where there is no number."""
     records = []
     for strength in row.strengths:
         record: dict[str, object] = {"row": row.name, "group": row.group, "pipeline": row.pipeline, "label": row.label}
@@ -456,20 +144,11 @@ def _records(row: Row, spent: Sequence[Cost]) -> list[dict[str, object]]:
     return records
 
 
-def _comma_separated(records: Sequence[dict[str, object]]) -> str:
-    """Numbers in full precision, empty where there is none."""
-    text = io.StringIO()
-    names = list(dict.fromkeys(name for record in records for name in record))
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
-
-
 def _draw(experiment: Experiment, rows: Sequence[Row], png: Path, pdf: Path) -> bool:
     """Whether there was something to draw."""
     if experiment.settings.figure == "none":
         return False
+    from eval.pareto.plot import save
     from experiments.figures import draw
 
     figure = draw(experiment, rows)

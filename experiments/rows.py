@@ -1,7 +1,7 @@
 """Which runs an experiment consists of: its rows, in a suite, at seeds and strengths.
 
-An experiment is a folder with ``experiment.yaml``; a row is one YAML in ``conf/experiment/<experiment>``; a suite
-(``experiments/suites``) says at what size the rows run. Nothing here imports torch.
+An experiment is one YAML in ``experiments/definitions``; a row is one YAML in ``conf/experiment/<experiment>``; a suite
+(``experiments/definitions/suites``) says at what size the rows run. Nothing here imports torch.
 """
 
 import re
@@ -19,13 +19,14 @@ from ogpsa.app.compose import CONF, compose_config
 from ogpsa.config import Config, DPOSettings, Section, SFTSettings, SFTThenDPOSettings, describe
 from ogpsa.utils.errors import UserError, closest_match
 
-FOLDER = Path(__file__).parent
+DEFINITIONS = Path(__file__).parent / "definitions"
+PUBLISHED_FILE = DEFINITIONS / "published.yaml"
 ROWS = CONF / "experiment"
 # What the rows inherit; names that start with _ are no rows.
 SHARED = "_paper"
 S = TypeVar("S", bound=Section)
 SuiteName = Literal["paper", "testbed", "check"]
-# Beside the names of experiments.
+# In addition to the names of experiments.
 ALL = "all"
 
 
@@ -39,7 +40,7 @@ class Device(Section):
 
 
 class Suite(Section):
-    """A size at which every row can run: ``experiments/suites/<name>.yaml``."""
+    """A size at which every row can run: ``experiments/definitions/suites/<name>.yaml``."""
 
     overrides: list[str]
     models: dict[str, list[str]]
@@ -59,11 +60,15 @@ class Grid(Section):
 
 
 class ExperimentSettings(Section):
-    """``experiments/<name>/experiment.yaml``.
+    """``experiments/definitions/<name>.yaml``.
 
     Attributes:
         reference: pattern of the row that the others of its model and pipeline are compared with.
         usual: the same for the row with the paper's setting, or the nearest to it; they are compared with both.
+        axis: key that the figure's horizontal axis shows.
+        distance: show how far the weights have moved.
+        costs: show what projection costs.
+        losses: show how utility was lost.
     """
 
     title: str
@@ -75,6 +80,7 @@ class ExperimentSettings(Section):
     axis: str | None = None
     distance: bool = False
     costs: bool = False
+    losses: bool = False
     suites: dict[SuiteName, list[Grid]]
 
 
@@ -114,7 +120,7 @@ class Point:
 
 
 def experiment_names() -> list[str]:
-    return sorted(path.parent.name for path in FOLDER.glob("*/experiment.yaml"))
+    return sorted(path.stem for path in DEFINITIONS.glob("*.yaml") if path != PUBLISHED_FILE)
 
 
 def load_experiment(name: str) -> Experiment:
@@ -125,8 +131,8 @@ def load_experiment(name: str) -> Experiment:
     """
     names = experiment_names()
     if name not in names:
-        raise UserError(f"'{name}' is no experiment; allowed: {', '.join(names)}{closest_match(name, names)}")
-    file = FOLDER / name / "experiment.yaml"
+        raise UserError(f"'{name}' is not an experiment; allowed: {', '.join(names)}{closest_match(name, names)}")
+    file = DEFINITIONS / f"{name}.yaml"
     settings = _validated(ExperimentSettings, file)
     rows = [row for pattern in settings.rows for row in _matching(pattern)]
     if absent := [pattern for pattern in settings.rows if not _matching(pattern)]:
@@ -140,10 +146,10 @@ def load_suite(name: str) -> Suite:
     Raises:
         UserError: there is none, or its file is wrong.
     """
-    names = sorted(path.stem for path in (FOLDER / "suites").glob("*.yaml"))
+    names = sorted(path.stem for path in (DEFINITIONS / "suites").glob("*.yaml"))
     if name not in names:
         raise UserError(f"suite: found '{name}'; allowed: {', '.join(names)}{closest_match(name, names)}")
-    return _validated(Suite, FOLDER / "suites" / f"{name}.yaml")
+    return _validated(Suite, DEFINITIONS / "suites" / f"{name}.yaml")
 
 
 def points(
@@ -158,7 +164,7 @@ def points(
     Args:
         rows: patterns; a row is taken if one of them matches its name or the end of it after the experiment's.
         seeds: in place of the suite's own.
-        overrides: given to every run besides.
+        overrides: given to every run in addition.
 
     Raises:
         UserError: nothing matches, or a row does not compose.

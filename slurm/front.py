@@ -1,7 +1,7 @@
 """Tables, picture and W&B run of a sweep's finished rows: ``python -m slurm.front FOLDER``.
 
 A task does this when its row is done; FOLDER is the sweep's, ``outputs/<sweep>``. The W&B run is ``pareto-<sweep>`` and
-keeps its id, so that there is one a sweep.
+keeps its id, so that there is one per sweep.
 """
 
 import sys
@@ -46,7 +46,8 @@ def refresh(folder: Path) -> int:
 
 
 def _refresh(folder: Path) -> int:
-    from eval.pareto.collect import collect, write
+    from eval.pareto.collect import collect
+    from eval.pareto.command import write
     from eval.report.mirror import mirror_front, stored_tracker
 
     done = [record.directory for record in read_records(folder).values() if record.done and not record.gone]

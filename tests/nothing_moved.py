@@ -140,7 +140,8 @@ def hashes(directory: Path) -> dict[str, str]:
     Without the verdicts' own hashes: they hold that of the judges' code, whose imports a rebuild changes.
     """
     found = {
-        file.relative_to(directory).as_posix(): file.read_bytes() for file in sorted(directory.glob("*/model.safetensors"))
+        file.relative_to(directory).as_posix(): file.read_bytes()
+        for file in sorted(directory.glob("*/model.safetensors"))
     }
     metrics = directory / "metrics.json"
     if metrics.is_file():

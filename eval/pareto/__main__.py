@@ -1,5 +1,5 @@
 import sys
 
-from eval.pareto.collect import main
+from eval.pareto.command import main
 
 sys.exit(main())

@@ -62,7 +62,7 @@ def front_intervals(
 
     Args:
         base: where all of them started, if there is one.
-        groups: the evaluations of each group, one a seed.
+        groups: the evaluations of each group, one per seed.
 
     Raises:
         UserError: the evaluations are not on the same items with the same judges, or one has no safety or utility

@@ -1,20 +1,21 @@
-"""The picture beside the Pareto tables. Imports matplotlib: reach it only once there is something to draw."""
+"""The picture of the Pareto tables. Imports matplotlib: reach it only once there is something to draw."""
 
+import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from math import ceil
+from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from eval.pareto.collection import Collection, World
 from eval.scores.statistics import Summary
-
-if TYPE_CHECKING:
-    from eval.pareto.collect import Collection, World
+from ogpsa.utils.files import write_atomically
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; yellow is too light for a marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -35,8 +36,8 @@ SIZES = {"*": 12, "P": 9, "X": 9, "d": 9}
 Marker = tuple[str, bool]
 
 
-def draw(collection: "Collection") -> Figure:
-    """One panel a world: a colour for each pipeline, a marker for each method variant, legends above and below."""
+def draw(collection: Collection) -> Figure:
+    """One panel per world: a colour for each pipeline, a marker for each method variant, legends above and below."""
     worlds = collection.worlds
     pipelines = sorted({group.pipeline for world in worlds for group in world.groups})
     colours = dict(zip(pipelines, cycle(COLOURS)))
@@ -86,7 +87,7 @@ def draw(collection: "Collection") -> Figure:
     return figure
 
 
-def _draw_world(axes: Axes, world: "World", colours: Mapping[str, str], markers: Mapping[str, Marker]) -> None:
+def _draw_world(axes: Axes, world: World, colours: Mapping[str, str], markers: Mapping[str, Marker]) -> None:
     safety = [(world.base.safety, world.base.safety)]
     utility = [(world.base.utility, world.base.utility)]
     safety += [_ends(group.scores.safety) for group in world.groups]
@@ -148,3 +149,10 @@ def _limits(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
     high = min(1.0, max(high for _, high in intervals))
     margin = max(0.05 * (high - low), 0.01)
     return low - margin, high + margin
+
+
+def save(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a picture atomically, in the format that its suffix names."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], **options)
+    write_atomically(path, picture.getvalue())

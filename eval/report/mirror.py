@@ -15,8 +15,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from eval.pareto.collect import Collection, collect, run_directories, save
+from eval.pareto.collect import collect
+from eval.pareto.collection import Collection
 from eval.scores.artefacts import evaluation_folders, read_artefacts
+from eval.scores.finished import run_directories
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Tracker, without_inert
 from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, PROVENANCE_FILE, read_metrics, read_stored_config
@@ -96,7 +98,7 @@ def mirror_front(collection: Collection, tracker: Tracker, directory: Path, fold
         directory: what the runs lie in; it names the W&B run.
         folder: where the picture is written and offline runs are kept.
     """
-    from eval.pareto.plot import draw
+    from eval.pareto.plot import draw, save
     from eval.pareto.tables import records
 
     picture = folder / "front.png"

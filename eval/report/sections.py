@@ -6,10 +6,12 @@ from pathlib import Path
 from statistics import fmean, mean
 from typing import Any
 
-from eval.pareto.collect import Collection, Group, World, collect, run_directories
+from eval.pareto.collect import collect
+from eval.pareto.collection import Collection, Group, World
 from eval.pareto.front import AXES, FrontIntervals, PointIntervals, front_intervals
 from eval.scores.aggregate import AVERAGES
 from eval.scores.artefacts import Artefacts, evaluation_folders, is_evaluation, read_artefacts, stage_evaluations
+from eval.scores.finished import run_directories
 from eval.scores.statistics import (
     Gain,
     Interval,

@@ -25,9 +25,10 @@ from eval.scores.statistics import (
     resampled_means,
     unanimous_interval,
 )
-from ogpsa.runs.score_table import GROUPS, METRICS, aligned
+from ogpsa.runs.score_table import GROUPS, METRICS
 from ogpsa.utils.command_line import Parser, whole_number
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.table import Table, aligned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 ALLOW = "--allow-different-judges"
+COLUMNS = ("", "A", "B", "B − A", "95% interval", "p", "items")
 # Resampled means of equal differences are equal but for rounding.
 ROUNDING = 1e-9
 
@@ -272,13 +274,12 @@ def _mean(members: Sequence[_Drawn]) -> _Drawn:
 
 def render(comparison: Comparison, a: Path, b: Path, resamples: int = RESAMPLES) -> str:
     """The comparison as a Markdown table, with notes on how to read it."""
-    lines = [["", "A", "B", "B − A", "95% interval", "p", "items"]]
-    lines += [[GROUPS[group], *_cells(found)] for group, found in comparison.averages.items()]
+    lines = [[GROUPS[group], *_cells(found)] for group, found in comparison.averages.items()]
     lines += [
         [f"{name} ({METRICS.get(comparison.metrics[name], comparison.metrics[name])})", *_cells(found)]
         for name, found in comparison.benchmarks.items()
     ]
-    text = [f"A: {a}", f"B: {b}", "", aligned(lines), ""]
+    text = [f"A: {a}", f"B: {b}", "", aligned(Table(COLUMNS, lines, align="lrrrrrr")), ""]
     text.append(
         f"B − A over the items that both have a verdict on; paired bootstrap and sign flips, {resamples} resamples; "
         "p-values not corrected for the number of benchmarks. Where no item differs, or all differ alike, resampling "

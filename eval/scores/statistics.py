@@ -39,7 +39,7 @@ class Summary:
 
 
 def summarize(values: Sequence[float], confidence: float = 0.95) -> Summary:
-    """Mean and Student's t interval (n - 1 degrees of freedom) of independent values, one a seed.
+    """Mean and Student's t interval (n - 1 degrees of freedom) of independent values, one per seed.
 
     The interval is not cut at the ends of the values' range.
 
@@ -65,7 +65,7 @@ def pareto_front(points: Sequence[Point]) -> list[bool]:
     that tie in one coordinate, only the better in the other can be on it.
 
     Returns:
-        One flag a point, in the order of ``points``.
+        One flag per point, in the order of ``points``.
     """
     return [not any(_dominates(other, point) for other in points) for point in points]
 

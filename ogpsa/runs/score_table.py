@@ -1,7 +1,9 @@
 """The table that the main job and an evaluation print."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from ogpsa.utils.table import Table, aligned
 
 Scores = Mapping[str, Any]
 GROUPS = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓"}
@@ -21,9 +23,9 @@ def score_table(columns: Mapping[str, Scores]) -> str:
     """A Markdown table: group averages first, then each benchmark with its standard error and its rows ``n``.
 
     ``columns`` maps a title to what ``scores.json`` holds; a score that a column lacks is shown as a dash. Where
-    verdicts are missing, their number and what they could make of the score stand beside it.
+    verdicts are missing, their number and what they could make of the score follow it.
     """
-    lines = [["", *columns, "n"]]
+    lines = []
     for group, title in GROUPS.items():
         lines.append([title, *(_number(scores[group]) for scores in columns.values()), ""])
     benchmarks = {name: entry for scores in columns.values() for name, entry in scores["benchmarks"].items()}
@@ -36,20 +38,7 @@ def score_table(columns: Mapping[str, Scores]) -> str:
         if entry.get("published") and 0 < entry["available"] < entry["published"]:
             remarks += f", from {entry['available']} of {entry['published']} rows"
         lines.append([f"{name} ({remarks})", *map(_with_error, found), " / ".join(rows)])
-    return aligned(lines)
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up, all but the first to the right; the first line is its head."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = [f"{'-' * (width + 1)}:" if position else "-" * (width + 2) for position, width in enumerate(widths)]
-    text = [
-        "| "
-        + " | ".join(f"{cell:{'>' if position else '<'}{widths[position]}}" for position, cell in enumerate(line))
-        + " |"
-        for line in lines
-    ]
-    return "\n".join([text[0], f"|{'|'.join(rule)}|", *text[1:]])
+    return aligned(Table(["", *columns, "n"], lines, align="l" + "r" * (len(columns) + 1)))
 
 
 def _number(value: float | None) -> str:

@@ -15,10 +15,11 @@ from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, ut
 from experiments.comparisons import compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
 from experiments.costs import costs
 from experiments.distance import Weights
-from experiments.outcomes import published, read_rows
+from experiments.outcomes import publication, published, read_rows
 from experiments.report import report
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
 from ogpsa.config import Config
+from ogpsa.methods import method_names
 
 BASELINE, OGPSA, LORA = (f"table1/qwen2_5_7b_sft_{name}" for name in ("baseline", "ogpsa", "lora"))
 # The half-width of a 95% t-interval of 1, 2, 3 times a standard deviation of 1: t(0.975, 2) / √3.
@@ -357,6 +358,31 @@ def test_labels(row: str, label: str, expected: str, tmp_path: Path) -> None:
     table = experiment([row], {"seeds": 1}, label=label, name=row.partition("/")[0])
     (found,) = read_rows(table, "testbed", points(table, "testbed"), tmp_path)
     assert found.label == expected
+
+
+def test_a_method_that_the_paper_does_not_have_goes_by_its_own_name(tmp_path: Path) -> None:
+    table = experiment(["ideas/anchor", OGPSA], {"seeds": 1}, name="ideas")
+    rows = read_rows(table, "testbed", points(table, "testbed"), tmp_path)
+    assert {row.name: row.label for row in rows} == {OGPSA: "OGPSA", "ideas/anchor": "anchor"}
+    assert set(publication().methods) <= set(method_names())
+
+
+def test_how_utility_was_lost_by_hand(tmp_path: Path) -> None:
+    """Of 40 points that are missing, 10 are refusals; a base whose refusals were not counted has no such number."""
+    table = experiment([BASELINE, LORA], {"seeds": 2}, losses=True)
+    given = points(table, "testbed")
+    for point in given:
+        write_run(tmp_path, point, 0.9, 0.6)
+        if point.row == BASELINE:
+            file = tmp_path / point.config.run_name() / "metrics.json"
+            metrics = json.loads(file.read_text())
+            for entry in metrics["stages"]["sft"]["benchmarks"].values():
+                entry["refused"] = 0.1
+            file.write_text(json.dumps(metrics))
+    text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
+    naive, lora = lines_of(text, "world 0 in the place of qwen2_5_7b: how utility was lost")
+    assert (naive["utility ↑"], naive["refused"], naive["wrong"]) == ("60.0 ± 0.0", "10.0 ± 0.0", "30.0 ± 0.0")
+    assert (lora["learning rates"], lora["utility ↑"], lora["refused"], lora["wrong"]) == ("× 1", "60.0 ± 0.0", "", "")
 
 
 def test_cost_by_hand(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from experiments.__main__ import main, parse
 from experiments.execute import tasks_of
-from experiments.rows import FOLDER, experiment_names, load_experiment, points, row_model
+from experiments.rows import experiment_names, load_experiment, points, row_model
 from ogpsa.app.compose import CONF, compose_config
 from ogpsa.runs.directory import METRICS_FILE
 from ogpsa.utils.errors import EXIT_REQUEUE, EXIT_USER_ERROR
@@ -94,7 +94,7 @@ EXPERIMENTS = ", ".join([*NAMES, "all"])
 MISTAKES = {
     "fun": "'fun' is no command; allowed: list, plan, run, report; did you mean 'run'?",
     "run": f"name an experiment: {EXPERIMENTS}",
-    "plan rnak": f"'rnak' is no experiment; allowed: {EXPERIMENTS}; did you mean 'rank'?",
+    "plan rnak": f"'rnak' is not an experiment; allowed: {EXPERIMENTS}; did you mean 'rank'?",
     "run rank suite=tesbed": "suite: found 'tesbed'; allowed: check, paper, testbed; did you mean 'testbed'?",
     "run rank seeds=a": "seeds: found 'a'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",
     "run rank seeds=0": "seeds: found '0'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",
@@ -127,8 +127,8 @@ def test_list_and_help_say_what_there_is(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_report_leaves_what_is_committed_alone(tmp_path: Path) -> None:
     assert main(["report", "scope", "suite=check", f"output={tmp_path}"]) == 0
-    assert (tmp_path / "reports" / "scope" / "check" / "scope.md").read_text().startswith("# scope: ")
-    assert not (FOLDER / "scope" / "check").exists()
+    assert (tmp_path / "reports" / "check" / "scope" / "scope.md").read_text().startswith("# scope: ")
+    assert not (ROOT / "experiments" / "results" / "check").exists()
 
 
 def test_a_sweep_file_holds_one_run_a_line(

@@ -16,7 +16,9 @@ from matplotlib.image import imread
 from omegaconf import OmegaConf
 from scipy import stats
 
-from eval.pareto.collect import Group, World, collect, main, write
+from eval.pareto.collect import collect
+from eval.pareto.collection import Group, World
+from eval.pareto.command import main, write
 from eval.scores.statistics import Summary, hypervolume, pareto_front, summarize
 from ogpsa.app.validate import load_config
 from ogpsa.utils.errors import UserError
@@ -192,15 +194,23 @@ def test_seeds_of_one_configuration_form_a_group_whatever_its_tracker_and_cache(
 
 
 def test_two_values_of_a_key_are_both_named(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", "method=ogpsa method.scope=global")
-    make_run(tmp_path / "b", "method=ogpsa method.scope=tensor")
+    make_run(tmp_path / "a", "method=ogpsa method.samples=50")
+    make_run(tmp_path / "b", "method=ogpsa method.samples=100")
     make_run(tmp_path / "c", "method=baseline")
-    assert labels(tmp_path) == ["baseline", "ogpsa scope=global", "ogpsa scope=tensor"]
+    assert labels(tmp_path) == ["baseline", "ogpsa samples=50", "ogpsa samples=100"]
+
+
+def test_a_methods_default_is_not_named_but_noted(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", "method=ogpsa_merge method.scope=global method.weight=0.5")
+    make_run(tmp_path / "b", "method=ogpsa_merge method.scope=tensor method.weight=0.5")
+    make_run(tmp_path / "c", "method=ogpsa_merge method.scope=global method.weight=0.25")
+    assert labels(tmp_path) == ["ogpsa_merge", "ogpsa_merge scope=tensor", "ogpsa_merge weight=0.25"]
+    assert collect([tmp_path]).notes == ["ogpsa_merge: where a label does not say otherwise, scope=global weight=0.5"]
 
 
 def test_the_usual_value_of_a_key_is_not_named_but_noted(tmp_path: Path) -> None:
     for name, overrides in {
-        "a": "method.rank=null",
+        "a": "method.rank=per_set",
         "b": "method.rank=10",
         "c": "method.rank=2 method.scope=tensor",
         "d": "method.rank={sft:4,dpo:2}",
@@ -213,7 +223,7 @@ def test_the_usual_value_of_a_key_is_not_named_but_noted(tmp_path: Path) -> None
         "ogpsa rank=10",
         "ogpsa rank={sft:4,dpo:2}",
     ]
-    assert collection.notes == ["ogpsa: where a label does not say otherwise, rank=null scope=global"]
+    assert collection.notes == ["ogpsa: where a label does not say otherwise, rank=per_set scope=global"]
 
 
 def test_other_keys_are_named_by_their_shortest_unambiguous_ending(tmp_path: Path) -> None:
@@ -421,7 +431,7 @@ def test_a_wrong_command_line_takes_one_line(arguments: list[str], capsys: pytes
 def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     script = (
-        "import sys; from eval.pareto.collect import main; assert 'matplotlib' not in sys.modules; "
+        "import sys; from eval.pareto.command import main; assert 'matplotlib' not in sys.modules; "
         "code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)

@@ -1,8 +1,9 @@
-"""Measure the testbed's bases: ``python -m experiments.calibration [--worlds 0,1,2] [--out DIR]``.
+"""Measure the testbed's untuned models: ``python -m experiments.bases [--worlds 0,1,2] [--out DIR]``.
 
 For each world (``data.seed``): accuracy on every general task, safety, and how far the gradients of two
 halves of each reference set agree at the first step of each stage (a base at a stationary point of its
-reference sets has no reference gradient to protect). Writes ``base.json`` and ``base.md``.
+reference sets has no reference gradient to protect). Writes ``base.json`` and ``base.md``. The rest of the testbed's
+calibration is the experiment ``calibration``.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from eval.evaluation import evaluate
+from eval.scores.aggregate import AVERAGES
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.data.rows import load_data
@@ -26,20 +28,22 @@ from ogpsa.training.seam import ProjectedTrainer
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.files import write_atomically, write_json
 from ogpsa.utils.libraries import quiet_libraries
+from ogpsa.utils.table import Table, markdown
 
-GROUPS = ("safety", "utility", "over_refusal")
+OUT = Path("outputs/reports/testbed/calibration")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.calibration", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.bases", description=__doc__)
     parser.add_argument("--worlds", default="0,1,2", help="values of data.seed, separated by commas")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of base.json and base.md")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of base.json and base.md (default: %(default)s)")
     arguments = parser.parse_args()
     quiet_libraries()
     worlds = {int(seed): measure(int(seed)) for seed in arguments.worlds.split(",")}
     write_json(arguments.out / "base.json", worlds)
-    write_atomically(arguments.out / "base.md", render(worlds))
-    sys.stdout.write(render(worlds))
+    text = markdown(table(worlds)).rstrip() + "\n"
+    write_atomically(arguments.out / "base.md", text)
+    sys.stdout.write(text)
 
 
 def measure(seed: int) -> dict[str, Any]:
@@ -94,11 +98,10 @@ def _cosine(first: Any, second: Any) -> float:
     return inner(first, second) / math.sqrt(inner(first, first) * inner(second, second))
 
 
-def render(worlds: dict[int, dict[str, Any]]) -> str:
-    """A Markdown table, one column a world."""
-    lines = [["", *(f"world {seed}" for seed in worlds)], ["---", *("---:" for _ in worlds)]]
+def table(worlds: dict[int, dict[str, Any]]) -> Table:
+    """One column per world."""
     first = next(iter(worlds.values()))
-    scores = {f"base: {group}": [world["scores"][group] for world in worlds.values()] for group in GROUPS}
+    scores = {f"base: {group}": [world["scores"][group] for world in worlds.values()] for group in AVERAGES}
     scores |= {
         f"base: {name} accuracy": [world["scores"]["benchmarks"][name]["value"] for world in worlds.values()]
         for name, entry in first["scores"]["benchmarks"].items()
@@ -109,8 +112,8 @@ def render(worlds: dict[int, dict[str, Any]]) -> str:
         for stage, sets in first["half_agreement"].items()
         for name in sets
     }
-    lines += [[title, *(f"{value:.2f}" for value in values)] for title, values in scores.items()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [[title, *(f"{value:.2f}" for value in values)] for title, values in scores.items()]
+    return Table(["", *(f"world {seed}" for seed in worlds)], lines, align="l" + "r" * len(worlds))
 
 
 if __name__ == "__main__":

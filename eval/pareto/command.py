@@ -1,0 +1,56 @@
+"""Tables and a picture of safety against utility from finished runs: ``python -m eval.pareto DIR…``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from eval.pareto.collect import collect
+from eval.pareto.collection import Collection
+from eval.pareto.tables import latex, markdown, records
+from ogpsa.utils.command_line import Parser
+from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.files import check_writable, write_atomically, write_json
+from ogpsa.utils.table import comma_separated
+
+
+def write(collection: Collection, folder: Path) -> list[Path]:
+    """Write ``pareto.{csv,json,md,tex,png,pdf}`` into ``folder``, each atomically, and return the paths.
+
+    Raises:
+        UserError: ``folder`` cannot be written.
+    """
+    check_writable(folder, "--out")
+    from eval.pareto.plot import draw, save
+
+    paths = {ending: folder / f"pareto.{ending}" for ending in ("csv", "json", "md", "tex", "png", "pdf")}
+    write_atomically(paths["csv"], comma_separated(records(collection)))
+    write_json(paths["json"], asdict(collection))
+    write_atomically(paths["md"], markdown(collection))
+    write_atomically(paths["tex"], latex(collection))
+    figure = draw(collection)
+    save(figure, paths["png"])
+    # Without its date the file is the same whenever the results are.
+    save(figure, paths["pdf"], metadata={"CreationDate": None})
+    return list(paths.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the tables and the picture, print the Markdown table, and return the exit code."""
+    parser = Parser(
+        prog="python -m eval pareto",
+        description="Safety against utility of finished runs: tables, Pareto fronts and a picture.",
+    )
+    parser.add_argument("directories", metavar="DIR", nargs="+", type=Path, help="searched for run directories")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where pareto.* are written (default: first DIR)")
+    try:
+        options = parser.parse_args(arguments)
+        collection = collect(options.directories)
+        paths = write(collection, options.out or options.directories[0])
+    except UserError as error:
+        return report(error)
+    print(next(path for path in paths if path.suffix == ".md").read_text(encoding="utf-8"), end="")
+    for line in [*collection.notes, *(f"left out: {run}" for run in collection.left_out)]:
+        print(line, file=sys.stderr)
+    print("wrote", *paths, file=sys.stderr)
+    return EXIT_DONE

@@ -1,0 +1,144 @@
+"""A finished run, read from its own files: configuration, scores, sessions, and what its trainers logged."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from eval.scores.aggregate import AVERAGES
+from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, METRICS_FILE, PROVENANCE_FILE, read_stored_config
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import read_json, read_jsonl
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Scores(Generic[Value]):
+    """One value a score, each an average over benchmarks in [0, 1].
+
+    ``over_refusal`` (lower is better) is None where it is not measured.
+    """
+
+    safety: Value
+    utility: Value
+    over_refusal: Value | None
+
+    def named(self) -> dict[str, Value | None]:
+        return {"safety": self.safety, "utility": self.utility, "over_refusal": self.over_refusal}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has its result.
+
+    Attributes:
+        metrics: what its ``metrics.json`` holds.
+        scores: the averages of the last checkpoint; ``base``: those of the untuned model.
+    """
+
+    directory: Path
+    metrics: dict[str, Any]
+    scores: Scores[float]
+    base: Scores[float]
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """All scores of the last checkpoint, benchmark by benchmark as well."""
+        stages: dict[str, dict[str, Any]] = self.metrics["stages"]
+        return list(stages.values())[-1]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The stored configuration as plain YAML, not as today's schema: a run stays usable when that gains a key.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        file = self.directory / CONFIG_FILE
+        try:
+            stored = read_stored_config(file)
+        except OSError as error:
+            raise UserError(f"{file.name}: {error.strerror}") from None
+        if stored is None:
+            raise UserError(f"{file.name}: not readable as a configuration")
+        return stored
+
+    @cached_property
+    def sessions(self) -> list[dict[str, Any]]:
+        """What the run's ``provenance.json`` says of each process that worked on it."""
+        file = self.directory / PROVENANCE_FILE
+        found: list[dict[str, Any]] = read_json(file)["sessions"] if file.is_file() else []
+        return found
+
+    @property
+    def revision(self) -> str:
+        """The code's, of the session that finished the run; ``+``: tracked files differed from it."""
+        git = (self.sessions or [{}])[-1].get("git") or {"revision": "unknown", "dirty": False}
+        return str(git["revision"])[:7] + ("+" if git["dirty"] else "")
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the session that finished the run to its result."""
+        finished = (self.directory / METRICS_FILE).stat().st_mtime
+        started = (self.sessions or [{}])[-1].get("started")
+        return finished - datetime.fromisoformat(started).timestamp() if started else 0.0
+
+    def history(self, stage: str) -> list[dict[str, Any]]:
+        """What the stage's trainer logged, line by line; nothing where that is gone, or the run has no such stage."""
+        return [line for file in self.directory.glob(f"[0-9][0-9]-{stage}/{HISTORY_FILE}") for line in read_jsonl(file)]
+
+
+def is_finished(directory: Path) -> bool:
+    return (directory / METRICS_FILE).is_file()
+
+
+def read_finished(directory: Path) -> FinishedRun:
+    """The finished run in ``directory``.
+
+    Raises:
+        UserError: there is none, or its result is damaged; the message does not name the directory.
+    """
+    path = directory / METRICS_FILE
+    if not path.exists():
+        raise UserError(f"no {METRICS_FILE}: the run is not finished")
+    try:
+        metrics = read_json(path)
+    except OSError as error:
+        raise UserError(f"{METRICS_FILE}: {error.strerror}") from None
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), METRICS_FILE)) from None
+    scores = _averages(metrics, METRICS_FILE)
+    base = _averages(metrics.get("base"), f"{METRICS_FILE}: base")
+    if not metrics.get("stages"):
+        raise UserError(f"{METRICS_FILE}: stages is missing")
+    return FinishedRun(directory, metrics, scores, base)
+
+
+def run_directories(root: Path) -> Iterator[Path]:
+    """The run directories at and below ``root``; nothing below one of them is looked at."""
+    for place, folders, files in os.walk(root):
+        if CONFIG_FILE in files:
+            folders.clear()
+            yield Path(place)
+        # Hidden folders hold caches and unfinished work.
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]
+
+
+def _averages(part: Any, place: str) -> Scores[float]:
+    """The scores in a part of the metrics; ``place`` names it in messages."""
+    if not isinstance(part, dict):
+        raise UserError(f"{place}: found {type(part).__name__}, expected an object with {', '.join(AVERAGES)}")
+    for key in AVERAGES:
+        if key not in part:
+            raise UserError(f"{place}: {key} is missing")
+        value = part[key]
+        measured = value is not None or key != "over_refusal"
+        # JSON's true and false are numbers in Python; NaN and infinity fail the comparison.
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+        if measured and not number:
+            raise UserError(f"{place}: {key}: found {value!r}, expected a number from 0 to 1")
+    return Scores(*(part[key] for key in AVERAGES))
