@@ -6,13 +6,14 @@ Near duplicates are found by an exact set-similarity join over character shingle
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from ogpsa.data.readers import FORMATS, Row, read_table
 from ogpsa.utils.errors import UserError, closest_match
@@ -23,8 +24,8 @@ WIDTH = 5
 # Where a row's prompt stands, in our files and in those that data sets publish; the first one that is there counts.
 # A question is a prompt without the words around it.
 PROMPTS = ("question", "Question", "prompt", "instruction", "forbidden_prompt", "problem", "user_query", "inputs")
-# Pairs of a shared shingle that are held at a time.
-BLOCK = 4_000_000
+# Texts that are compared with all others at a time.
+BLOCK = 256
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Array = npt.NDArray[Any]
@@ -56,19 +57,23 @@ def duplicates(left: Sequence[str], right: Sequence[str], threshold: float) -> l
     left, right = [normalised(text) for text in left], [normalised(text) for text in right]
     if not left or not right:
         return []
-    sets = _ranked([_shingles(text) for text in [*left, *right]])
-    lefts, rights = sets[: len(left)], sets[len(left) :]
-    held = np.zeros(1 + max(members[-1] for members in sets), dtype=bool)
+    sets = _shingle_sets([*left, *right])
+    sizes, prefixes = np.diff(sets.indptr), _prefixes(sets, threshold)
+    lefts, rights, right_prefixes = sets[: len(left)], sets[len(left) :], prefixes[len(left) :].T
     found = []
-    for first, seconds in _candidates(lefts, rights, threshold):
-        held[lefts[first]] = True
-        similar = _jaccard(held, len(lefts[first]), [rights[second] for second in seconds])
-        held[lefts[first]] = False
-        for second, similarity in zip(seconds, similar, strict=True):
-            exact = left[first] == right[second]
+    for start in range(0, len(left), BLOCK):
+        first, second = (prefixes[start : min(start + BLOCK, len(left))] @ right_prefixes).nonzero()
+        first = first + start
+        small, large = np.sort([sizes[first], sizes[len(left) + second]], axis=0)
+        alike = small >= threshold * large - 1e-9
+        first, second, total = first[alike], second[alike], (small + large)[alike]
+        shared = lefts[first].multiply(rights[second]).sum(axis=1)
+        similar = shared / (total - shared)
+        for i, j, similarity in zip(first.tolist(), second.tolist(), similar.tolist(), strict=True):
+            exact = left[i] == right[j]
             if exact or similarity >= threshold:
-                found.append(Pair(first, second, 1.0 if exact else similarity, exact))
-    return found
+                found.append(Pair(i, j, 1.0 if exact else similarity, exact))
+    return sorted(found, key=lambda pair: (pair.left, pair.right))
 
 
 def _shingles(text: str) -> Array:
@@ -80,62 +85,26 @@ def _shingles(text: str) -> Array:
     return np.unique(hashes)
 
 
-def _ranked(sets: Sequence[Array]) -> list[Array]:
-    """The sets with each shingle's rank in its place, the rarest first; sorted."""
-    lengths = [len(members) for members in sets]
+def _shingle_sets(texts: Sequence[str]) -> csr_array:
+    """Which text [row] holds which shingle [column], the rarest shingles first."""
+    sets = [_shingles(text) for text in texts]
     _, inverse, counts = np.unique(np.concatenate(sets), return_inverse=True, return_counts=True)
     ranks = np.empty(len(counts), dtype=np.int64)
     ranks[np.argsort(counts, kind="stable")] = np.arange(len(counts))
-    return [np.sort(part) for part in np.split(ranks[inverse], np.cumsum(lengths)[:-1])]
+    starts = np.concatenate([[0], np.cumsum([len(members) for members in sets])])
+    matrix = csr_array((np.ones(len(inverse), np.int32), ranks[inverse], starts), shape=(len(sets), len(counts)))
+    matrix.sort_indices()
+    return matrix
 
 
-def _candidates(lefts: Sequence[Array], rights: Sequence[Array], threshold: float) -> Iterator[tuple[int, list[int]]]:
-    """For each left set, the right ones that share one of its rarest shingles, as all similar ones do, and are about
-    as large."""
-    shingles, owners = _prefixes(lefts, threshold)
-    others, other_owners = _prefixes(rights, threshold)
-    order = np.argsort(others, kind="stable")
-    others, other_owners = others[order], other_owners[order]
-    starts = np.searchsorted(others, shingles, side="left")
-    matches = np.searchsorted(others, shingles, side="right") - starts
-    sizes, other_sizes = (np.array([len(members) for members in sets]) for sets in (lefts, rights))
-    seen: list[Array] = []
-    for block in _blocks(matches):
-        repeats = matches[block]
-        within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-        first = np.repeat(owners[block], repeats)
-        second = other_owners[np.repeat(starts[block], repeats) + within]
-        small, large = np.minimum(sizes[first], other_sizes[second]), np.maximum(sizes[first], other_sizes[second])
-        alike = small >= threshold * large - 1e-9
-        seen.append(np.unique(first[alike] * len(rights) + second[alike]))
-    firsts, seconds = np.divmod(np.unique(np.concatenate(seen)), len(rights))
-    for part in np.split(np.arange(len(firsts)), np.flatnonzero(np.diff(firsts)) + 1):
-        if len(part):
-            yield int(firsts[part[0]]), seconds[part].tolist()
-
-
-def _prefixes(sets: Sequence[Array], threshold: float) -> tuple[Array, Array]:
-    """The rarest shingles of each set, one of which every similar set holds too, and whose they are."""
-    kept = [members[: len(members) - int(np.ceil(threshold * len(members) - 1e-9)) + 1] for members in sets]
-    return np.concatenate(kept), np.repeat(np.arange(len(kept)), [len(part) for part in kept])
-
-
-def _blocks(matches: Array) -> Iterator[slice]:
-    """Consecutive parts with at most ``BLOCK`` matches each, or a single entry."""
-    totals = np.cumsum(matches)
-    start, before = 0, 0
-    while start < len(matches):
-        stop = max(start + 1, int(np.searchsorted(totals, before + BLOCK, side="right")))
-        yield slice(start, stop)
-        start, before = stop, int(totals[stop - 1])
-
-
-def _jaccard(held: Array, size: int, others: Sequence[Array]) -> list[float]:
-    """The similarity of a set, given by what it holds and its size, and each of several others."""
-    sizes = np.array([len(other) for other in others])
-    shared = np.add.reduceat(held[np.concatenate(others)], np.cumsum(sizes) - sizes, dtype=np.int64)
-    similar: list[float] = (shared / (size + sizes - shared)).tolist()
-    return similar
+def _prefixes(sets: csr_array, threshold: float) -> csr_array:
+    """The rarest shingles of each set; a set that is similar to it holds one of them among its own."""
+    sizes = np.diff(sets.indptr)
+    kept = sizes - np.ceil(threshold * sizes - 1e-9).astype(int) + 1
+    places = np.arange(sets.nnz) - np.repeat(sets.indptr[:-1], sizes)
+    inside = places < np.repeat(kept, sizes)
+    starts = np.concatenate([[0], np.cumsum(kept)])
+    return csr_array((sets.data[inside], sets.indices[inside], starts), shape=sets.shape)
 
 
 def prompts_of(file: Path, column: str | None = None) -> list[str]:
