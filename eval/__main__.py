@@ -34,7 +34,7 @@ COMMANDS = {
     "compare": "eval.scores.compare",
     "pareto": "eval.pareto.command",
     "report": "eval.report.page",
-    "diagnostics": "eval.report.training_curves",
+    "diagnostics": "eval.report.projection_curves",
     "mirror": "eval.report.mirror",
 }
 

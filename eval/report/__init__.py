@@ -1,1 +1,1 @@
-"""What people look at: the page, the training curves, the W&B mirror."""
+"""The views of finished runs: the page, the projection's curves, the W&B mirror."""

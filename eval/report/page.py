@@ -1,9 +1,9 @@
-"""One self-contained page from finished runs or evaluations: ``python -m eval.report DIR``.
+"""One self-contained page from finished runs or evaluations: ``python -m eval report DIR``.
 
 The page opens without a network and holds nothing from elsewhere: its security policy lets no script run but its own,
 and loads nothing. All text from models and data is escaped; what may be harmful is folded away. Finished runs are
-grouped as ``eval.pareto`` groups them; evaluations outside finished runs follow, those on the same items with the
-same judges together.
+grouped as ``python -m eval pareto`` groups them; evaluations outside finished runs follow, those on the same items with
+the same judges together.
 """
 
 import base64

@@ -1,4 +1,8 @@
-"""The geometry of the page's Pareto plot: where marks, intervals, ticks and the front lie in its viewBox."""
+"""The page's Pareto plot: where marks, intervals, ticks and the front lie in the viewBox of its SVG.
+
+Drawn by the page's template rather than by matplotlib (``eval/pareto/plot.py``, the picture beside the tables): its
+marks have hints and take the focus, their numbers name the rows of the table, and its colours follow the page's.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -136,7 +140,7 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def _hint(one: Checkpoint) -> str:
-    """What the plot says of a point under the pointer, line by line."""
+    """The text shown for a point under the pointer, line by line."""
     lines = [f"{one.mark}  {one.label}" + (f" · {one.pipeline}" if one.pipeline else "")]
     lines += [f"{TITLES[name]}  {_score(cell)}" for name, cell in one.scores.items() if cell.value is not None]
     if one.seeds > 1:

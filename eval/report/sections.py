@@ -1,4 +1,4 @@
-"""What the page of ``eval.report`` shows: checkpoints on the same items, their scores, charts and examples."""
+"""The content of the page: checkpoints on the same items, their scores, charts and examples."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a checkpoint answered to an item, and what the judge said."""
+    """A checkpoint's answer to an item, and the judge's verdict on it."""
 
     checkpoint: Checkpoint
     verdict: str
@@ -274,7 +274,7 @@ def _gain(base: Artefacts | None, evaluations: Sequence[Artefacts], notes: list[
 
 
 def _measured(one: Artefacts) -> Hashable:
-    """What an evaluation's averages rest on besides its checkpoint; only where that is the same are they compared."""
+    """Everything but the checkpoint that an evaluation's averages rest on; only where it is equal are they compared."""
     return frozenset(
         (
             name,

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ogpsa.distributed import processes
-from ogpsa.runs.tracking import Tracker
+from ogpsa.runs.tracking import Tracker, training_values
 from ogpsa.utils.progress import Progress
 
 step_log = logging.getLogger("ogpsa.steps")
@@ -91,5 +91,4 @@ class ReportCallback(TrainerCallback):
         self._latest = f", {shown}"
         left = self._progress.time_left(state.global_step)
         step_log.info("%s %d/%d: %s, %s", self._stage, state.global_step, state.max_steps, shown, left)
-        numbers = {f"{self._stage}/{key}": value for key, value in logs.items() if math.isfinite(value)}
-        self._tracker.log({"train/global_step": state.global_step, "train/stage": self._stage, **numbers})
+        self._tracker.log(training_values(self._stage, state.global_step, logs))

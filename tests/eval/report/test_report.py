@@ -1,4 +1,4 @@
-"""``python -m eval.report``: what the page shows, what it hides, and that nothing in it can act."""
+"""``python -m eval report``: what the page shows, what it hides, and that nothing in it can act."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What the projection said of itself during a run, as one picture: ``python -m eval diagnostics RUN [--out FOLDER]``.
+"""The numbers that a run's projection logged, as one picture: ``python -m eval diagnostics RUN [--out FOLDER]``.
 
 A column a stage and a row a number: share of the gradient's norm that was kept, cosine of the safety gradient
 with the capability subspace before and after, share of the optimizer's step inside it, losses on the reference
@@ -6,7 +6,6 @@ sets, effective rank, age of the basis, seconds spent. Where a number is known f
 show it. Writes ``diagnostics.png`` and ``diagnostics.pdf`` into the run directory.
 """
 
-import argparse
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ogpsa.runs.directory import HISTORY_FILE
+from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 from ogpsa.utils.files import check_writable, read_jsonl, write_atomically
 
@@ -113,12 +113,13 @@ def _draw_panel(axes: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval diagnostics", description=__doc__)
+    """Write the picture, print its paths, and return the exit code."""
+    parser = Parser(prog="python -m eval diagnostics", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a finished run")
     parser.add_argument("--out", type=Path, help="folder of the picture (default: the run directory)")
-    arguments = parser.parse_args(words)
-    folder = arguments.out or arguments.run
     try:
+        arguments = parser.parse_args(words)
+        folder = arguments.out or arguments.run
         stages = read_history(arguments.run)
         check_writable(folder, "--out")
     except UserError as error:

@@ -1,10 +1,10 @@
-"""The picture of what the projection said of itself."""
+"""The picture of what the projection logged."""
 
 from pathlib import Path
 
 import pytest
 
-from eval.report.training_curves import PANELS, draw, main, read_history
+from eval.report.projection_curves import PANELS, draw, main, read_history
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR
 from ogpsa.utils.files import write_jsonl
 
