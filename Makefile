@@ -67,28 +67,28 @@ calibration: $(INSTALLED) ## Repeat the testbed's calibration: bases, and naive 
 	$(BIN)/python -m experiments.bases --out experiments/results/testbed/calibration
 
 .PHONY: test
-test: test-quick test-slow ## Run the quick tests, then the slow ones
+test: $(INSTALLED) ## Run the quick tests and one slow test of each kind, in 10 minutes
+	@$(BIN)/python -m pytest -m "not slow or smoke" --numprocesses 2 --dist loadfile $(ARGS)
 
 .PHONY: test-quick
-test-quick: $(INSTALLED) ## Run the quick tests
-	@echo "=== quick tests"
+test-quick: $(INSTALLED) ## Run the quick tests alone
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile $(ARGS)
 
 # pytest exits with 5 where it selected no test.
 .PHONY: test-slow
-test-slow: $(INSTALLED) ## Run the slow tests, but not the long ones
-	@echo "=== slow tests"
-	@$(BIN)/python -m pytest -m "slow and not long" $(ARGS) || [ $$? -eq 5 ]
+test-slow: $(INSTALLED) ## Run the slow tests that make test leaves out, but not the long ones
+	@$(BIN)/python -m pytest -m "slow and not smoke and not long" $(ARGS) || [ $$? -eq 5 ]
 
 .PHONY: test-all
 test-all: $(INSTALLED) ## Run every test, the long ones too, in one pytest session
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: lint
-lint: $(INSTALLED) ## Check style, formatting and types
+lint: $(INSTALLED) ## Check style, formatting, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/shellcheck slurm/*.sh slurm/*.sbatch slurm/env.sh.example tests/slurm/cluster.sh .ci/run
 	$(BIN)/hadolint Dockerfile
 

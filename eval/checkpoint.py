@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from ogpsa.app.validate import load_config
 from ogpsa.config import Evaluation
 from ogpsa.runs.directory import CONFIG_FILE, read_stored_config
-from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.command_line import Keys, one_of, read_pairs
+from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import exclusive
 
 
@@ -27,12 +28,16 @@ def run(arguments: Sequence[str]) -> None:
     """
     from eval.evaluation import Until, evaluate
 
-    given, overrides = _parse(arguments)
-    until = given.get("until", "metrics")
-    if until not in get_args(Until):
-        allowed = ", ".join(get_args(Until))
-        raise UserError(f"until: found '{until}'; allowed: {allowed}{closest_match(until, get_args(Until))}")
-    checkpoint = Path(given["checkpoint"]) if "checkpoint" in given else None
+    own_keys: Keys = {"checkpoint": Path, "output": Path, "until": one_of(*get_args(Until))}
+    given = read_pairs(arguments, {**own_keys, "eval": str, "eval.*": str})
+    # Hydra would have a plus in front of a mapping's new key.
+    overrides = [
+        f"++{key}={value}" if key.startswith(("eval.judges.", "eval.composites.")) else f"{key}={value}"
+        for key, value in given.items()
+        if key not in own_keys
+    ]
+    until: Until = given.get("until", "metrics")
+    checkpoint: Path | None = given.get("checkpoint")
     settings, own = _settings(checkpoint and checkpoint.parent, overrides)
     if settings.backend.name == "server":
         # Its weights are where they are; the name stands in the artefacts.
@@ -42,7 +47,7 @@ def run(arguments: Sequence[str]) -> None:
     if own is None and settings.data_dir is None:
         raise UserError(f"eval.data_dir: {checkpoint} lies in no run directory; name a folder with <benchmark>.jsonl")
     rows = checkpoint.parent / "data" / "evaluation"
-    output = Path(given["output"]) if "output" in given else _output(checkpoint, settings, own)
+    output: Path = given.get("output") or _output(checkpoint, settings, own)
 
     from ogpsa.utils.libraries import quiet_libraries
 
@@ -50,7 +55,7 @@ def run(arguments: Sequence[str]) -> None:
     from ogpsa.runs.score_table import score_table
 
     with exclusive(output / ".lock", f"another process evaluates into {output}"):
-        scores = evaluate(checkpoint, rows, output, settings, until=cast("Until", until))
+        scores = evaluate(checkpoint, rows, output, settings, until=until)
     if scores:
         print(score_table({checkpoint.name: scores}))
     print(f"\n{output}")
@@ -58,28 +63,6 @@ def run(arguments: Sequence[str]) -> None:
     entries = [entry for entry in scores.get("benchmarks", {}).values() if not entry["parts"]]
     if errors := [entry["error"] for entry in entries if entry["error"]]:
         raise UserError(*dict.fromkeys(errors))
-
-
-def _parse(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The keys of this command, and the overrides of the ``eval`` group."""
-    given: dict[str, str] = {}
-    overrides: list[str] = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"'{argument}': expected KEY=VALUE")
-        if key == "eval" or key.lstrip("+").startswith("eval."):
-            # Hydra would have a plus in front of a mapping's new key.
-            new = key.startswith(("eval.judges.", "eval.composites."))
-            overrides.append(f"++{argument}" if new else argument)
-        elif key in ("checkpoint", "output", "until"):
-            given[key] = value
-        else:
-            allowed = ("checkpoint", "output", "until", "eval", "eval.limit", "eval.batch_size", "eval.data_dir")
-            raise UserError(
-                f"{key}: unknown key; allowed: checkpoint, output, until, eval, eval.*{closest_match(key, allowed)}"
-            )
-    return given, overrides
 
 
 def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation, Evaluation | None]:

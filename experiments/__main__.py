@@ -20,11 +20,12 @@ import logging
 import os
 import re
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ogpsa.utils.command_line import run_command
+from ogpsa.utils.command_line import Keys, read_pairs, run_command, whole_number, yes_or_no
 from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError, closest_match
 
 MOST_SEEDS = 10_000
@@ -64,54 +65,31 @@ def parse(words: Sequence[str]) -> Request:
     """
     from experiments.rows import ALL, experiment_names
 
-    request = Request()
-    problems = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            names = experiment_names()
-            if word not in (*names, ALL):
-                allowed = ", ".join([*names, ALL])
-                problems.append(
-                    f"'{word}' is not an experiment; allowed: {allowed}{closest_match(word, [*names, ALL])}"
-                )
-            request.names += names if word == ALL else [word]
-        elif key == "suite":
-            request.suite = value
-        elif key == "rows":
-            request.rows = value.split(",")
-        elif key == "output":
-            request.output = Path(value)
-        elif key == "out":
-            request.out = Path(value)
-        elif key == "seeds":
-            request.seeds = _seeds(value)
-        elif key == "workers":
-            if not value.isdecimal() or int(value) < 1:
-                problems.append(f"workers: found '{value}'; expected a whole number from 1")
-            else:
-                request.workers = int(value)
-        elif key == "slurm":
-            if value not in ("true", "false"):
-                problems.append(f"slurm: found '{value}'; allowed: true, false")
-            request.slurm = value == "true"
-        elif key in OWN_KEYS:
-            problems.append(f"{key}: set by this command for every run; {OWN_KEYS[key]}")
-        else:
-            request.overrides.append(word)
-    if not request.names and not problems:
-        problems.append(f"name an experiment: {', '.join([*experiment_names(), ALL])}")
+    known = [*experiment_names(), ALL]
+    names = [word for word in words if "=" not in word]
+    given = read_pairs([word for word in words if "=" in word], {**KEYS, "*": str})
+    problems = [
+        f"'{name}' is not an experiment; allowed: {', '.join(known)}{closest_match(name, known)}"
+        for name in names
+        if name not in known
+    ]
+    problems += [f"{key}: set by this command for every run; {OWN_KEYS[key]}" for key in given if key in OWN_KEYS]
+    if not names and not problems:
+        problems.append(f"name an experiment: {', '.join(known)}")
     if problems:
         raise UserError(*problems)
-    request.names = list(dict.fromkeys(request.names))
-    return request
+    return Request(
+        names=list(dict.fromkeys(one for name in names for one in (known[:-1] if name == ALL else [name]))),
+        overrides=[f"{key}={value}" for key, value in given.items() if key not in KEYS],
+        **{key: value for key, value in given.items() if key in KEYS},
+    )
 
 
 def _seeds(text: str) -> list[int]:
     """The seeds that ``3``, ``5-9`` or ``0,2,4`` name.
 
     Raises:
-        UserError: ``text`` is none of these, or names none or too many.
+        ArgumentTypeError: ``text`` is none of these, or names none or too many.
     """
     if re.fullmatch(r"[1-9]\d{0,3}", text):
         return list(range(int(text)))
@@ -120,11 +98,23 @@ def _seeds(text: str) -> list[int]:
         first, dash, last = part.partition("-")
         known = re.fullmatch(r"\d{1,6}(-\d{1,6})?", part) and (dash or "," in text)
         if not known or (dash and not int(first) <= int(last) < int(first) + MOST_SEEDS):
-            raise UserError(
-                f"seeds: found '{text}'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)"
+            raise ArgumentTypeError(
+                f"found '{text}'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)"
             )
         found += range(int(first), int(last if dash else first) + 1)
     return found
+
+
+# This command's own; any other goes to every run.
+KEYS: Keys = {
+    "suite": str,
+    "rows": lambda text: text.split(","),
+    "seeds": _seeds,
+    "output": Path,
+    "out": Path,
+    "workers": whole_number(1),
+    "slurm": yes_or_no,
+}
 
 
 def _list(words: list[str]) -> int:

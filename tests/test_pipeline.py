@@ -53,7 +53,13 @@ def runs(
     return get
 
 
-@pytest.mark.parametrize(("stage", "method"), product(FOLDERS, ("baseline", "ogpsa")))
+@pytest.mark.parametrize(
+    ("stage", "method"),
+    [
+        pytest.param(*point, marks=[pytest.mark.smoke] * (point == ("sft_dpo", "ogpsa")))
+        for point in product(FOLDERS, ("baseline", "ogpsa"))
+    ],
+)
 def test_every_stage_with_every_method(
     stage: str,
     method: str,
@@ -252,7 +258,7 @@ def test_no_secret_is_written(small: list[str], tmp_path: Path, monkeypatch: pyt
 
 def test_directory_with_foreign_files_is_refused(small_config: Callable[..., Config], tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{}")
-    with pytest.raises(UserError, match="holds files that are no run's"):
+    with pytest.raises(UserError, match="holds files of something else than a run"):
         check_directory(tmp_path, small_config())
 
 

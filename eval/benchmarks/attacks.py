@@ -25,6 +25,7 @@ from typing import Any
 from eval.benchmarks.definition import find_benchmarks
 from eval.benchmarks.sources import MissingData, data_hash, load_rows
 from eval.judging.judges._prompts import fill
+from ogpsa.utils.command_line import Keys, read_pairs, whole_number
 from ogpsa.utils.endpoint import Budget, Completion, Endpoint
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
 from ogpsa.utils.files import check_writable, exclusive, write_json, write_jsonl
@@ -36,9 +37,14 @@ ROLES = ("attacker", "target", "judge")
 MAX_TOKENS = {"attacker": 1024, "target": 512, "judge": 128}
 # PAIR's: a varied attacker, a greedy target and judge.
 TEMPERATURE = {"attacker": 1.0, "target": 0.0, "judge": 0.0}
-DEFAULTS: dict[str, str] = {
-    "data_dir": "outputs/benchmarks", "rounds": "3", "concurrency": "16", "timeout": "60", "attempts": "6",
-    "max_calls": "",
+KEYS: Keys = {
+    "data_dir": Path, "rounds": whole_number(1), "concurrency": whole_number(1), "timeout": whole_number(1),
+    "attempts": whole_number(1), "max_calls": lambda text: whole_number(1)(text) if text else None,
+    **{f"{role}.{part}": str for role in ROLES for part in ("model", "base_url", "api_key_env")},
+}  # fmt: skip
+DEFAULTS = {
+    "data_dir": Path("outputs/benchmarks"), "rounds": 3, "concurrency": 16, "timeout": 60, "attempts": 6,
+    "max_calls": None,
 }  # fmt: skip
 BEST = 10
 
@@ -197,7 +203,7 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return EXIT_DONE if arguments else EXIT_USER_ERROR
     try:
-        make(arguments[0], _parse(arguments[1:]))
+        make(arguments[0], {**DEFAULTS, **read_pairs(arguments[1:], KEYS)})
     except UserError as error:
         return report(error)
     except MissingData as error:
@@ -205,7 +211,7 @@ def main(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def make(name: str, given: Mapping[str, str]) -> None:
+def make(name: str, given: Mapping[str, Any]) -> None:
     """Make one attack's file of prompts.
 
     Raises:
@@ -214,14 +220,14 @@ def make(name: str, given: Mapping[str, str]) -> None:
     """
     if name not in ATTACKS:
         raise UserError(f"'{name}' is no attack; allowed: {', '.join(ATTACKS)}{closest_match(name, ATTACKS)}")
-    folder = Path(given["data_dir"])
+    folder: Path = given["data_dir"]
     check_writable(folder, "data_dir")
     file = folder / f"{FILES[name]}.jsonl"
     if file.is_file():
         raise UserError(f"{file}: is there already and is frozen; delete it to have other prompts made")
     [benchmark] = find_benchmarks(["strongreject_none"])
     rows = load_rows(benchmark, folder)
-    rounds = _whole(given, "rounds")
+    rounds: int = given["rounds"]
     speakers = _speakers(given, ROLES if name == "pair" else ROLES[:1])
     print(f"{name}: {len(rows)} requests, at most {len(rows) * rounds * CALLS[name]} calls", flush=True)
     with exclusive(folder / f".{file.stem}.lock", f"{file}: another process makes it"):
@@ -285,11 +291,11 @@ def _instructions_hash() -> str:
     return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
-def _speakers(given: Mapping[str, str], roles: Sequence[str]) -> dict[str, Endpoint]:
+def _speakers(given: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Endpoint]:
     """The models of the roles; what a role does not say is as the attacker has it."""
     if "attacker.model" not in given:
         raise UserError("attacker.model: no value given; name the model that rewords the requests")
-    budget = Budget(_whole(given, "max_calls") if given["max_calls"] else None)
+    budget = Budget(given["max_calls"])
     speakers = {}
     for role in roles:
         model, base_url, key = (
@@ -300,29 +306,10 @@ def _speakers(given: Mapping[str, str], roles: Sequence[str]) -> dict[str, Endpo
             base_url=base_url,
             model=str(model),
             api_key_env="OPENAI_API_KEY" if key is None else key,
-            concurrency=_whole(given, "concurrency"),
-            timeout=_whole(given, "timeout"),
-            attempts=_whole(given, "attempts"),
+            concurrency=given["concurrency"],
+            timeout=given["timeout"],
+            attempts=given["attempts"],
             budget=budget,
         )
         speakers[role].check()
     return speakers
-
-
-def _parse(arguments: Sequence[str]) -> dict[str, str]:
-    keys = [*DEFAULTS, *(f"{role}.{part}" for role in ROLES for part in ("model", "base_url", "api_key_env"))]
-    given = dict(DEFAULTS)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(f"'{argument}': expected KEY=VALUE")
-        if key not in keys:
-            raise UserError(f"{key}: unknown key; allowed: {', '.join(keys)}{closest_match(key, keys)}")
-        given[key] = value
-    return given
-
-
-def _whole(given: Mapping[str, str], key: str) -> int:
-    if not given[key].isdecimal() or int(given[key]) < 1:
-        raise UserError(f"{key}: found '{given[key]}'; expected a whole number from 1")
-    return int(given[key])

@@ -15,6 +15,7 @@ import json
 import re
 import sys
 import zipfile
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,11 +25,11 @@ from urllib.request import urlopen
 
 from eval.benchmarks.definition import Benchmark, find_benchmarks
 from eval.benchmarks.sources import FETCH_SECONDS, MissingData, data_hash, fetch, find_tokenizer, rows_file
-from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
+from ogpsa.utils.command_line import Keys, read_pairs, yes_or_no
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, report
 from ogpsa.utils.files import build_folder, check_writable, read_json, write_atomically, write_json
 
 RECORD = "prefetch.json"
-KEYS = ("eval", "benchmarks", "data_dir", "prompts")
 # The published prompts. Of a Python file, its longest text is the prompt.
 PROMPTS = {
     "strongreject_rubric": "https://raw.githubusercontent.com/alexandrasouly/strongreject/"
@@ -46,11 +47,12 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return EXIT_DONE
     try:
-        given = _parse(arguments)
+        named: Keys = dict.fromkeys(("eval", "benchmarks", "data_dir"), _filled)
+        given = read_pairs(arguments, {**named, "prompts": yes_or_no})
         benchmarks, folder = _wanted(given)
         check_writable(folder, "data_dir")
         missing = prefetch(benchmarks, folder)
-        if given.get("prompts") == "true":
+        if given.get("prompts"):
             missing += fetch_prompts(folder / "prompts", PROMPTS)
     except UserError as error:
         return report(error)
@@ -112,27 +114,18 @@ def _text(node: ast.AST) -> str:
     return "".join(_text(part) for part in node.values) if isinstance(node, ast.JoinedStr) else ""
 
 
-def _parse(arguments: Sequence[str]) -> dict[str, str]:
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not value:
-            raise UserError(f"'{argument}': expected KEY=VALUE")
-        if key not in KEYS:
-            raise UserError(f"{key}: unknown key; allowed: {', '.join(KEYS)}{closest_match(key, KEYS)}")
-        given[key] = value
-    if given.get("prompts", "true") not in ("true", "false"):
-        raise UserError(f"prompts: found '{given['prompts']}'; allowed: true, false")
-    return given
+def _filled(text: str) -> str:
+    if not text:
+        raise ArgumentTypeError("found no value; expected KEY=VALUE")
+    return text
 
 
-def _wanted(given: dict[str, str]) -> tuple[list[Benchmark], Path]:
+def _wanted(given: dict[str, Any]) -> tuple[list[Benchmark], Path]:
     """The benchmarks that have a source, and the folder."""
     from ogpsa.app.compose import compose_config
 
     settings = compose_config([f"eval={given.get('eval', 'paper')}"]).eval
-    names = given["benchmarks"].split(",") if "benchmarks" in given else settings.benchmarks
-    benchmarks = find_benchmarks(names)
+    benchmarks = find_benchmarks(given["benchmarks"].split(",") if "benchmarks" in given else settings.benchmarks)
     sourceless = [benchmark.name for benchmark in benchmarks if benchmark.source is None]
     if sourceless:
         raise UserError(f"benchmarks: nobody publishes the rows of {', '.join(sourceless)}")

@@ -91,7 +91,7 @@ class Composer:
         extra: one more folder of groups, relative to the working directory (``--config-dir``).
 
     Raises:
-        UserError: ``extra`` is no directory.
+        UserError: ``extra`` is not a directory.
     """
 
     def __init__(self, path: str | None = None, name: str | None = None, extra: str | None = None) -> None:
@@ -184,16 +184,24 @@ class Composer:
             raise UserError(*problems)
         return parsed
 
-    def _points(self, base: DictConfig) -> list[list[str]]:
+    def sweep_points(self, overrides: list[str]) -> list[list[str]]:
+        """Every combination of the values that the overrides sweep over, the last override changing fastest.
+
+        Raises:
+            UserError: one line per word that is not an override, or for a sweep without a finite list of values.
+        """
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+        parsed = self._parse(overrides)
+        with in_our_words():
+            [points] = BasicSweeper.split_arguments(parsed, None)
+        return points
+
+    def _points(self, base: DictConfig) -> list[list[str]]:
         params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
         # As they were typed: what they refer to differs from point to point.
         given = cast(dict[str, list[str]], OmegaConf.to_container(base.hydra.overrides, resolve=False))
-        parsed = self._parse([*params, *given["task"]])
-        with in_our_words():
-            [points] = BasicSweeper.split_arguments(parsed, None)
-        return [[*given["hydra"], *point] for point in points]
+        return [[*given["hydra"], *point] for point in self.sweep_points([*params, *given["task"]])]
 
     def _check_points(self, points: list[list[str]], check: Check) -> None:
         where: dict[str, list[str]] = {}  # points by problem
@@ -250,14 +258,14 @@ def in_our_words() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """What Hydra says on several lines, on one."""
+    """Hydra's message of several lines, on one."""
     if isinstance(error, OmegaConfBaseException):
         where = f"{error.full_key}: " if error.full_key else ""
         return where + str(error).splitlines()[0]
     lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, OverrideParseException):
         reason = "; ".join(line for line in lines if line.strip("^") and not line.startswith(("Error parsing", "See ")))
-        return f"'{error.override}' is no override ({reason}); write KEY=VALUE, 'KEY={{a: 1}}' or 'KEY=[a, b]'"
+        return f"invalid override '{error.override}' ({reason}); write KEY=VALUE, 'KEY={{a: 1}}' or 'KEY=[a, b]'"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, found = error.missing_cfg_file.rpartition("/")
         return _no_option(group, found, list(error.options))

@@ -22,7 +22,7 @@ class EndpointSettings(Section):
 
 
 class Backend(EndpointSettings):
-    """What generates the responses: the checkpoint in this process or in vLLM, or a server that holds it."""
+    """The generator of the responses: the checkpoint in this process or in vLLM, or a server that holds it."""
 
     name: Literal["model", "vllm", "server"]
     model: str | None

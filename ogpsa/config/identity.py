@@ -1,4 +1,4 @@
-"""What makes two configurations the same run."""
+"""The part of a configuration that makes two runs the same run."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a method is: its keys, and the hooks by which it takes part in a run.
+"""The base of every method: its keys, and the hooks by which it takes part in a run.
 
 A method is one file in ``ogpsa/methods`` and one YAML in ``conf/method``. It overrides the hooks it needs; each default
 changes nothing.
@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class SetUse:
-    """What a method takes of one reference set in one stage.
+    """A method's use of one reference set in one stage.
 
     Attributes:
         name: the set's name.
@@ -43,7 +43,7 @@ class SetUse:
 
 @dataclass(frozen=True)
 class ExtraMemory:
-    """What a method keeps on a device in addition to the baseline, for the pre-flight.
+    """Memory that a method takes on a device in addition to the baseline's, for the pre-flight.
 
     Attributes:
         bytes_per_weight: for each trained weight, sharded as the weights are.
@@ -101,11 +101,11 @@ class Method(Section):
         return checkpoint
 
     def checkpoints(self, stages: Sequence[StageName]) -> int:
-        """How many checkpoints a run of ``stages`` leaves, each of them evaluated."""
+        """The number of checkpoints that a run of ``stages`` leaves, each of them evaluated."""
         return len(stages)
 
     def training_key(self, stage: StageName) -> dict[str, Any]:
-        """What decides the stage's weights in addition to its rows and settings; the stage cache tells by it.
+        """The method's part in what decides the stage's weights, next to its rows and settings, for the stage cache.
 
         All of the method's keys, so that its stages are shared with no other method. A method that trains as another
         one does may say less.
@@ -113,7 +113,7 @@ class Method(Section):
         return self.model_dump(mode="json")
 
     def memory(self, stage: StageName) -> ExtraMemory:
-        """What the stage keeps in addition to the weights, gradients, optimizer states, adapters and basis."""
+        """Memory in addition to that of weights, gradients, optimizer states, adapters and basis."""
         return ExtraMemory()
 
 
@@ -128,7 +128,7 @@ def missing_stage_values(method: Method, stages: Sequence[StageName]) -> list[st
     for key, value in method.model_dump(mode="json").items():
         if isinstance(value, dict) and value.keys() <= set(get_args(StageName)):
             absent = [stage for stage in stages if stage not in value]
-            given = ", ".join(f"{stage}: {one}" for stage, one in value.items())
+            given = ", ".join(f"{stage}: {_typed(one)}" for stage, one in value.items())
             problems += [
                 f"method.{key}: found {{{given}}}, which has no value for {stage}; write {{{given}, {stage}: ...}}"
                 for stage in absent
@@ -136,8 +136,13 @@ def missing_stage_values(method: Method, stages: Sequence[StageName]) -> list[st
     return problems
 
 
+def _typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
 def set_name_problems(key: str, names: Sequence[str], stage: StageName, config: "Config") -> list[str]:
-    """What is wrong with the names of reference sets in ``method.<key>`` for ``stage``, one line each."""
+    """Unknown and repeated names of reference sets in ``method.<key>`` for ``stage``, one line each."""
     known = config.data.reference_set_names
     problems = [
         f"method.{key}: '{name}' is not among data={config.data.name}'s sets for {stage}; "

@@ -10,7 +10,7 @@ StageName = Literal["sft", "dpo"]
 
 
 class Training(Section):
-    """What both a model's recipe and a stage's settings say."""
+    """Keys that a model's recipe and a stage share."""
 
     learning_rate: float = Field(gt=0)
     epochs: float = Field(gt=0)

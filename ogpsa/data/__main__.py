@@ -1,12 +1,13 @@
 """Build the data sets of the paper's experiments, and check them for leakage.
 
 python -m ogpsa.data build NAME [KEY=VALUE ...]
+python -m ogpsa.data build NAME --help
 python -m ogpsa.data check FOLDER [--against FILE_OR_FOLDER ...] [--similarity 0.7] [--column NAME]
 
-build writes <part>.jsonl and card.json into outputs/data/NAME, by ogpsa/data/builders/recipes/NAME.yaml,
-whose keys KEY=VALUE changes: source.path=FILE for a local copy, parts.train=100 for fewer rows, refusals.way=templates
-without an endpoint. The same command resumes a build that was stopped. NAME is one of safe_rlhf, ultrafeedback,
-halueval, gsm8k, mmlu.
+build writes <part>.jsonl and card.json into outputs/data/NAME by the data set's recipe, whose keys KEY=VALUE changes
+and --help prints: source.path=FILE for a local copy, parts.train=100 for fewer rows, refusals.way=templates without an
+endpoint. The same command resumes a build that was stopped. NAME is one of safe_rlhf, ultrafeedback, halueval, gsm8k,
+mmlu.
 
 check compares the prompts of every file in FOLDER with each other's and with those named by --against, exactly after
 normalisation and by similarity, and writes leakage.json into FOLDER.
@@ -21,7 +22,17 @@ from ogpsa.utils.errors import EXIT_DONE, UserError
 
 
 def main(arguments: Sequence[str]) -> int:
+    match arguments:
+        case ["build", name, *_, "-h" | "--help"]:
+            return run_command(["build", name], __doc__, {"build": _print_recipe})
     return run_command(arguments, __doc__, {"build": _build, "check": _check})
+
+
+def _print_recipe(arguments: list[str]) -> int:
+    from ogpsa.data.builders.settings import recipe
+
+    print(recipe(arguments[0]), end="")
+    return EXIT_DONE
 
 
 def _build(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 def mode_arguments(config: Config) -> dict[str, Any]:
-    """What ``TrainingArguments`` takes for ``distributed``.
+    """Arguments of ``TrainingArguments`` for ``distributed``.
 
     Raises:
         UserError: DeepSpeed is of another release than the one we know.

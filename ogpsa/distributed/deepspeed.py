@@ -28,7 +28,7 @@ BUCKET_SIZE = 50_000_000
 
 
 def deepspeed_config(stage: Literal[2, 3], precision: Literal["fp32", "bf16"]) -> dict[str, Any]:
-    """What ``TrainingArguments(deepspeed=…, bf16=False)`` takes; batch sizes and clipping follow the arguments.
+    """The configuration for ``TrainingArguments(deepspeed=…, bf16=False)``; batch and clipping follow the arguments.
 
     ``bf16`` is autocast over fp32 weights, and gradients and weights travel in fp32. ``bf16=True`` in the
     arguments would instead turn the weights into bf16.

@@ -1,4 +1,4 @@
-"""What must hold between the configuration and the processes that were started, checked without torch."""
+"""Validation of a configuration against the processes that were started, without torch."""
 
 from importlib.util import find_spec
 
@@ -77,7 +77,7 @@ def batch_problems(config: Config, processes: int) -> list[str]:
 
 
 def _smaller_micro_batch(stage: StageSettings, key: str, processes: int) -> str:
-    """What to set to keep the batch, where anything does."""
+    """The micro-batch that keeps the batch, if there is one."""
     mine = stage.batch_size // processes
     if stage.batch_size % processes:
         return ""

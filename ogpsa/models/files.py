@@ -1,4 +1,4 @@
-"""What a model's files must be before ``ogpsa/models/load.py`` loads them, checked without torch."""
+"""Validation of a model's files before ``ogpsa/models/load.py`` loads them, without torch."""
 
 import hashlib
 import json

@@ -1,1 +1,1 @@
-"""What a run will need, before it starts."""
+"""The pre-flight: memory, steps and passes of a run, before it starts."""

@@ -210,7 +210,7 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
 
 
 def _whole_moments(shape: ModelShape, setup: Setup) -> float:
-    """What 8-bit AdamW's moments of the embedding take beyond 8 bits: transformers keeps them in fp32."""
+    """Bytes of the embedding's moments beyond 8 bits: transformers keeps them in fp32."""
     if setup.optimizer != "adamw_8bit" or shape.adapted is not None:
         return 0.0
     return (STATE_BYTES["adamw"] - STATE_BYTES["adamw_8bit"]) * shape.vocabulary * shape.hidden
@@ -221,7 +221,7 @@ def _activations(shape: ModelShape, setup: Setup) -> tuple[float, float]:
 
     A block saves, per token, with h the width, q and k those of queries and keys, f that of the MLP and c
     bytes of the computation: two norms' inputs and normalised inputs; the inputs of the linear layers, which
-    autocast casts anew for each; queries, keys, values and the attention's output; three or four widths of
+    autocast casts again for each; queries, keys, values and the attention's output; three or four widths of
     the MLP. Checkpointing saves the block's input alone, and one whole block at a time is rebuilt.
     """
     tokens = setup.sequences * setup.length
@@ -250,7 +250,7 @@ def _activations(shape: ModelShape, setup: Setup) -> tuple[float, float]:
 
 
 def _block_bytes(shape: ModelShape, setup: Setup, tokens: int, computed: int, stream: int) -> float:
-    """What one block saves for its backward pass."""
+    """Bytes that one block saves for its backward pass."""
     hidden, queries, keys = shape.hidden, shape.heads * shape.head_dim, shape.key_value_heads * shape.head_dim
     # Each with its input in fp32 and one number per token; frozen weights need no normalised input.
     norms = 2 * ((4 if shape.adapted is not None else 4 + stream) * hidden + 4)
@@ -355,7 +355,7 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None) -> ModelShape
 
 
 def remedies(shape: ModelShape, setup: Setup, key: str, memory: float, batch: int) -> list[tuple[str, Estimate]]:
-    """What makes the peak smaller, the largest saving first: what to type, and the estimate with it.
+    """Changes that lower the peak, the largest saving first: what to type, and the estimate with it.
 
     Args:
         key: where the stage's settings stand in the configuration.

@@ -1,4 +1,4 @@
-"""What a run will need, before it starts: memory per device, steps and reference passes.
+"""The pre-flight of a run: memory per device, steps and reference passes, before anything starts.
 
 ``report`` is what ``python train.py … preflight=true`` prints, from the configuration, the rows and the model's
 own configuration; no weights are read. The memory is ``ogpsa/preflight/memory.py``'s.
@@ -156,11 +156,11 @@ def _count(elements: int) -> str:
 
 @dataclass(frozen=True)
 class Counts:
-    """What one stage runs through.
+    """Steps and rows of one stage.
 
     Attributes:
         steps: optimizer steps; ``samples``: training rows over all of them.
-        refreshes: estimates of the subspace (streaming: one a step); ``reference_samples``: rows of their passes.
+        refreshes: estimates of the subspace (streaming: one per step); ``reference_samples``: rows of their passes.
         share: of the reference rows among all rows; ``work``: of their passes in the work of all passes.
         characters: that work, in characters of training passes.
     """
@@ -331,7 +331,7 @@ def _config_folder(path: str, revision: str | None) -> Path:
 
 
 def _testbed_config(config: Config) -> "LlamaConfig":
-    """What ``ogpsa/testbed/base.py`` trains, whose own bytes are part of every base's key."""
+    """The model that ``ogpsa/testbed/base.py`` trains, whose own bytes are part of every base's key."""
     data, base = config.testbed_base()
     from transformers import LlamaConfig
 

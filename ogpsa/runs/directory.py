@@ -74,7 +74,7 @@ def check_directory(directory: Path, config: Config) -> None:
         foreign = [path.name for path in directory.glob("*") if path.name != LOCK_FILE and path.name[0] != "."]
         if foreign:
             raise UserError(
-                f"hydra.run.dir: {directory} holds files that are no run's ({foreign[0]}, …); "
+                f"hydra.run.dir: {directory} holds files of something else than a run ({foreign[0]}, …); "
                 "choose an empty or a new directory"
             )
         return
@@ -94,7 +94,7 @@ def check_directory(directory: Path, config: Config) -> None:
 
 
 def read_stored_config(file: Path) -> dict[str, Any] | None:
-    """What a run's ``config.yaml`` holds, as plain YAML; None where it is damaged."""
+    """A run's ``config.yaml`` as plain YAML; None where it is damaged."""
     try:
         stored = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):

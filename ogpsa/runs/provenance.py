@@ -1,4 +1,4 @@
-"""What a run directory says about where its result came from: nothing secret, every session that worked on it."""
+"""Provenance of a result: every session that worked on it, nothing secret."""
 
 import platform
 import socket
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def record(file: Path, config: Config, data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Write what ``file`` says of this run and return it; a run that goes on elsewhere adds a session."""
+    """Write this run's provenance to ``file`` and return it; a run that is resumed adds a session."""
     facts: dict[str, Any] = {"seeds": {"seed": config.seed, "data.seed": config.data.seed}, "data": dict(data)}
     earlier = read_json(file)["sessions"] if file.exists() else []
     facts["sessions"] = [*earlier, _session(overrides)]

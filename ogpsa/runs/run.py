@@ -35,7 +35,7 @@ file_log = logging.getLogger("ogpsa.file")
 
 
 class Run:
-    """What a pipeline asks of the run that it is; every method is called by every process.
+    """The services of a run to its pipeline; every process calls every method.
 
     Attributes:
         interruption: whether a signal asked the run to save and stop.
@@ -116,7 +116,7 @@ class Run:
         return folder
 
     def evaluate(self, checkpoint: Path, name: str) -> Scores:
-        """What ``scores.json`` of a checkpoint holds; ``name`` is the folder's in ``eval``."""
+        """A checkpoint's scores, as ``scores.json`` holds them; ``name`` is the folder's in ``eval``."""
         return self.on_main_process(partial(self._evaluate_once, checkpoint, name))
 
     def _evaluate_once(self, checkpoint: Path, name: str) -> Scores:

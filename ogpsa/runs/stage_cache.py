@@ -1,4 +1,4 @@
-"""Stages and evaluations that several runs have in common are made once: SFT→DPO resumes from the SFT run's result.
+"""Stages and evaluations that several runs have in common are made once: SFT→DPO starts from the SFT run's result.
 
 With ``stage_store=DIR`` a run looks a stage up by what decides its weights, and leaves what it made itself. Files are
 hard links where the file system allows it; nothing is ever changed in place.

@@ -1,4 +1,4 @@
-"""The stored rows of the capability subspace: one block [k, n] a parameter, in fp32, bf16 or int8."""
+"""The stored rows of the capability subspace: one block [k, n] per parameter, in fp32, bf16 or int8."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal

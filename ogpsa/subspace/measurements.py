@@ -1,4 +1,4 @@
-"""What the projection says of itself while it trains: cheap enough to stay on."""
+"""Measurements of the projection while it trains: cheap enough to stay on."""
 
 import re
 import time

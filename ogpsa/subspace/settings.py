@@ -26,7 +26,7 @@ SAFETY_SAMPLE = 64
 
 @dataclass(frozen=True)
 class ProjectionSettings:
-    """What the projection needs to know in one stage; the paper's symbols in brackets.
+    """The projection of one stage; the paper's symbols in brackets.
 
     Attributes:
         reference_sets: names of the reference sets, one per capability dimension (M of them).
@@ -64,7 +64,7 @@ class ProjectionSettings:
         return max(1, -(-self.rank // len(self.reference_sets)))
 
     def problems(self) -> list[str]:
-        """What contradicts itself, one line each."""
+        """Values out of range and contradictions, one line each."""
         found = []
         if not 0 <= self.rank <= MAX_RANK:
             found.append(f"method.rank: found {self.rank}; allowed: 0 to {MAX_RANK}")

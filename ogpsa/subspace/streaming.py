@@ -1,4 +1,4 @@
-"""Reference gradients that are renewed a slice of the samples at a time, one slice a step."""
+"""Reference gradients that are updated a slice of the samples at a time, one slice per step."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ class StreamedReferences:
         return position
 
     def add(self, chunk: int, gradients: Sequence[Tensor]) -> None:
-        """Add the slice's part of a chunk's mean gradient: one flat tensor [n] a parameter."""
+        """Add the slice's part of a chunk's mean gradient: one flat tensor [n] per parameter."""
         for rows, gradient in zip(self._current, gradients, strict=True):
             rows[chunk] += gradient
 

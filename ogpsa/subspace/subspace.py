@@ -41,7 +41,7 @@ class Layout:
 class Subspace:
     """Estimated from reference gradients, then removed from each safety gradient in place.
 
-    Gradients and references are lists with one tensor a parameter, in a fixed order. ``scope: global`` treats
+    Gradients and references are lists with one tensor per parameter, in a fixed order. ``scope: global`` treats
     them as one vector (the paper's formula), ``scope: tensor`` each on its own (the authors' code). Across
     sharded processes a projection costs one sum of (rank + 1) numbers for each layer group, or in tensor
     scope for each parameter.
@@ -275,7 +275,7 @@ class Subspace:
         return (self._roots @ summed[:, :, None])[:, :, 0]
 
     def _change(self, inside: Tensor, sign: int) -> Tensor:
-        """What is taken out of the coordinates [blocks, k]."""
+        """The part of the coordinates [blocks, k] that is removed."""
         if self.sided == "two":
             return inside
         feasible = [feasible_coefficients(sign * c, a) for c, a in zip(inside, self.coordinates, strict=True)]

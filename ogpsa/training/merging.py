@@ -76,7 +76,7 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 
 
 def _write_changed(source: Path, target: Path, change: Callable[[str, Tensor], Tensor]) -> None:
-    """Write a safetensors file anew, each tensor changed but for shape and dtype.
+    """Rewrite a safetensors file, each tensor changed but for shape and dtype.
 
     The header stays (8 bytes of length, JSON); the data follow in the order of their offsets, without gaps.
     """

@@ -74,7 +74,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
             raise UserError(
                 f"distributed.processes: {newest} was saved by {saved_by} processes, this run has "
                 f"{processes.world_size()}; "
-                f"start {saved_by}, or delete {folder} to train the stage anew"
+                f"start {saved_by}, or delete {folder} to train the stage from its beginning"
             )
     return newest
 

@@ -88,7 +88,7 @@ def build_trainer(
 
 
 def _arguments(config: Config, stage: SFTSettings | DPOSettings, output: Path) -> dict[str, Any]:
-    """What every TRL configuration takes."""
+    """Arguments that both of TRL's configurations take."""
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(output),

@@ -1,11 +1,15 @@
-"""Options of a command line; a mistake in them takes one line, as all of the user's."""
+"""Options and ``KEY=VALUE`` words of a command line; a mistake in them takes one line, as all of the user's."""
 
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
+
+# What reads the value of each key, by ``ArgumentTypeError`` if it cannot.
+Keys = Mapping[str, Callable[[str], Any]]
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,12 +35,59 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help lists the options")
 
 
+def read_pairs(words: Sequence[str], keys: Keys) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` words; a key that is given twice has its last value.
+
+    Args:
+        keys: those allowed, with the readers of their values. A key may be a pattern, as ``eval.*``; the first that
+            matches counts, and a ``+`` before a word's key is not compared.
+
+    Raises:
+        UserError: one line per word that is no ``KEY=VALUE``, whose key is not allowed or whose value is unreadable.
+    """
+    values: dict[str, Any] = {}
+    problems = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        pattern = next((pattern for pattern in keys if fnmatchcase(key.lstrip("+"), pattern)), None)
+        if not equals:
+            problems.append(f"'{word}': expected KEY=VALUE")
+        elif pattern is None:
+            problems.append(f"{key}: unknown key; allowed: {', '.join(keys)}{closest_match(key, keys)}")
+        else:
+            try:
+                values[key] = keys[pattern](text)
+            except argparse.ArgumentTypeError as error:
+                problems.append(f"{key}: {error}")
+    if problems:
+        raise UserError(*problems)
+    return values
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    """A reader of a value that takes one of the ``allowed`` words."""
+
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise argparse.ArgumentTypeError(
+                f"found '{text}'; allowed: {', '.join(allowed)}{closest_match(text, allowed)}"
+            )
+        return text
+
+    return parse
+
+
+def yes_or_no(text: str) -> bool:
+    """Whether ``text`` is ``true``; ``false`` is the other word allowed."""
+    return one_of("true", "false")(text) == "true"
+
+
 def whole_number(least: int) -> Callable[[str], int]:
-    """A ``type`` for an option that takes whole numbers from ``least``."""
+    """A reader of whole numbers from ``least``, for an option's ``type`` as well."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from {least}")
+            raise argparse.ArgumentTypeError(f"found '{text}'; expected a whole number from {least}")
         return int(text)
 
     return parse

@@ -18,11 +18,12 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ogpsa.config import EndpointSettings
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
+
+    from ogpsa.config import EndpointSettings
 
 OPENAI = "https://api.openai.com/v1"
 # Seconds: the longest wait between two tries of one request, the longest that a server may ask for, and the least
@@ -32,7 +33,7 @@ LONGEST_PAUSE = 600.0
 NOTICE = 5.0
 # Of English, in estimates of what a text takes [ours].
 CHARACTERS_PER_TOKEN = 4
-# What models that do not take a parameter take in its place; None: nothing.
+# The parameter that some models take instead of another; None: they take neither.
 IN_PLACE_OF = {"max_tokens": "max_completion_tokens", "temperature": None}
 
 Messages = Sequence[Mapping[str, str]]
@@ -43,7 +44,7 @@ class Completion:
     """A reply.
 
     Attributes:
-        text: what the model said; empty where it said nothing.
+        text: the model's reply, which may be empty.
         finish_reason: ``stop``, ``length`` (cut at the cap on tokens), ``content_filter``, ``refusal`` (the server
             says that the model declined), ``too_long`` (the request does not fit the model), or another of the
             server's.
@@ -110,7 +111,7 @@ class Endpoint:
         self._key()
 
     @classmethod
-    def of(cls, section: str, settings: EndpointSettings, model: str, budget: Budget | None = None) -> "Endpoint":
+    def of(cls, section: str, settings: "EndpointSettings", model: str, budget: Budget | None = None) -> "Endpoint":
         """The endpoint that a section of the configuration describes."""
         return cls(
             section,
@@ -165,7 +166,7 @@ class Endpoint:
                 raise end
 
     def problem(self, text: str) -> UserError:
-        """What went wrong in one line, without the key."""
+        """The failure in one line, without the key."""
         if self.api_key_env:
             text = text.replace(self._key(), "***")
         return UserError(f"{self.section}: {public_address(self.base_url)}: {' '.join(text.split())[:300]}")
@@ -196,7 +197,7 @@ class _TryAgainError(Exception):
 
 
 class _Session:
-    """What the requests of one call have in common: until when all wait, and whether to stop."""
+    """State that the requests of one call share: until when all wait, and whether to stop."""
 
     def __init__(self, endpoint: Endpoint, client: "AsyncOpenAI", options: Mapping[str, Any]) -> None:
         self._endpoint, self._client, self._options = endpoint, client, dict(options)
@@ -228,7 +229,7 @@ class _Session:
             if endpoint.budget.left < 1:
                 raise endpoint.problem(
                     f"the cap of {endpoint.budget.max_calls} calls ({endpoint.section}.max_calls) is reached; "
-                    "all replies so far are kept, a higher cap goes on from there"
+                    "all replies so far are kept, and a higher cap resumes from there"
                 )
             endpoint.budget.calls += 1
             try:
@@ -283,17 +284,17 @@ class _Session:
         try:
             return _completion(json.loads(response.content))
         except (ValueError, TypeError, KeyError, IndexError):
-            raise _TryAgainError("the reply is no chat completion in JSON") from None
+            raise _TryAgainError("the reply is not a chat completion in JSON") from None
 
     def _turned_away(self, error: "APIStatusError") -> Completion:
-        """What an HTTP status other than success means.
+        """Meaning of an HTTP status other than success.
 
         Raises:
             _TryAgainError: it may succeed later.
             UserError: it will not.
         """
         endpoint, status = self._endpoint, error.status_code
-        text = _said(error)
+        text = _message_of(error)
         if status == 429 and "insufficient_quota" not in text:
             pause = _retry_after(error.response.headers)
             if pause is not None and pause > LONGEST_PAUSE:
@@ -331,25 +332,25 @@ def _refused_parameter(error: "APIStatusError", options: Mapping[str, Any]) -> s
     """The parameter that the server does not take, where there is a way without it."""
     if error.status_code != 400 or _too_long(error):
         return None
-    named = [name for name in IN_PLACE_OF if error.param == name or re.search(rf"\b{name}\b", _said(error))]
+    named = [name for name in IN_PLACE_OF if error.param == name or re.search(rf"\b{name}\b", _message_of(error))]
     return next((name for name in named if name in options), None)
 
 
-def _said(error: "APIStatusError") -> str:
+def _message_of(error: "APIStatusError") -> str:
     """The server's code and message."""
     message = error.body.get("message") if isinstance(error.body, dict) else error.response.text
     return f"{error.code or ''} {message or error.message}".strip()
 
 
 def _too_long(error: "APIStatusError") -> bool:
-    return "context_length" in _said(error) or "context length" in _said(error)
+    return "context_length" in _message_of(error) or "context length" in _message_of(error)
 
 
 def _completion(body: Any) -> Completion:
     """The first choice of a response's body.
 
     Raises:
-        ValueError, TypeError, KeyError, IndexError: the body is no chat completion.
+        ValueError, TypeError, KeyError, IndexError: the body is not a chat completion.
     """
     choice = body["choices"][0]
     message = choice["message"]

@@ -12,7 +12,7 @@ from ogpsa.utils.errors import UserError
 class Journal:
     """One JSON object a line: first what the work rests on, then ``{key: piece}`` for each group of pieces.
 
-    A line that a kill cut short is as if it had never been. What rests on something else is started anew.
+    A line that a kill cut short is dropped. A journal whose stamp differs is started from the beginning.
 
     Args:
         stamp: what the pieces rest on, as JSON holds it.
@@ -34,7 +34,7 @@ class Journal:
                 pieces = _parsed(line)
                 if pieces is None:
                     raise UserError(
-                        f"{path}:{number}: damaged, and by no kill of ours; delete the line to go on without its pieces"
+                        f"{path}:{number}: damaged, but not by a kill; delete the line to continue without its pieces"
                     )
                 self.pieces |= pieces
             os.truncate(path, sum(len(line) + 1 for line in whole))

@@ -148,12 +148,12 @@ MISTAKES: dict[tuple[str, ...], list[str]] = {
         "method.rank: found -1; allowed is greater than or equal to 0, or a valid dictionary",
     ],
     ("method.rank={sft:4",): [
-        "'method.rank={sft:4' is no override (no viable alternative at input '{sft:4'); "
+        "invalid override 'method.rank={sft:4' (no viable alternative at input '{sft:4'); "
         "write KEY=VALUE, 'KEY={a: 1}' or 'KEY=[a, b]'"
     ],
     ("seed", "method"): [
-        "'seed' is no override (missing EQUAL at '<EOF>'); write KEY=VALUE, 'KEY={a: 1}' or 'KEY=[a, b]'",
-        "'method' is no override (missing EQUAL at '<EOF>'); write KEY=VALUE, 'KEY={a: 1}' or 'KEY=[a, b]'",
+        "invalid override 'seed' (missing EQUAL at '<EOF>'); write KEY=VALUE, 'KEY={a: 1}' or 'KEY=[a, b]'",
+        "invalid override 'method' (missing EQUAL at '<EOF>'); write KEY=VALUE, 'KEY={a: 1}' or 'KEY=[a, b]'",
     ],
     ("method.rank=2,4",): ["method.rank: found 2,4, a sweep; add --multirun to run each, or write [2,4] for a list"],
     ("data=files",): ["data.safety: no value given, and it has no default"],

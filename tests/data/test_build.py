@@ -325,7 +325,7 @@ def rename(row: Row, **names: str) -> Row:
         ("gsm8k", MADE_UP["gsm8k"][0], [], "5000 rows wanted, but 1 of 1"),
         ("gsm8k", MADE_UP["gsm8k"][0], ["seeds=3"], "seeds: unknown key|did you mean 'seed'?"),
         ("gsm8k", MADE_UP["gsm8k"][0], ["parts.reference=0"], "parts.reference: found 0"),
-        ("gsm8k", MADE_UP["gsm8k"][0], ["sources.path=x"], "sources: no section|did you mean 'source'?"),
+        ("gsm8k", MADE_UP["gsm8k"][0], ["sources.path=x"], "sources: unknown key|did you mean 'source'?"),
         ("gsm8k", MADE_UP["gsm8k"][0], ["seed"], "'seed': expected KEY=VALUE"),
         ("gsm8k", MADE_UP["gsm8k"][0], ["exclude=[nowhere]"], "nowhere: no such file or folder"),
         ("ultrafeedback", MADE_UP["ultrafeedback"][0], ["score=overal_score"], "did you mean 'overall_score'?"),

@@ -59,7 +59,11 @@ def each_mode(wanted: Callable[[Matrix, str], list[Case]]) -> pytest.MarkDecorat
                 mode,
                 matrix,
                 case,
-                marks=[pytest.mark.long] * (matrix == "long") + [WITHOUT_DEEPSPEED] * mode.startswith("zero"),
+                marks=[
+                    *[pytest.mark.long] * (matrix == "long"),
+                    *[pytest.mark.smoke] * (matrix == "short" and mode == "fsdp2"),
+                    *[WITHOUT_DEEPSPEED] * mode.startswith("zero"),
+                ],
                 id=f"{matrix}-{mode}-{case.name}",
             )
             for matrix in get_args(Matrix)

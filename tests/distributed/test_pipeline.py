@@ -62,6 +62,7 @@ def signal_when(
     return finish(launcher)
 
 
+@pytest.mark.smoke
 def test_killed_signalled_and_finished(small: list[str], tmp_path: Path) -> None:
     directory = tmp_path / "run"
     checkpoints = directory / "01-sft" / "checkpoints"

@@ -36,6 +36,7 @@ def one_run_equals(work: Work, undisturbed: Undisturbed, failures: int = 0) -> N
     assert (work.events().count("finished"), work.events().count("failed")) == (1, failures)
 
 
+@pytest.mark.smoke
 def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) -> None:
     short = [*row, "stage=sft", "stage.max_steps=2"]
     left_out = ("stage=sft_dpo", "stage.sft", "stage.dpo", "method.refresh_every")

@@ -1,6 +1,7 @@
 """Sweep files, grids and scripts: what needs no cluster."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -284,18 +285,31 @@ def test_a_grid_is_every_combination(capsys: pytest.CaptureFixture[str]) -> None
     ("text", "values"),
     [
         ("1,2", ["1", "2"]),
-        ("[a,b],{sft: 1,dpo: 2}", ["[a,b]", "{sft: 1,dpo: 2}"]),
+        ("[a,b],{sft: 1,dpo: 2}", ["[a,b]", "{sft:1,dpo:2}"]),
         ("'a,b',c", ["'a,b'", "c"]),
-        ("f(a,b)", ["f(a,b)"]),
         (r"a\,b,c", [r"a\,b", "c"]),
         ("", [""]),
+        ("range(1,4)", ["1", "2", "3"]),
+        ("choice(a,b)", ["a", "b"]),
+        ("glob(q*,exclude=*s)", ["quick"]),
     ],
 )
-def test_values_are_separated_as_hydra_separates_them(text: str, values: list[str]) -> None:
-    assert grid.split(text) == values
+def test_values_are_separated_as_hydra_separates_them(
+    text: str, values: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert grid.main([f"eval={text}"]) == 0
+    printed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == [[f"eval={value}"] for value in values]
 
 
-@pytest.mark.parametrize(("word", "problem"), [("rank", "'rank' is no override"), ("a=1,,2", "a: found '1,,2'")])
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("rank", "invalid override 'rank'"),
+        ("a=1,,2", "invalid override 'a=1,,2'"),
+        ("a=interval(0,1)", "BasicSweeper does not support sweep type : INTERVAL_SWEEP"),
+    ],
+)
 def test_what_is_no_grid_is_refused(word: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert grid.main([word]) == 2
     assert capsys.readouterr().err.startswith(f"error: {problem}")

@@ -149,7 +149,7 @@ def test_a_crowded_server_is_no_failure_as_long_as_others_get_through() -> None:
         (Reply(status=429, text="slow down"), "429, too many requests (3 tries)"),
         (Reply(status=500, text="broken"), "500, "),
         (Reply(reset=True), "Connection error."),
-        (Reply(body=b"not JSON"), "the reply is no chat completion in JSON (3 tries)"),
+        (Reply(body=b"not JSON"), "the reply is not a chat completion in JSON (3 tries)"),
     ],
     ids=repr,
 )

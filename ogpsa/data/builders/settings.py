@@ -1,5 +1,6 @@
 """The typed schema of ``recipes/<name>.yaml``, which says how ``python -m ogpsa.data build`` makes a data set."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from ogpsa.config import EndpointSettings, Section, describe
+from ogpsa.utils.command_line import read_pairs
 from ogpsa.utils.errors import UserError, closest_match
 
 FOLDER = Path(__file__).with_name("recipes")
@@ -95,39 +97,40 @@ SCHEMAS: dict[str, type[DataSet]] = {
 }
 
 
+def recipe(name: str) -> str:
+    """The text of ``recipes/<name>.yaml``: every key with its value and what it means.
+
+    Raises:
+        UserError: no such data set.
+    """
+    if name not in SCHEMAS:
+        raise UserError(f"'{name}' is no data set; allowed: {', '.join(SCHEMAS)}{closest_match(name, SCHEMAS)}")
+    return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def load_settings(name: str, overrides: Sequence[str] = ()) -> DataSet:
     """The settings of the data set called ``name``, with ``KEY=VALUE`` overrides.
 
     Raises:
         UserError: no such data set, a key that is not there, or a value out of range; one line a problem.
     """
-    if name not in SCHEMAS:
-        raise UserError(f"'{name}' is no data set; allowed: {', '.join(SCHEMAS)}{closest_match(name, SCHEMAS)}")
-    tree: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    for override in overrides:
-        _apply(tree, override)
+    tree: dict[str, Any] = yaml.safe_load(recipe(name))
+    for key, value in read_pairs(overrides, {"*": _yaml_value}).items():
+        *sections, last = key.split(".")
+        here = tree
+        for section in sections:
+            if not isinstance(here.get(section), dict):
+                here[section] = {}
+            here = here[section]
+        here[last] = value
     try:
         return SCHEMAS[name].model_validate(tree)
     except ValidationError as error:
         raise UserError(*describe(error, tree)) from None
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise UserError(f"'{override}': expected KEY=VALUE")
+def _yaml_value(text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError(f"{key}: '{text}' is not readable as a value in YAML; quote it") from None
-    *parents, last = key.split(".")
-    here = tree
-    for depth, part in enumerate(parents, start=1):
-        inner = here.get(part)
-        if not isinstance(inner, dict):
-            above = ".".join(parents[:depth])
-            sections = [name for name, value in here.items() if isinstance(value, dict)]
-            allowed = ", ".join(sections) or "none"
-            raise UserError(f"{above}: no section; allowed: {allowed}{closest_match(part, sections)}")
-        here = inner
-    here[last] = value
+        raise ArgumentTypeError(f"'{text}' is not readable as a value in YAML; quote it") from None
