@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from eval.benchmarks.definition import OWN_METRIC, Benchmark
 from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
-from eval.generation.fingerprint import checkpoint_folder, model_fingerprint, server_fingerprint
+from eval.generation.fingerprint import checkpoint_folder, server_fingerprint
 from eval.judging.judge import Item, Verdict, judge_hash, missing
 from eval.judging.judges.refusal_match import refusal_match
 from eval.judging.verdicts import Estimate, Judgement, check_judge, estimate, judge_responses, print_total
@@ -28,6 +28,7 @@ from eval.scores.aggregate import Result, aggregate
 from eval.scores.artefacts import content_hash
 from eval.scores.groups import check_groups
 from ogpsa.config import Evaluation
+from ogpsa.models.files import fingerprint
 from ogpsa.runs.directory import SCORES_FILE
 from ogpsa.utils.endpoint import Budget
 from ogpsa.utils.errors import UserError
@@ -73,16 +74,16 @@ def evaluate(
     """
     benchmarks = check_groups(settings)
     if settings.backend.name == "server":
-        model, fingerprint = checkpoint, server_fingerprint(settings.backend)
+        model, identity = checkpoint, server_fingerprint(settings.backend)
     else:
         model = checkpoint_folder(checkpoint)
-        fingerprint = model_fingerprint(model)
+        identity = fingerprint(model)
     folder = Path(settings.data_dir) if settings.data_dir else rows
     errors: dict[str, str] = {}
     works = []
     for benchmark in benchmarks:
         with _noting(errors, benchmark, MissingData):
-            works.append(_work(benchmark, folder, output, settings, fingerprint))
+            works.append(_work(benchmark, folder, output, settings, identity))
     pending = [work for work in works if _stored(work.generations, work.rows) is None]
     unjudged = [
         work for work in works if work in pending or _stored(work.verdicts, _expected_verdicts(work, settings)) is None
@@ -137,12 +138,12 @@ def _noting(errors: dict[str, str], benchmark: Benchmark, kind: type[Exception])
         errors[benchmark.name] = str(error)
 
 
-def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation, fingerprint: str) -> _Work:
+def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation, identity: str) -> _Work:
     rows = load_rows(benchmark, folder)
     stamp = {
         "benchmark": benchmark.name,
         "backend": settings.backend.name,
-        "model_fingerprint": fingerprint,
+        "model_fingerprint": identity,
         "data_hash": data_hash(rows),
         "task_hash": benchmark.task_hash,
     }

@@ -6,12 +6,6 @@ from pathlib import Path
 from ogpsa.config import Backend
 from ogpsa.utils.errors import UserError, closest_match
 
-# What a checkpoint's responses depend on; its training state is none of it.
-MODEL_FILES = (
-    "*.safetensors", "*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "vocab*", "merges.txt",
-)  # fmt: skip
-
 
 def checkpoint_folder(checkpoint: Path) -> Path:
     """The local folder of a checkpoint, or of a hub id that is in the local cache.
@@ -49,15 +43,6 @@ def checkpoint_folder(checkpoint: Path) -> Path:
     if absent:
         raise UserError(f"checkpoint: {folder} is no checkpoint: {', '.join(absent)} missing")
     return folder
-
-
-def model_fingerprint(folder: Path) -> str:
-    """Sixteen hexadecimal digits over a checkpoint's weights, configuration and tokenizer."""
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
-        with path.open("rb") as handle:
-            digest.update(f"{path.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def server_fingerprint(backend: Backend) -> str:

@@ -1,34 +1,13 @@
 """Reading a judge's reply: what stands there is taken, what is unclear is missing."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-
-from eval.judging.judge import Verdict, missing
-from eval.judging.judges.refusal_match import refusal_match
+from collections.abc import Mapping
 
 # Markup that models put around and before an answer.
 DECORATION = "*_`#>\"'<>[](){}| \t"
 HEADING = re.compile(
     r"(?:final\s+)?(?:verdict|class|classification|category|label|grade|answer)[\"'*_`]*\s*(?:[:=|]|\bis\b)\s*", re.I
 )
-
-
-def read_reply(parse: Callable[[str], Verdict], text: str, finish_reason: str) -> Verdict:
-    """The verdict that ``parse`` reads in a model's whole reply; a reply that was cut gives none, whatever it holds.
-
-    Args:
-        finish_reason: as ``ogpsa.utils.endpoint.Completion`` has it.
-    """
-    if finish_reason == "length":
-        verdict = missing("truncated")
-    elif finish_reason in ("content_filter", "refusal"):
-        verdict = missing("refused_by_judge")
-    else:
-        verdict = parse(text)
-        if verdict.parse_status == "unparsed" and refusal_match(text) == "full_refusal":
-            verdict = missing("refused_by_judge")
-    return replace(verdict, detail={**verdict.detail, "reply": text, "finish_reason": finish_reason})
 
 
 def read_choice(reply: str, choices: Mapping[str, str]) -> str | None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from eval.judging.judge import (
     judge_model,
     judge_prompt,
     load_judge,
+    missing,
 )
+from eval.judging.judges.refusal_match import refusal_match
 from eval.judging.prompts import fill, prompt_hash
-from eval.judging.replies import read_reply
 from ogpsa.config import JudgeSettings
 from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN, Budget, Completion, Endpoint
 from ogpsa.utils.journal import Journal
@@ -217,7 +218,17 @@ def _ask(
 
 
 def _read(judge: PromptJudge, reply: Record) -> Verdict:
-    return read_reply(judge.parse, reply["text"], reply["finish_reason"])
+    """The verdict in a model's whole reply; a reply that was cut gives none, whatever it holds."""
+    text, finish_reason = reply["text"], reply["finish_reason"]
+    if finish_reason == "length":
+        verdict = missing("truncated")
+    elif finish_reason in ("content_filter", "refusal"):
+        verdict = missing("refused_by_judge")
+    else:
+        verdict = judge.parse(text)
+        if verdict.parse_status == "unparsed" and refusal_match(text) == "full_refusal":
+            verdict = missing("refused_by_judge")
+    return replace(verdict, detail={**verdict.detail, "reply": text, "finish_reason": finish_reason})
 
 
 def _judge_by_weights(
