@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from eval.benchmarks.converters import CONVERSIONS
+from eval.benchmarks.own_files import defined_in, named_files
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import read_jsonl
 
@@ -82,16 +83,8 @@ class Function:
         """
         module, _, name = self.path.rpartition(".")
         if self.file.is_relative_to(self.folder):
-            # By its path: lm-eval's tasks each have a utils.py.
-            spec = spec_from_file_location(f"{self.folder.name}.{module}", self.file)
-            assert spec is not None and spec.loader is not None
-            loaded = module_from_spec(spec)
-            spec.loader.exec_module(loaded)
-        else:
-            loaded = import_module(module)
-        if name not in vars(loaded):
-            raise UserError(f"{self.file}: defines no '{name}', which a benchmark in {self.folder} names")
-        return vars(loaded)[name]
+            return defined_in(self.file, name)
+        return vars(import_module(module))[name]
 
 
 @dataclass(frozen=True)
@@ -134,7 +127,7 @@ def find_benchmarks(
     Raises:
         UserError: a name has no YAML or is listed twice, or a YAML misses what a benchmark needs.
     """
-    files = _task_files(folder)
+    files = named_files("[!_]*.yaml", TASKS, folder, "eval.task_dir")
     names, judges = list(names), judges or {}
     problems = [
         f"eval: '{name}' is no benchmark; allowed: {', '.join(files)}{closest_match(name, files)}"
@@ -150,23 +143,6 @@ def find_benchmarks(
     if problems:
         raise UserError(*problems)
     return [_benchmark(files[name], judges.get(name)) for name in names]
-
-
-def _task_files(folder: str | None) -> dict[str, Path]:
-    files = _tasks_in(TASKS)
-    if folder is None:
-        return files
-    if not Path(folder).is_dir():
-        raise UserError(f"eval.task_dir: {folder} is not a folder")
-    own = _tasks_in(Path(folder))
-    if taken := sorted(files.keys() & own.keys()):
-        raise UserError(*(f"eval.task_dir: {own[name]}: the name '{name}' is taken; rename it" for name in taken))
-    return dict(sorted((files | own).items()))
-
-
-def _tasks_in(folder: Path) -> dict[str, Path]:
-    found = sorted(folder.rglob("[!_]*.yaml"), key=lambda path: path.stem)
-    return {path.stem: path for path in found}
 
 
 class _Loader(yaml.SafeLoader):

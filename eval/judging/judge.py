@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
+from eval.benchmarks.own_files import defined_in, named_files
 from eval.judging.prompts import Message, prompt_messages
 from ogpsa.config import JudgeSettings
 from ogpsa.utils.endpoint import public_address
@@ -117,21 +116,7 @@ def judge_files(folder: str | None = None) -> dict[str, Path]:
     Raises:
         UserError: the folder is not there, or holds a judge of a name that is taken.
     """
-    files = _judges_in(ROOM / "judges")
-    if folder is None:
-        return files
-    if not Path(folder).is_dir():
-        raise UserError(f"eval.judge.dir: {folder} is not a folder")
-    own = _judges_in(Path(folder))
-    if taken := sorted(files.keys() & own.keys()):
-        raise UserError(
-            *(f"eval.judge.dir: {own[name]}: the name '{name}' is taken; rename the file" for name in taken)
-        )
-    return dict(sorted((files | own).items()))
-
-
-def _judges_in(folder: Path) -> dict[str, Path]:
-    return {file.stem: file for file in sorted(folder.glob("[!_]*.py"))}
+    return named_files("[!_]*.py", ROOM / "judges", folder, "eval.judge.dir")
 
 
 def load_judge(name: str, folder: str | None = None) -> Judge:
@@ -144,22 +129,13 @@ def load_judge(name: str, folder: str | None = None) -> Judge:
     if name not in files:
         raise UserError(f"judge: '{name}' is no judge; allowed: {', '.join(files)}{closest_match(name, files)}")
     file = files[name]
-    ours = file.parent == ROOM / "judges"
-    module = import_module(f"eval.judging.judges.{name}") if ours else _own_module(file.resolve())
-    judge = vars(module).get("JUDGE")
-    if not isinstance(judge, Judge):
-        raise UserError(f"{file}: declares no JUDGE; expected a RuleJudge, a PromptJudge or a LocalJudge")
-    return judge
-
-
-@cache
-def _own_module(file: Path) -> ModuleType:
-    spec = spec_from_file_location(f"own_judges.{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{file}: cannot be imported")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    if file.parent == ROOM / "judges":
+        judge: Judge = import_module(f"eval.judging.judges.{name}").JUDGE
+        return judge
+    own = defined_in(file, "JUDGE")
+    if not isinstance(own, Judge):
+        raise UserError(f"{file}: JUDGE is not a judge; expected a RuleJudge, a PromptJudge or a LocalJudge")
+    return own
 
 
 def check_judge_settings(settings: JudgeSettings) -> None:

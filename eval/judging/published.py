@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.request import urlopen
 
+from eval.benchmarks.sources import FETCH_SECONDS
 from eval.judging.judge import PromptJudge, judge_files, load_judge
 from ogpsa.utils.files import write_atomically
-
-FETCH_SECONDS = 60
 
 
 def published_prompts(folder: str | None = None) -> dict[str, str]:

@@ -50,7 +50,8 @@ class JudgeSettings(EndpointSettings):
         weights: hub id or folder in place of a judge's own weights, by the judge's name.
     """
 
-    dir: str | None
+    # A run of an earlier revision does not say.
+    dir: str | None = None
     model: str
     max_calls: int | None = Field(ge=0)
     prompt_file: Annotated[dict[str, str], BeforeValidator(_without_null)]
@@ -72,7 +73,8 @@ class Evaluation(Section):
     sample_seed: int | None = Field(ge=0)
     batch_size: int = Field(ge=1)
     data_dir: str | None
-    task_dir: str | None
+    # A run of an earlier revision does not say.
+    task_dir: str | None = None
     backend: Backend
     judge: JudgeSettings
 

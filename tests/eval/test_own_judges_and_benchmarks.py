@@ -204,7 +204,7 @@ def test_a_run_is_refused_before_it_trains(tmp_path: Path) -> None:
     ("file", "content", "message"),
     [
         ("judges/wildguard.py", RULE, "the name 'wildguard' is taken"),
-        ("judges/evenness.py", '"""Nothing."""\n', "declares no JUDGE"),
+        ("judges/evenness.py", '"""Nothing."""\n', "defines no 'JUDGE'"),
         ("tasks/mmlu.yaml", TASK, "the name 'mmlu' is taken"),
         ("tasks/capitals.yaml", TASK.replace("judge: evenness", "judge: evennes"), "did you mean 'evenness'?"),
         (
