@@ -36,9 +36,9 @@ def mixed(name: str, rows: int) -> SetUse:
         ("seed=0", [("helpfulness", 15), ("truthfulness", 15)], [("preference", 30)]),
         ("method.ratio=0.25", [("helpfulness", 13), ("truthfulness", 12)], [("preference", 25)]),
         ("method.ratio=1", [("helpfulness", 50), ("truthfulness", 50)], [("preference", 100)]),
-        ("method.ratio={dpo: 0.5}", [("helpfulness", 15), ("truthfulness", 15)], [("preference", 50)]),
+        ("method.ratio={sft: 0.3, dpo: 0.5}", [("helpfulness", 15), ("truthfulness", 15)], [("preference", 50)]),
         ("method.ratio=0", [("helpfulness", 0), ("truthfulness", 0)], [("preference", 0)]),
-        ("method.general_sets={sft: [preference]}", [("preference", 30)], [("preference", 30)]),
+        ("method.general_sets=[preference]", [("preference", 30)], [("preference", 30)]),
     ],
 )
 def test_rows_wanted_of_each_set(override: str, sft: list[tuple[str, int]], dpo: list[tuple[str, int]]) -> None:
@@ -162,7 +162,7 @@ def test_dpo_needs_pairs_in_the_sets(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_says_what_was_mixed_in(small_config: Configure, tmp_path: Path) -> None:
-    config = small_config("stage=sft_dpo", "method=replay", "method.ratio={sft: 0.5}")
+    config = small_config("stage=sft_dpo", "method=replay", "method.ratio={sft: 0.5, dpo: 0.3}")
     run(config, tmp_path / "run", eval.evaluation.evaluate)
     assert read_json(tmp_path / "run" / "01-sft" / "COMPLETE.json")["steps"] == 18
     facts, data = read_json(tmp_path / "run" / "provenance.json")["data"], load_data(config)

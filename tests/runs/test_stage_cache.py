@@ -150,7 +150,7 @@ def test_sft_then_dpo_starts_from_the_sft_run(small: list[str], tmp_path: Path) 
     for stage, folder, more in (("sft", "sft", [store]), ("sft_dpo", "shared", [store]), ("sft_dpo", "alone", [])):
         result = run_here(*given, f"stage={stage}", *more, f"hydra.run.dir={tmp_path / folder}", cwd=ROOT)
         assert result.code == 0, result.stderr
-        assert ("as another run made it" in result.stderr) == (folder == "shared")
+        assert ("01-sft: as another run made it" in result.stderr) == (folder == "shared")
     assert without_times(tmp_path / "shared") == without_times(tmp_path / "alone")
     first, second = (tmp_path / folder / "01-sft/model.safetensors" for folder in ("sft", "shared"))
     assert first.samefile(second)
