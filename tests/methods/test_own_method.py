@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eval.pareto.collect import main as pareto
+from eval.pareto.command import main as pareto
 from ogpsa.app.compose import Composer, validate
 from ogpsa.utils.errors import EXIT_REQUEUE, UserError
 from ogpsa.utils.files import COMPLETE_FILE
