@@ -134,8 +134,8 @@ MISTAKES = {
         ],
     ),
     "a stage without a value": Mistake(
-        ["++method.rank={sft: 4}"],
-        ["method.rank: found {sft: 4}, which has no value for dpo; write {sft: 4, dpo: ...}"],
+        ["method.rank={dpo: 4}"],
+        ["method.rank: found {dpo: 4}, which has no value for sft; write {dpo: 4, sft: ...}"],
     ),
     "a target that was retired": Mistake(
         ["method.target=gradient+momentum"],
