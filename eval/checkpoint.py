@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from ogpsa.app.validate import load_config
-from ogpsa.config import Evaluation
+from pydantic import ValidationError
+
+from ogpsa.config import Evaluation, describe
 from ogpsa.runs.directory import CONFIG_FILE, read_stored_config
 from ogpsa.utils.command_line import Keys, one_of, read_pairs
 from ogpsa.utils.errors import UserError
@@ -74,7 +75,11 @@ def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation,
         values = read_stored_config(stored)
         if values is None:
             raise UserError(f"{stored}: not readable as a run's configuration")
-        own = load_config(values).eval
+        # Of the run's sections this one alone: its method may stand outside the package.
+        try:
+            own = Evaluation.model_validate(values.get("eval"))
+        except ValidationError as error:
+            raise UserError(*(f"{stored}: {line}" for line in describe(error, values, ("eval",)))) from None
     if own and not overrides:
         return own, own
     from ogpsa.app.compose import compose_config
