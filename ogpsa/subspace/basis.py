@@ -67,8 +67,15 @@ class Basis:
             ValueError: they were stored in another type than ``dtype``.
         """
         count = sum(name.startswith("basis.") for name in state)
-        blocks, scales = ([_to_place(state[f"{name}.{index}"].to(device), place) for index in range(count)
-                           if f"{name}.{index}" in state] for name in ("basis", "scales"))  # fmt: skip
+        # Copied into torch's own, aligned memory: some CPUs round by the alignment, and a resumed run would differ.
+        blocks, scales = (
+            [
+                _to_place(state[f"{name}.{index}"].to(device, copy=True), place)
+                for index in range(count)
+                if f"{name}.{index}" in state
+            ]
+            for name in ("basis", "scales")
+        )
         if dtype != "auto" and any(block.dtype != DTYPES[dtype] for block in blocks):
             raise ValueError(f"the stored basis is {blocks[0].dtype}, not {dtype}")
         return cls(blocks, scales, place)
