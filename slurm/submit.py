@@ -26,7 +26,7 @@ OWN_OPTIONS = {
     "--no-requeue": "rows are requeued after a warning",
     "--ntasks": "a node has one task, which starts its processes; see OGPSA_PROCESSES",
     "--ntasks-per-node": "a node has one task, which starts its processes; see OGPSA_PROCESSES",
-    "--open-mode": "a requeued row goes on in its log",
+    "--open-mode": "a requeued row continues in its log",
     "--output": "the logs lie in outputs/<sweep>/slurm/logs",
     "--parsable": "what sbatch prints is read here",
     "--signal": "OGPSA_WARNING_SECONDS sets it",

@@ -157,7 +157,7 @@ class WandbRun:
             if not self._live:
                 raise
             self._lost = True
-            log.warning("W&B is lost (%s: %s); the run goes on without it", type(error).__name__, error)
+            log.warning("W&B is lost (%s: %s); the run continues without it", type(error).__name__, error)
 
 
 def training_values(stage: str, step: int, numbers: Mapping[str, Any]) -> dict[str, Any]:

@@ -251,7 +251,7 @@ def test_a_row_of_several_processes_is_stopped_and_goes_on(tmp_path: Path, small
     assert stopped.wait() == EXIT_REQUEUE
     assert "sft: saved at step" in log("disturbed")
     assert (run("disturbed").wait(), run("undisturbed").wait()) == (0, 0)
-    assert "sft: going on from checkpoint-" in log("disturbed")
+    assert "sft: resumes from checkpoint-" in log("disturbed")
     [ours], [theirs] = ([*tmp_path.glob(f"{place}/testbed/tiny-*")] for place in ("disturbed", "undisturbed"))
     assert (ours / METRICS_FILE).read_bytes() == (theirs / METRICS_FILE).read_bytes()
     assert (ours / "02-dpo/model.safetensors").read_bytes() == (theirs / "02-dpo/model.safetensors").read_bytes()

@@ -158,7 +158,7 @@ def test_a_signal_to_every_process_of_a_row_has_it_requeued(
     work.cluster.ask("scancel", f"--signal={signal_name}", *target)
     work.all_done()
     assert work.events() == ["started", "requeued", "started", "finished"]
-    assert "sft: going on from checkpoint-" in work.log()
+    assert "sft: resumes from checkpoint-" in work.log()
     one_run_equals(work, run_alone(row, work.folder, processes) if processes > 1 else undisturbed)
 
 
@@ -171,7 +171,7 @@ def test_a_row_at_its_time_limit_is_requeued_and_goes_on(work: Work, row: list[s
     # What had been done is not done again.
     assert "sft: saved at step" in work.log()
     work.all_done()
-    assert "sft: going on from checkpoint-" in work.log()
+    assert "sft: resumes from checkpoint-" in work.log()
     one_run_equals(work, run_alone(longer, work.folder))
 
 
