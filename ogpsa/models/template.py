@@ -111,8 +111,8 @@ def template_variables(template: str) -> set[str]:
         tree = Environment(extensions=[loopcontrols]).parse(GENERATION.sub("", template))
     except TemplateError as error:
         raise UserError(f"the chat template cannot be parsed ({_reason(error)})") from None
-    drawing = [*tree.find_all(nodes.Filter), *tree.find_all(nodes.Name)]
-    drawn = [part.name for part in drawing if part.name in ("random", "lipsum")]
+    used = [*(part.name for part in tree.find_all(nodes.Filter)), *(part.name for part in tree.find_all(nodes.Name))]
+    drawn = [name for name in used if name in ("random", "lipsum")]
     if drawn:
         raise UserError(f"the chat template draws at random ({drawn[0]}), so that no two renderings are alike")
     return meta.find_undeclared_variables(tree)

@@ -1,4 +1,4 @@
-"""Tokenizers that disagree with their template or their model, and the context of an answer in training and evaluation."""
+"""Tokenizers that disagree with template or model, and an answer's context in training and in evaluation."""
 
 from collections.abc import Callable
 from importlib.resources import files
@@ -40,6 +40,11 @@ def configure(place: Path, **values: Any) -> Path:
     return place
 
 
+def narrow(place: Path) -> Path:
+    write_json(place / "config.json", read_json(place / "config.json") | {"vocab_size": 200})
+    return place
+
+
 def with_template(template: str) -> Callable[[Path], Path]:
     return lambda place: folder_with(place, template)
 
@@ -59,11 +64,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda place: configure(folder_with(place), pad_token="[PAD]"), "token '[PAD]' has id 261",
     ),
     "an embedding that is too small": (
-        lambda place: folder_with(place, vocab_size=200), "but the model's embedding holds 200 rows",
+        lambda place: narrow(folder_with(place)), "but the model's embedding holds 200 rows",
     ),
     "a turn that ends otherwise": (
         with_template(CHATML.replace("<end>", "<user>")),
-        "the chat template ends an answer with '<user>', but generation stops at '<end>' alone, so that no answer would",
+        "the chat template ends an answer with '<user>', but generation stops at '<end>' alone, so that no",
     ),
     "a turn that does not end": (
         with_template(CHATML.replace("+ '<end>'", "")), "the chat template ends an answer with ''",
@@ -96,14 +101,10 @@ def test_a_disagreement_is_one_line_that_names_the_folder(name: str, tmp_path: P
 
 def test_generation_may_stop_at_what_the_tokenizer_does_not_know_as_its_end(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "model", CHATML.replace("<end>", "<user>"))
-    user = load_ids(folder)["<user>"]
+    user = byte_tokenizer().convert_tokens_to_ids("<user>")
     settings = read_json(folder / "generation_config.json")
     write_json(folder / "generation_config.json", settings | {"eos_token_id": [settings["eos_token_id"], user]})
     assert load_tokenizer(folder, {}).eos_token == "<end>"
-
-
-def load_ids(folder: Path) -> dict[str, int]:
-    return {token: index for token, index in PreTrainedTokenizerFast.from_pretrained(folder).get_vocab().items()}
 
 
 def test_the_end_token_pads_where_there_is_no_other(tmp_path: Path) -> None:
@@ -129,6 +130,7 @@ DIFFERENT = {
 def published(name: str) -> PreTrainedTokenizerFast:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (PUBLISHED / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer.bos_token = "<system>"
     pin(tokenizer, {})
     return tokenizer
 
@@ -148,15 +150,14 @@ def test_templates_that_give_an_answer_two_contexts(name: str) -> None:
         assert context_difference(tokenizer, "Hello?", "Sorry, no.") is None
 
 
-WRITTEN = CHATML.partition("{% if add")
 OTHERS = {
-    "no generation prompt": (WRITTEN[0], "puts '<assistant>' in front of the answer"),
-    "a newline more in training": (CHATML.replace("'>' +", "'>\\n' +"), "goes on with '\\nSorry, ', in evaluation with ''"),
+    "no generation prompt": (CHATML.partition("{% if add")[0], "puts '<assistant>' in front of the answer"),
+    "a newline more in training": (CHATML.replace("'>' +", "'>\\n' +"), "puts '\\n' in front of the answer"),
     "a newline more in evaluation": (CHATML.replace("'<assistant>'", "'<assistant>\\n'"), "in evaluation with '\\n'"),
-    "another header": (CHATML.replace("'<assistant>'", "'<system>'"), "with '<assistant>Sorry, ', in evaluation with '<system>'"),
-    "a changed question": (CHATML.replace("'<' +", "(messages | length | string) + '<' +"), "in training the context goes"),
+    "another header": (CHATML.replace("'<assistant>'", "'<system>'"), "'<assistant>Sorry, ', in evaluation with '<sys"),
+    "a changed question": (CHATML.replace("'<' +", "(messages | length | string) + '<' +"), "the context goes on with"),
     "a shortened answer": (CHATML.replace("message.content +", "message.content[:5] +"), "does not write the answer"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -204,9 +205,7 @@ def test_the_trainers_context_is_the_one_that_evaluation_asks_with(name: str, st
     trainer: Any = build_trainer(config, config.stages[0], model, loaded, Data([row], {}), tmp_path / "out")
     prepared = trainer.train_dataset[0]
     if stage == "sft":
-        trained = [
-            token for token, label in zip(prepared["input_ids"], prepared["labels"], strict=True) if label == -100
-        ]
+        trained = prepared["input_ids"][: prepared["labels"].count(-100)]
     else:
         trained = prepared["prompt_ids"]
 
