@@ -204,10 +204,7 @@ def test_the_trainers_context_is_the_one_that_evaluation_asks_with(name: str, st
     assert context_difference(loaded, row["prompt"], row["chosen"]) is None
     trainer: Any = build_trainer(config, config.stages[0], model, loaded, Data([row], {}), tmp_path / "out")
     prepared = trainer.train_dataset[0]
-    if stage == "sft":
-        trained = prepared["input_ids"][: prepared["labels"].count(-100)]
-    else:
-        trained = prepared["prompt_ids"]
+    trained = prepared["input_ids"][: prepared["labels"].count(-100)] if stage == "sft" else prepared["prompt_ids"]
 
     evaluation = local_model(folder, config.eval)
     text = evaluation.chat_template([{"role": "user", "content": row["prompt"]}])
