@@ -11,7 +11,7 @@ from eval.judging.verdicts import check_judge
 from eval.scores.groups import check_groups
 from ogpsa.config import Config
 from ogpsa.pipeline import check as check_training
-from ogpsa.pipeline import check_files
+from ogpsa.pipeline import check_files, check_tokenizer
 from ogpsa.utils.errors import UserError
 
 Key = TypeVar("Key")
@@ -19,12 +19,14 @@ log = logging.getLogger("ogpsa.eval")
 
 
 def check_run(config: Config, directory: Path) -> None:
-    """Refuse what the files, the directory, the processes or the benchmarks do not allow.
+    """Refuse what the files, the directory, the processes, the benchmarks or the tokenizer do not allow.
 
     Raises:
         UserError: one line per problem.
     """
-    check_evaluation(config, check_training(config, directory).evaluation)
+    data = check_training(config, directory)
+    check_evaluation(config, data.evaluation)
+    check_tokenizer(config, data)
 
 
 def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:
@@ -41,7 +43,9 @@ def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]
     problems: dict[str, Key] = {}
     for key, config, directory in different.values():
         try:
-            check_evaluation(config, check_files(config, directory).evaluation)
+            data = check_files(config, directory)
+            check_evaluation(config, data.evaluation)
+            check_tokenizer(config, data)
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, key)

@@ -98,23 +98,35 @@ def check_files(config: Config, directory: Path) -> Data:
     return data
 
 
-def _print_preflight(config: Config, data: Data, directory: Path) -> None:
+def check_tokenizer(config: Config, data: Data) -> bool:
+    """Refuse a tokenizer that disagrees with its template, the model or the rows; False where it is not here yet.
+
+    Raises:
+        UserError: as ``check_contexts``.
+    """
+    # The testbed's own base, perhaps not trained yet, is right by construction.
+    if config.model.path is None:
+        return True
     from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
     from ogpsa.preflight.contexts import check_contexts, tokenizer_folder
+
+    folder = tokenizer_folder(config)
+    if folder is not None:
+        check_contexts(config, data, folder)
+    return folder is not None
+
+
+def _print_preflight(config: Config, data: Data, directory: Path) -> None:
+    from ogpsa.utils.libraries import quiet_libraries
+
+    quiet_libraries()
     from ogpsa.preflight.report import report
 
     print(report(config, data), flush=True)
-    # The testbed's own base, perhaps not trained yet, is right by construction.
-    if config.model.path is not None:
-        folder = tokenizer_folder(config)
-        if folder is None:
-            print(
-                f"\n{config.model.path}: not in the hub's cache, so tokenizer and template are not checked", flush=True
-            )
-        else:
-            check_contexts(config, data, folder)
+    if not check_tokenizer(config, data):
+        print(f"\n{config.model.path} is not in the hub's cache: tokenizer and template not checked", flush=True)
     # Hydra has made it.
     if not any(directory.iterdir()):
         directory.rmdir()

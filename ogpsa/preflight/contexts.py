@@ -1,6 +1,8 @@
 """Whether tokenizer, template, model and rows agree, before anything is trained or evaluated."""
 
+import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -25,7 +27,8 @@ def check_contexts(config: Config, data: Data, folder: Path) -> None:
         UserError: one line for each set whose contexts differ, for each ``max_length`` beyond the model's context, and
             as ``load_tokenizer``.
     """
-    tokenizer = load_tokenizer(folder, config.model.template_kwargs)
+    files = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.iterdir()))
+    tokenizer = _tokenizer(folder, json.dumps(config.model.template_kwargs), files)
     context = context_length(folder)
     problems = [
         f"{config.stage_key(stage.name)}.max_length: {stage.max_length} tokens, but the context of {folder} is "
@@ -38,6 +41,12 @@ def check_contexts(config: Config, data: Data, folder: Path) -> None:
             problems += [f"{folder}: {name}, {line}" for line in _first_difference(tokenizer, stage, rows)]
     if problems:
         raise UserError(*dict.fromkeys(problems))
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(folder: Path, template_kwargs: str, files: tuple[tuple[str, int], ...]) -> PreTrainedTokenizerBase:
+    """Kept for the next run of a sweep, as long as the files are as they were."""
+    return load_tokenizer(folder, json.loads(template_kwargs))
 
 
 def _sets(config: Config, stage: SFTSettings | DPOSettings, data: Data) -> Iterator[tuple[str, list[Row]]]:

@@ -1,4 +1,4 @@
-"""Tokenizer, template, model and rows that disagree: one line and exit code 2 before anything is trained or evaluated."""
+"""Tokenizer, template, model and rows that disagree: one line before anything is trained or evaluated."""
 
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -14,7 +14,8 @@ from ogpsa.utils.files import read_json, read_jsonl, write_json, write_jsonl
 from tests.program import run_here
 from tests.tiny import byte_tokenizer, save_tiny
 
-THINKING = (Path(str(files("trl"))) / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
+PUBLISHED_TEMPLATE = Path(str(files("trl"))) / "chat_templates" / "qwen3.jinja"
+THINKS = PUBLISHED_TEMPLATE.read_text(encoding="utf-8").replace("<|im_end|>", "<end>")
 CHATML = str(byte_tokenizer().chat_template)
 TRAIN = [
     "data=files", "data.safety=rows.jsonl", "model.path=model", "method=baseline", "tracker=none", "hydra.run.dir=run",
@@ -89,8 +90,8 @@ WAYS: dict[str, Callable[[], tuple[int, list[str]]]] = {
         (one_token_more, "model: token '<extra>' has id 261, but the model's embedding holds 261 rows"),
         (lambda: save(CHATML.replace("<end>", "<user>")), "but generation stops at '<end>' alone"),
         (lambda: save(CHATML + "{{ ['a', 'b'] | random }}"), "model: the chat template draws at random"),
-        (lambda: save(THINKING.replace("<|im_end|>", "<end>")), "model: safety set, row 1: in training the chat template "
-         "puts '<think>\\n\\n</think>\\n\\n' in front of the answer, in evaluation it does not; "
+        (lambda: save(THINKS), "model: safety set, row 1: in training the chat template puts "
+         "'<think>\\n\\n</think>\\n\\n' in front of the answer, in evaluation it does not; "
          "+model.template_kwargs.enable_thinking=false makes them equal"),
         (lambda: save(context=32), "max_length: 64 tokens, but the context of model is 32; lower it"),
     ],
@@ -102,11 +103,11 @@ def test_a_run_is_refused_before_it_evaluates(spoil: Callable[[], None], line: s
     assert code == EXIT_USER_ERROR
     [problem] = problems
     assert line in problem
-    assert not list(Path("run").glob("eval/*")) and not list(Path("run").glob("0*"))
+    assert not Path("run").exists()
 
 
 def test_a_key_mends_what_differs() -> None:
-    save(THINKING.replace("<|im_end|>", "<end>"))
+    save(THINKS)
     mended = train("sft_dpo", "preflight=true", "+model.template_kwargs.enable_thinking=false")
     assert mended == (EXIT_DONE, [])
 
