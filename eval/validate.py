@@ -26,7 +26,7 @@ def check_run(config: Config, directory: Path) -> None:
     """
     data = check_training(config, directory)
     check_evaluation(config, data.evaluation)
-    check_tokenizer(config, data)
+    _check_room(config, check_tokenizer(config, data))
 
 
 def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:
@@ -45,7 +45,7 @@ def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]
         try:
             data = check_files(config, directory)
             check_evaluation(config, data.evaluation)
-            check_tokenizer(config, data)
+            _check_room(config, check_tokenizer(config, data))
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, key)
@@ -77,5 +77,27 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Any]]) -> None:
                 f"eval.data_dir: data={config.data.name} brings no rows for '{benchmark.name}'; "
                 f"name a folder with {benchmark.rows}.jsonl"
             )
+    if problems:
+        raise UserError(*problems)
+
+
+def _check_room(config: Config, folder: Path | None) -> None:
+    """Refuse a benchmark whose longest answer alone fills the context of the model in ``folder``.
+
+    Raises:
+        UserError: one line per benchmark.
+    """
+    if folder is None or config.eval.backend.name == "server":
+        return
+    from ogpsa.models.tokenizer import context_length
+
+    context = context_length(folder)
+    asked = [benchmark for benchmark in check_groups(config.eval) if not benchmark.multiple_choice]
+    tokens = {benchmark.name: benchmark.task["generation_kwargs"]["max_gen_toks"] for benchmark in asked}
+    problems = [
+        f"eval: '{name}' takes answers of up to {most} tokens, but the context of {folder} is {context}"
+        for name, most in tokens.items()
+        if context is not None and most >= context
+    ]
     if problems:
         raise UserError(*problems)

@@ -98,15 +98,18 @@ def check_files(config: Config, directory: Path) -> Data:
     return data
 
 
-def check_tokenizer(config: Config, data: Data) -> bool:
-    """Refuse a tokenizer that disagrees with its template, the model or the rows; False where it is not here yet.
+def check_tokenizer(config: Config, data: Data) -> Path | None:
+    """Refuse a tokenizer that disagrees with its template, the model or the rows.
+
+    Returns:
+        The folder of model and tokenizer; None where they are not here yet.
 
     Raises:
         UserError: as ``check_contexts``.
     """
     # The testbed's own base, perhaps not trained yet, is right by construction.
     if config.model.path is None:
-        return True
+        return None
     from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
@@ -115,7 +118,7 @@ def check_tokenizer(config: Config, data: Data) -> bool:
     folder = tokenizer_folder(config)
     if folder is not None:
         check_contexts(config, data, folder)
-    return folder is not None
+    return folder
 
 
 def _print_preflight(config: Config, data: Data, directory: Path) -> None:
@@ -125,7 +128,7 @@ def _print_preflight(config: Config, data: Data, directory: Path) -> None:
     from ogpsa.preflight.report import report
 
     print(report(config, data), flush=True)
-    if not check_tokenizer(config, data):
+    if config.model.path is not None and check_tokenizer(config, data) is None:
         print(f"\n{config.model.path} is not in the hub's cache: tokenizer and template not checked", flush=True)
     # Hydra has made it.
     if not any(directory.iterdir()):

@@ -1,5 +1,6 @@
 """Tokenizer, template, model and rows that disagree: one line before anything is trained or evaluated."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from eval.__main__ import main as evaluate
 from eval.benchmarks.definition import find_benchmarks
 from ogpsa.data.__main__ import main as data
-from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from ogpsa.utils.files import read_json, read_jsonl, write_json, write_jsonl
+from slurm.submit import check_rows
+from slurm.sweep import Sweep, compose_rows, read_lines
 from tests.program import run_here
 from tests.tiny import byte_tokenizer, save_tiny
 
@@ -55,9 +58,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def train(stage: str, *overrides: str) -> tuple[int, list[str]]:
     """The exit code, and the errors."""
     sections = ["stage.sft", "stage.dpo"] if stage == "sft_dpo" else ["stage"]
-    small = [f"{section}.{key}=1" for section in sections for key in ("batch_size", "micro_batch_size", "max_steps")]
-    result = run_here(*TRAIN, *BENCHMARKS, f"stage={stage}", *small, *overrides, cwd=Path.cwd())
+    given = [*TRAIN, *BENCHMARKS, f"stage={stage}", *small(*sections)]
+    if "-m" in overrides:
+        given.remove("hydra.run.dir=run")
+    result = run_here(*given, *overrides, cwd=Path.cwd())
     return result.code, errors(result.stderr)
+
+
+def small(*sections: str) -> list[str]:
+    return [f"{section}.{key}=1" for section in sections for key in ("batch_size", "micro_batch_size", "max_steps")]
 
 
 def errors(printed: str) -> list[str]:
@@ -104,6 +113,37 @@ def test_a_run_is_refused_before_it_evaluates(spoil: Callable[[], None], line: s
     [problem] = problems
     assert line in problem
     assert not Path("run").exists()
+
+
+def test_an_answer_needs_room_in_the_context() -> None:
+    save(context=24)
+    code, problems = train("sft", "stage.max_length=16")
+    assert code == EXIT_USER_ERROR
+    assert problems == [
+        f"eval: '{name}' takes answers of up to 24 tokens, but the context of model is 24"
+        for name in ("harmful_seen", "facts", "look_alike")
+    ]
+
+
+def test_no_point_of_a_sweep_begins_where_one_is_refused() -> None:
+    Path("model").rename("good")
+    save(THINKS)
+    code, problems = train("sft", "model.path=good,model", "hydra.sweep.dir=runs", "-m")
+    assert code == EXIT_USER_ERROR
+    [problem] = problems
+    assert " model.path=model " in problem and "model: safety set, row 1: in training" in problem
+    assert not Path("runs").exists()
+
+
+def test_a_row_is_refused_before_it_is_queued(tmp_path: Path) -> None:
+    no_end()
+    sweep = Sweep(tmp_path / "study.txt", tmp_path / "outputs")
+    words = [word for word in (*TRAIN, *BENCHMARKS, "stage=sft", *small("stage")) if "run.dir" not in word]
+    sweep.file.write_text(f"seed=1 {shlex.join(words)}\nseed=2 {shlex.join(words)}\n")
+    with pytest.raises(UserError) as caught:
+        check_rows(sweep, compose_rows(sweep, read_lines(sweep.file)), 1)
+    [problem] = caught.value.problems
+    assert problem.startswith(f"{sweep.file}:1: model: the tokenizer has neither pad_token nor eos_token")
 
 
 def test_a_key_mends_what_differs() -> None:
