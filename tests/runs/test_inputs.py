@@ -39,9 +39,10 @@ class Place:
     def config(self, *overrides: str) -> Config:
         root = self.root
         return compose_config([
-            "data=files", f"data.safety={root}/safety.jsonl", f"+data.reference_sets={{preference: {root}/preference.jsonl}}",
-            f"model.path={root}/model", f"eval.data_dir={root}/benchmarks", "tracker=none", "stage=dpo",
-            "stage.batch_size=2", "stage.micro_batch_size=2", "stage.max_steps=1", "method.samples=3", *overrides,
+            "data=files", f"data.safety={root}/safety.jsonl",
+            f"+data.reference_sets={{preference: {root}/preference.jsonl}}", f"model.path={root}/model",
+            f"eval.data_dir={root}/benchmarks", "tracker=none", "stage=dpo", "stage.batch_size=2",
+            "stage.micro_batch_size=2", "stage.max_steps=1", "method.samples=3", *overrides,
         ])  # fmt: skip
 
 
