@@ -26,6 +26,7 @@ from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import COMPLETE_FILE, is_full, write_json
 from ogpsa.utils.libraries import quiet_libraries
 from ogpsa.utils.signals import Interruption
+from ogpsa.utils.temporary import own_temporary_folder
 
 T = TypeVar("T")
 Scores = dict[str, Any]
@@ -70,6 +71,7 @@ class Run:
             UserError: the disk is full.
             SystemExit: code 85, with everything saved, when SIGTERM or SIGUSR1 asked for it.
         """
+        own_temporary_folder()
         log_file = directory / "run.log" if processes.is_main() else None
         with _full_disk_reported(directory), Interruption() as interruption, _logging(log_file):
             quiet_libraries()
