@@ -15,6 +15,7 @@ from ogpsa.distributed import processes
 from ogpsa.distributed.launch import check_launch
 from ogpsa.models.files import check_model, check_weights
 from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own, read_metrics
+from ogpsa.runs.inputs import check_rows, check_unchanged, code_digests, model_digests
 from ogpsa.runs.score_table import table
 from ogpsa.runs.tracking import check_tracker
 from ogpsa.utils.files import check_writable
@@ -73,7 +74,8 @@ def check(config: Config, directory: Path) -> Data:
     """Refuse what can be refused before torch is imported and before anything is written; return the rows.
 
     Raises:
-        UserError: the data, the model, the directory or the environment cannot serve this configuration.
+        UserError: the data, the model, the directory or the environment cannot serve this configuration, or the run
+            was begun with other ones.
     """
     check_launch(config)
     return check_files(config, directory)
@@ -94,7 +96,11 @@ def check_files(config: Config, directory: Path) -> Data:
     check_model(config)
     for folder in checkpoints(directory):
         check_weights(folder, "hydra.run.dir", f"delete {folder} to have it made again")
-    read_metrics(directory)
+    check_rows(directory, data)
+    if config.model.path is not None and Path(config.model.path).is_dir():
+        check_unchanged(directory, model_digests(Path(config.model.path)))
+    if read_metrics(directory) is None:
+        check_unchanged(directory, code_digests(config.method), config.accept_changed)
     return data
 
 

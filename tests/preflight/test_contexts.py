@@ -1,7 +1,7 @@
 """Tokenizer, template, model and rows that disagree: one line before anything is trained or evaluated."""
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -45,14 +45,13 @@ def save(template: str = CHATML, context: int = 1024) -> None:
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_jsonl(Path("rows.jsonl"), [ROW, ROW])
     write_jsonl(Path("published.jsonl"), [PUBLISHED])
     for benchmark in find_benchmarks(["harmful_seen", "facts", "look_alike"]):
         write_jsonl(Path("benchmarks", f"{benchmark.rows}.jsonl"), [{"id": "1", "prompt": "a", "target": "b"}])
     save()
-    yield
 
 
 def train(stage: str, *overrides: str) -> tuple[int, list[str]]:
