@@ -6,6 +6,7 @@ chat templates write; a mark in quotes or backticks is talked about, not used.
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # A tag's name, a namespace before it (``<seed:think>``) or attributes behind it aside.
@@ -131,6 +132,12 @@ def split_reply(text: str, in_thought: bool = False) -> Reply:
 def ends_in_thought(text: str) -> bool:
     """Whether a text, such as the end of a prompt, leaves a thought open."""
     return split_reply(text).answer is None
+
+
+def answer_stops(text: str, stop: Sequence[str], in_thought: bool = False) -> bool:
+    """Whether one of the texts ``stop`` is in the reply's answer; in its thought it does not count."""
+    answer = split_reply(text, in_thought).answer
+    return answer is not None and any(end in answer for end in stop)
 
 
 def says_nothing(text: str) -> bool:
