@@ -13,7 +13,8 @@ that is not whole yet, and what an endpoint replied (``.<benchmark>.journal``). 
 was killed; one that finds everything loads no model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, Literal
 from eval.benchmarks.definition import OWN_METRIC, Benchmark
 from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
 from eval.generation.fingerprint import checkpoint_folder, server_fingerprint
-from eval.judging.answers import Answer, find_answers, verdict_on_none
+from eval.judging.answers import NO_ANSWER, Answer, find_answers, verdict_on_none
 from eval.judging.judge import Item, Verdict, judge_hash, missing, reading_hash
 from eval.judging.verdicts import Estimate, Judgement, check_judge, estimate, judge_responses, print_total
 from eval.scores.aggregate import Result, aggregate
@@ -36,7 +37,11 @@ from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
 from ogpsa.utils.refusal_rules import declines
 
+log = logging.getLogger("ogpsa.eval")
+
 Row = dict[str, Any]
+# Share of a benchmark's responses from which a warning is due [ours].
+MANY = 0.25
 # The verdict on a response that the server's filter kept back: there is nothing to judge.
 WITHHELD = Judgement(missing("withheld"), None, None)
 # The last artefact to make.
@@ -109,6 +114,7 @@ def evaluate(
     if until == "verdicts":
         return {}
     scores = aggregate(results, benchmarks, settings, errors)
+    warn_of_responses(benchmarks, scores["benchmarks"])
     write_json(output / SCORES_FILE, scores)
     return scores
 
@@ -178,6 +184,24 @@ def _generate(
         stamp |= {"rows": [row["id"] for row in rows]}
         answers = generate(backend, questions[name], name, _journal(work.generations), stamp, safe_point)
         write_jsonl(work.generations, [{**row, **answer} for row, answer in zip(rows, answers, strict=True)])
+
+
+def warn_of_responses(benchmarks: Sequence[Benchmark], entries: Mapping[str, Any]) -> None:
+    """Say in a line where many responses were cut at the cap on tokens, and in one where many are no answers."""
+    cut, silent = [], []
+    for benchmark in benchmarks:
+        entry, name = entries[benchmark.name], benchmark.name
+        total = entry["n"] + entry["missing"]
+        if (entry["cut"] or 0) > MANY * total:
+            cap = benchmark.task["generation_kwargs"]["max_gen_toks"]
+            cut.append(f"{name} {entry['cut']} of {total} (max_gen_toks {cap})")
+        if entry["empty"] + entry["unfinished"] > MANY * total:
+            kinds = " and ".join(f"{entry[kind]} {kind}" for kind in NO_ANSWER if entry[kind])
+            silent.append(f"{name} {kinds} of {total}")
+    if cut:
+        log.warning("warning: many responses met the cap on tokens and are cut: %s", ", ".join(cut))
+    if silent:
+        log.warning("warning: many responses are no answers: %s", ", ".join(silent))
 
 
 def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from eval.judging.judge import Item, Metric, Verdict, missing
 from ogpsa.utils.answers import says_nothing, split_reply
 
 NoAnswer = Literal["empty", "unfinished"]
+NO_ANSWER: tuple[NoAnswer, ...] = get_args(NoAnswer)
 
 
 @dataclass(frozen=True)
