@@ -25,7 +25,7 @@ ROOM = Path(__file__).parent
 # Part of every judge: what finds the answer in a response, fills a prompt, reads a reply and loads weights, and the rule
 # that says whether a reply declines to judge and what ``refused`` holds.
 SHARED = ("answers.py", "prompts.py", "replies.py", "weights.py")
-READING = tuple(Path(module.__file__ or "") for module in (answers, refusal_rules))
+READING = (Path(str(answers.__file__)), Path(str(refusal_rules.__file__)), refusal_rules.RULES)
 
 Metric = Literal["accuracy", "refusal_rate", "goodness"]
 ParseStatus = Literal[
