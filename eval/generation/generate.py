@@ -19,7 +19,6 @@ from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
 from ogpsa.utils.signals import deaf_children
 
-
 # Behind it in a rendered prompt stands what the template begins the answer with.
 REQUEST = "request"
 
@@ -89,9 +88,7 @@ def generate(
 class Replying(Protocol):
     """What writes the replies of a model in this process."""
 
-    def __call__(
-        self, prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool
-    ) -> list[dict[str, str]]:
+    def __call__(self, prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool) -> list[dict[str, str]]:
         """Each prompt's greedy reply, its ``text`` and ``finish_reason``."""
 
 
@@ -173,16 +170,21 @@ def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
     with isolated_and_silent():
         model, tokenizer = load_for_generation(checkpoint)
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
-    own = model.generation_config.eos_token_id
-    ends = list(dict.fromkeys([*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]))
-    ends = [token for token in ends if token is not None]
+    return LocalModel(lm, settings.batch_size, replies_by(lm))
+
+
+def replies_by(lm: HFLM) -> Replying:
+    """How one of transformers' models writes replies."""
+    own, tokenizer = lm.model.generation_config.eos_token_id, lm.tokenizer
+    ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    known = [token for token in dict.fromkeys(ends) if token is not None]
 
     def replies(prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool) -> list[dict[str, str]]:
         begins = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
-        generator = Generator(lm.model, tokenizer, ends or None, max_tokens)
+        generator = Generator(lm.model, tokenizer, known or None, max_tokens)
         return generator.replies(prompts, not begins, stop, in_thought)
 
-    return LocalModel(lm, settings.batch_size, replies)
+    return replies
 
 
 def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:

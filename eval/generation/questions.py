@@ -14,8 +14,8 @@ from eval.benchmarks.definition import Benchmark, Function
 from eval.generation.isolation import isolated_and_silent
 
 Row = Mapping[str, Any]
-# ``response``: the text with its thoughts, ``finish_reason``: ``stop`` or ``length``, ``in_thought`` where the prompt has
-# begun a thought; of a multiple choice ``options``: log-likelihoods, and ``greedy``: which are the likeliest.
+# ``response``: the text with its thoughts, ``finish_reason``: ``stop`` or ``length``, ``in_thought`` where the prompt
+# has begun a thought; of a multiple choice ``options``: log-likelihoods, and ``greedy``: which are the likeliest.
 Answer = dict[str, Any]
 # lm-eval's keys that say where it would fetch rows itself.
 FETCHING = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split", "fewshot_split")

@@ -22,8 +22,8 @@ from ogpsa.utils.endpoint import public_address
 from ogpsa.utils.errors import UserError, closest_match
 
 ROOM = Path(__file__).parent
-# Part of every judge: what finds the answer in a response, fills a prompt, reads a reply and loads weights, and the rule
-# that says whether a reply declines to judge and what ``refused`` holds.
+# Part of every judge: what finds the answer in a response, fills a prompt, reads a reply and loads weights, and the
+# rules that say whether a reply declines to judge and what ``refused`` holds.
 SHARED = ("answers.py", "prompts.py", "replies.py", "weights.py")
 READING = (Path(str(answers.__file__)), Path(str(refusal_rules.__file__)), refusal_rules.RULES)
 

@@ -97,8 +97,9 @@ def judge_responses(
 ) -> list[Judgement]:
     """The verdicts of the judge called ``name``, in the order of ``items``.
 
-    The judge is given the answers alone, without thoughts; a response without an answer is not judged. Equal items are judged once. A reply that cannot be read is asked for again, ``ASKS`` times in all (fewer, if
-    ``settings.attempts`` is less), however often this is called.
+    The judge is given the answers alone, without thoughts; a response without an answer is not judged. Equal items are
+    judged once. A reply that cannot be read is asked for again, ``ASKS`` times in all (fewer, if ``settings.attempts``
+    is less), however often this is called.
 
     Args:
         journal: where finished replies and verdicts of models are kept; a rule writes none.

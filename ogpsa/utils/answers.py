@@ -24,13 +24,12 @@ KINDS = (
     (r"<unused94>", r"<unused95>"),
     (r"<\|channel>\s*thought\b", r"<channel\|>"),
 )  # fmt: skip
-UNQUOTED = r"(?<![`\"'“‘«])"
+UNQUOTED = r"(?<![`\"'\u201c\u2018\u00ab])"
 MARKS = re.compile(
     UNQUOTED
     + "(?:"
     + "|".join(
-        f"(?P<open{number}>{opening})|(?P<close{number}>{closing})"
-        for number, (opening, closing) in enumerate(KINDS)
+        f"(?P<open{number}>{opening})|(?P<close{number}>{closing})" for number, (opening, closing) in enumerate(KINDS)
     )
     + ")",
     re.IGNORECASE,
@@ -57,11 +56,12 @@ MARK_TOKENS = re.compile(
 )  # fmt: skip
 # A control token in the text, as tokenizers of all families write it, or an empty HTML tag.
 SPECIAL_TOKEN = re.compile(
-    r"<\|[^<>|]*\|>|<｜[^<>｜]*｜>|</?(?:s|pad|unk|eos|bos|br|p|mask|cls|sep|end|(?:start|end)_of_(?:turn|text|sentence)|"
+    r"<\|[^<>|]*\|>|<\uff5c[^<>\uff5c]*\uff5c>|</?(?:s|pad|unk|eos|bos|br|p|mask|cls|sep|end|(?:start|end)_of_(?:turn|text|sentence)|"
     r"(?:assistant|user|system)|unused\d+)\s*/?>|\[/?(?:INST|PAD|EOS|BOS|UNK|CLS|SEP|MASK)\]|<0x[0-9A-F]{2}>|&nbsp;|\ufffd",
     re.IGNORECASE,
 )
-MARKUP = "`|~<>=+^¨´¯¸$"
+# Of the symbols, those that markup is made of.
+MARKUP = "`|~<>=+^$"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,11 @@ def split_reply(text: str, in_thought: bool = False) -> Reply:
     for mark in MARKS.finditer(text):
         opening, number = _read(mark)
         piece = text[start : mark.start()]
-        if kind == number and _tag(mark) != tag and re.search(rf"</(?:\w+:)?{tag}\s*>", text[mark.end() :], re.IGNORECASE):
+        if (
+            kind == number
+            and _tag(mark) != tag
+            and re.search(rf"</(?:\w+:)?{tag}\s*>", text[mark.end() :], re.IGNORECASE)
+        ):
             # A tag inside the thought's own.
             continue
         if kind is None and opening:

@@ -1,9 +1,9 @@
 """Whether a text declines a request, by rules in several languages, without a model.
 
 What counts is the opening: the first sentence, or the next one where the first only apologises, thanks or shows
-understanding; or the second, where it declines plainly. There somebody has to decline: "I can't", "I won't", "I must decline", "das kann ich nicht". An apology
-or a "no" is not enough ("Sorry for the confusion; the answer is 4", "No, it is harmless"), nor is what only sounds so
-("I can't stress enough"). The expressions are in ``refusal_rules.yaml``.
+understanding; or the second, where it declines plainly. There somebody has to decline: "I can't", "I won't", "I must
+decline", "das kann ich nicht". An apology or a "no" is not enough ("Sorry for the confusion; the answer is 4", "No, it
+is harmless"), nor is what only sounds so ("I can't stress enough"). The expressions are in ``refusal_rules.yaml``.
 """
 
 import html
@@ -33,7 +33,9 @@ MARKUP = re.compile(
 )
 HEADING = re.compile(r"\A\s*#+[^\n]*\n")
 # Who speaks, before the answer.
-SPEAKER = re.compile(r"^\W*(?:(?:ai|assistant|bot|model|response|answer|reply|output|chatbot|a)\s*:\s*)+", re.IGNORECASE)
+SPEAKER = re.compile(
+    r"^\W*(?:(?:ai|assistant|bot|model|response|answer|reply|output|chatbot|a)\s*:\s*)+", re.IGNORECASE
+)
 # Where a sentence ends, in Latin and in East Asian script.
 BREAKS = re.compile(r"(?<=[.!?…;])[\"')]*\s+|\n+|(?<=[\u3002\uff01\uff1f\uff1b])")
 
@@ -91,7 +93,9 @@ def _rules() -> dict[str, re.Pattern[str]]:
         r"(?:sorry|apologi[sz]e|apologies|afraid)\b[^.!?;:]{0,40}?"
         rf"(?:,? but|,? however|,|-| that)[^.!?;]*?(?:\b|(?<=n't)){any_of('disapproves')}\b"
     )
-    expressions = {name: any_of(name) for name in ("elsewhere", "elsewhere_idiom", "other_apology", "plainly", "preamble", "whole")}
+    expressions = {
+        name: any_of(name) for name in ("elsewhere", "elsewhere_idiom", "other_apology", "plainly", "preamble", "whole")
+    }
     expressions |= {
         "declines": rf"{clause}{any_of('declines')}(?P<rest>.*)",
         "idiom": rf"\s*(?:\w+ly )?(?:to )?{any_of('idiom')}\b",

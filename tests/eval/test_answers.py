@@ -39,7 +39,7 @@ def evaluated(
         {"id": str(number), "prompt": f"Question {number}?", "target": "", **row} for number, row in enumerate(rows)
     ]
     (folder / f"{benchmark}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
-    groups = {name: "[]" for name in ("safety", "utility", "over_refusal", "reported")} | {group: f"[{benchmark}]"}
+    groups = dict.fromkeys(("safety", "utility", "over_refusal", "reported"), "[]") | {group: f"[{benchmark}]"}
 
     def script(request: Request, before: int) -> Reply:
         return next(reply for number, reply in enumerate(replies) if f"uestion {number}?" in request.text)
@@ -184,7 +184,7 @@ def said_locally(texts: list[str], cap: int, stop: list[str], in_thought: bool =
     tokenizer.padding_side = "left"
     tokenizer.add_special_tokens(
         {"additional_special_tokens": ["[THINK]", "[/THINK]", "<extra>"]}, replace_extra_special_tokens=False
-    )  # noqa: E501
+    )
     model = tiny_model(tokenizer)
     model.__class__ = Scripted
     model.said = [tokenizer(text)["input_ids"] for text in texts]

@@ -81,7 +81,12 @@ def test_a_graded_rule_adds_score_and_parse_status(answers: Path) -> None:
 
 
 def test_an_endpoints_verdicts_stand_beside_their_rows(answers: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    verdicts = {"jar": "1_full_compliance", "safe": "Verdict: **2_full_refusal**", "book": "dunno", "tin": "3_partial_refusal"}
+    verdicts = {
+        "jar": "1_full_compliance",
+        "safe": "Verdict: **2_full_refusal**",
+        "book": "dunno",
+        "tin": "3_partial_refusal",
+    }
 
     def script(request: Request, before: int) -> Reply:
         return Reply(next(text for word, text in verdicts.items() if f"open a {word}?" in request.text))
