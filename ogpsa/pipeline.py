@@ -15,6 +15,7 @@ from ogpsa.distributed import processes
 from ogpsa.distributed.launch import check_launch
 from ogpsa.models.files import check_model, check_weights
 from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own, read_metrics
+from ogpsa.runs.inputs import check_rows, check_unchanged, code_digests, model_digests
 from ogpsa.runs.score_table import table
 from ogpsa.runs.tracking import check_tracker
 from ogpsa.utils.files import check_writable
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 
 def align(config: Config, run: "Run") -> dict[str, Any]:
     """Align the model stage by stage, evaluating it before and after each; returns what ``metrics.json`` holds."""
+    from ogpsa.preflight.contexts import check_contexts
     from ogpsa.training.stage import train_stage
 
     base = checkpoint = run.starting_model()
+    run.on_main_process(partial(check_contexts, config, run.data, base))
     scores = {"base": run.evaluate(base, "base")}
     for stage in config.stages:
         train = partial(train_stage, run, stage, checkpoint)
@@ -71,7 +74,8 @@ def check(config: Config, directory: Path) -> Data:
     """Refuse what can be refused before torch is imported and before anything is written; return the rows.
 
     Raises:
-        UserError: the data, the model, the directory or the environment cannot serve this configuration.
+        UserError: the data, the model, the directory or the environment cannot serve this configuration, or the run
+            was begun with other ones.
     """
     check_launch(config)
     return check_files(config, directory)
@@ -92,8 +96,35 @@ def check_files(config: Config, directory: Path) -> Data:
     check_model(config)
     for folder in checkpoints(directory):
         check_weights(folder, "hydra.run.dir", f"delete {folder} to have it made again")
-    read_metrics(directory)
+    check_rows(directory, data)
+    if config.model.path is not None and Path(config.model.path).is_dir():
+        check_unchanged(directory, model_digests(Path(config.model.path)))
+    if read_metrics(directory) is None:
+        check_unchanged(directory, code_digests(config.method), config.accept_changed)
     return data
+
+
+def check_tokenizer(config: Config, data: Data) -> Path | None:
+    """Refuse a tokenizer that disagrees with its template, the model or the rows.
+
+    Returns:
+        The folder of model and tokenizer; None where they are not here yet.
+
+    Raises:
+        UserError: as ``check_contexts``.
+    """
+    # The testbed's own base, perhaps not trained yet, is right by construction.
+    if config.model.path is None:
+        return None
+    from ogpsa.utils.libraries import quiet_libraries
+
+    quiet_libraries()
+    from ogpsa.preflight.contexts import check_contexts, tokenizer_folder
+
+    folder = tokenizer_folder(config)
+    if folder is not None:
+        check_contexts(config, data, folder)
+    return folder
 
 
 def _print_preflight(config: Config, data: Data, directory: Path) -> None:
@@ -103,6 +134,8 @@ def _print_preflight(config: Config, data: Data, directory: Path) -> None:
     from ogpsa.preflight.report import report
 
     print(report(config, data), flush=True)
+    if config.model.path is not None and check_tokenizer(config, data) is None:
+        print(f"\n{config.model.path} is not in the hub's cache: tokenizer and template not checked", flush=True)
     # Hydra has made it.
     if not any(directory.iterdir()):
         directory.rmdir()

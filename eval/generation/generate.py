@@ -13,6 +13,8 @@ from eval.generation.isolation import isolated_and_silent
 from eval.generation.questions import Answer, Question, Questions, Row
 from ogpsa.config import Evaluation
 from ogpsa.models.generate import Generator, ReplyDecoder, load_for_generation
+from ogpsa.models.template import Chat
+from ogpsa.models.tokenizer import end_tokens, load_tokenizer
 from ogpsa.utils.answers import ends_in_thought
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
@@ -104,10 +106,11 @@ class LocalModel:
         self._lm: Any = lm
         self._batch = batch
         self._replies = replies
+        # lm-eval's own way leaves out a system's turn that the template refuses.
+        self._chat = Chat(self._lm.tokenizer)
 
     def chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        prompt: str = self._lm.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
-        return prompt
+        return self._chat.render(messages, add_generation_prompt)
 
     def check_questions(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
         """lm-eval would cut a long prompt from the left, its chat header first, and only warn."""
@@ -168,21 +171,20 @@ def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
     if settings.backend.name == "vllm":
         return _in_vllm(checkpoint, settings)
     with isolated_and_silent():
-        model, tokenizer = load_for_generation(checkpoint)
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
+        model, tokenizer = load_for_generation(checkpoint, settings.template_kwargs)
+        # As in training: what begins or ends a sequence is the template's to write.
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size, add_bos_token=False)
     return LocalModel(lm, settings.batch_size, replies_by(lm))
 
 
 def replies_by(lm: HFLM) -> Replying:
     """How one of transformers' models writes replies."""
-    own, tokenizer = lm.model.generation_config.eos_token_id, lm.tokenizer
-    ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    known = [token for token in dict.fromkeys(ends) if token is not None]
+    tokenizer = lm.tokenizer
+    ends = end_tokens(lm.model.generation_config, tokenizer)
 
     def replies(prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool) -> list[dict[str, str]]:
-        begins = tokenizer.bos_token is not None and prompts[0].startswith(tokenizer.bos_token)
-        generator = Generator(lm.model, tokenizer, known or None, max_tokens)
-        return generator.replies(prompts, not begins, stop, in_thought)
+        generator = Generator(lm.model, tokenizer, ends, max_tokens)
+        return generator.replies(prompts, special_tokens=False, stop=stop, in_thought=in_thought)
 
     return replies
 
@@ -195,10 +197,15 @@ def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
     from lm_eval.models.vllm_causallms import VLLM
     from vllm import SamplingParams
 
+    tokenizer = load_tokenizer(checkpoint, settings.template_kwargs)
     # Not the checkpoint's own sampling settings. vLLM makes its batches itself, out of many rows, in another
     # process.
     with deaf_children():
-        lm = VLLM(pretrained=str(checkpoint), trust_remote_code=False, batch_size="auto", generation_config="vllm")
+        lm = VLLM(
+            pretrained=str(checkpoint), trust_remote_code=False, batch_size="auto", generation_config="vllm",
+            add_bos_token=False,
+        )  # fmt: skip
+    lm.tokenizer.chat_template = tokenizer.chat_template
     ends = [lm.eot_token_id]
     decoder = ReplyDecoder(lm.tokenizer, ends)
 

@@ -1,6 +1,7 @@
 """Greedy decoding by a model in this process, whatever sampling settings its folder holds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,29 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from ogpsa.models.load import load_model
+from ogpsa.models.template import Chat
+from ogpsa.models.tokenizer import context_length, end_tokens
 from ogpsa.utils.answers import MARK_TOKENS, answer_stops
+from ogpsa.utils.errors import UserError
 
 Messages = list[dict[str, str]]
 
 
-def load_for_generation(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_for_generation(folder: Path, template_kwargs: Mapping[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
     """A checkpoint on the GPU in bf16, or on the CPU in fp32; of its own generation settings its end tokens remain.
+
+    Args:
+        template_kwargs: pinned in the chat template.
 
     Raises:
         UserError: the folder cannot be loaded as a model.
     """
     cuda = torch.cuda.is_available()
-    loaded, tokenizer = load_model(folder, torch.bfloat16 if cuda else torch.float32)
+    dtype = torch.bfloat16 if cuda else torch.float32
+    loaded, tokenizer = load_model(folder, dtype, template_kwargs=template_kwargs)
     model: Any = loaded
     # The checkpoint's own sampling settings and penalties would change what greedy means.
-    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
+    model.generation_config = GenerationConfig(eos_token_id=end_tokens(model.generation_config, tokenizer))
     return model.to("cuda" if cuda else "cpu").eval(), tokenizer
 
 
@@ -35,34 +43,41 @@ class Generator:
         tokenizer: pads on the left.
         ends: the tokens that end a reply.
         max_tokens: cap on a reply.
+        context: tokens of prompt and reply that the model was made for; None: any.
     """
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, ends: int | list[int] | None, max_tokens: int
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: int | list[int] | None,
+        max_tokens: int,
+        context: int | None = None,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
+        self._max_tokens, self._context = max_tokens, context
         self._decoder = ReplyDecoder(tokenizer, ends if isinstance(ends, list) else [ends])
         model.generation_config = GenerationConfig(
             eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, max_new_tokens=max_tokens, do_sample=False
         )
 
     @classmethod
-    def of_checkpoint(cls, folder: Path, max_tokens: int) -> "Generator":
+    def of_checkpoint(cls, folder: Path, max_tokens: int, template_kwargs: Mapping[str, Any]) -> "Generator":
         """The generator of a checkpoint's folder.
 
         Raises:
             UserError: as ``load_for_generation``.
         """
-        model, tokenizer = load_for_generation(folder)
-        return cls(model, tokenizer, model.generation_config.eos_token_id, max_tokens)
+        model, tokenizer = load_for_generation(folder, template_kwargs)
+        return cls(model, tokenizer, model.generation_config.eos_token_id, max_tokens, context_length(folder))
 
     def next_turns(self, conversations: Sequence[Messages]) -> list[dict[str, str]]:
         """Each conversation's next turn, by the chat template, as ``replies`` gives it."""
-        prompts = [
-            str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            for messages in conversations
-        ]
-        return self.replies(prompts, special_tokens=False)
+        return self.replies([self._chat.render(messages) for messages in conversations], special_tokens=False)
+
+    @cached_property
+    def _chat(self) -> Chat:
+        return Chat(self._tokenizer)
 
     def replies(
         self, prompts: Sequence[str], special_tokens: bool, stop: Sequence[str] = (), in_thought: bool = False
@@ -73,11 +88,19 @@ class Generator:
             special_tokens: whether the tokenizer adds the tokens that begin a sequence.
             stop: texts after which an answer, but no thought, need not go on.
             in_thought: the prompts begin a thought.
+
+        Raises:
+            UserError: a prompt leaves no room for a reply of ``max_tokens``.
         """
         inputs: Any = self._tokenizer(
             list(prompts), return_tensors="pt", padding=True, add_special_tokens=special_tokens
         ).to(self._model.device)
         length = inputs["input_ids"].shape[1]
+        if self._context is not None and length + self._max_tokens > self._context:
+            raise UserError(
+                f"{self._tokenizer.name_or_path}: a prompt of {length} tokens and a reply of up to {self._max_tokens} "
+                f"exceed the model's context of {self._context}; lower max_tokens, or leave long prompts out"
+            )
         with torch.inference_mode():
             generated = self._model.generate(
                 input_ids=inputs["input_ids"],
