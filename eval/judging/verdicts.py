@@ -128,8 +128,10 @@ def judge_responses(
         finally:
             kept.close(discard=False)
     verdicts = iter(judged)
+    wording = None if isinstance(judge, RuleJudge) else prompt_hash(judge_prompt(name, settings))
+    model = judge_model(name, settings)
     return [
-        Judgement(verdict_on_none(answer.none, judge.metric), None, None) if answer.none else next(verdicts)
+        Judgement(verdict_on_none(answer.none, judge.metric), wording, model) if answer.none else next(verdicts)
         for answer in answers
     ]
 
