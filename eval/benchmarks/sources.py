@@ -4,7 +4,6 @@ A local file ``<rows>.jsonl``, ``.json``, ``.csv`` or ``.parquet`` holds our row
 ``python -m eval prefetch`` writes them) or the data set's own ones. A file that is there is all that is read.
 """
 
-import csv
 import hashlib
 import json
 import logging
@@ -18,8 +17,9 @@ from urllib.request import urlopen
 
 from eval.benchmarks.converters import CONVERSIONS, Conversion, Row
 from eval.benchmarks.definition import COLUMNS, Benchmark, Function, Source, check_rows
-from ogpsa.data.readers import FORMATS, errors_of_the_hub, read_hub, read_table
+from ogpsa.data.readers import FORMATS, errors_of_the_hub, parse_csv, read_hub, read_table
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import decoded
 
 # In the place of a hub id: rows that nobody publishes, made by that module with an attacker model.
 MADE_HERE = "eval.benchmarks.attacks"
@@ -178,7 +178,7 @@ def _download(source: Source) -> tuple[list[Row], str]:
         raise ValueError(f"the file's SHA-256 is {found}, not {source.revision}")
     if Path(urlsplit(source.hub).path).suffix != ".csv":
         raise ValueError("only .csv files are read from an address")
-    return list(csv.DictReader(content.decode("utf-8-sig").splitlines(keepends=True))), found
+    return [dict(row) for row in parse_csv(decoded(content, source.hub, "CSV"), source.hub)[1]], found
 
 
 def _unreachable(source: Source, error: Exception) -> str:
