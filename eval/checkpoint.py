@@ -20,8 +20,10 @@ from ogpsa.utils.command_line import Keys, one_of, read_pairs
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import exclusive
 
-# Keys of ``eval`` whose own keys are names; Hydra would have a plus in front of a new one.
-OPEN_MAPPINGS = ("eval.judges.", "eval.composites.", "eval.judge.prompt_file.", "eval.judge.weights.")
+# What a run's evaluation takes from its model.
+PINS = "model.template_kwargs"
+# Keys whose own keys are names; Hydra would have a plus in front of a new one.
+OPEN_MAPPINGS = ("eval.judges.", "eval.composites.", "eval.judge.prompt_file.", "eval.judge.weights.", f"{PINS}.")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -33,7 +35,8 @@ def run(arguments: Sequence[str]) -> None:
     from eval.evaluation import Until, evaluate
 
     own_keys: Keys = {"checkpoint": Path, "output": Path, "until": one_of(*get_args(Until))}
-    given = read_pairs(arguments, {**own_keys, "eval": str, "eval.*": str})
+    given = read_pairs(arguments, {**own_keys, "eval": str, "eval.*": str, f"{PINS}*": str})
+    given = {key.replace("eval.template_kwargs", PINS): value for key, value in given.items()}
     overrides = [
         f"++{key}={value}" if key.startswith(OPEN_MAPPINGS) else f"{key}={value}"
         for key, value in given.items()
@@ -110,7 +113,7 @@ def _output(checkpoint: Path, settings: Evaluation, own: Evaluation | None) -> P
     """
     if own and settings.key() == own.key():
         return checkpoint.parent / "eval" / checkpoint.name
-    asked = settings.model_dump(include={"name", "limit", "sample_seed", "data_dir"})
+    asked = settings.model_dump(include={"name", "limit", "sample_seed", "data_dir", "template_kwargs"})
     backend = settings.backend.model_dump(include={"name", "base_url", "model"})
     text = json.dumps([str(checkpoint.resolve()), sorted(settings.benchmarks), asked, backend])
     return (

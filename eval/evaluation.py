@@ -2,7 +2,8 @@
 
 ```
 generations/<benchmark>.jsonl   the row, its response (or its options' log-likelihoods), and what they rest on:
-                                benchmark, backend, model_fingerprint, data_hash, task_hash
+                                benchmark, backend, model_fingerprint, data_hash, task_hash, template_kwargs,
+                                rendered_hash (of the benchmark's prompts as the model got them)
 verdicts/<benchmark>.jsonl      id, judge, verdict, value, parse_status, refused, detail, and what they rest on;
                                 fallback: the jailbreak failed and the request was put as it is
 scores.json                     the averages and every benchmark's score (eval/scores/aggregate.py)
@@ -14,9 +15,10 @@ was killed; one that finds everything loads no model.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from eval.benchmarks.definition import OWN_METRIC, Benchmark
 from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
@@ -34,7 +36,13 @@ from ogpsa.utils.endpoint import Budget
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
 
+if TYPE_CHECKING:
+    from eval.generation.generate import Answering
+    from eval.generation.questions import Question
+
 Row = dict[str, Any]
+# What answers rest on, beyond the rows that were asked.
+STAMP = ("backend", "model_fingerprint", "data_hash", "task_hash", "template_kwargs", "rendered_hash")
 # The verdict on a response that the server's filter kept back: there is nothing to judge.
 WITHHELD = Judgement(missing("withheld"), None, None)
 # The last artefact to make.
@@ -92,10 +100,11 @@ def evaluate(
         for judge in dict.fromkeys(work.benchmark.judge for work in unjudged):
             if judge != OWN_METRIC:
                 check_judge(judge, settings.judge)
+    calls = _prepare(model, pending, errors, settings) if pending else []
     if unjudged:
         (output / SCORES_FILE).unlink(missing_ok=True)
-    if pending:
-        _generate(model, pending, errors, settings, safe_point)
+    for call in calls:
+        call(safe_point)
     works = [work for work in works if work.benchmark.name not in errors]
     for work in works:
         _journal(work.generations).unlink(missing_ok=True)
@@ -146,6 +155,7 @@ def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation
         "model_fingerprint": identity,
         "data_hash": data_hash(rows),
         "task_hash": benchmark.task_hash,
+        "template_kwargs": settings.template_kwargs,
     }
     return _Work(
         benchmark,
@@ -156,26 +166,65 @@ def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation
     )
 
 
-def _generate(
-    model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation, safe_point: Callable[[], None]
-) -> None:
-    """Make the generations; what no benchmark can be asked is found before the first response of any."""
-    from eval.generation.generate import generate, local_model, prepare
+def _prepare(
+    model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation
+) -> list[Callable[[Callable[[], None]], None]]:
+    """How to make the generations, one call each; what no benchmark can be asked is found before the first of them.
+
+    Raises:
+        UserError: a benchmark cannot be asked, or was asked in other prompts before.
+    """
+    from eval.generation.generate import local_model, prepare
+    from eval.generation.questions import rendered_hash
     from eval.generation.server import Server
 
-    backend = Server(settings.backend) if settings.backend.name == "server" else local_model(model, settings)
-    questions = {}
+    if settings.backend.name == "server":
+        backend: Answering = Server(settings.backend, settings.template_kwargs)
+    else:
+        backend = local_model(model, settings)
+    calls = []
     for work in works:
         with _noting(errors, work.benchmark, UserError):
-            questions[work.benchmark.name] = prepare(backend, work.benchmark, work.rows)
-    for work in works:
-        name, rows = work.benchmark.name, work.rows
-        if name in errors:
-            continue
-        stamp = {key: rows[0][key] for key in ("backend", "model_fingerprint", "data_hash", "task_hash")}
-        stamp |= {"rows": [row["id"] for row in rows]}
-        answers = generate(backend, questions[name], name, _journal(work.generations), stamp, safe_point)
-        write_jsonl(work.generations, [{**row, **answer} for row, answer in zip(rows, answers, strict=True)])
+            questions = prepare(backend, work.benchmark, work.rows)
+            stamped = replace(work, rows=[{**row, "rendered_hash": rendered_hash(questions)} for row in work.rows])
+            calls.append((stamped, questions))
+    for work, _ in calls:
+        _check_same_prompts(work)
+    return [partial(_generate, backend, work, questions) for work, questions in calls]
+
+
+def _generate(
+    backend: "Answering", work: _Work, questions: "Sequence[Question]", safe_point: Callable[[], None]
+) -> None:
+    from eval.generation.generate import generate
+
+    journal = _journal(work.generations)
+    answers = generate(backend, questions, work.benchmark.name, journal, _stamp(work.rows), safe_point)
+    write_jsonl(work.generations, [{**row, **answer} for row, answer in zip(work.rows, answers, strict=True)])
+
+
+def _stamp(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the answers to a benchmark's rows rest on."""
+    return {key: rows[0].get(key) for key in STAMP} | {"rows": [row["id"] for row in rows]}
+
+
+def _check_same_prompts(work: _Work) -> None:
+    """Refuse to resume where the same model was asked the same rows in other prompts.
+
+    Raises:
+        UserError: names the file, both hashes, and what the templates were given.
+    """
+    stamp = _stamp(work.rows)
+    for file in (work.generations, _journal(work.generations)):
+        rows = _readable(file) or [{}]
+        before = rows[0] if "rows" in rows[0] else _stamp(rows)
+        differing = {key for key in stamp if before.get(key) != stamp[key]}
+        if before.get("rendered_hash") and {"rendered_hash"} <= differing <= {"rendered_hash", "template_kwargs"}:
+            raise UserError(
+                f"{file}: made from other prompts: rendered_hash {before['rendered_hash']} there, "
+                f"{stamp['rendered_hash']} here; model.template_kwargs {before['template_kwargs']} there, "
+                f"{stamp['template_kwargs']} here; give the same ones, or choose another output"
+            )
 
 
 def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:
@@ -189,6 +238,7 @@ def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:
         "generations_hash": content_hash(work.generations),
         "model_fingerprint": work.rows[0]["model_fingerprint"],
         "data_hash": work.rows[0]["data_hash"],
+        "rendered_hash": next((row.get("rendered_hash") for row in _readable(work.generations)), None),
     }
     return [{"id": row["id"], **stamp} for row in work.rows]
 
@@ -286,15 +336,18 @@ def _journal(path: Path) -> Path:
     return path.with_name(f".{path.stem}.journal")
 
 
+def _readable(path: Path) -> list[Row]:
+    """A file's rows; none where it is not there, or damaged."""
+    try:
+        return read_jsonl(path) if path.is_file() else []
+    except UserError:
+        return []
+
+
 def _stored(path: Path, expected: list[Row]) -> list[Row] | None:
     """The file's rows if they are the expected ones, completed; None if it has to be made (again)."""
-    if not path.is_file():
-        return None
-    try:
-        rows = read_jsonl(path)
-    except UserError:
-        return None
+    rows = _readable(path)
     valid = len(rows) == len(expected) and all(
         want.items() <= row.items() for want, row in zip(expected, rows, strict=True)
     )
-    return rows if valid else None
+    return rows if rows and valid else None

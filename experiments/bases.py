@@ -64,7 +64,7 @@ def measure(seed: int) -> dict[str, Any]:
 def half_agreement(config: Config, base: Path) -> dict[str, float]:
     """Cosine of the two halves' gradients of each reference set at the first step."""
     [stage] = config.stages
-    model, tokenizer = load_model(base, torch.float32)
+    model, tokenizer = load_model(base, torch.float32, template_kwargs=config.model.template_kwargs)
     with tempfile.TemporaryDirectory() as output:
         trainer = build_trainer(config, stage, model, tokenizer, load_data(config), Path(output))
         projecting = cast(ProjectedTrainer, trainer)

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
 def align(config: Config, run: "Run") -> dict[str, Any]:
     """Align the model stage by stage, evaluating it before and after each; returns what ``metrics.json`` holds."""
+    from ogpsa.preflight.contexts import check_contexts
     from ogpsa.training.stage import train_stage
 
     base = checkpoint = run.starting_model()
+    run.on_main_process(partial(check_contexts, config, run.data, base))
     scores = {"base": run.evaluate(base, "base")}
     for stage in config.stages:
         train = partial(train_stage, run, stage, checkpoint)
@@ -100,9 +102,19 @@ def _print_preflight(config: Config, data: Data, directory: Path) -> None:
     from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
+    from ogpsa.preflight.contexts import check_contexts, tokenizer_folder
     from ogpsa.preflight.report import report
 
     print(report(config, data), flush=True)
+    # The testbed's own base, perhaps not trained yet, is right by construction.
+    if config.model.path is not None:
+        folder = tokenizer_folder(config)
+        if folder is None:
+            print(
+                f"\n{config.model.path}: not in the hub's cache, so tokenizer and template are not checked", flush=True
+            )
+        else:
+            check_contexts(config, data, folder)
     # Hydra has made it.
     if not any(directory.iterdir()):
         directory.rmdir()

@@ -12,6 +12,8 @@ from eval.generation.isolation import isolated_and_silent
 from eval.generation.questions import Answer, Question, Questions, Row
 from ogpsa.config import Evaluation
 from ogpsa.models.generate import load_for_generation
+from ogpsa.models.template import Chat
+from ogpsa.models.tokenizer import load_tokenizer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
@@ -87,10 +89,11 @@ class LocalModel:
     def __init__(self, lm: TemplateLM, batch: int) -> None:
         self._lm: Any = lm
         self._batch = batch
+        # lm-eval's own way leaves out a system's turn that the template refuses.
+        self._chat = Chat(self._lm.tokenizer)
 
     def chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        prompt: str = self._lm.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
-        return prompt
+        return self._chat.render(messages, add_generation_prompt)
 
     def check_questions(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
         """lm-eval would cut a long prompt from the left, its chat header first, and only warn."""
@@ -137,8 +140,9 @@ def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
     if settings.backend.name == "vllm":
         return _in_vllm(checkpoint, settings)
     with isolated_and_silent():
-        model, tokenizer = load_for_generation(checkpoint)
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
+        model, tokenizer = load_for_generation(checkpoint, settings.template_kwargs)
+        # As in training: what begins or ends a sequence is the template's to write.
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size, add_bos_token=False)
     return LocalModel(lm, settings.batch_size)
 
 
@@ -149,8 +153,13 @@ def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
         raise UserError("eval.backend.name: vllm is not installed; install it, or use model or server")
     from lm_eval.models.vllm_causallms import VLLM
 
+    tokenizer = load_tokenizer(checkpoint, settings.template_kwargs)
     # Not the checkpoint's own sampling settings. vLLM makes its batches itself, out of many rows, in another
     # process.
     with deaf_children():
-        lm = VLLM(pretrained=str(checkpoint), trust_remote_code=False, batch_size="auto", generation_config="vllm")
+        lm = VLLM(
+            pretrained=str(checkpoint), trust_remote_code=False, batch_size="auto", generation_config="vllm",
+            add_bos_token=False,
+        )  # fmt: skip
+    lm.tokenizer.chat_template = tokenizer.chat_template
     return LocalModel(lm, 16 * settings.batch_size)

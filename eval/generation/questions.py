@@ -39,6 +39,11 @@ class Question:
         return max(sum(len(part) for part in request.args if isinstance(part, str)) for request in self.requests)
 
 
+def rendered_hash(questions: Sequence[Question]) -> str:
+    """Sixteen hexadecimal digits over all prompts of a benchmark as the model gets them."""
+    return hashlib.sha256("".join(question.key for question in questions).encode()).hexdigest()[:16]
+
+
 class Questions:
     """A benchmark's rows as one lm-eval task.
 

@@ -1,20 +1,34 @@
 """Generation by a server that holds the checkpoint and speaks OpenAI's protocol, as vLLM's."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from eval.benchmarks.definition import Benchmark
 from eval.generation.questions import Answer, Question
 from ogpsa.config import Backend
+from ogpsa.models.template import CLOCK
 from ogpsa.utils.endpoint import Completion, Endpoint
 from ogpsa.utils.errors import UserError
 
 
 class Server:
-    """Answers by greedy decoding; the server applies the model's chat template."""
+    """Answers by greedy decoding; the server applies the model's chat template.
 
-    def __init__(self, settings: Backend) -> None:
+    Args:
+        template_kwargs: what it is asked to give to the template.
+
+    Raises:
+        UserError: a clock is among them, which a server has of its own.
+    """
+
+    def __init__(self, settings: Backend, template_kwargs: Mapping[str, Any]) -> None:
+        if CLOCK in template_kwargs:
+            raise UserError(
+                f"model.template_kwargs.{CLOCK}: a server renders by its own clock; pin what its template reads"
+            )
         self._endpoint = Endpoint.of("eval.backend", settings, str(settings.model))
+        self._template_kwargs = template_kwargs
 
     def chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return json.dumps(messages)
@@ -47,4 +61,5 @@ class Server:
             done,
             max_tokens=settings["max_gen_toks"],
             stop=[stop for stop in settings.get("until", []) if stop],
+            template_kwargs=self._template_kwargs,
         )

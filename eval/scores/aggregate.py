@@ -86,6 +86,7 @@ def _score(result: Result, error: str | None) -> dict[str, Any]:
         "error": error,
         "available": result.available,
         "verdicts_hash": result.verdicts_hash,
+        "rendered_hash": verdicts[0].get("rendered_hash") if verdicts else None,
     }
 
 
@@ -114,6 +115,7 @@ def _composite(parts: list[dict[str, Any]], names: list[str], group: str) -> dic
         "available": sum(part["available"] for part in parts),
         "published": None,
         "verdicts_hash": None,
+        "rendered_hash": None,
     }
 
 

@@ -29,6 +29,7 @@ class Instrument:
     Attributes:
         data: hash of the rows.
         task: hash of how the model is asked about them.
+        rendered: hash of the prompts as the model got them, by its own chat template.
         judge: who judged.
         judge_version: hash of the judge's code, prompt and model.
         judge_model: its model's name; None for a rule.
@@ -37,6 +38,7 @@ class Instrument:
 
     data: str | None
     task: str | None
+    rendered: str | None
     judge: str | None
     judge_version: str | None
     judge_model: str | None
@@ -104,6 +106,7 @@ class Artefacts:
         return Instrument(
             data=generation.get("data_hash") or verdict.get("data_hash"),
             task=generation.get("task_hash"),
+            rendered=generation.get("rendered_hash"),
             judge=verdict.get("judge"),
             # Its name before each judge had a hash of its own.
             judge_version=verdict.get("judge_hash") or verdict.get("judges_hash"),

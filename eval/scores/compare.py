@@ -141,6 +141,7 @@ def compare(
             drawn[name] = _mean([drawn[part] for part in parts])
     if not drawn:
         raise UserError(f"{a.folder} and {b.folder}: no benchmark has verdicts in both", *notes)
+    notes += _prompt_notes(a, b, [name for name in shared if name in drawn])
     averages = {}
     for group in AVERAGES:
         members = a.members(group)
@@ -170,6 +171,20 @@ def _notes(a: Artefacts, b: Artefacts) -> list[str]:
         for side, one, other in sides
         for name in one.benchmarks
         if name not in other.benchmarks
+    ]
+
+
+def _prompt_notes(a: Artefacts, b: Artefacts, names: Sequence[str]) -> list[str]:
+    """That the two models got other texts: by other chat templates, or other variables in one template."""
+    hashes = {name: (a.instrument(name).rendered, b.instrument(name).rendered) for name in names}
+    # Older evaluations do not say.
+    others = [name for name, (one, other) in hashes.items() if one and other and one != other]
+    if not others:
+        return []
+    one, other = hashes[others[0]]
+    return [
+        f"the prompts differ as the chat templates render them, in {', '.join(others)} (rendered_hash {one} in A, "
+        f"{other} in B in the first): other templates, or other model.template_kwargs"
     ]
 
 

@@ -34,6 +34,8 @@ def load_config(raw: Mapping[str, Any], method_folders: Sequence[Path] = ()) -> 
     except ValidationError as error:
         raise UserError(*describe(error, raw), *problems) from None
     problems = problems or missing_stage_values(config.method, [stage.name for stage in config.stages])
+    if config.eval.template_kwargs != config.model.template_kwargs:
+        problems.append("eval.template_kwargs: not as in training; set model.template_kwargs, which both read")
     problems = problems or [*_dtype_problems(config), *config.method.problems(config)]
     if problems:
         raise UserError(*problems)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -75,6 +75,7 @@ class Evaluation(Section):
     data_dir: str | None
     # A run of an earlier revision does not say.
     task_dir: str | None = None
+    template_kwargs: dict[str, Any] = {}
     backend: Backend
     judge: JudgeSettings
 

@@ -1,6 +1,6 @@
 """The ``model`` group."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,8 @@ class Model(Section):
     precision: Literal["fp32", "bf16"]
     dtype: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
+    # A run of an earlier revision does not say.
+    template_kwargs: dict[str, Any] = {}
     base: BaseTraining | None
     recipe: Recipe
 

@@ -1,6 +1,7 @@
 """Greedy decoding by a model in this process, whatever sampling settings its folder holds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,27 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ogpsa.models.load import load_model
+from ogpsa.models.template import Chat
+from ogpsa.models.tokenizer import end_tokens
 
 Messages = list[dict[str, str]]
 
 
-def load_for_generation(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_for_generation(folder: Path, template_kwargs: Mapping[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
     """A checkpoint on the GPU in bf16, or on the CPU in fp32; of its own generation settings its end tokens remain.
+
+    Args:
+        template_kwargs: pinned in the chat template.
 
     Raises:
         UserError: the folder cannot be loaded as a model.
     """
     cuda = torch.cuda.is_available()
-    loaded, tokenizer = load_model(folder, torch.bfloat16 if cuda else torch.float32)
+    dtype = torch.bfloat16 if cuda else torch.float32
+    loaded, tokenizer = load_model(folder, dtype, template_kwargs=template_kwargs)
     model: Any = loaded
     # The checkpoint's own sampling settings and penalties would change what greedy means.
-    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
+    model.generation_config = GenerationConfig(eos_token_id=end_tokens(model.generation_config, tokenizer))
     return model.to("cuda" if cuda else "cpu").eval(), tokenizer
 
 
@@ -46,22 +53,22 @@ class Generator:
         )
 
     @classmethod
-    def of_checkpoint(cls, folder: Path, max_tokens: int) -> "Generator":
+    def of_checkpoint(cls, folder: Path, max_tokens: int, template_kwargs: Mapping[str, Any]) -> "Generator":
         """The generator of a checkpoint's folder.
 
         Raises:
             UserError: as ``load_for_generation``.
         """
-        model, tokenizer = load_for_generation(folder)
+        model, tokenizer = load_for_generation(folder, template_kwargs)
         return cls(model, tokenizer, model.generation_config.eos_token_id, max_tokens)
 
     def next_turns(self, conversations: Sequence[Messages]) -> list[dict[str, str]]:
         """Each conversation's next turn, by the chat template, as ``replies`` gives it."""
-        prompts = [
-            str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            for messages in conversations
-        ]
-        return self.replies(prompts, special_tokens=False)
+        return self.replies([self._chat.render(messages) for messages in conversations], special_tokens=False)
+
+    @cached_property
+    def _chat(self) -> Chat:
+        return Chat(self._tokenizer)
 
     def replies(self, prompts: Sequence[str], special_tokens: bool) -> list[dict[str, str]]:
         """Each prompt's continuation as ``text``; ``finish_reason`` is ``stop``, or ``length`` if it is cut.

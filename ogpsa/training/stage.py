@@ -36,7 +36,7 @@ def train_stage(run: Run, stage: SFTSettings | DPOSettings, start: Path, folder:
             shutil.rmtree(checkpoints, ignore_errors=True)
         return
     model, tokenizer = processes.on_all_processes(
-        lambda: load_model(start, DTYPES[config.model.dtype], config.model.attention)
+        lambda: load_model(start, DTYPES[config.model.dtype], config.model.attention, config.model.template_kwargs)
     )
     trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints)
     trainer.add_callback(ReportCallback(stage.name, run.tracker))

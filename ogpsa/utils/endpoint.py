@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -132,6 +133,7 @@ class Endpoint:
         max_tokens: int,
         temperature: float = 0.0,
         stop: Sequence[str] = (),
+        template_kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Ask for a reply to each of ``requests``; ``done(index, reply)`` is called as each comes in, in any order.
 
@@ -148,6 +150,9 @@ class Endpoint:
         options: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature}
         if stop:
             options["stop"] = list(stop)
+        if template_kwargs:
+            # As vLLM, SGLang and others call what they give to a model's chat template.
+            options["extra_body"] = {"chat_template_kwargs": dict(template_kwargs)}
         asyncio.run(self._complete(requests, done, options))
 
     async def _complete(

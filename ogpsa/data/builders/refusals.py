@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ogpsa.data.builders.settings import Refusals
-from ogpsa.models.files import check_weights
+from ogpsa.models.files import check_weights, fingerprint
 from ogpsa.utils import endpoint
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
@@ -142,10 +142,8 @@ def _local(settings: Refusals, prompts: Sequence[str], kept: Journal) -> list[st
     The batches are the same whether or not some are in the journal.
     """
     folder = Path(str(settings.model.path))
-    weights = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(folder.glob("*.safetensors"))
-    ]
-    asked = [str(folder.resolve()), weights, settings.system_prompt, settings.max_tokens]
+    pins = settings.model.template_kwargs
+    asked = [fingerprint(folder), pins, settings.system_prompt, settings.max_tokens]
     keys = [_key("model", *asked, prompt) for prompt in prompts]
     # The longest first, so that a memory that is too small shows at once.
     order = sorted(range(len(prompts)), key=lambda number: (-len(prompts[number]), keys[number]))
@@ -155,7 +153,7 @@ def _local(settings: Refusals, prompts: Sequence[str], kept: Journal) -> list[st
     if pending:
         from ogpsa.models.generate import Generator
 
-        generator = Generator.of_checkpoint(folder, settings.max_tokens)
+        generator = Generator.of_checkpoint(folder, settings.max_tokens, pins)
         progress = Progress(len(pending), "batches of refusals")
         for done, batch in enumerate(pending, start=1):
             replies = generator.next_turns([_messages(settings, prompts[number]) for number in batch])

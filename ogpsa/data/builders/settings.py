@@ -50,6 +50,7 @@ class Checkpoint(Section):
 
     path: str | None
     batch_size: int = Field(ge=1)
+    template_kwargs: dict[str, Any]
 
 
 class Refusals(Section):

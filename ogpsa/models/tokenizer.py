@@ -1,0 +1,182 @@
+"""From a checked folder to a tokenizer that agrees with its model and its chat template."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from ogpsa.models.template import RENDERING_ERRORS, RESERVED, Chat, check_repeatable, pin, template_variables
+from ogpsa.utils.errors import UserError
+
+ANSWER = "Certainly"
+# Fixed conversations whose text shows what a template does.
+PROBES: tuple[list[dict[str, str]], ...] = (
+    [{"role": "user", "content": "Hello"}],
+    [{"role": "system", "content": "Speak plainly."}, {"role": "user", "content": "Hello"}],
+    [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": ANSWER},
+        {"role": "user", "content": "Go on"},
+    ],
+)
+# Variables and functions that transformers and jinja bring.
+GIVEN = (
+    "bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", "strftime_now", "range", "dict", "namespace",
+    "cycler", "joiner",
+)  # fmt: skip
+TOKENS_SHOWN = 8
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Around transformers reading files of ``folder``, whose errors become one line.
+
+    Raises:
+        UserError: the files cannot be read as a model.
+    """
+    try:
+        yield
+    except (OSError, ImportError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: not loadable as a model ({reason})") from None
+
+
+def load_tokenizer(folder: Path, template_kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """A local folder's tokenizer, padding on the left, its chat template pinned (``ogpsa/models/template.py``).
+
+    Raises:
+        UserError: the files cannot be read, or tokenizer, template and model disagree: no end token, a token beyond
+            the embedding, a template that takes no user's turn, is not repeatable, or ends an answer with a token at
+            which generation does not stop.
+    """
+    with loading(folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, padding_side="left"
+        )
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        generation = _generation_config(folder, config)
+    pin(tokenizer, template_kwargs)
+    check_repeatable(tokenizer)
+    rows = config.get_text_config().vocab_size
+    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if last >= rows:
+        raise UserError(
+            f"{folder}: token '{token}' has id {last}, but the model's embedding holds {rows} rows; take it out of the "
+            "tokenizer's files, or resize the embedding"
+        )
+    _check_end(folder, tokenizer, generation)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _generation_config(folder: Path, config: PretrainedConfig) -> GenerationConfig:
+    """The settings that the loaded model would have."""
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_model_config(config)
+
+
+def end_tokens(generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: those of the generation settings, and the tokenizer's."""
+    given = generation.eos_token_id
+    ids = given if isinstance(given, list) else [given]
+    return sorted({token for token in (*ids, tokenizer.eos_token_id) if token is not None})
+
+
+def _check_end(folder: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> None:
+    """Refuse a tokenizer without an end token, and a template that ends an answer otherwise than generation does."""
+    turns = [*PROBES[0], {"role": "assistant", "content": ANSWER}]
+    whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    _, written, tail = whole.rpartition(ANSWER)
+    if not written:
+        raise UserError(f"{folder}: the chat template does not write the assistant's turn")
+    ends = sorted((token for token in tokenizer.get_added_vocab() if token in tail), key=tail.index)
+    hint = f"; the chat template ends an answer with '{ends[0]}'" if ends else ""
+    if tokenizer.eos_token is None:
+        lacking = "no eos_token" if tokenizer.pad_token else "neither pad_token nor eos_token"
+        raise UserError(f"{folder}: the tokenizer has {lacking}; name the eos_token in tokenizer_config.json{hint}")
+    stops = end_tokens(generation, tokenizer)
+    if not set(stops) & set(tokenizer(tail, add_special_tokens=False)["input_ids"]):
+        names = ", ".join(f"'{tokenizer.decode([token])}'" for token in stops)
+        raise UserError(
+            f"{folder}: the chat template ends an answer with {tail!r}, but generation stops at {names} alone, so that "
+            "no answer would end; set eos_token in tokenizer_config.json, or eos_token_id in generation_config.json"
+        )
+
+
+def context_length(folder: Path) -> int | None:
+    """Tokens of the longest sequence that the model in ``folder`` was made for; None where its configuration is silent.
+
+    Raises:
+        UserError: the configuration cannot be read.
+    """
+    with loading(folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    facts = config.get_text_config().to_dict()
+    return next(
+        (int(facts[key]) for key in ("n_positions", "max_position_embeddings", "n_ctx") if facts.get(key)), None
+    )
+
+
+def rendered_hash(folder: Path, template_kwargs: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits over what the chat template makes of fixed conversations, and their tokens.
+
+    It is the same on every day. Equal hashes: the same prompts; another template, variable, clock or tokenizer shows.
+
+    Raises:
+        UserError: as ``load_tokenizer``.
+    """
+    tokenizer = load_tokenizer(folder, template_kwargs)
+    chat = Chat(tokenizer)
+    texts = [chat.render(messages) for messages in PROBES]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return hashlib.sha256(json.dumps([texts, ids]).encode()).hexdigest()[:16]
+
+
+def context_difference(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> str | None:
+    """How the context of an answer in training differs from that in evaluation; None where it does not.
+
+    Training tokenizes prompt and answer as one conversation (TRL), evaluation the prompt with a generation prompt.
+    Spaces before the answer are the answer's: tokenizers make them part of its first word.
+
+    Raises:
+        UserError: the template does not take the turns.
+    """
+    found = _difference(tokenizer, prompt, answer, {})
+    if found is None:
+        return None
+    template = str(tokenizer.get_chat_template())
+    for name in sorted(template_variables(template) - {*RESERVED, *GIVEN}):
+        for value in (False, True):
+            if _difference(tokenizer, prompt, answer, {name: value}) is None:
+                return f"{found}; +model.template_kwargs.{name}={str(value).lower()} makes them equal"
+    return f"{found}; use a template whose generation prompt is how it opens the answer"
+
+
+def _difference(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, values: Mapping[str, Any]) -> str | None:
+    """``context_difference`` with more variables of the template, and without a remedy."""
+    asked = [{"role": "user", "content": prompt}]
+    told = [*asked, {"role": "assistant", "content": answer}]
+    try:
+        before = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **values))
+        whole = str(tokenizer.apply_chat_template(told, tokenize=False, **values))
+    except RENDERING_ERRORS as error:
+        return f"the chat template does not take the turns user, assistant ({' '.join(str(error).split())})"
+    evaluated, trained = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, whole))
+    same = next((n for n, pair in enumerate(zip(evaluated, trained, strict=False)) if pair[0] != pair[1]), None)
+    if same is not None or len(trained) < len(evaluated):
+        ends = (tokenizer.decode(ids[same or 0 :][:TOKENS_SHOWN]) for ids in (trained, evaluated))
+        return "in training the context goes on with {!r}, in evaluation with {!r}".format(*ends)
+    between, written, _ = whole[len(before) :].partition(answer.strip())
+    if not written:
+        return f"the chat template does not write the answer as it stands in the row: {between[:40]!r}, …"
+    if between.strip(" ") and not answer.startswith(between):
+        return f"in training the chat template puts {between!r} in front of the answer, in evaluation it does not"
+    return None

@@ -1,0 +1,70 @@
+"""Whether tokenizer, template, model and rows agree, before anything is trained or evaluated."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from transformers import PreTrainedTokenizerBase
+
+from ogpsa.config import Config, DPOSettings, SFTSettings
+from ogpsa.data.rows import Data, Row
+from ogpsa.models.tokenizer import context_difference, context_length, load_tokenizer
+from ogpsa.utils.errors import UserError
+
+# Of each set: a template treats all rows alike.
+ROWS = 8
+
+
+def check_contexts(config: Config, data: Data, folder: Path) -> None:
+    """Compare, on the first rows of each set, the context that training gives an answer with evaluation's.
+
+    Args:
+        folder: of the untuned model; its stages keep tokenizer and template.
+
+    Raises:
+        UserError: one line for each set whose contexts differ, for each ``max_length`` beyond the model's context, and
+            as ``load_tokenizer``.
+    """
+    tokenizer = load_tokenizer(folder, config.model.template_kwargs)
+    context = context_length(folder)
+    problems = [
+        f"{config.stage_key(stage.name)}.max_length: {stage.max_length} tokens, but the context of {folder} is "
+        f"{context}; lower it"
+        for stage in config.stages
+        if context is not None and stage.max_length > context
+    ]
+    for stage in config.stages:
+        for name, rows in _sets(config, stage, data):
+            problems += [f"{folder}: {name}, {line}" for line in _first_difference(tokenizer, stage, rows)]
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+
+
+def _sets(config: Config, stage: SFTSettings | DPOSettings, data: Data) -> Iterator[tuple[str, list[Row]]]:
+    yield "safety set", data.training(stage.name)
+    for use in config.method.set_uses(stage.name, len(data.safety)):
+        yield f"reference set '{use.name}'", data.reference_sets[use.name]
+
+
+def _first_difference(
+    tokenizer: PreTrainedTokenizerBase, stage: SFTSettings | DPOSettings, rows: list[Row]
+) -> Iterator[str]:
+    for number, row in enumerate(rows[:ROWS], start=1):
+        for column in ("chosen",) if stage.name == "sft" else ("chosen", "rejected"):
+            difference = context_difference(tokenizer, row["prompt"], row[column])
+            if difference is not None:
+                yield f"row {number}: {difference}"
+                return
+
+
+def tokenizer_folder(config: Config) -> Path | None:
+    """Where the tokenizer of ``model.path`` lies: its folder, or the hub's cache; None where it is not here."""
+    path = str(config.model.path)
+    if Path(path).is_dir():
+        return Path(path)
+    cached = [
+        try_to_load_from_cache(path, name, revision=config.model.revision)
+        for name in ("config.json", "tokenizer_config.json")
+    ]
+    found = [Path(file).parent for file in cached if isinstance(file, str)]
+    return found[0] if len(found) == len(cached) else None
