@@ -17,6 +17,7 @@ from ogpsa.models.files import check_model, check_weights
 from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own, read_metrics
 from ogpsa.runs.score_table import table
 from ogpsa.runs.tracking import check_tracker
+from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import check_writable
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run(config: Config, directory: Path, evaluate: "Evaluate", overrides: Sequen
             also the main one's failure.
     """
     directory = processes.broadcast(directory)
-    data = processes.on_main_process(lambda: check(config, directory))
+    data = processes.on_main_process(lambda: _check_whole(config, directory))
     if config.preflight:
         processes.on_main_process(lambda: _print_preflight(config, data, directory))
         return math.nan, math.nan
@@ -67,6 +68,26 @@ def run(config: Config, directory: Path, evaluate: "Evaluate", overrides: Sequen
         print(f"\n{table(metrics['base'], metrics['stages'])}\n\n{directory / METRICS_FILE}", flush=True)
     safety, utility = (math.nan if metrics[name] is None else metrics[name] for name in ("safety", "utility"))
     return safety, utility
+
+
+def _check_whole(config: Config, directory: Path) -> Data:
+    """``check``, and of a run that is not finished also what needs the tokenizer."""
+    data = check(config, directory)
+    if not config.preflight and read_metrics(directory) is not None:
+        return data
+    from ogpsa.utils.libraries import quiet_libraries
+
+    quiet_libraries()
+    from ogpsa.preflight.answers import check_answers, find_tokenizer
+
+    try:
+        tokenizer = find_tokenizer(config)
+        if tokenizer is not None:
+            check_answers(config, data, tokenizer)
+    except UserError:
+        _drop_empty(directory)
+        raise
+    return data
 
 
 def check(config: Config, directory: Path) -> Data:
@@ -115,6 +136,10 @@ def _print_preflight(config: Config, data: Data, directory: Path) -> None:
             )
         else:
             check_contexts(config, data, folder)
-    # Hydra has made it.
-    if not any(directory.iterdir()):
+    _drop_empty(directory)
+
+
+def _drop_empty(directory: Path) -> None:
+    """Hydra has made it before anything was checked."""
+    if directory.is_dir() and not any(directory.iterdir()):
         directory.rmdir()

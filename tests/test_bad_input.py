@@ -273,18 +273,23 @@ MISTAKES = {
         "data.safety: rows.jsonl holds no rows; expected one JSON object a line", write("rows.jsonl", "")
     ),
     "not JSON": files(
-        "data.safety: rows.jsonl:2: not a JSON object; expected one JSON object a line",
+        "data.safety: rows.jsonl:2: not a JSON object; expected one JSON object a line (Expecting property name "
+        "enclosed in double quotes at column 2)",
         write("rows.jsonl", json.dumps(ROW) + "\n{'prompt': 'a'}\n"),
     ),
     "not an object": files(
-        "data.safety: rows.jsonl:1: not a JSON object; expected one JSON object a line", rows(["prompt", "chosen"])
+        "data.safety: rows.jsonl:1: not a JSON object; expected one JSON object a line (a JSON list is read from a "
+        "file that is named .json)",
+        rows(["prompt", "chosen"]),
     ),
     "not UTF-8": files(
-        "data.safety: rows.jsonl: not a UTF-8 text file; expected one JSON object a line",
+        "data.safety: rows.jsonl: not a UTF-8 text file; expected one JSON object a line (line 1 holds the byte 0xC4: "
+        "save it as UTF-8, for example by iconv -f WINDOWS-1252 -t UTF-8)",
         write("rows.jsonl", '{"prompt": "Äpfel", "chosen": "b"}'.encode("latin-1")),
     ),
     "binary": files(
-        "data.safety: rows.jsonl: not a UTF-8 text file; expected one JSON object a line",
+        "data.safety: rows.jsonl: not a UTF-8 text file; expected one JSON object a line (UTF-16 or UTF-32: save it as "
+        "UTF-8, for example by iconv -f UTF-16 -t UTF-8)",
         write("rows.jsonl", bytes(range(256))),
     ),
     # The user's model.

@@ -49,7 +49,11 @@ def test_a_file_holds_a_row_a_line_quoted_as_in_a_shell(sweep: Sweep) -> None:
     [
         ("seed=1 'stage=sft\n", ":1: no closing quotation; quote as in a shell"),
         ("# nothing\n", ": holds no row; expected one run's overrides a line"),
-        ("\udcff\n", ": not a UTF-8 text file; expected one row of overrides a line"),
+        (
+            "\udcff\n",
+            ": not a UTF-8 text file; expected one row of overrides a line (line 1 holds the byte 0xFF: save it as "
+            "UTF-8, for example by iconv -f WINDOWS-1252 -t UTF-8)",
+        ),
     ],
 )
 def test_what_is_no_row_is_refused(sweep: Sweep, content: str, problem: str) -> None:

@@ -278,11 +278,11 @@ def test_a_published_prompt_takes_the_place_of_ours(answers: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"),
+        (None, "no such file"),
         (b"\xff", "not a UTF-8 text file"),
         (b"prompt,completion\na,b,c\n", "answers.csv:2: 3 cells; the header has 2"),
         (b"prompt,completion\na\n", "answers.csv:2: 1 cells; the header has 2"),
-        (b'prompt,completion\na,"b\n', "no CSV: unexpected end of data"),
+        (b'prompt,completion\na,"b\n', "not readable as CSV: unexpected end of data"),
         (
             b"prompt,completions\na,b\n",
             "no column 'completion'; found: prompt, completions; did you mean 'completions'?",
