@@ -13,6 +13,7 @@ that is not whole yet, and what an endpoint replied (``.<benchmark>.journal``). 
 was killed; one that finds everything loads no model.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -305,6 +306,9 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
     for row, found in zip(answered, metrics, strict=True):
         value = float(found[benchmark.metric])
         numbers = {name: number for name, number in found.items() if isinstance(number, bool | int | float)}
+        for name, number in numbers.items():
+            if not math.isfinite(number):
+                raise UserError(f"{benchmark.name}: row '{row['id']}': lm-eval's {name} is {number}, which is no score")
         judged = Judgement(Verdict("right" if value else "wrong", value, detail=numbers), None, None)
         rows.append(_verdict_row(WITHHELD if _withheld(row) else judged, row))
     return rows

@@ -149,7 +149,7 @@ def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
         return list(rows)
     try:
         return list(conversion.rows(rows))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{file}: not the rows that '{benchmark.name}' publishes ({type(error).__name__}: {error})"
         ) from None

@@ -29,6 +29,7 @@ from eval.judging.judges.refusal_match import refusal_match
 from eval.judging.prompts import fill, prompt_hash
 from ogpsa.config import JudgeSettings
 from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN, Budget, Completion, Endpoint
+from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
 
@@ -106,20 +107,40 @@ def judge_responses(
         budget: the cap on calls, where several calls share one; otherwise ``settings.max_calls`` for this one.
 
     Raises:
-        UserError: as ``check_judge`` and ``Endpoint.complete``.
+        UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is no number between 0 and 1.
     """
     judge = load_judge(name, settings.dir)
     if isinstance(judge, RuleJudge):
-        return [Judgement(judge.rule(item), None, None) for item in items]
+        return _checked(name, items, [Judgement(judge.rule(item), None, None) for item in items])
     kept = Journal(journal, STAMP)
     try:
         if isinstance(judge, LocalJudge):
-            return _judge_by_weights(name, judge, items, settings, kept, label, safe_point)
-        return _judge_by_endpoint(
-            name, judge, items, settings, kept, label, safe_point, budget or Budget(settings.max_calls)
-        )
+            found = _judge_by_weights(name, judge, items, settings, kept, label, safe_point)
+        else:
+            given = budget or Budget(settings.max_calls)
+            found = _judge_by_endpoint(name, judge, items, settings, kept, label, safe_point, given)
+        return _checked(name, items, found)
     finally:
         kept.close(discard=False)
+
+
+def _checked(name: str, items: Sequence[Item], judgements: list[Judgement]) -> list[Judgement]:
+    """The judgements, whose values are what scores are means of."""
+    for item, judged in zip(items, judgements, strict=True):
+        check_value(f"judge {name}: row '{item.id}'", judged.verdict.value)
+    return judgements
+
+
+def check_value(place: str, value: object) -> None:
+    """Refuse a verdict's value that no score can be made of; ``place`` names whose it is.
+
+    Raises:
+        UserError: it is neither None nor a number between 0 and 1.
+    """
+    if value is not None and not (isinstance(value, bool | int | float) and 0 <= value <= 1):
+        raise UserError(
+            f"{place}: the value is {value!r}; allowed: a number between 0 and 1, or None where none can be read"
+        )
 
 
 def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal: Path) -> Estimate:

@@ -11,6 +11,23 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ogpsa.models.load import load_model
 from ogpsa.models.template import Chat
 from ogpsa.models.tokenizer import end_tokens
+from ogpsa.utils.errors import UserError
+
+# Characters of a prompt that a message shows.
+SHOWN = 80
+
+
+class NotFiniteLogitsError(ArithmeticError):
+    """A model's logits are no numbers, and whatever follows from them would be an answer of nobody's.
+
+    Attributes:
+        rows: those of the batch, in the order in which the model got them.
+    """
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        super().__init__("the model's logits hold NaN or Inf")
+        self.rows = rows
+
 
 Messages = list[dict[str, str]]
 
@@ -21,6 +38,8 @@ def load_for_generation(folder: Path, template_kwargs: Mapping[str, Any]) -> tup
     Args:
         template_kwargs: pinned in the chat template.
 
+    The model raises ``NotFiniteLogitsError`` where its logits are no numbers.
+
     Raises:
         UserError: the folder cannot be loaded as a model.
     """
@@ -30,7 +49,16 @@ def load_for_generation(folder: Path, template_kwargs: Mapping[str, Any]) -> tup
     model: Any = loaded
     # The checkpoint's own sampling settings and penalties would change what greedy means.
     model.generation_config = GenerationConfig(eos_token_id=end_tokens(model.generation_config, tokenizer))
+    # Wherever the model is asked from, lm-eval's classes included.
+    model.register_forward_hook(_check_logits)
     return model.to("cuda" if cuda else "cpu").eval(), tokenizer
+
+
+def _check_logits(_: Any, __: Any, output: Any) -> None:
+    """Of the last token, from which the next is taken: padding has no say there."""
+    finite = torch.isfinite(output.logits[:, -1].amax(dim=-1))
+    if not bool(finite.all()):
+        raise NotFiniteLogitsError((~finite).nonzero().flatten().tolist())
 
 
 class Generator:
@@ -75,15 +103,22 @@ class Generator:
 
         Args:
             special_tokens: whether the tokenizer adds the tokens that begin a sequence.
+
+        Raises:
+            UserError: the model's logits for a prompt are no numbers.
         """
         inputs: Any = self._tokenizer(
             list(prompts), return_tensors="pt", padding=True, add_special_tokens=special_tokens
         ).to(self._model.device)
         length = inputs["input_ids"].shape[1]
-        with torch.inference_mode():
-            generated = self._model.generate(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-            ).tolist()
+        try:
+            with torch.inference_mode():
+                generated = self._model.generate(
+                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+                ).tolist()
+        except NotFiniteLogitsError as error:
+            shown = " ".join(prompts[error.rows[0]].split())[-SHOWN:]
+            raise UserError(f"{self._tokenizer.name_or_path}: {error} for the prompt that ends in '{shown}'") from None
         replies = []
         for tokens in generated:
             new = tokens[length:]

@@ -360,11 +360,16 @@ def _completion(body: Any) -> Completion:
     choice = body["choices"][0]
     message = choice["message"]
     if message.get("refusal"):
-        return Completion(str(message["refusal"]), "refusal")
+        return Completion(_whole(str(message["refusal"])), "refusal")
     text = message.get("content") or ""
     if not isinstance(text, str):
         raise TypeError(text)
-    return Completion(text, str(choice.get("finish_reason") or "stop"))
+    return Completion(_whole(text), str(choice.get("finish_reason") or "stop"))
+
+
+def _whole(text: str) -> str:
+    """A text without halves of characters, which JSON can hold and no UTF-8 file can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
