@@ -36,6 +36,7 @@ from ogpsa.runs.directory import SCORES_FILE
 from ogpsa.utils.endpoint import Budget
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
+from ogpsa.utils.journal import stamp_of
 
 if TYPE_CHECKING:
     from eval.generation.generate import Answering
@@ -206,7 +207,7 @@ def _generate(
 
 def _stamp(rows: Sequence[Row]) -> dict[str, Any]:
     """What the answers to a benchmark's rows rest on."""
-    return {key: rows[0].get(key) for key in STAMP} | {"rows": [row["id"] for row in rows]}
+    return {key: rows[0].get(key) for key in STAMP} | {"rows": [row.get("id") for row in rows]}
 
 
 def _check_same_prompts(work: _Work) -> None:
@@ -216,9 +217,8 @@ def _check_same_prompts(work: _Work) -> None:
         UserError: names the file, both hashes, and what the templates were given.
     """
     stamp = _stamp(work.rows)
-    for file in (work.generations, _journal(work.generations)):
-        rows = _readable(file) or [{}]
-        before = rows[0] if "rows" in rows[0] else _stamp(rows)
+    made, journal = _readable(work.generations), _journal(work.generations)
+    for file, before in ((work.generations, _stamp(made) if made else {}), (journal, stamp_of(journal))):
         differing = {key for key in stamp if before.get(key) != stamp[key]}
         if before.get("rendered_hash") and {"rendered_hash"} <= differing <= {"rendered_hash", "template_kwargs"}:
             raise UserError(

@@ -1,5 +1,6 @@
 """A random model, small enough for any test."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,13 @@ def tiny_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0, **settings: An
     model: LlamaForCausalLM = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape | settings))
     model.eval()
     return model
+
+
+def save_tiny(folder: Path, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Path:
+    """A folder of a random model and this tokenizer."""
+    tiny_model(tokenizer, **settings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -75,7 +75,7 @@ class Evaluation(Section):
     data_dir: str | None
     # A run of an earlier revision does not say.
     task_dir: str | None = None
-    template_kwargs: dict[str, Any] = {}
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
     backend: Backend
     judge: JudgeSettings
 

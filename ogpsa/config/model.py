@@ -47,7 +47,7 @@ class Model(Section):
     dtype: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
     # A run of an earlier revision does not say.
-    template_kwargs: dict[str, Any] = {}
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
     base: BaseTraining | None
     recipe: Recipe
 

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ogpsa.models.load import load_model
 from ogpsa.models.template import Chat
-from ogpsa.models.tokenizer import end_tokens
+from ogpsa.models.tokenizer import context_length, end_tokens
 from ogpsa.utils.errors import UserError
 
 # Characters of a prompt that a message shows.
@@ -69,12 +69,19 @@ class Generator:
         tokenizer: pads on the left.
         ends: the tokens that end a reply.
         max_tokens: cap on a reply.
+        context: tokens of prompt and reply that the model was made for; None: any.
     """
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, ends: int | list[int] | None, max_tokens: int
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: int | list[int] | None,
+        max_tokens: int,
+        context: int | None = None,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
+        self._max_tokens, self._context = max_tokens, context
         self._ends = set(ends if isinstance(ends, list) else [ends])
         model.generation_config = GenerationConfig(
             eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, max_new_tokens=max_tokens, do_sample=False
@@ -88,7 +95,7 @@ class Generator:
             UserError: as ``load_for_generation``.
         """
         model, tokenizer = load_for_generation(folder, template_kwargs)
-        return cls(model, tokenizer, model.generation_config.eos_token_id, max_tokens)
+        return cls(model, tokenizer, model.generation_config.eos_token_id, max_tokens, context_length(folder))
 
     def next_turns(self, conversations: Sequence[Messages]) -> list[dict[str, str]]:
         """Each conversation's next turn, by the chat template, as ``replies`` gives it."""
@@ -105,12 +112,17 @@ class Generator:
             special_tokens: whether the tokenizer adds the tokens that begin a sequence.
 
         Raises:
+<<<<<<< HEAD
             UserError: the model's logits for a prompt are no numbers.
+=======
+            UserError: a prompt leaves no room for a reply of ``max_tokens``.
+>>>>>>> 69378c8
         """
         inputs: Any = self._tokenizer(
             list(prompts), return_tensors="pt", padding=True, add_special_tokens=special_tokens
         ).to(self._model.device)
         length = inputs["input_ids"].shape[1]
+<<<<<<< HEAD
         try:
             with torch.inference_mode():
                 generated = self._model.generate(
@@ -119,6 +131,17 @@ class Generator:
         except NotFiniteLogitsError as error:
             shown = " ".join(prompts[error.rows[0]].split())[-SHOWN:]
             raise UserError(f"{self._tokenizer.name_or_path}: {error} for the prompt that ends in '{shown}'") from None
+=======
+        if self._context is not None and length + self._max_tokens > self._context:
+            raise UserError(
+                f"{self._tokenizer.name_or_path}: a prompt of {length} tokens and a reply of up to {self._max_tokens} "
+                f"exceed the model's context of {self._context}; lower max_tokens, or leave long prompts out"
+            )
+        with torch.inference_mode():
+            generated = self._model.generate(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+            ).tolist()
+>>>>>>> 69378c8
         replies = []
         for tokens in generated:
             new = tokens[length:]

@@ -111,12 +111,11 @@ def template_variables(template: str) -> set[str]:
         tree = Environment(extensions=[loopcontrols]).parse(GENERATION.sub("", template))
     except TemplateError as error:
         raise UserError(f"the chat template cannot be parsed ({_reason(error)})") from None
-    read = meta.find_undeclared_variables(tree)
-    drawn = [f"|{part.name}" for part in tree.find_all(nodes.Filter) if part.name == "random"]
-    drawn += sorted(read & {"lipsum"})
+    used = [*(part.name for part in tree.find_all(nodes.Filter)), *(part.name for part in tree.find_all(nodes.Name))]
+    drawn = [name for name in used if name in ("random", "lipsum")]
     if drawn:
         raise UserError(f"the chat template draws at random ({drawn[0]}), so that no two renderings are alike")
-    return read
+    return meta.find_undeclared_variables(tree)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True) -> str:

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from ogpsa.models.template import RENDERING_ERRORS, RESERVED, Chat, check_repeatable, pin, template_variables
+from ogpsa.models.template import CLOCK, RENDERING_ERRORS, RESERVED, Chat, check_repeatable, pin, template_variables
 from ogpsa.utils.errors import UserError
 
 ANSWER = "Certainly"
@@ -25,11 +25,8 @@ PROBES: tuple[list[dict[str, str]], ...] = (
         {"role": "user", "content": "Go on"},
     ],
 )
-# Variables and functions that transformers and jinja bring.
-GIVEN = (
-    "bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", "strftime_now", "range", "dict", "namespace",
-    "cycler", "joiner",
-)  # fmt: skip
+# What transformers brings.
+GIVEN = ("bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", CLOCK)
 TOKENS_SHOWN = 8
 
 
@@ -145,19 +142,15 @@ def context_difference(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: 
 
     Training tokenizes prompt and answer as one conversation (TRL), evaluation the prompt with a generation prompt.
     Spaces before the answer are the answer's: tokenizers make them part of its first word.
-
-    Raises:
-        UserError: the template does not take the turns.
     """
     found = _difference(tokenizer, prompt, answer, {})
     if found is None:
         return None
-    template = str(tokenizer.get_chat_template())
-    for name in sorted(template_variables(template) - {*RESERVED, *GIVEN}):
+    for name in sorted(template_variables(str(tokenizer.get_chat_template())) - {*RESERVED, *GIVEN}):
         for value in (False, True):
             if _difference(tokenizer, prompt, answer, {name: value}) is None:
                 return f"{found}; +model.template_kwargs.{name}={str(value).lower()} makes them equal"
-    return f"{found}; use a template whose generation prompt is how it opens the answer"
+    return f"{found}; use a template that renders both alike"
 
 
 def _difference(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, values: Mapping[str, Any]) -> str | None:
@@ -172,11 +165,12 @@ def _difference(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, va
     evaluated, trained = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, whole))
     same = next((n for n, pair in enumerate(zip(evaluated, trained, strict=False)) if pair[0] != pair[1]), None)
     if same is not None or len(trained) < len(evaluated):
-        ends = (tokenizer.decode(ids[same or 0 :][:TOKENS_SHOWN]) for ids in (trained, evaluated))
+        start = len(trained) if same is None else same
+        ends = (tokenizer.decode(ids[start : start + TOKENS_SHOWN]) for ids in (trained, evaluated))
         return "in training the context goes on with {!r}, in evaluation with {!r}".format(*ends)
     between, written, _ = whole[len(before) :].partition(answer.strip())
     if not written:
-        return f"the chat template does not write the answer as it stands in the row: {between[:40]!r}, …"
+        return f"the chat template does not write the answer as it stands in the row, but {between[:40]!r}"
     if between.strip(" ") and not answer.startswith(between):
         return f"in training the chat template puts {between!r} in front of the answer, in evaluation it does not"
     return None

@@ -60,6 +60,14 @@ class Journal:
         os.fsync(self._handle.fileno())
 
 
+def stamp_of(path: Path) -> dict[str, Any]:
+    """What the pieces of the journal at ``path`` rest on; empty where there is none."""
+    if not path.is_file():
+        return {}
+    with path.open("rb") as lines:
+        return _parsed(lines.readline()) or {}
+
+
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(line)

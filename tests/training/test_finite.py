@@ -32,11 +32,16 @@ EVALUATION = [
 ]  # fmt: skip
 
 
-def poisoned(value: float) -> Any:
+def poisoned() -> Any:
     """A model whose weights are finite, and whose numbers are not where a text holds a z."""
-    model = tiny_model(TOKENIZER, tie_word_embeddings=False)
+    model = tiny_model(TOKENIZER)
+    first, z, own = model.model.layers[0], TOKENIZER.convert_tokens_to_ids("z"), 7
     with torch.no_grad():
-        model.model.embed_tokens.weight[TOKENIZER.convert_tokens_to_ids("z")] = value
+        # A direction that is z's alone when the first block's MLP reads it, and that overflows there.
+        model.model.embed_tokens.weight[:, own] = 0
+        first.self_attn.o_proj.weight[own] = 0
+        model.model.embed_tokens.weight[z, own] = 1
+        first.mlp.gate_proj.weight[0, own] = first.mlp.up_proj.weight[0, own] = 1e30
     return model
 
 
@@ -74,7 +79,7 @@ OGPSA = ["method=ogpsa", "method.reference_sets=[general]", "method.samples=4", 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 @pytest.mark.parametrize("method", [["method=baseline"], OGPSA])
 def test_a_training_row_whose_gradient_is_no_number_is_named(stage: str, method: list[str]) -> None:
-    model = poisoned(1e30)
+    model = poisoned()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with pytest.raises(UserError) as refused:
         train(configured(stage, rows(2, count=2), rows(), *method), model)
@@ -89,7 +94,7 @@ def test_a_training_row_whose_gradient_is_no_number_is_named(stage: str, method:
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_a_reference_row_whose_gradient_is_no_number_is_named(stage: str, chunks: int) -> None:
     with pytest.raises(UserError) as refused:
-        train(configured(stage, rows(), rows(3), *OGPSA, f"method.rank={chunks}"), poisoned(1e30))
+        train(configured(stage, rows(), rows(3), *OGPSA, f"method.rank={chunks}"), poisoned())
     assert str(refused.value) == (
         "reference set 'general': the gradient of row 3 is infinite or no number at step 0 "
         f"(1 of the {4 // chunks} rows drawn); take the row out"
@@ -101,7 +106,7 @@ def test_a_reference_row_whose_gradient_is_no_number_is_named(stage: str, chunks
 )
 def test_so_it_is_while_references_are_streamed_or_selected(overrides: list[str]) -> None:
     with pytest.raises(UserError, match=r"reference set 'general': .*row 3 is infinite or no number"):
-        train(configured("sft", rows(), rows(3), *OGPSA, *overrides), poisoned(1e30))
+        train(configured("sft", rows(), rows(3), *OGPSA, *overrides), poisoned())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -133,7 +138,7 @@ def evaluated(*marked: str) -> None:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_logits_that_are_no_numbers_stop_an_evaluation_at_their_row(name: str, here: Path) -> None:
-    save("model", poisoned(1e30))
+    save("model", poisoned())
     write_jsonl(Path("rows.jsonl"), rows())
     evaluated(name)
     result = run_here(
@@ -151,7 +156,7 @@ def test_logits_that_are_no_numbers_stop_an_evaluation_at_their_row(name: str, h
 
 @pytest.mark.slow
 def test_a_whole_run_ends_at_the_row_with_exit_code_2(here: Path) -> None:
-    save("model", poisoned(1e30))
+    save("model", poisoned())
     write_jsonl(Path("rows.jsonl"), rows(3))
     evaluated()
     result = run_here(
@@ -163,8 +168,8 @@ def test_a_whole_run_ends_at_the_row_with_exit_code_2(here: Path) -> None:
 
 
 def test_a_reply_from_logits_that_are_no_numbers_is_refused() -> None:
-    save("model", poisoned(1e30))
-    generator = Generator.of_checkpoint(Path("model"), 4)
+    save("model", poisoned())
+    generator = Generator.of_checkpoint(Path("model"), 4, {})
     assert len(generator.replies(["Say a."], special_tokens=False)) == 1
     with pytest.raises(UserError, match=r"logits hold NaN or Inf for the prompt that ends in 'Say z\.'"):
         generator.replies(["Say a.", "Say z."], special_tokens=False)
