@@ -112,17 +112,17 @@ class Generator:
             special_tokens: whether the tokenizer adds the tokens that begin a sequence.
 
         Raises:
-<<<<<<< HEAD
-            UserError: the model's logits for a prompt are no numbers.
-=======
-            UserError: a prompt leaves no room for a reply of ``max_tokens``.
->>>>>>> 69378c8
+            UserError: a prompt leaves no room for a reply of ``max_tokens``, or the model's logits are no numbers.
         """
         inputs: Any = self._tokenizer(
             list(prompts), return_tensors="pt", padding=True, add_special_tokens=special_tokens
         ).to(self._model.device)
         length = inputs["input_ids"].shape[1]
-<<<<<<< HEAD
+        if self._context is not None and length + self._max_tokens > self._context:
+            raise UserError(
+                f"{self._tokenizer.name_or_path}: a prompt of {length} tokens and a reply of up to {self._max_tokens} "
+                f"exceed the model's context of {self._context}; lower max_tokens, or leave long prompts out"
+            )
         try:
             with torch.inference_mode():
                 generated = self._model.generate(
@@ -131,17 +131,6 @@ class Generator:
         except NotFiniteLogitsError as error:
             shown = " ".join(prompts[error.rows[0]].split())[-SHOWN:]
             raise UserError(f"{self._tokenizer.name_or_path}: {error} for the prompt that ends in '{shown}'") from None
-=======
-        if self._context is not None and length + self._max_tokens > self._context:
-            raise UserError(
-                f"{self._tokenizer.name_or_path}: a prompt of {length} tokens and a reply of up to {self._max_tokens} "
-                f"exceed the model's context of {self._context}; lower max_tokens, or leave long prompts out"
-            )
-        with torch.inference_mode():
-            generated = self._model.generate(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-            ).tolist()
->>>>>>> 69378c8
         replies = []
         for tokens in generated:
             new = tokens[length:]
