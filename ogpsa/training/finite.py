@@ -69,7 +69,7 @@ class FiniteTrainer(Trainer):
         return ids[:limit]
 
     def _is_bad(self, row: int) -> bool:
-        """Whether the gradient of one row alone is not finite; the gradients of the step are lost."""
+        """Whether the norm of one row's own gradient is not finite; the gradients of the step are lost."""
         data: Any = self.train_dataset
         inputs = self._prepare_inputs(self.data_collator([data[row]]))
         model: Any = self.model
@@ -77,4 +77,5 @@ class FiniteTrainer(Trainer):
         with self.compute_loss_context_manager():
             loss: Any = self.compute_loss(model, inputs)
         loss.backward()
-        return not all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        return not math.isfinite(torch.nn.utils.get_total_norm(gradients))

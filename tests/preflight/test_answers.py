@@ -157,8 +157,8 @@ def test_a_run_is_refused_before_its_base_is_evaluated(stage: str, more: list[st
         write_jsonl(Path("benchmarks", f"{benchmark.rows}.jsonl"), [{"id": "1", "prompt": "a", "target": "b"}])
     groups = ["eval.utility=[facts]", "eval.safety=[harmful_seen]", "eval.over_refusal=[look_alike]"]
     command = [
-        "data=files", "data.safety=rows.jsonl", "model.path=model", "method=baseline", f"stage={stage}", *STEPS, *groups,
-        "stage.max_length=16", "eval.data_dir=benchmarks", "eval.composites={}", "cache_dir=cache",
+        "data=files", "data.safety=rows.jsonl", "model.path=model", "method=baseline", f"stage={stage}", *STEPS,
+        *groups, "stage.max_length=16", "eval.data_dir=benchmarks", "eval.composites={}", "cache_dir=cache",
         "hydra.run.dir=run", *more,
     ]  # fmt: skip
     before = contents(here)

@@ -41,7 +41,9 @@ def poisoned() -> Any:
         model.model.embed_tokens.weight[:, own] = 0
         first.self_attn.o_proj.weight[own] = 0
         model.model.embed_tokens.weight[z, own] = 1
-        first.mlp.gate_proj.weight[0, own] = first.mlp.up_proj.weight[0, own] = 1e30
+        for projection in (first.mlp.gate_proj, first.mlp.up_proj):
+            projection.weight[0] = 0
+            projection.weight[0, own] = 1e30
     return model
 
 
