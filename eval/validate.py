@@ -1,7 +1,8 @@
 """Validation of runs before they start, without torch: their files, directories and benchmarks."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,9 +11,10 @@ from eval.benchmarks.sources import MissingData, load_rows
 from eval.judging.verdicts import check_judge
 from eval.scores.groups import check_groups
 from ogpsa.config import Config
+from ogpsa.data.rows import Data
 from ogpsa.pipeline import check as check_training
 from ogpsa.pipeline import check_files
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import Problems, UserError
 
 Key = TypeVar("Key")
 log = logging.getLogger("ogpsa.eval")
@@ -24,7 +26,24 @@ def check_run(config: Config, directory: Path) -> None:
     Raises:
         UserError: one line per problem.
     """
-    check_evaluation(config, check_training(config, directory).evaluation)
+    _check_both(config, partial(check_training, config, directory))
+
+
+def _check_both(config: Config, check: Callable[[], Data]) -> None:
+    """Training's files and evaluation's, so that whatever is missing of either is told at once.
+
+    Raises:
+        UserError: one line per problem.
+    """
+    problems = Problems()
+    data: Data | None = None
+    with problems.kept():
+        data = check()
+    # The data may bring the benchmarks' rows.
+    if data is not None or config.eval.data_dir is not None:
+        with problems.kept():
+            check_evaluation(config, data.evaluation if data else {})
+    problems.tell()
 
 
 def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:
@@ -41,7 +60,7 @@ def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]
     problems: dict[str, Key] = {}
     for key, config, directory in different.values():
         try:
-            check_evaluation(config, check_files(config, directory).evaluation)
+            _check_both(config, partial(check_files, config, directory))
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, key)
@@ -58,20 +77,21 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Any]]) -> None:
         UserError: an unknown benchmark or judge, rows that are not there, or a benchmark in the wrong average.
     """
     settings = config.eval
-    problems = []
+    problems = Problems()
     benchmarks = check_groups(settings)
     for judge in dict.fromkeys(benchmark.judge for benchmark in benchmarks if benchmark.judge != OWN_METRIC):
-        check_judge(judge, settings.judge)
+        with problems.kept():
+            check_judge(judge, settings.judge)
     for benchmark in benchmarks:
-        if settings.data_dir is not None:
-            try:
-                load_rows(benchmark, Path(settings.data_dir))
-            except MissingData as error:
-                log.warning("%s", error)
-        elif not rows.get(benchmark.rows):
-            problems.append(
-                f"eval.data_dir: data={config.data.name} brings no rows for '{benchmark.name}'; "
-                f"name a folder with {benchmark.rows}.jsonl"
-            )
-    if problems:
-        raise UserError(*problems)
+        with problems.kept():
+            if settings.data_dir is not None:
+                try:
+                    load_rows(benchmark, Path(settings.data_dir))
+                except MissingData as error:
+                    log.warning("%s", error)
+            elif not rows.get(benchmark.rows):
+                raise UserError(
+                    f"eval.data_dir: data={config.data.name} brings no rows for '{benchmark.name}'; "
+                    f"name a folder with {benchmark.rows}.jsonl"
+                )
+    problems.tell()

@@ -17,7 +17,7 @@ from ogpsa.models.files import check_model, check_weights
 from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own, read_metrics
 from ogpsa.runs.score_table import table
 from ogpsa.runs.tracking import check_tracker
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import Problems, UserError
 from ogpsa.utils.files import check_writable
 
 if TYPE_CHECKING:
@@ -107,15 +107,24 @@ def check_files(config: Config, directory: Path) -> Data:
         UserError: as ``check``.
     """
     check_directory(directory, config)
-    data = load_data(config)
-    check_writable(Path(config.cache_dir), "cache_dir")
+    problems, data = Problems(), Data([], {})
+    with problems.kept():
+        data = load_data(config)
+    with problems.kept():
+        check_writable(Path(config.cache_dir), "cache_dir")
     if config.stage_store is not None:
-        check_writable(Path(config.stage_store), "stage_store")
-    check_tracker(config.tracker)
-    check_model(config)
+        with problems.kept():
+            check_writable(Path(config.stage_store), "stage_store")
+    with problems.kept():
+        check_tracker(config.tracker)
+    with problems.kept():
+        check_model(config)
     for folder in checkpoints(directory):
-        check_weights(folder, "hydra.run.dir", f"delete {folder} to have it made again")
-    read_metrics(directory)
+        with problems.kept():
+            check_weights(folder, "hydra.run.dir", f"delete {folder} to have it made again")
+    with problems.kept():
+        read_metrics(directory)
+    problems.tell()
     return data
 
 

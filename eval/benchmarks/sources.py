@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from urllib.request import urlopen
 
 from eval.benchmarks.converters import CONVERSIONS, Conversion, Row
 from eval.benchmarks.definition import COLUMNS, Benchmark, Function, Source, check_rows
-from ogpsa.data.readers import FORMATS, errors_of_the_hub, parse_csv, read_hub, read_table
+from ogpsa.data.readers import FORMATS, errors_of_the_hub, parse_csv, place, read_hub, read_table
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import decoded
 
@@ -143,7 +143,9 @@ def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
             f"{file}: no column {', '.join(absent)}; found {', '.join(first)}; a row of '{benchmark.name}' holds "
             f"{', '.join(conversion.columns)} as published, or {', '.join((*COLUMNS, *conversion.extra))}"
         )
-    rows = chain([first], table)
+    read = count(1)
+    # Conversions read a row at a time, so that the last one read is the one at fault.
+    rows = (row for row in chain([first], table) if next(read))
     # Jailbroken prompts are published in our own columns.
     if ours and expected != conversion.columns:
         return list(rows)
@@ -151,7 +153,8 @@ def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
         return list(conversion.rows(rows))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(
-            f"{file}: not the rows that '{benchmark.name}' publishes ({type(error).__name__}: {error})"
+            f"{place(file, next(read) - 1)}: not the rows that '{benchmark.name}' publishes "
+            f"({type(error).__name__}: {error})"
         ) from None
 
 

@@ -44,12 +44,13 @@ class FiniteTrainer(Trainer):
         alone = [row for row in rows if self._is_bad(row)] if processes.world_size() == 1 else []
         named = [self.row_place(row) for row in (alone or rows)]
         shown = ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
-        if alone:
+        if 0 < len(alone) < len(rows):
             raise UserError(
                 f"{found}: so it is of {shown} alone; take the rows out, or look for what their tokens have in common"
             )
         raise UserError(
-            f"{found}, from {shown}; where no row alone is at fault, lower the learning rate, or train in fp32"
+            f"{found}, from {shown}; look at these rows, or, where none is at fault, lower the learning rate or train "
+            "in fp32"
         )
 
     def _rows_of_the_step(self) -> list[int]:
