@@ -35,14 +35,13 @@ def _check_both(config: Config, check: Callable[[], Data]) -> None:
     Raises:
         UserError: one line per problem.
     """
-    problems = Problems()
-    data: Data | None = None
+    problems, found = Problems(), list[Data]()
     with problems.kept():
-        data = check()
+        found.append(check())
     # The data may bring the benchmarks' rows.
-    if data is not None or config.eval.data_dir is not None:
+    if found or config.eval.data_dir is not None:
         with problems.kept():
-            check_evaluation(config, data.evaluation if data else {})
+            check_evaluation(config, found[0].evaluation if found else {})
     problems.tell()
 
 
@@ -79,6 +78,9 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Any]]) -> None:
     settings = config.eval
     problems = Problems()
     benchmarks = check_groups(settings)
+    needed = [f"{benchmark.rows}.jsonl" for benchmark in benchmarks if benchmark.source is None]
+    if settings.data_dir is not None and needed and not Path(settings.data_dir).is_dir():
+        raise UserError(f"eval.data_dir: {settings.data_dir}: no such folder; it is to hold {', '.join(needed)}")
     for judge in dict.fromkeys(benchmark.judge for benchmark in benchmarks if benchmark.judge != OWN_METRIC):
         with problems.kept():
             check_judge(judge, settings.judge)

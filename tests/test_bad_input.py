@@ -72,8 +72,12 @@ def write(path: str, content: bytes | str) -> Callable[[], None]:
     return act
 
 
-def remove(path: str) -> Callable[[], None]:
-    return lambda: Path(path).unlink()
+def remove(*paths: str) -> Callable[[], None]:
+    def act() -> None:
+        for path in paths:
+            Path(path).unlink()
+
+    return act
 
 
 def cut(path: str, size: int) -> Callable[[], None]:
@@ -342,8 +346,26 @@ MISTAKES = {
         [f"eval: 'harmful_sen' is no benchmark; allowed: {ALL_BENCHMARKS}; did you mean 'harmful_seen'?"],
     ),
     "benchmark twice": Mistake(["eval.safety=[look_alike]"], ["eval: benchmark 'look_alike' is listed twice"]),
-    "benchmark folder missing": Mistake(["eval.data_dir=nowhere"], ["nowhere/harmful_seen.jsonl: no such file"]),
+    "benchmark folder missing": Mistake(
+        ["eval.data_dir=nowhere"],
+        [
+            "eval.data_dir: nowhere: no such folder; it is to hold harmful_seen.jsonl, harmful_heldout.jsonl, "
+            "facts.jsonl, addition.jsonl, reverse.jsonl, repeat.jsonl, maximum.jsonl, category.jsonl, "
+            "category_yes_no.jsonl, benign_how_to.jsonl, look_alike.jsonl"
+        ],
+    ),
     "benchmark rows missing": files("benchmarks/facts.jsonl: no such file", remove("benchmarks/facts.jsonl")),
+    "several files missing": Mistake(
+        ["data.safety=nowhere.jsonl", "model.path=./nowhere"],
+        [
+            "data.safety: nowhere.jsonl: no such file",
+            "model.path: nowhere does not exist; give a folder or a hub id such as Qwen/Qwen2.5-7B-Instruct",
+            "benchmarks/facts.jsonl: no such file",
+            "benchmarks/addition.jsonl: no such file",
+        ],
+        remove("benchmarks/facts.jsonl", "benchmarks/addition.jsonl"),
+        files=True,
+    ),
     "benchmark row without a target": files(
         "benchmarks/facts.jsonl:1: target: found None; a row holds the texts id, prompt, target",
         write("benchmarks/facts.jsonl", '{"id": "1", "prompt": "a"}\n'),

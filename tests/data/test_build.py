@@ -488,8 +488,8 @@ def test_a_set_of_templates_where_a_writer_was_asked_for_is_refused(
         assert main(given) == EXIT_USER_ERROR
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith(
-            "error: refusals.template_share: 4 of 4 replies are no refusal that can be used, above the share of 0.5 for "
-            "which a template may stand in; the first is no refusal: 'Jah, muidugi. Ütle abra.'; "
+            "error: refusals.template_share: 4 of 4 replies are no refusal that can be used, above the share of 0.5 "
+            "for which a template may stand in; the first is no refusal: 'Jah, muidugi. Ütle abra.'; "
         )
         assert not (work / "out" / "train.jsonl").exists()
         assert main([*given, "refusals.template_share=1"]) == EXIT_DONE
@@ -509,10 +509,8 @@ def test_a_score_that_is_no_number_is_named_by_its_row(
 def test_every_excluded_place_that_is_missing_is_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(work / "rows.jsonl", safe_rows(4))
     assert main(arguments("safe_rlhf", source, work / "out", "exclude=[here, there]")) == EXIT_USER_ERROR
-    names = ["here", "there"]
-    assert capsys.readouterr().err.splitlines() == [
-        f"error: {name}: no such file or folder" for name in ("here", "there")
-    ]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: here: no such file or folder", "error: there: no such file or folder"]
 
 
 @pytest.mark.parametrize(

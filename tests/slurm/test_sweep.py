@@ -63,6 +63,22 @@ def test_what_is_no_row_is_refused(sweep: Sweep, content: str, problem: str) -> 
     assert refused.value.problems == (f"{sweep.file}{problem}",)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"\xef\xbb\xbfseed=1\nseed=2\n", b"seed=1\r\nseed=2\r\n\r\n", b"seed=1\n\n\nseed=2"],
+    ids=["mark of byte order", "CRLF", "empty lines"],
+)
+def test_a_file_of_another_editor_holds_the_same_rows(sweep: Sweep, content: bytes) -> None:
+    sweep.file.write_bytes(content)
+    assert [line.overrides for line in read_lines(sweep.file)] == [("seed=1",), ("seed=2",)]
+
+
+def test_separators_inside_a_quoted_value_end_no_row(sweep: Sweep) -> None:
+    sweep.file.write_text("'model.path=one\u2028two\x85three' seed=1\n", encoding="utf-8")
+    [line] = read_lines(sweep.file)
+    assert line.overrides == ("model.path=one\u2028two\x85three", "seed=1")
+
+
 def test_a_row_is_named_by_what_it_asks_for(sweep: Sweep) -> None:
     def names(*lines: str) -> list[str]:
         return [row.name for row in compose_rows(sweep, read_lines(written(sweep, *lines).file))]

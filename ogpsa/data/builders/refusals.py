@@ -40,7 +40,7 @@ PHRASES = (
     # Polish, Russian, Ukrainian, Turkish
     r"\b(przykro mi|przepraszam|niestety|nie (mogę|pomogę|będę))\b",
     r"(извин|сожалени|не (могу|можем|буду|стану)|вибач|на жаль|не можу)",
-    r"(üzgünüm|maalesef|yardımcı olamam|\w+(amam|emem|amıyorum|emiyorum)\b)",
+    r"(üzgünüm|maalesef|yard\u0131mc\u0131 olamam|\w+(amam|emem|am\u0131yorum|emiyorum)\b)",
     # Chinese, Japanese, Korean
     r"(抱歉|对不起|對不起|无法|無法|拒绝|拒絕|不能(为|為|提供|协助|協助|帮|幫|回答|满足|滿足|支持))",
     r"(申し訳|すみません|ごめん|できません|出来ません|いたしかねます|お断り)",
