@@ -56,7 +56,9 @@ def run(arguments: Sequence[str]) -> None:
     output: Path = given.get("output") or _output(checkpoint, settings, own)
 
     from ogpsa.utils.libraries import quiet_libraries
+    from ogpsa.utils.temporary import own_temporary_folder
 
+    own_temporary_folder()
     quiet_libraries()
     from ogpsa.runs.score_table import score_table
 

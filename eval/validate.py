@@ -2,47 +2,52 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from eval.benchmarks.definition import OWN_METRIC
-from eval.benchmarks.sources import MissingData, load_rows
+from eval.benchmarks.sources import MissingData, data_hash, load_rows
+from eval.judging.judge import judge_hash
 from eval.judging.verdicts import check_judge
+from eval.scores.artefacts import read_instrument
 from eval.scores.groups import check_groups
 from ogpsa.config import Config
 from ogpsa.data.rows import Data
 from ogpsa.pipeline import check as check_training
-from ogpsa.pipeline import check_files
+from ogpsa.pipeline import check_files, check_tokenizer
+from ogpsa.runs.directory import METRICS_FILE
 from ogpsa.utils.errors import Problems, UserError
 
 Key = TypeVar("Key")
+Row = dict[str, Any]
 log = logging.getLogger("ogpsa.eval")
 
 
 def check_run(config: Config, directory: Path) -> None:
-    """Refuse what the files, the directory, the processes or the benchmarks do not allow.
+    """Refuse what the files, the directory, the processes, the benchmarks or the tokenizer do not allow.
 
     Raises:
         UserError: one line per problem.
     """
-    _check_both(config, partial(check_training, config, directory))
+    _check_all(config, directory, check_training)
 
 
-def _check_both(config: Config, check: Callable[[], Data]) -> None:
-    """Training's files and evaluation's, so that whatever is missing of either is told at once.
+def _check_all(config: Config, directory: Path, check: Callable[[Config, Path], Data]) -> None:
+    """Training's files and evaluation's, so that whatever is missing of either is told at once, and what rests on both.
 
     Raises:
         UserError: one line per problem.
     """
-    problems, found = Problems(), list[Data]()
+    problems, found, hashes = Problems(), list[Data](), dict[str, str]()
     with problems.kept():
-        found.append(check())
+        found.append(check(config, directory))
     # The data may bring the benchmarks' rows.
     if found or config.eval.data_dir is not None:
         with problems.kept():
-            check_evaluation(config, found[0].evaluation if found else {})
+            hashes = check_evaluation(config, found[0].evaluation if found else {})
     problems.tell()
+    check_unchanged(config, directory, hashes)
+    _check_context(config, directory, found[0])
 
 
 def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:
@@ -59,24 +64,27 @@ def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]
     problems: dict[str, Key] = {}
     for key, config, directory in different.values():
         try:
-            _check_both(config, partial(check_files, config, directory))
+            _check_all(config, directory, check_files)
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, key)
     return [(key, problem) for problem, key in problems.items()]
 
 
-def check_evaluation(config: Config, rows: Mapping[str, Sequence[Any]]) -> None:
+def check_evaluation(config: Config, rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     """Refuse an evaluation that could not start, or would mix up its averages, once training is done.
 
     Args:
         rows: the evaluation rows that the data section brings, by benchmark.
 
+    Returns:
+        The hash of each benchmark's rows, where they are to be had.
+
     Raises:
         UserError: an unknown benchmark or judge, rows that are not there, or a benchmark in the wrong average.
     """
     settings = config.eval
-    problems = Problems()
+    problems, hashes = Problems(), dict[str, str]()
     benchmarks = check_groups(settings)
     needed = [f"{benchmark.rows}.jsonl" for benchmark in benchmarks if benchmark.source is None]
     if settings.data_dir is not None and needed and not Path(settings.data_dir).is_dir():
@@ -88,12 +96,71 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Any]]) -> None:
         with problems.kept():
             if settings.data_dir is not None:
                 try:
-                    load_rows(benchmark, Path(settings.data_dir))
+                    hashes[benchmark.name] = data_hash(load_rows(benchmark, Path(settings.data_dir)))
                 except MissingData as error:
                     log.warning("%s", error)
-            elif not rows.get(benchmark.rows):
+            elif found := rows.get(benchmark.rows):
+                hashes[benchmark.name] = data_hash(found)
+            else:
                 raise UserError(
                     f"eval.data_dir: data={config.data.name} brings no rows for '{benchmark.name}'; "
                     f"name a folder with {benchmark.rows}.jsonl"
                 )
     problems.tell()
+    return hashes
+
+
+def check_unchanged(config: Config, directory: Path, hashes: Mapping[str, str]) -> None:
+    """Refuse to resume a run, or to show its result, with other benchmarks than it has been evaluated on.
+
+    How they are asked and judged counts until the run is finished: afterwards it is as its provenance says.
+
+    Args:
+        hashes: of each benchmark's rows, at present.
+
+    Raises:
+        UserError: names the benchmark, and what of it has changed.
+    """
+    rows_alone = (directory / METRICS_FILE).is_file() or "code" in config.accept_changed
+    changed: dict[str, None] = {}
+    for folder in sorted((directory / "eval").glob("*")):
+        for benchmark in check_groups(config.eval):
+            noted = read_instrument(folder, benchmark.name)
+            own = benchmark.judge == OWN_METRIC
+            present = {"rows": (noted.data, hashes.get(benchmark.name))}
+            if not rows_alone:
+                judge = benchmark.task_hash if own else judge_hash(benchmark.judge, config.eval.judge)
+                present |= {"task": (noted.task, benchmark.task_hash), "judge": (noted.judge_version, judge)}
+            for what, (before, now) in present.items():
+                if None not in (before, now) and before != now:
+                    changed.setdefault(f"the {what} of {benchmark.name}")
+    if changed:
+        raise UserError(
+            f"hydra.run.dir: the run in {directory} was evaluated otherwise; changed since then: {', '.join(changed)}; "
+            "restore them or choose another directory"
+        )
+
+
+def _check_context(config: Config, directory: Path, data: Data) -> None:
+    """Refuse what the model in ``model.path`` cannot be given, by its tokenizer, template and context; if it is here.
+
+    A finished run is given nothing more.
+
+    Raises:
+        UserError: as ``check_tokenizer``, and one line for each benchmark whose longest answer alone fills the context.
+    """
+    folder = None if (directory / METRICS_FILE).is_file() else check_tokenizer(config, data)
+    if folder is None or config.eval.backend.name == "server":
+        return
+    from ogpsa.models.tokenizer import context_length
+
+    context = context_length(folder)
+    asked = [benchmark for benchmark in check_groups(config.eval) if not benchmark.multiple_choice]
+    tokens = {benchmark.name: benchmark.task["generation_kwargs"]["max_gen_toks"] for benchmark in asked}
+    problems = [
+        f"eval: '{name}' takes answers of up to {most} tokens, but the context of {folder} is {context}"
+        for name, most in tokens.items()
+        if context is not None and most >= context
+    ]
+    if problems:
+        raise UserError(*problems)

@@ -79,7 +79,7 @@ def check_tasks(tasks: Iterable[Task]) -> None:
     from eval.validate import check_runs
 
     # A seed changes nothing but the directory, at which the run itself looks again.
-    found = check_runs([(task.point.name, task.point.config, task.directory) for task in tasks if not task.done])
+    found = check_runs([(task.point.name, task.point.config, task.directory) for task in tasks])
     if found:
         raise UserError(*(f"{name}: {problem}" for name, problem in found))
 

@@ -5,11 +5,15 @@ something to draw, ``.png`` and ``.pdf``. Numbers are in percent, the paper's un
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from eval.scores.finished import FinishedRun
 from experiments.comparisons import (
+    Comparison,
+    EqualSafety,
+    Membership,
     compare,
     compare_at_equal_distance,
     compare_at_equal_safety,
@@ -31,7 +35,7 @@ from experiments.paper_tables import (
 )
 from experiments.rows import Experiment, Point, confirmation_seed
 from ogpsa.utils.files import check_writable, write_atomically, write_json
-from ogpsa.utils.table import comma_separated, latex, markdown
+from ogpsa.utils.table import Table, comma_separated, latex, markdown
 
 
 def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: Path, out: Path) -> list[Path]:
@@ -47,69 +51,114 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
         UserError: ``out`` cannot be written, or a result is damaged.
     """
     check_writable(out, "out")
-    first = confirmation_seed(experiment, suite)
-    confirming = [point for point in points if first is not None and point.seed >= first]
-    rows = read_rows(experiment, suite, [point for point in points if point not in confirming], folder)
-    confirmed = read_rows(experiment, suite, confirming, folder)
-    comparisons = [
-        *compare(experiment, rows), *compare_to_usual(experiment, rows), *compare_at_equal_distance(rows)
-    ]  # fmt: skip
-    confirmations = [*compare(experiment, confirmed), *compare_at_equal_distance(confirmed)]
-    equal = equal_safety(experiment, rows)
-    at_equal = compare_at_equal_safety(experiment, equal)
-    fronts = front_membership(rows) if experiment.settings.figure == "front" else []
-    spent = costs(suite, rows) if experiment.settings.costs else []
-    tables = [
-        *score_tables(experiment, rows, comparisons),
-        *score_tables(experiment, confirmed, confirmations, f"confirmed on seeds from {first}"),
-        *benchmark_tables(experiment, rows),
-        *front_tables(fronts),
-        *strength_tables(rows),
-        *equal_safety_tables(equal, at_equal),
-        *loss_tables(rows if experiment.settings.losses else []),
-        *cost_tables(spent),
-        *overlap_tables(rows if experiment.settings.figure == "overlap" else []),
-    ]
-    records = [record for row in rows for record in _records(row, spent)]
-    records += [record | {"first_seed": first} for row in confirmed for record in _records(row, [])]
-    provenance = _provenance([result.run for row in (*rows, *confirmed) for result in row.results], len(points))
+    found = Findings.of(experiment, suite, points, folder)
+    tables = found.tables(experiment)
+    provenance = _provenance([result.run for row in found.all_rows for result in row.results], len(points))
     text = (
         f"# {experiment.name}: {experiment.settings.title}\n\n"
         f"`python -m experiments run {experiment.name} suite={suite}`, then `report`: {provenance}\n\n"
         + "".join(map(markdown, tables)).rstrip()
         + "\n"
     )
-    details = {
-        "experiment": experiment.name,
-        "suite": suite,
-        "rows": records,
-        "runs": [
-            {"run": one.run.directory.name, "row": row.name, "seed": one.point.seed, "strength": one.point.strength}
-            | one.scores
-            for row in (*rows, *confirmed)
-            for one in row.results
-        ],
-        "fronts": [
-            {"row": one.row.name, "mean": one.mean, "seeds": one.seeds, "strengths": one.strengths} for one in fronts
-        ],
-        "comparisons": [asdict(one) for one in comparisons],
-        "confirmations": [asdict(one) for one in confirmations],
-        "equal_safety": [
-            {"row": one.row.name, "seed": seed, "safety": one.safety[seed]} | (asdict(at) if at else {"utility": None})
-            for one in equal
-            for seed, at in one.utility.items()
-        ],
-        "comparisons_at_equal_safety": [asdict(one) for one in at_equal],
-    }
     paths = {ending: out / f"{experiment.name}.{ending}" for ending in ("md", "tex", "csv", "json", "png", "pdf")}
     write_atomically(paths["md"], text)
     write_atomically(paths["tex"], latex(tables))
-    write_atomically(paths["csv"], comma_separated(records))
-    write_json(paths["json"], details)
-    if not _draw(experiment, rows, paths["png"], paths["pdf"]):
+    write_atomically(paths["csv"], comma_separated(found.records()))
+    write_json(paths["json"], {"experiment": experiment.name, "suite": suite} | found.details())
+    if not _draw(experiment, found.rows, paths["png"], paths["pdf"]):
         del paths["png"], paths["pdf"]
     print(text, end="")
     return list(paths.values())
+
+
+@dataclass(frozen=True)
+class Findings:
+    """An experiment's results as far as it has run, and every comparison between them.
+
+    Attributes:
+        confirmed: the rows on the seeds from ``first_seed`` on, which no choice was made on.
+    """
+
+    rows: list[Row]
+    confirmed: list[Row]
+    first_seed: int | None
+    comparisons: list[Comparison]
+    confirmations: list[Comparison]
+    equal: list[EqualSafety]
+    at_equal: list[Comparison]
+    fronts: list[Membership]
+    spent: list[Cost]
+
+    @classmethod
+    def of(cls, experiment: Experiment, suite: str, points: Sequence[Point], folder: Path) -> Self:
+        """Read the points' runs in ``folder`` and compare them."""
+        first = confirmation_seed(experiment, suite)
+        confirming = [point for point in points if first is not None and point.seed >= first]
+        rows = read_rows(experiment, suite, [point for point in points if point not in confirming], folder)
+        confirmed = read_rows(experiment, suite, confirming, folder)
+        equal = equal_safety(experiment, rows)
+        return cls(
+            rows,
+            confirmed,
+            first,
+            [*compare(experiment, rows), *compare_to_usual(experiment, rows), *compare_at_equal_distance(rows)],
+            [*compare(experiment, confirmed), *compare_at_equal_distance(confirmed)],
+            equal,
+            compare_at_equal_safety(experiment, equal),
+            front_membership(rows) if experiment.settings.figure == "front" else [],
+            costs(suite, rows) if experiment.settings.costs else [],
+        )
+
+    @property
+    def all_rows(self) -> list[Row]:
+        return [*self.rows, *self.confirmed]
+
+    def tables(self, experiment: Experiment) -> list[Table]:
+        """The tables in the order in which they are printed."""
+        on_seeds = f"confirmed on seeds from {self.first_seed}"
+        return [
+            *score_tables(experiment, self.rows, self.comparisons),
+            *score_tables(experiment, self.confirmed, self.confirmations, on_seeds),
+            *benchmark_tables(experiment, self.rows),
+            *front_tables(self.fronts),
+            *strength_tables(self.rows),
+            *equal_safety_tables(self.equal, self.at_equal),
+            *loss_tables(self.rows if experiment.settings.losses else []),
+            *cost_tables(self.spent),
+            *overlap_tables(self.rows if experiment.settings.figure == "overlap" else []),
+        ]
+
+    def records(self) -> list[dict[str, object]]:
+        """The lines of the .csv file."""
+        confirmed = [record for row in self.confirmed for record in _records(row, [])]
+        return [record for row in self.rows for record in _records(row, self.spent)] + [
+            record | {"first_seed": self.first_seed} for record in confirmed
+        ]
+
+    def details(self) -> dict[str, object]:
+        """What the .json file holds: the records, each run's scores, and the comparisons."""
+        return {
+            "rows": self.records(),
+            "runs": [
+                {"run": one.run.directory.name, "row": row.name, "seed": one.point.seed, "strength": one.point.strength}
+                | one.scores
+                for row in self.all_rows
+                for one in row.results
+            ],
+            "fronts": [
+                {"row": one.row.name, "mean": one.mean, "seeds": one.seeds, "strengths": one.strengths}
+                for one in self.fronts
+            ],
+            "comparisons": [asdict(one) for one in self.comparisons],
+            "confirmations": [asdict(one) for one in self.confirmations],
+            "equal_safety": [
+                {"row": one.row.name, "seed": seed, "safety": one.safety[seed]}
+                | (asdict(at) if at else {"utility": None})
+                for one in self.equal
+                for seed, at in one.utility.items()
+            ],
+            "comparisons_at_equal_safety": [asdict(one) for one in self.at_equal],
+        }
 
 
 def _provenance(runs: Sequence[FinishedRun], planned: int) -> str:

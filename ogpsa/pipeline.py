@@ -15,6 +15,7 @@ from ogpsa.distributed import processes
 from ogpsa.distributed.launch import check_launch
 from ogpsa.models.files import check_model, check_weights
 from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own, read_metrics
+from ogpsa.runs.inputs import check_rows, check_unchanged, code_digests, model_digests
 from ogpsa.runs.score_table import table
 from ogpsa.runs.tracking import check_tracker
 from ogpsa.utils.errors import Problems, UserError
@@ -71,22 +72,21 @@ def run(config: Config, directory: Path, evaluate: "Evaluate", overrides: Sequen
 
 
 def _check_whole(config: Config, directory: Path) -> Data:
-    """``check``, and of a run that is not finished also what needs the tokenizer."""
+    """``check``, and of a run on the testbed that is not finished also its rows, by the tokenizer that it will have."""
     data = check(config, directory)
-    if not config.preflight and read_metrics(directory) is not None:
-        return data
-    from ogpsa.utils.libraries import quiet_libraries
+    if config.model.path is None and (config.preflight or read_metrics(directory) is None):
+        from ogpsa.utils.libraries import quiet_libraries
 
-    quiet_libraries()
-    from ogpsa.preflight.answers import check_answers, find_tokenizer
+        quiet_libraries()
+        from ogpsa.preflight.answers import check_answers
+        from ogpsa.testbed.tokenizer import build_tokenizer
+        from ogpsa.testbed.world import World
 
-    try:
-        tokenizer = find_tokenizer(config)
-        if tokenizer is not None:
-            check_answers(config, data, tokenizer)
-    except UserError:
-        _drop_empty(directory)
-        raise
+        try:
+            check_answers(config, data, build_tokenizer(World(config.testbed_base()[0].seed).vocabulary()))
+        except UserError:
+            _drop_empty(directory)
+            raise
     return data
 
 
@@ -94,7 +94,8 @@ def check(config: Config, directory: Path) -> Data:
     """Refuse what can be refused before torch is imported and before anything is written; return the rows.
 
     Raises:
-        UserError: the data, the model, the directory or the environment cannot serve this configuration.
+        UserError: the data, the model, the directory or the environment cannot serve this configuration, or the run
+            was begun with other ones.
     """
     check_launch(config)
     return check_files(config, directory)
@@ -122,29 +123,47 @@ def check_files(config: Config, directory: Path) -> Data:
     for folder in checkpoints(directory):
         with problems.kept():
             check_weights(folder, "hydra.run.dir", f"delete {folder} to have it made again")
-    with problems.kept():
-        read_metrics(directory)
     problems.tell()
+    check_rows(directory, data)
+    if config.model.path is not None and Path(config.model.path).is_dir():
+        check_unchanged(directory, model_digests(Path(config.model.path)))
+    if read_metrics(directory) is None:
+        check_unchanged(directory, code_digests(config.method), config.accept_changed)
     return data
+
+
+def check_tokenizer(config: Config, data: Data) -> Path | None:
+    """Refuse a tokenizer that disagrees with its template, the model or the rows.
+
+    Returns:
+        The folder of model and tokenizer; None where they are not here yet.
+
+    Raises:
+        UserError: as ``check_contexts``.
+    """
+    # The testbed's own base, perhaps not trained yet, is right by construction.
+    if config.model.path is None:
+        return None
+    from ogpsa.utils.libraries import quiet_libraries
+
+    quiet_libraries()
+    from ogpsa.preflight.contexts import check_contexts, tokenizer_folder
+
+    folder = tokenizer_folder(config)
+    if folder is not None:
+        check_contexts(config, data, folder)
+    return folder
 
 
 def _print_preflight(config: Config, data: Data, directory: Path) -> None:
     from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
-    from ogpsa.preflight.contexts import check_contexts, tokenizer_folder
     from ogpsa.preflight.report import report
 
     print(report(config, data), flush=True)
-    # The testbed's own base, perhaps not trained yet, is right by construction.
-    if config.model.path is not None:
-        folder = tokenizer_folder(config)
-        if folder is None:
-            print(
-                f"\n{config.model.path}: not in the hub's cache, so tokenizer and template are not checked", flush=True
-            )
-        else:
-            check_contexts(config, data, folder)
+    if config.model.path is not None and check_tokenizer(config, data) is None:
+        print(f"\n{config.model.path} is not in the hub's cache: tokenizer and template not checked", flush=True)
     _drop_empty(directory)
 
 

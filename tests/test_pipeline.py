@@ -105,7 +105,9 @@ def test_contract_of_the_directory(
     for number, stage in enumerate(("sft", "dpo"), start=1):
         folder = directory / f"{number:02d}-{stage}"
         steps = {"sft": 12, "dpo": 2}[stage]
-        assert read_json(folder / "COMPLETE.json") == {"stage": stage, "steps": steps}
+        complete = read_json(folder / "COMPLETE.json")
+        assert (complete["stage"], complete["steps"]) == (stage, steps)
+        assert sorted(complete["files"]) == sorted(p.name for p in folder.iterdir() if p.name != "COMPLETE.json")
         assert {"config.json", "model.safetensors", "tokenizer.json", "history.jsonl"} <= {
             p.name for p in folder.iterdir()
         }
@@ -215,7 +217,7 @@ def test_points_of_a_sweep_equal_single_runs(small: list[str], tmp_path: Path) -
         ours, theirs = (contents(tmp_path / place / name) for place in ("sweep", "alone"))
         assert ours.keys() == theirs.keys()
         # These say when, where and how fast.
-        own = {"run.log", "run.lock", "provenance.json", "01-sft/history.jsonl"}
+        own = {"run.log", "run.lock", "provenance.json", "01-sft/history.jsonl", "01-sft/COMPLETE.json"}
         assert [path for path in ours if ours[path] != theirs[path] and path not in own] == []
     weights = [(tmp_path / "sweep" / name / "01-sft" / "model.safetensors").read_bytes() for name in points]
     assert weights[0] != weights[1]

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from ogpsa.config import Backend
 from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.files import find_damage, is_complete
 
 
 def checkpoint_folder(checkpoint: Path) -> Path:
     """The local folder of a checkpoint, or of a hub id that is in the local cache.
 
     Raises:
-        UserError: neither is there, or the folder holds no weights.
+        UserError: neither is there, the folder holds no weights, or a file is not as its stage wrote it.
     """
     folder = checkpoint
     if not checkpoint.is_dir():
@@ -42,6 +43,8 @@ def checkpoint_folder(checkpoint: Path) -> Path:
     ]
     if absent:
         raise UserError(f"checkpoint: {folder} is no checkpoint: {', '.join(absent)} missing")
+    if is_complete(folder) and (damage := find_damage(folder, contents=True)):
+        raise UserError(f"checkpoint: {folder}: {damage}; make the checkpoint again")
     return folder
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from eval.judging.prompts import Message, prompt_messages
 from ogpsa.config import JudgeSettings
 from ogpsa.utils.endpoint import public_address
 from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.files import hash_file
 
 ROOM = Path(__file__).parent
 # Part of every judge: what fills a prompt, reads a reply and loads weights, and the rule that says whether a reply
@@ -205,11 +205,4 @@ def judge_hash(name: str, settings: JudgeSettings) -> str:
 
 def _weights_hash(folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    return "".join(_file_hash(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-
-
-@cache
-def _file_hash(path: Path, size: int, modified: int) -> str:
-    """Of a file as it is now; weights of many gigabytes are read once a process."""
-    with path.open("rb") as handle:
-        return f"{path.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}\n"
+    return "".join(f"{path.name}:{hash_file(path)}\n" for path in files)

@@ -101,31 +101,40 @@ class Artefacts:
         return read_jsonl(path) if path.exists() else []
 
     def instrument(self, benchmark: str) -> Instrument:
-        """What the benchmark's verdicts rest on, from the first row of each file."""
-        verdict, generation = (self._first(kind, benchmark) for kind in ("verdicts", "generations"))
-        return Instrument(
-            data=generation.get("data_hash") or verdict.get("data_hash"),
-            task=generation.get("task_hash"),
-            rendered=generation.get("rendered_hash"),
-            judge=verdict.get("judge"),
-            # Its name before each judge had a hash of its own.
-            judge_version=verdict.get("judge_hash") or verdict.get("judges_hash"),
-            judge_model=verdict.get("judge_model"),
-            prompt=verdict.get("prompt_hash"),
-        )
+        """What the benchmark's verdicts rest on."""
+        return read_instrument(self.folder, benchmark)
 
-    def _first(self, kind: str, benchmark: str) -> Row:
-        path = self.folder / kind / f"{benchmark}.jsonl"
-        if not path.exists():
-            return {}
-        with path.open(encoding="utf-8") as lines:
-            try:
-                row = json.loads(next(lines, "{}"))
-            except json.JSONDecodeError:
-                row = None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:1: not a JSON object; expected one JSON object a line")
-        return row
+
+def read_instrument(folder: Path, benchmark: str) -> Instrument:
+    """What a benchmark's verdicts in an evaluation's folder rest on, from the first row of each file.
+
+    Raises:
+        UserError: such a row is damaged.
+    """
+    verdict, generation = (_first_row(folder / kind / f"{benchmark}.jsonl") for kind in ("verdicts", "generations"))
+    return Instrument(
+        data=generation.get("data_hash") or verdict.get("data_hash"),
+        task=generation.get("task_hash"),
+        rendered=generation.get("rendered_hash"),
+        judge=verdict.get("judge"),
+        # Its name before each judge had a hash of its own.
+        judge_version=verdict.get("judge_hash") or verdict.get("judges_hash"),
+        judge_model=verdict.get("judge_model"),
+        prompt=verdict.get("prompt_hash"),
+    )
+
+
+def _first_row(path: Path) -> Row:
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8") as lines:
+        try:
+            row = json.loads(next(lines, "{}"))
+        except json.JSONDecodeError:
+            row = None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}:1: not a JSON object; expected one JSON object a line")
+    return row
 
 
 def _verdicts_file(folder: Path, benchmark: str) -> Path:

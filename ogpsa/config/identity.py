@@ -7,7 +7,7 @@ from typing import Any
 
 # Where to log and cache, whether to run at all, how an endpoint is reached: no part of what makes two runs the same.
 INERT_SECTIONS = (
-    "tracker", "cache_dir", "stage_store", "lock_wait", "preflight", "eval.judge.max_calls",
+    "tracker", "cache_dir", "stage_store", "lock_wait", "accept_changed", "preflight", "eval.judge.max_calls",
     *(f"eval.{section}.{key}" for section in ("backend", "judge")
       for key in ("api_key_env", "concurrency", "timeout", "attempts")),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """One run, completely."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny
 
@@ -30,6 +30,7 @@ class Config(Section):
     cache_dir: str
     stage_store: str | None
     lock_wait: int = Field(default=0, ge=0)
+    accept_changed: list[Literal["code", "libraries"]] = Field(default_factory=list)
     preflight: bool
 
     @property

@@ -18,7 +18,7 @@ from ogpsa.data.readers import place, read_table
 from ogpsa.testbed.rows import Rows, build_rows
 from ogpsa.testbed.world import World
 from ogpsa.utils.errors import Problems, UserError, closest_match
-from ogpsa.utils.files import write_jsonl
+from ogpsa.utils.files import to_jsonl, write_jsonl
 from ogpsa.utils.json_text import json_kind
 
 Row = dict[str, Any]
@@ -47,7 +47,8 @@ class Data:
         """The rows that ``stage`` trains on; their order in training is the trainer's to draw."""
         return [*self.safety, *self.general.get(stage, [])]
 
-    def _parts(self) -> Iterable[tuple[str, list[Row]]]:
+    def parts(self) -> Iterable[tuple[str, list[Row]]]:
+        """Every part's rows, by the name of its file."""
         yield "safety", self.safety
         for folder, groups in (
             ("reference", self.reference_sets),
@@ -57,14 +58,18 @@ class Data:
             for name, rows in groups.items():
                 yield f"{folder}/{name}", rows
 
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Each part's row count, and the SHA-256 of its file."""
+        return {
+            name: {"rows": len(rows), "sha256": hashlib.sha256(to_jsonl(rows).encode()).hexdigest()}
+            for name, rows in self.parts()
+        }
+
     def write(self, folder: Path) -> dict[str, dict[str, Any]]:
-        """Write one JSONL file a part and return each part's row count and SHA-256."""
-        facts = {}
-        for name, rows in self._parts():
-            path = folder / f"{name}.jsonl"
-            write_jsonl(path, rows)
-            facts[name] = {"rows": len(rows), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        return facts
+        """Write one JSONL file per part and return ``facts``."""
+        for name, rows in self.parts():
+            write_jsonl(folder / f"{name}.jsonl", rows)
+        return self.facts()
 
 
 def load_data(config: Config) -> Data:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ogpsa.config import Config, Model
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import find_damage, hash_files, is_complete
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SNAPSHOT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
@@ -44,9 +45,13 @@ def check_model(config: Config) -> None:
 def check_weights(folder: Path, key: str, remedy: str) -> None:
     """Check that ``folder`` holds a configuration, a tokenizer with a chat template and readable safetensors.
 
+    In one that a stage wrote, every file has the size that it was written with.
+
     Raises:
         UserError: names ``key``, the file at fault and the remedy.
     """
+    if is_complete(folder) and (damage := find_damage(folder, contents=False)):
+        raise UserError(f"{key}: {folder / damage}; {remedy}")
     if "model_type" not in _read_json(folder / "config.json", key, remedy):
         raise UserError(f"{key}: {folder / 'config.json'} names no model_type; {remedy}")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -119,10 +124,13 @@ def is_whole(file: Path) -> bool:
     return size == 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
 
 
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 by name of the files that a model's responses depend on: weights, configuration, tokenizer."""
+    paths = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
+    return {path.name: digest for path, digest in hash_files(paths).items()}
+
+
 def fingerprint(folder: Path) -> str:
     """Sixteen hexadecimal digits over a model's weights, configuration and tokenizer."""
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
-        with path.open("rb") as handle:
-            digest.update(f"{path.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
+    lines = "".join(f"{name}:{digest}\n" for name, digest in file_hashes(folder).items())
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]

@@ -67,6 +67,9 @@ def load_tokenizer(folder: Path, template_kwargs: Mapping[str, Any]) -> PreTrain
             f"{folder}: token '{token}' has id {last}, but the model's embedding holds {rows} rows; take it out of the "
             "tokenizer's files, or resize the embedding"
         )
+    padding = config.get_text_config().pad_token_id
+    if padding is not None and not -rows <= padding < rows:
+        raise UserError(f"{folder}/config.json: pad_token_id is {padding}, but the model's embedding holds {rows} rows")
     _check_end(folder, tokenizer, generation)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

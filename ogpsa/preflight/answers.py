@@ -8,24 +8,16 @@ takes its share of every mean, and AdamW moves the weights by its moments alone.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import takewhile
-from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from ogpsa.config import Config, DPOSettings, SFTSettings
 from ogpsa.data.rows import COLUMNS, Data, Row, row_place
-from ogpsa.models.files import SNAPSHOT_FILES
-from ogpsa.models.tokenizer import load_tokenizer
-from ogpsa.preflight.contexts import tokenizer_folder
-from ogpsa.testbed.tokenizer import build_tokenizer
-from ogpsa.testbed.world import World
 from ogpsa.utils.errors import UserError
 
 log = logging.getLogger("ogpsa.rows")
-TOKENIZER_PATTERNS = [pattern for pattern in SNAPSHOT_FILES if pattern != "*.safetensors"]
 # Rows that are tokenized at a time.
 CHUNK = 256
 # Rows that a message names.
@@ -67,49 +59,40 @@ def check_answers(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase
         raise UserError(*problems)
 
 
-def find_tokenizer(config: Config) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of the model to align; the hub's files are fetched, but not for a pre-flight; None: not to be had.
-
-    Raises:
-        UserError: as ``load_tokenizer``.
-    """
-    model = config.model
-    if model.path is None:
-        return build_tokenizer(World(config.testbed_base()[0].seed).vocabulary())
-    folder = tokenizer_folder(config)
-    if folder is None and not config.preflight:
-        try:
-            folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=TOKENIZER_PATTERNS))
-        except (HfHubHTTPError, LocalEntryNotFoundError):
-            # Whoever fetches the weights says why.
-            return None
-    return None if folder is None else load_tokenizer(folder, model.template_kwargs)
-
-
 def unfit_rows(
     tokenizer: PreTrainedTokenizerBase, stages: Sequence[SFTSettings | DPOSettings], rows: Sequence[Row]
 ) -> list[Unfit]:
     """For each stage the rows that it would not train on as they stand, tokenized as TRL does it."""
+    columns = max((COLUMNS[stage.name] for stage in stages), key=len)
+    texts = tuple(tuple(row[column] for column in columns) for row in rows)
+    return _unfit_rows(tokenizer, tuple((len(COLUMNS[stage.name]) - 1, stage.max_length) for stage in stages), texts)
+
+
+@lru_cache(maxsize=8)
+def _unfit_rows(
+    tokenizer: PreTrainedTokenizerBase, stages: tuple[tuple[int, int], ...], rows: tuple[tuple[str, ...], ...]
+) -> list[Unfit]:
+    """The same of prompts with their answers, for stages by how many answers they read and how many tokens they take.
+
+    Kept for the next run of a sweep: the same rows are tokenized once.
+    """
     unfit = [Unfit() for _ in stages]
-    answers = max((COLUMNS[stage.name][1:] for stage in stages), key=len)
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        wholes = {
-            name: _tokens(tokenizer, [[_turn("user", row["prompt"]), _turn("assistant", row[name])] for row in part])
-            for name in answers
-        }
-        for stage, found in zip(stages, unfit, strict=True):
-            columns = [wholes[name] for name in COLUMNS[stage.name][1:]]
-            for number, (row, *whole) in enumerate(zip(part, *columns, strict=True), start=start):
+        wholes = [
+            _tokens(tokenizer, [[_turn("user", prompt), _turn("assistant", answer)] for prompt, answer in pairs])
+            for pairs in ([(row[0], row[column]) for row in part] for column in range(1, len(rows[0])))
+        ]
+        for (answers, limit), found in zip(stages, unfit, strict=True):
+            for number, (row, *whole) in enumerate(zip(part, *wholes[:answers], strict=True), start=start):
                 longest = max(map(len, whole))
-                prompt = _prompt_length(tokenizer, row, whole) if longest > stage.max_length else 0
-                if prompt >= stage.max_length:
+                prompt = _prompt_length(tokenizer, row[0], whole) if longest > limit else 0
+                if prompt >= limit:
                     found.without_answer[number] = prompt
-                elif longest > stage.max_length:
+                    continue
+                if longest > limit:
                     found.cut[number] = longest
-                if prompt < stage.max_length and any(
-                    tokens[: stage.max_length] == whole[0][: stage.max_length] for tokens in whole[1:]
-                ):
+                if any(tokens[:limit] == whole[0][:limit] for tokens in whole[1:]):
                     found.equal[number] = longest
     return unfit
 
@@ -151,9 +134,9 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, conversations: list[list[Turn]],
     return ids
 
 
-def _prompt_length(tokenizer: PreTrainedTokenizerBase, row: Row, whole: Sequence[Sequence[int]]) -> int:
+def _prompt_length(tokenizer: PreTrainedTokenizerBase, text: str, whole: Sequence[Sequence[int]]) -> int:
     """Tokens before the answer, as TRL counts them: those with which prompt and conversation both begin."""
-    [prompt] = _tokens(tokenizer, [[_turn("user", row["prompt"])]], ask=True)
+    [prompt] = _tokens(tokenizer, [[_turn("user", text)]], ask=True)
     return min(
         len(list(takewhile(lambda pair: pair[0] == pair[1], zip(prompt, tokens, strict=False)))) for tokens in whole
     )

@@ -1,6 +1,8 @@
 """Whether tokenizer, template, model and rows agree, before anything is trained or evaluated."""
 
+import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -9,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ogpsa.config import Config, DPOSettings, SFTSettings
 from ogpsa.data.rows import Data, Row
 from ogpsa.models.tokenizer import context_difference, context_length, load_tokenizer
+from ogpsa.preflight.answers import check_answers
 from ogpsa.utils.errors import UserError
 
 # Of each set: a template treats all rows alike.
@@ -23,9 +26,10 @@ def check_contexts(config: Config, data: Data, folder: Path) -> None:
 
     Raises:
         UserError: one line for each set whose contexts differ, for each ``max_length`` beyond the model's context, and
-            as ``load_tokenizer``.
+            as ``load_tokenizer`` and ``check_answers``.
     """
-    tokenizer = load_tokenizer(folder, config.model.template_kwargs)
+    files = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.iterdir()))
+    tokenizer = _tokenizer(folder, json.dumps(config.model.template_kwargs), files)
     context = context_length(folder)
     problems = [
         f"{config.stage_key(stage.name)}.max_length: {stage.max_length} tokens, but the context of {folder} is "
@@ -38,6 +42,13 @@ def check_contexts(config: Config, data: Data, folder: Path) -> None:
             problems += [f"{folder}: {name}, {line}" for line in _first_difference(tokenizer, stage, rows)]
     if problems:
         raise UserError(*dict.fromkeys(problems))
+    check_answers(config, data, tokenizer)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(folder: Path, template_kwargs: str, files: tuple[tuple[str, int], ...]) -> PreTrainedTokenizerBase:
+    """Kept for the next run of a sweep, as long as the files are as they were."""
+    return load_tokenizer(folder, json.loads(template_kwargs))
 
 
 def _sets(config: Config, stage: SFTSettings | DPOSettings, data: Data) -> Iterator[tuple[str, list[Row]]]:

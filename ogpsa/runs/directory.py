@@ -24,7 +24,7 @@ import yaml
 from ogpsa.config import Config, StageName, without_inert
 from ogpsa.distributed import processes
 from ogpsa.utils.errors import EXIT_REQUEUE, UserError
-from ogpsa.utils.files import check_writable, exclusive, is_complete, read_json, write_atomically
+from ogpsa.utils.files import check_writable, exclusive, is_complete, read_json, remove_unfinished, write_atomically
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
@@ -144,6 +144,7 @@ def own_alone(directory: Path, config: Config) -> Iterator[None]:
 
     with exclusive(directory / LOCK_FILE, busy, wait=wait if config.lock_wait else None):
         check_directory(directory, config)
+        remove_unfinished(directory)
         if not (directory / CONFIG_FILE).exists():
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             write_atomically(directory / CONFIG_FILE, text)

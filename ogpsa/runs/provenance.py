@@ -24,9 +24,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def record(file: Path, config: Config, data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Write this run's provenance to ``file`` and return it; a run that is resumed adds a session."""
-    facts: dict[str, Any] = {"seeds": {"seed": config.seed, "data.seed": config.data.seed}, "data": dict(data)}
-    earlier = read_json(file)["sessions"] if file.exists() else []
-    facts["sessions"] = [*earlier, _session(overrides)]
+    earlier: dict[str, Any] = read_json(file) if file.exists() else {}
+    facts = earlier | {"seeds": {"seed": config.seed, "data.seed": config.data.seed}, "data": dict(data)}
+    facts["sessions"] = [*earlier.get("sessions", []), _session(overrides)]
     write_json(file, facts)
     return facts
 

@@ -17,6 +17,7 @@ from ogpsa.distributed import processes
 from ogpsa.models.files import local_folder
 from ogpsa.runs import provenance
 from ogpsa.runs.directory import METRICS_FILE, PROVENANCE_FILE, SCORES_FILE, stage_folder
+from ogpsa.runs.inputs import check_unchanged, code_digests, model_digests, note
 from ogpsa.runs.score_table import table
 from ogpsa.runs.stage_cache import StageCache, evaluation_key, stage_key
 from ogpsa.runs.tracking import NoTracker, Tracker, tracker
@@ -25,6 +26,7 @@ from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import COMPLETE_FILE, is_full, write_json
 from ogpsa.utils.libraries import quiet_libraries
 from ogpsa.utils.signals import Interruption
+from ogpsa.utils.temporary import own_temporary_folder
 
 T = TypeVar("T")
 Scores = dict[str, Any]
@@ -69,6 +71,7 @@ class Run:
             UserError: the disk is full.
             SystemExit: code 85, with everything saved, when SIGTERM or SIGUSR1 asked for it.
         """
+        own_temporary_folder()
         log_file = directory / "run.log" if processes.is_main() else None
         with _full_disk_reported(directory), Interruption() as interruption, _logging(log_file):
             quiet_libraries()
@@ -98,10 +101,22 @@ class Run:
         return processes.on_main_process(work)
 
     def starting_model(self) -> Path:
-        """The untuned model's folder: the testbed's base, trained once, or the model that was named."""
+        """The untuned model's folder: the testbed's base, trained once, or the model that was named.
+
+        Raises:
+            UserError: it is another model than the run began with, or cannot be had.
+        """
+        return self.on_main_process(self._starting_model)
+
+    def _starting_model(self) -> Path:
         if self.config.model.path is None:
-            return self.on_main_process(partial(ensure_base, self.config, self.safe_point))
-        return self.on_main_process(partial(local_folder, self.config.model))
+            folder = ensure_base(self.config, self.safe_point)
+        else:
+            folder = local_folder(self.config.model)
+        digests = model_digests(folder)
+        check_unchanged(self.directory, digests)
+        note(self.directory, digests | code_digests(self.config.method))
+        return folder
 
     def cached(self, stage: SFTSettings | DPOSettings, start: Path, train: Callable[[Path], None]) -> Path:
         """The folder of a stage's result, made by ``train(folder)`` on all processes unless it is there."""

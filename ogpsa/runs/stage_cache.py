@@ -12,15 +12,15 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from inspect import getfile
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Config, DPOSettings, Method, SFTSettings
+from ogpsa.config import Config, DPOSettings, SFTSettings
 from ogpsa.data.rows import COLUMNS, Data, Row
 from ogpsa.distributed import processes
 from ogpsa.models.files import fingerprint
-from ogpsa.utils.files import build_folder, exclusive, write_atomically
+from ogpsa.runs.inputs import code_outside
+from ogpsa.utils.files import build_folder, exclusive, find_damage, hash_file, is_complete, write_atomically
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -47,6 +47,9 @@ class StageCache:
         """
         kept = self._root / key
         with exclusive(kept.with_name(f"{key}.lock"), "another run makes the same stage", wait=safe_point):
+            if kept.is_dir() and (damage := find_damage(kept, contents=True) if is_complete(kept) else None):
+                log.warning("%s: %s; removed", kept, damage)
+                shutil.rmtree(kept)
             if (kept / marker).is_file() and not (folder / marker).is_file():
                 log.info("%s: as another run made it (%s)", folder.name, kept)
                 _link(kept, folder)
@@ -82,7 +85,7 @@ def stage_key(config: Config, stage: SFTSettings | DPOSettings, data: Data, star
             "distributed": config.distributed.model_dump(),
             "stage": stage.model_dump(mode="json", exclude={"save_every"}),
             "method": config.method.training_key(stage.name),
-            "method_code": _code_outside(config.method),
+            "method_code": [hash_file(file) for file in code_outside(config.method)],
             "rows": _rows_digest(data.training(stage.name), COLUMNS[stage.name]),
             "reference_sets": {name: _rows_digest(data.reference_sets[name], COLUMNS[stage.name]) for name in sets},
             "made_by": _made_by(),
@@ -108,13 +111,6 @@ def _digest(facts: Any) -> str:
 
 def _rows_digest(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return _digest([[row[column] for column in columns] for row in rows])
-
-
-def _code_outside(method: Method) -> list[str]:
-    """Digests of the files outside this package that a method's class and its bases stand in."""
-    files = {Path(getfile(kind)).resolve() for kind in type(method).mro() if issubclass(kind, Method)}
-    outside = [file for file in files if not file.is_relative_to(PACKAGE)]
-    return sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in outside)
 
 
 def _made_by() -> dict[str, Any]:

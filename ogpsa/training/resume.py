@@ -8,37 +8,58 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ogpsa.distributed import processes
-from ogpsa.models.files import is_whole
 from ogpsa.training.seam import checkpoint_folder
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import COMPLETE_FILE, is_complete, mark_complete, read_json
+from ogpsa.utils.files import COMPLETE_FILE, find_damage, is_complete, mark_complete, read_json
 from ogpsa.utils.signals import Interruption
 
 log = logging.getLogger(__name__)
-# TRL's count of tokens, which a checkpoint of the trainer does not hold.
-TRAIN_TOKENS = "_total_train_tokens"
+# What a checkpoint of the trainer does not hold: TRL's count of tokens, and the sum of the losses that were logged.
+COUNTERS = {"train_tokens": "_total_train_tokens", "total_loss": "_total_loss_scalar"}
 
 
 class CompletionCallback(TrainerCallback):
-    """Marks a checkpoint whole, as the last callback of a save: a torn one is never resumed from."""
+    """Marks a checkpoint whole, as the last callback of a save, and gives a resumed trainer its counters back.
 
-    def __init__(self, trainer: Trainer) -> None:
+    Args:
+        checkpoint: the one that the trainer resumes from.
+    """
+
+    def __init__(self, trainer: Trainer, checkpoint: Path | None) -> None:
         self.trainer = trainer
+        self.checkpoint = checkpoint
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.checkpoint is not None:
+            facts = read_json(self.checkpoint / COMPLETE_FILE)
+            vars(self.trainer).update({attribute: facts[name] for name, attribute in COUNTERS.items()})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # What has not been logged is in no checkpoint, so nothing may be left over at a save.
         control.should_log = control.should_log or control.should_save
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        facts = {
-            "step": state.global_step,
-            "train_tokens": vars(self.trainer)[TRAIN_TOKENS],
-            "processes": args.world_size,
-        }
+        facts = {"step": state.global_step, "processes": args.world_size}
+        facts |= {name: vars(self.trainer)[attribute] for name, attribute in COUNTERS.items()}
         processes.barrier()
         if processes.is_main():
             mark_complete(checkpoint_folder(args, state), facts)
         processes.barrier()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # The trainer divides by the steps since it was resumed.
+        if logs is not None and "train_loss" in logs:
+            total = vars(self.trainer)[COUNTERS["total_loss"]]
+            logs["train_loss"] = state.log_history[-1]["train_loss"] = total / state.global_step
 
 
 class InterruptionCallback(TrainerCallback):
@@ -54,15 +75,10 @@ class InterruptionCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def restore_counters(trainer: Trainer, checkpoint: Path) -> None:
-    """Give the trainer back what TRL counts."""
-    vars(trainer)[TRAIN_TOKENS] = read_json(checkpoint / COMPLETE_FILE)["train_tokens"]
-
-
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in ``folder`` whose save was not interrupted and whose weights are whole.
+    """The newest checkpoint in ``folder`` whose save was not interrupted and whose files are as they were saved.
 
-    What is not whole goes: saved over, it would keep an old mark beside files that are new and half there.
+    What is newer and not whole goes: saved over, it would keep an old mark beside files that are new and half there.
 
     Raises:
         UserError: it was saved by another number of processes.
@@ -80,11 +96,11 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 
 
 def _newest_whole(folder: Path) -> Path | None:
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        if is_complete(path) and all(is_whole(file) for file in path.glob("*.safetensors")):
-            whole.append(path)
-        else:
-            log.info("%s is not whole and is left out", path.name)
-            shutil.rmtree(path)
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    by_age = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in reversed(by_age):
+        damage = find_damage(path, contents=True) if is_complete(path) else "its save was interrupted"
+        if damage is None:
+            return path
+        log.info("%s is not whole and is left out: %s", path.name, damage)
+        shutil.rmtree(path)
+    return None

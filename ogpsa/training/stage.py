@@ -15,10 +15,10 @@ from ogpsa.models.load import load_model
 from ogpsa.runs.directory import HISTORY_FILE
 from ogpsa.runs.run import Run
 from ogpsa.training.callbacks import ReportCallback
-from ogpsa.training.resume import CompletionCallback, InterruptionCallback, last_complete_checkpoint, restore_counters
+from ogpsa.training.resume import CompletionCallback, InterruptionCallback, last_complete_checkpoint
 from ogpsa.training.trainer import build_trainer
-from ogpsa.utils.errors import EXIT_REQUEUE
-from ogpsa.utils.files import is_complete, mark_complete, write_jsonl
+from ogpsa.utils.errors import EXIT_REQUEUE, UserError
+from ogpsa.utils.files import CHECKPOINTS, find_damage, is_complete, mark_complete, write_jsonl
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -28,12 +28,11 @@ def train_stage(run: Run, stage: SFTSettings | DPOSettings, start: Path, folder:
     """Train one stage from ``start`` into ``folder``, resuming from the last whole checkpoint in it.
 
     Raises:
+        UserError: the stage was finished, and a file of it has changed since.
         SystemExit: code 85, after saving, when a signal asked for it.
     """
-    config, checkpoints = run.config, folder / "checkpoints"
-    if processes.broadcast(is_complete(folder)):
-        if processes.is_main():
-            shutil.rmtree(checkpoints, ignore_errors=True)
+    config, checkpoints = run.config, folder / CHECKPOINTS
+    if processes.on_main_process(lambda: _is_trained(folder)):
         return
     model, tokenizer = processes.on_all_processes(
         lambda: load_model(start, DTYPES[config.model.dtype], config.model.attention, config.model.template_kwargs)
@@ -41,12 +40,11 @@ def train_stage(run: Run, stage: SFTSettings | DPOSettings, start: Path, folder:
     trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints)
     trainer.add_callback(ReportCallback(stage.name, run.tracker))
     trainer.add_callback(InterruptionCallback(run.interruption))
-    # Last, so that whatever a callback adds to a checkpoint is in it before it is called whole.
-    trainer.add_callback(CompletionCallback(trainer))
     checkpoint = last_complete_checkpoint(checkpoints)
     if checkpoint is not None:
         log.info("%s: resumes from %s", stage.name, checkpoint.name)
-        restore_counters(trainer, checkpoint)
+    # Last, so that whatever a callback adds to a checkpoint is in it before it is called whole.
+    trainer.add_callback(CompletionCallback(trainer, checkpoint))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step < trainer.state.max_steps:
         log.info("%s: saved at step %d and stopped, as a signal asked", stage.name, trainer.state.global_step)
@@ -65,3 +63,13 @@ def train_stage(run: Run, stage: SFTSettings | DPOSettings, start: Path, folder:
         shutil.rmtree(checkpoints)
 
     processes.on_main_process(finish)
+
+
+def _is_trained(folder: Path) -> bool:
+    if not is_complete(folder):
+        return False
+    damage = find_damage(folder, contents=True)
+    if damage is not None:
+        raise UserError(f"{folder}: {damage}; delete the folder to have the stage trained again")
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return True

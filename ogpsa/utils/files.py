@@ -2,13 +2,17 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
@@ -17,6 +21,10 @@ from ogpsa.utils.errors import UserError
 from ogpsa.utils.json_text import json_kind, parse_json
 
 COMPLETE_FILE = "COMPLETE.json"
+# Below a folder that is declared whole, but removed once it is.
+CHECKPOINTS = "checkpoints"
+# How ``write_atomically`` and ``build_folder`` name what they have not finished: .NAME.PID
+UNFINISHED = re.compile(r"\..+\.\d+")
 # Bytes; where they cannot be written nothing can go on.
 FULL_DISK = 1 << 20
 BYTE_ORDER_MARK = "\ufeff"
@@ -72,8 +80,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON ({error}); delete it to have it made again") from None
 
 
+def to_jsonl(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_atomically(path, to_jsonl(rows))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -150,13 +162,75 @@ def decoded(content: bytes, place: Path | str, expected: str) -> str:
     return text
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal; a file that stays as it is is read once per process."""
+    found = path.stat()
+    return _hash_file(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@cache
+def _hash_file(path: Path, *state: int) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def hash_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """``hash_file`` of each, several at a time: weights are many gigabytes."""
+    found = list(paths)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(found, pool.map(hash_file, found), strict=True))
+
+
 def mark_complete(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Declare ``folder`` whole. Call it after everything else in it is on disk."""
-    write_json(folder / COMPLETE_FILE, dict(facts))
+    """Declare ``folder`` whole, with the size and the hash of each file; call it after all of them are on disk."""
+    hashes = hash_files(_lasting_files(folder))
+    files = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hashes[path]} for path in hashes}
+    write_json(folder / COMPLETE_FILE, {**facts, "files": files})
+
+
+def _lasting_files(folder: Path) -> list[Path]:
+    inside = {path: path.relative_to(folder).parts for path in sorted(folder.rglob("*")) if path.is_file()}
+    return [
+        path
+        for path, parts in inside.items()
+        if parts != (COMPLETE_FILE,) and parts[0] != CHECKPOINTS and not any(part.startswith(".") for part in parts)
+    ]
 
 
 def is_complete(folder: Path) -> bool:
+    """Whether ``folder`` was declared whole."""
     return (folder / COMPLETE_FILE).is_file()
+
+
+def find_damage(folder: Path, contents: bool) -> str | None:
+    """The first file of a complete folder that is not as it was declared, and how; None if all are.
+
+    Args:
+        contents: compare hashes too, which reads every byte; sizes alone tell a file that was cut short.
+    """
+    try:
+        files = read_json(folder / COMPLETE_FILE).get("files", {})
+        for name, declared in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if (size := path.stat().st_size) != declared["bytes"]:
+                return f"{name} has {size} of {declared['bytes']} bytes"
+    except (UserError, AttributeError, TypeError, KeyError):
+        return f"{COMPLETE_FILE} is damaged"
+    hashes = hash_files(folder / name for name in files) if contents else {}
+    changed = (name for name in files if contents and hashes[folder / name] != files[name]["sha256"])
+    return next((f"{name} has other content than was written" for name in changed), None)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what killed processes left half written below a directory that this process alone works in."""
+    for place, folders, files in os.walk(directory):
+        for name in filter(UNFINISHED.fullmatch, files):
+            (Path(place) / name).unlink(missing_ok=True)
+        for name in filter(UNFINISHED.fullmatch, list(folders)):
+            shutil.rmtree(Path(place) / name, ignore_errors=True)
+            folders.remove(name)
 
 
 @contextmanager

@@ -115,7 +115,10 @@ def test_run_name_depends_on_what_changes_the_result() -> None:
 
 # Overrides, and the exact lines.
 METHODS = "anchor, baseline, lora, merge, ogpsa, ogpsa_lora, ogpsa_merge, replay"
-TOP_KEYS = "seed, cache_dir, stage_store, lock_wait, preflight, model, stage, method, data, eval, distributed, tracker"
+TOP_KEYS = (
+    "seed, cache_dir, stage_store, lock_wait, accept_changed, preflight, model, stage, method, data, eval, "
+    "distributed, tracker"
+)
 METHOD_KEYS = (
     "name, recipe_rate, rank, refresh_every, samples, reference_sets, selection, scope, sided, target, streaming, "
     "basis_dtype, basis_device"

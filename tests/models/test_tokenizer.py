@@ -40,8 +40,9 @@ def configure(place: Path, **values: Any) -> Path:
     return place
 
 
-def narrow(place: Path) -> Path:
-    write_json(place / "config.json", read_json(place / "config.json") | {"vocab_size": 200})
+def edited(place: Path, **values: Any) -> Path:
+    """Other values in the model's configuration."""
+    write_json(place / "config.json", read_json(place / "config.json") | values)
     return place
 
 
@@ -64,7 +65,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda place: configure(folder_with(place), pad_token="[PAD]"), "token '[PAD]' has id 261",
     ),
     "an embedding that is too small": (
-        lambda place: narrow(folder_with(place)), "but the model's embedding holds 200 rows",
+        lambda place: edited(folder_with(place), vocab_size=200), "but the model's embedding holds 200 rows",
+    ),
+    "a padding beyond the embedding": (
+        lambda place: edited(folder_with(place), pad_token_id=900), "pad_token_id is 900, but the model's embedding",
     ),
     "a turn that ends otherwise": (
         with_template(CHATML.replace("<end>", "<user>")),
@@ -95,7 +99,7 @@ def test_a_disagreement_is_one_line_that_names_the_folder(name: str, tmp_path: P
     with pytest.raises(UserError) as caught:
         load_tokenizer(folder, {})
     [problem] = caught.value.problems
-    assert problem.startswith(f"{folder}: ") and line in problem
+    assert problem.startswith(str(folder)) and line in problem
     assert "\n" not in problem
 
 

@@ -1,6 +1,7 @@
-"""Tokenizer, template, model and rows that disagree: one line and exit code 2 before anything is trained or evaluated."""
+"""Tokenizer, template, model and rows that disagree: one line before anything is trained or evaluated."""
 
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,12 +10,15 @@ import pytest
 from eval.__main__ import main as evaluate
 from eval.benchmarks.definition import find_benchmarks
 from ogpsa.data.__main__ import main as data
-from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from ogpsa.utils.files import read_json, read_jsonl, write_json, write_jsonl
+from slurm.submit import check_rows
+from slurm.sweep import Sweep, compose_rows, read_lines
 from tests.program import run_here
 from tests.tiny import byte_tokenizer, save_tiny
 
-THINKING = (Path(str(files("trl"))) / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
+PUBLISHED_TEMPLATE = Path(str(files("trl"))) / "chat_templates" / "qwen3.jinja"
+THINKS = PUBLISHED_TEMPLATE.read_text(encoding="utf-8").replace("<|im_end|>", "<end>")
 CHATML = str(byte_tokenizer().chat_template)
 TRAIN = [
     "data=files", "data.safety=rows.jsonl", "model.path=model", "method=baseline", "tracker=none", "hydra.run.dir=run",
@@ -41,22 +45,27 @@ def save(template: str = CHATML, context: int = 1024) -> None:
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_jsonl(Path("rows.jsonl"), [ROW, ROW])
     write_jsonl(Path("published.jsonl"), [PUBLISHED])
     for benchmark in find_benchmarks(["harmful_seen", "facts", "look_alike"]):
         write_jsonl(Path("benchmarks", f"{benchmark.rows}.jsonl"), [{"id": "1", "prompt": "a", "target": "b"}])
     save()
-    yield
 
 
 def train(stage: str, *overrides: str) -> tuple[int, list[str]]:
     """The exit code, and the errors."""
     sections = ["stage.sft", "stage.dpo"] if stage == "sft_dpo" else ["stage"]
-    small = [f"{section}.{key}=1" for section in sections for key in ("batch_size", "micro_batch_size", "max_steps")]
-    result = run_here(*TRAIN, *BENCHMARKS, f"stage={stage}", *small, *overrides, cwd=Path.cwd())
+    given = [*TRAIN, *BENCHMARKS, f"stage={stage}", *small(*sections)]
+    if "-m" in overrides:
+        given.remove("hydra.run.dir=run")
+    result = run_here(*given, *overrides, cwd=Path.cwd())
     return result.code, errors(result.stderr)
+
+
+def small(*sections: str) -> list[str]:
+    return [f"{section}.{key}=1" for section in sections for key in ("batch_size", "micro_batch_size", "max_steps")]
 
 
 def errors(printed: str) -> list[str]:
@@ -89,8 +98,8 @@ WAYS: dict[str, Callable[[], tuple[int, list[str]]]] = {
         (one_token_more, "model: token '<extra>' has id 261, but the model's embedding holds 261 rows"),
         (lambda: save(CHATML.replace("<end>", "<user>")), "but generation stops at '<end>' alone"),
         (lambda: save(CHATML + "{{ ['a', 'b'] | random }}"), "model: the chat template draws at random"),
-        (lambda: save(THINKING.replace("<|im_end|>", "<end>")), "model: safety set, row 1: in training the chat template "
-         "puts '<think>\\n\\n</think>\\n\\n' in front of the answer, in evaluation it does not; "
+        (lambda: save(THINKS), "model: safety set, row 1: in training the chat template puts "
+         "'<think>\\n\\n</think>\\n\\n' in front of the answer, in evaluation it does not; "
          "+model.template_kwargs.enable_thinking=false makes them equal"),
         (lambda: save(context=32), "max_length: 64 tokens, but the context of model is 32; lower it"),
     ],
@@ -102,11 +111,42 @@ def test_a_run_is_refused_before_it_evaluates(spoil: Callable[[], None], line: s
     assert code == EXIT_USER_ERROR
     [problem] = problems
     assert line in problem
-    assert not list(Path("run").glob("eval/*")) and not list(Path("run").glob("0*"))
+    assert not Path("run").exists()
+
+
+def test_an_answer_needs_room_in_the_context() -> None:
+    save(context=24)
+    code, problems = train("sft", "stage.max_length=16")
+    assert code == EXIT_USER_ERROR
+    assert problems == [
+        f"eval: '{name}' takes answers of up to 24 tokens, but the context of model is 24"
+        for name in ("harmful_seen", "facts", "look_alike")
+    ]
+
+
+def test_no_point_of_a_sweep_begins_where_one_is_refused() -> None:
+    Path("model").rename("good")
+    save(THINKS)
+    code, problems = train("sft", "model.path=good,model", "hydra.sweep.dir=runs", "-m")
+    assert code == EXIT_USER_ERROR
+    [problem] = problems
+    assert " model.path=model " in problem and "model: safety set, row 1: in training" in problem
+    assert not Path("runs").exists()
+
+
+def test_a_row_is_refused_before_it_is_queued(tmp_path: Path) -> None:
+    no_end()
+    sweep = Sweep(tmp_path / "study.txt", tmp_path / "outputs")
+    words = [word for word in (*TRAIN, *BENCHMARKS, "stage=sft", *small("stage")) if "run.dir" not in word]
+    sweep.file.write_text(f"seed=1 {shlex.join(words)}\nseed=2 {shlex.join(words)}\n")
+    with pytest.raises(UserError) as caught:
+        check_rows(sweep, compose_rows(sweep, read_lines(sweep.file)), 1)
+    [problem] = caught.value.problems
+    assert problem.startswith(f"{sweep.file}:1: model: the tokenizer has neither pad_token nor eos_token")
 
 
 def test_a_key_mends_what_differs() -> None:
-    save(THINKING.replace("<|im_end|>", "<end>"))
+    save(THINKS)
     mended = train("sft_dpo", "preflight=true", "+model.template_kwargs.enable_thinking=false")
     assert mended == (EXIT_DONE, [])
 

@@ -14,7 +14,6 @@ import pytest
 
 from ogpsa.app.compose import CONF, compose_config
 from ogpsa.config import Config
-from ogpsa.testbed.base import train_base
 from ogpsa.testbed.cache import base_key, ensure_base
 from ogpsa.testbed.rows import BASE_MIXTURE, Rows, base_stream, build_rows
 from ogpsa.testbed.tokenizer import build_tokenizer, encode
@@ -211,21 +210,34 @@ def test_another_world_or_recipe_is_another_base(small_config: Callable[..., Con
         assert base_key(small_config(override)) != ours
 
 
-def test_a_failed_training_leaves_nothing_and_the_next_one_succeeds(
-    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_training_is_resumed(small: list[str], tmp_path: Path) -> None:
+    unbroken = ensure_base(elsewhere([*small, "model.base.steps=6"], tmp_path / "unbroken"))
+    config = elsewhere([*small, "model.base.steps=6"], tmp_path)
+    steps = []
+
+    def stop() -> None:
+        steps.append(True)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure_base(config, stop)
+    key = base_key(config)
+    assert sorted(path.name for path in (tmp_path / "bases").iterdir()) == [f"{key}.lock", f"{key}.progress"]
+    steps.clear()
+    resumed = ensure_base(config, lambda: steps.append(True))
+    # The fourth step was about to be made.
+    assert len(steps) == 3
+    assert contents(resumed) == contents(unbroken)
+    assert sorted(path.name for path in (tmp_path / "bases").iterdir()) == [key, f"{key}.lock"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "generation_config.json", "COMPLETE.json"])
+def test_a_damaged_base_is_trained_again(name: str, small: list[str], tmp_path: Path) -> None:
     config = elsewhere(small, tmp_path)
-
-    def interrupted(*arguments: Any) -> None:
-        train_base(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("ogpsa.testbed.base.train_base", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            ensure_base(config)
-    assert [path.name for path in (tmp_path / "bases").iterdir()] == [f"{base_key(config)}.lock"]
-    assert is_complete(ensure_base(config))
+    before = contents(ensure_base(config))
+    os.truncate(ensure_base(config) / name, 10)
+    assert contents(ensure_base(config)) == before
 
 
 def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""What a run rests on, by content: noted when it begins, compared whenever it is started again.
+
+``provenance.json`` holds the digests: of the rows as ``data``; of the model's files, of code and libraries as
+``rests_on``. Benchmarks and judges are compared by ``eval/validate.py``: an evaluation's files say what they rest on.
+"""
+
+import hashlib
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
+from inspect import getfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ogpsa.config import Method
+from ogpsa.data.rows import Data, Row
+from ogpsa.models.files import file_hashes
+from ogpsa.runs.directory import PROVENANCE_FILE
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import read_json, read_jsonl, write_json
+
+log = logging.getLogger(__name__)
+PACKAGE = Path(__file__).resolve().parents[1]
+# Rooms whose code decides no result.
+NEUTRAL = {"ogpsa/app", "ogpsa/preflight", "eval/pareto", "eval/report"}
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "lm_eval")
+# Kinds of inputs that ``accept_changed`` may name.
+KINDS = ("code", "libraries")
+
+
+def model_digests(folder: Path) -> dict[str, str]:
+    """The untuned model, file by file."""
+    return {f"model/{name}": digest for name, digest in file_hashes(folder).items()}
+
+
+def code_digests(method: Method) -> dict[str, str]:
+    """The code that decides a result, room by room, a method's own files, and the libraries' versions."""
+    files: dict[str, list[Path]] = {}
+    for package in (PACKAGE, PACKAGE.with_name("eval")):
+        for path in sorted(package.rglob("*.py")):
+            room = path.relative_to(package.parent).parts[:2]
+            files.setdefault("/".join(room), []).append(path)
+    rooms = {f"code/{room}": _digest(paths) for room, paths in files.items() if room not in NEUTRAL}
+    own = {f"code/{path}": _digest([path]) for path in code_outside(method)}
+    return rooms | own | {f"libraries/{name}": version(name) for name in LIBRARIES}
+
+
+def code_outside(method: Method) -> list[Path]:
+    """The files outside this package that a method's class and its bases stand in."""
+    files = {Path(getfile(kind)).resolve() for kind in type(method).mro() if issubclass(kind, Method)}
+    return sorted(file for file in files if not file.is_relative_to(PACKAGE))
+
+
+def _digest(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def note(directory: Path, digests: Mapping[str, str]) -> None:
+    """Add to the run's provenance what it rests on, where it does not say so yet."""
+    facts = read_json(directory / PROVENANCE_FILE)
+    facts["rests_on"] = {**digests, **facts.get("rests_on", {})}
+    write_json(directory / PROVENANCE_FILE, facts)
+
+
+def check_rows(directory: Path, data: Data) -> None:
+    """Refuse to resume a run, or to show its result, with other rows than it began with.
+
+    Raises:
+        UserError: names the part of the data and the first row that differs.
+    """
+    noted = _provenance(directory).get("data")
+    if noted is None:
+        return
+    present = data.facts()
+    changed = [name for name in sorted(noted.keys() | present.keys()) if noted.get(name) != present.get(name)]
+    if changed:
+        rows = dict(data.parts())
+        _refuse(directory, [_changed_rows(directory, name, rows.get(name, [])) for name in changed])
+
+
+def check_unchanged(directory: Path, digests: Mapping[str, str], accepted: Collection[str] = ()) -> None:
+    """Refuse to resume a run on another model, code or libraries than it began with.
+
+    Args:
+        digests: the present ones; kinds that are in none of them are not compared.
+        accepted: kinds whose changes are logged instead.
+
+    Raises:
+        UserError: names what differs.
+    """
+    noted: dict[str, str] = _provenance(directory).get("rests_on", {})
+    kinds = {_kind(name) for name in digests} & {_kind(name) for name in noted}
+    compared = {name for name in noted.keys() | digests.keys() if _kind(name) in kinds}
+    changed = sorted(name for name in compared if noted.get(name) != digests.get(name))
+    refused = [name for name in changed if _kind(name) not in accepted]
+    if refused:
+        acceptable = sorted({_kind(name) for name in refused})
+        way_out = f", or accept it: accept_changed=[{','.join(acceptable)}]" if {*acceptable} <= {*KINDS} else ""
+        _refuse(directory, [_changed(name, noted, digests) for name in refused], way_out)
+    if changed:
+        log.warning("changed since the run began, and accepted: %s", ", ".join(changed))
+
+
+def _provenance(directory: Path) -> dict[str, Any]:
+    file = directory / PROVENANCE_FILE
+    facts: dict[str, Any] = read_json(file) if file.is_file() else {}
+    return facts
+
+
+def _refuse(directory: Path, changed: Sequence[str], way_out: str = "") -> NoReturn:
+    shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
+    raise UserError(
+        f"hydra.run.dir: the run in {directory} began with other inputs; changed since then: {shown}; restore them, "
+        f"choose another directory{way_out}"
+    )
+
+
+def _changed_rows(directory: Path, name: str, present: Sequence[Row]) -> str:
+    kept = directory / "data" / f"{name}.jsonl"
+    before = read_jsonl(kept) if kept.is_file() else []
+    if len(before) != len(present):
+        return f"data/{name} ({len(before)} rows then, {len(present)} now)"
+    row = next((number for number, pair in enumerate(zip(before, present, strict=True), 1) if pair[0] != pair[1]), None)
+    return f"data/{name} (row {row} of {len(present)})" if row else f"data/{name} ({kept} was edited)"
+
+
+def _changed(name: str, noted: Mapping[str, str], present: Mapping[str, str]) -> str:
+    if name not in present:
+        return f"{name} (gone)"
+    if name not in noted:
+        return f"{name} (new)"
+    return f"{name} ({noted[name]} then, {present[name]} now)" if _kind(name) == "libraries" else name
+
+
+def _kind(name: str) -> str:
+    return name.partition("/")[0]

@@ -1,0 +1,233 @@
+"""A run is resumed, and its result shown, with the inputs that it began with, or not at all."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.benchmarks.definition import find_benchmarks
+from eval.evaluation import evaluate
+from eval.validate import check_run, check_runs
+from ogpsa.app.compose import compose_config
+from ogpsa.config import Config
+from ogpsa.pipeline import run
+from ogpsa.runs import inputs
+from ogpsa.testbed.cache import ensure_base
+from ogpsa.utils.errors import EXIT_REQUEUE, UserError
+from ogpsa.utils.files import read_json, read_jsonl, write_json, write_jsonl
+from tests.program import contents
+
+Change = Callable[[Path], None]
+
+
+class Place:
+    """The files of a run of one's own rows and model, and the run that was made of them."""
+
+    def __init__(self, root: Path, settings: Config) -> None:
+        self.root, self.directory = root, root / "run"
+        shutil.copytree(ensure_base(settings), root / "model")
+        rows = [{"prompt": f"how do i make {n}", "chosen": f"i cannot {n}", "rejected": f"take {n}"} for n in range(6)]
+        write_jsonl(root / "safety.jsonl", rows)
+        write_jsonl(root / "preference.jsonl", rows[:4])
+        self.benchmarks = [benchmark.rows for benchmark in find_benchmarks(settings.eval.benchmarks)]
+        for name in self.benchmarks:
+            write_jsonl(root / "benchmarks" / f"{name}.jsonl", [{"id": "1", "prompt": "a", "target": "b"}])
+
+    def config(self, *overrides: str) -> Config:
+        root = self.root
+        return compose_config([
+            "data=files", f"data.safety={root}/safety.jsonl",
+            f"+data.reference_sets={{preference: {root}/preference.jsonl}}", f"model.path={root}/model",
+            f"eval.data_dir={root}/benchmarks", "tracker=none", "stage=dpo", "stage.batch_size=2",
+            "stage.micro_batch_size=2", "stage.max_steps=1", "method.samples=3", *overrides,
+        ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stopped(small_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A run that a signal stopped after its stage."""
+    place = Place(tmp_path_factory.mktemp("stopped"), small_config())
+
+    def stop(checkpoint: Path, *others: Any) -> dict[str, Any]:
+        if checkpoint.name == "01-dpo":
+            raise SystemExit(EXIT_REQUEUE)
+        return evaluate(checkpoint, *others)
+
+    with pytest.raises(SystemExit):
+        run(place.config(), place.directory, stop)
+    return place
+
+
+@pytest.fixture(scope="module")
+def finished(stopped: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the same run, resumed to its end."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    shutil.copytree(stopped.directory, directory)
+    run(stopped.config(), directory, evaluate)
+    return directory
+
+
+@pytest.fixture
+def restored(stopped: Place) -> Any:
+    """Puts back the files that a test has changed."""
+    before = {path: path.read_bytes() for path in stopped.root.rglob("*") if path.is_file() and "run" not in path.parts}
+    yield
+    for path in stopped.root.rglob("*"):
+        if path.is_file() and "run" not in path.parts and path not in before:
+            path.unlink()
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def edit(name: str, row: int) -> Change:
+    def change(root: Path) -> None:
+        rows = read_jsonl(root / name)
+        rows[row]["chosen"] += "."
+        write_jsonl(root / name, rows)
+
+    return change
+
+
+def flip_bit(name: str) -> Change:
+    """Another byte, the same size and the same time."""
+
+    def change(root: Path) -> None:
+        path = root / name
+        times, content = path.stat(), bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    return change
+
+
+def change_rows(name: str, changed: Callable[[list[Any]], list[Any]]) -> Change:
+    return lambda root: write_jsonl(root / name, changed(read_jsonl(root / name)))
+
+
+def set_key(name: str, **keys: Any) -> Change:
+    return lambda root: write_json(root / name, read_json(root / name) | keys)
+
+
+INPUTS: dict[str, tuple[Change, str]] = {
+    "a safety row": (edit("safety.jsonl", 2), r"data/safety \(row 3 of 6\)"),
+    "a row more": (change_rows("safety.jsonl", lambda rows: [*rows, rows[0]]), r"data/safety \(6 rows then, 7 now\)"),
+    "a row less": (change_rows("safety.jsonl", lambda rows: rows[:-1]), r"data/safety \(6 rows then, 5 now\)"),
+    "their order": (change_rows("safety.jsonl", lambda rows: rows[::-1]), r"data/safety \(row 1 of 6\)"),
+    "a reference row": (edit("preference.jsonl", 3), r"data/reference/preference \(row 4 of 4\)"),
+    "the weights": (flip_bit("model/model.safetensors"), "model/model.safetensors"),
+    "the configuration": (set_key("model/config.json", rms_norm_eps=1e-3), "model/config.json"),
+    "generation's defaults": (set_key("model/generation_config.json", top_k=3), "model/generation_config.json"),
+    "the tokenizer": (set_key("model/tokenizer_config.json", model_max_length=7), "model/tokenizer_config.json"),
+    "the template": (
+        lambda root: (root / "model" / "chat_template.jinja").write_text("{{ messages }}") and None,
+        "model/chat_template.jinja",
+    ),
+    "a file more": (
+        lambda root: (root / "model" / "added_tokens.json").write_text("{}") and None,
+        r"model/added_tokens.json \(new\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("of", ["stopped", "finished"])
+@pytest.mark.parametrize("name", INPUTS)
+def test_other_rows_or_another_model_are_refused(
+    name: str, of: str, stopped: Place, finished: Path, restored: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = finished if of == "finished" else stopped.directory
+    change, named = INPUTS[name]
+    check_run(stopped.config(), directory)
+    before = contents(directory)
+    change(stopped.root)
+    # A complete folder says itself that a file of it was changed; this is a model from elsewhere.
+    (stopped.root / "model" / "COMPLETE.json").unlink()
+    with pytest.raises(UserError, match=f"began with other inputs; changed since then: {named}; restore them"):
+        check_run(stopped.config(), directory)
+    with pytest.raises(UserError, match=named):
+        run(stopped.config(), directory, evaluate)
+    assert contents(directory) == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("of", ["stopped", "finished"])
+def test_other_benchmarks_are_refused(of: str, stopped: Place, finished: Path, restored: None) -> None:
+    directory = finished if of == "finished" else stopped.directory
+    name = stopped.benchmarks[0]
+    write_jsonl(stopped.root / "benchmarks" / f"{name}.jsonl", [{"id": "1", "prompt": "a", "target": "c"}])
+    with pytest.raises(UserError, match="was evaluated otherwise; changed since then: the rows of "):
+        check_run(stopped.config(), directory)
+    [(_, problem)] = check_runs([("row", stopped.config(), directory)])
+    assert "was evaluated otherwise" in problem
+
+
+def test_another_way_of_asking_or_judging_is_refused_until_the_run_is_finished(
+    stopped: Place, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.validate.judge_hash", lambda *_: "0123456789abcdef")
+    with pytest.raises(UserError, match="changed since then: the judge of "):
+        check_run(stopped.config(), stopped.directory)
+    check_run(stopped.config("accept_changed=[code]"), stopped.directory)
+    check_run(stopped.config(), finished)
+
+
+@pytest.mark.parametrize(
+    ("patched", "value", "named", "kind"),
+    [
+        ("_digest", lambda paths: "0123456789abcdef", "code/eval/__main__.py", "code"),
+        ("version", lambda name: "9.9", r"accelerate \(\S+ then, 9\.9 now\)", "libraries"),
+    ],
+)
+def test_other_code_and_libraries_are_refused_or_accepted(
+    patched: str,
+    value: Any,
+    named: str,
+    kind: str,
+    stopped: Place,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(inputs, patched, value)
+    with pytest.raises(UserError, match=rf"{named}, .*, or accept it: accept_changed=\[{kind}\]"):
+        check_run(stopped.config(), stopped.directory)
+    assert caplog.messages == []
+    check_run(stopped.config(f"accept_changed=[{kind}]"), stopped.directory)
+    assert "changed since the run began, and accepted: " in caplog.text
+    # What is finished is as its provenance says.
+    check_run(stopped.config(), finished)
+
+
+def test_accepting_changes_makes_no_other_run(stopped: Place) -> None:
+    assert stopped.config("accept_changed=[code]").key() == stopped.config().key()
+
+
+def test_an_edited_row_of_the_run_itself_is_named(stopped: Place, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(stopped.directory, directory)
+    with (directory / "data" / "safety.jsonl").open("a") as file:
+        file.write("\n")
+    run(stopped.config(), directory, evaluate)
+    assert (directory / "data" / "safety.jsonl").read_bytes() == (
+        stopped.directory / "data" / "safety.jsonl"
+    ).read_bytes()
+
+
+def test_a_run_on_the_testbed_is_not_resumed_from_another_base(
+    small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    def stop(*_: Any) -> dict[str, Any]:
+        raise SystemExit(EXIT_REQUEUE)
+
+    config = small_config("stage=sft", "method=baseline")
+    with pytest.raises(SystemExit):
+        run(config, tmp_path / "run", stop)
+    file = tmp_path / "run" / "provenance.json"
+    noted = read_json(file)
+    noted["rests_on"]["model/model.safetensors"] = "0" * 64
+    write_json(file, noted)
+    with pytest.raises(UserError, match=r"changed since then: model/model\.safetensors; restore them"):
+        run(config, tmp_path / "run", evaluate)
