@@ -16,7 +16,7 @@ from eval.benchmarks.definition import find_benchmarks
 from ogpsa.app.compose import compose_config
 from ogpsa.runs.directory import LOCK_FILE
 from ogpsa.testbed.cache import ensure_base
-from ogpsa.utils.files import exclusive, read_jsonl, write_jsonl
+from ogpsa.utils.files import COMPLETE_FILE, exclusive, read_jsonl, write_jsonl
 from tests.program import contents, run, run_here
 
 TESTBED = ["stage=sft", "hydra.run.dir=run"]
@@ -475,7 +475,8 @@ def _lay_out(mistake: Mistake, small: list[str], request: pytest.FixtureRequest)
 
 def _write_files(base: Path) -> None:
     rows(ROW)()
-    shutil.copytree(base, "model")
+    # A user's model does not say what it held when it was whole.
+    shutil.copytree(base, "model", ignore=shutil.ignore_patterns(COMPLETE_FILE))
     for benchmark in find_benchmarks(BENCHMARKS.split(", ")):
         write_jsonl(Path("benchmarks", f"{benchmark.rows}.jsonl"), [{"id": "1", "prompt": "a", "target": "b"}])
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eval.__main__ import main
 from eval.benchmarks.definition import find_benchmarks
 from eval.judging.judge import Item, RuleJudge, Verdict
 from eval.judging.verdicts import judge_responses
@@ -154,6 +155,18 @@ def test_logits_that_are_no_numbers_stop_an_evaluation_at_their_row(name: str, h
     )
     assert "Traceback" not in result.stderr
     assert not list(here.glob("run/eval/*/scores.json"))
+
+
+def test_so_do_log_likelihoods_of_options(capsys: pytest.CaptureFixture[str]) -> None:
+    save("model", poisoned())
+    options = {"targets": ["a"], "multiple_choice_targets": ["a", "b"]}
+    write_jsonl(Path("benchmarks/hhh.jsonl"), [{"inputs": f"Say {text}.", **options} for text in "abzc"])
+    groups = [f"eval.{group}=[]" for group in ("safety", "over_refusal", "reported")]
+    given = ["checkpoint=model", "output=scores", "eval.utility=[hhh]", *groups, "eval.data_dir=benchmarks"]
+    assert main(given) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: hhh: row 'hhh-002': the model's logits hold NaN or Inf, so that there is no answer and no score"
+    )
 
 
 @pytest.mark.slow
