@@ -411,7 +411,7 @@ MISTAKES = {
         write("run/config.yaml", "- seed"),
     ),
     "finished stage truncated": finished(
-        "hydra.run.dir: run/01-sft/model.safetensors is damaged or truncated; delete run/01-sft to have it made again",
+        "hydra.run.dir: run/01-sft/model.safetensors has 5000 of 142200 bytes; delete run/01-sft to have it made again",
         cut("run/01-sft/model.safetensors", 5000),
     ),
     "metrics.json damaged": finished(
