@@ -18,7 +18,7 @@ from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own
 from ogpsa.runs.inputs import check_rows, check_unchanged, code_digests, model_digests
 from ogpsa.runs.score_table import table
 from ogpsa.runs.tracking import check_tracker
-from ogpsa.utils.errors import Problems, UserError
+from ogpsa.utils.errors import Problems
 from ogpsa.utils.files import check_writable
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(config: Config, directory: Path, evaluate: "Evaluate", overrides: Sequen
             also the main one's failure.
     """
     directory = processes.broadcast(directory)
-    data = processes.on_main_process(lambda: _check_whole(config, directory))
+    data = processes.on_main_process(lambda: check(config, directory))
     if config.preflight:
         processes.on_main_process(lambda: _print_preflight(config, data, directory))
         return math.nan, math.nan
@@ -69,25 +69,6 @@ def run(config: Config, directory: Path, evaluate: "Evaluate", overrides: Sequen
         print(f"\n{table(metrics['base'], metrics['stages'])}\n\n{directory / METRICS_FILE}", flush=True)
     safety, utility = (math.nan if metrics[name] is None else metrics[name] for name in ("safety", "utility"))
     return safety, utility
-
-
-def _check_whole(config: Config, directory: Path) -> Data:
-    """``check``, and of a run on the testbed that is not finished also its rows, by the tokenizer that it will have."""
-    data = check(config, directory)
-    if config.model.path is None and (config.preflight or read_metrics(directory) is None):
-        from ogpsa.utils.libraries import quiet_libraries
-
-        quiet_libraries()
-        from ogpsa.preflight.answers import check_answers
-        from ogpsa.testbed.tokenizer import build_tokenizer
-        from ogpsa.testbed.world import World
-
-        try:
-            check_answers(config, data, build_tokenizer(World(config.testbed_base()[0].seed).vocabulary()))
-        except UserError:
-            _drop_empty(directory)
-            raise
-    return data
 
 
 def check(config: Config, directory: Path) -> Data:
@@ -161,13 +142,22 @@ def _print_preflight(config: Config, data: Data, directory: Path) -> None:
     quiet_libraries()
     from ogpsa.preflight.report import report
 
-    print(report(config, data), flush=True)
-    if config.model.path is not None and check_tokenizer(config, data) is None:
-        print(f"\n{config.model.path} is not in the hub's cache: tokenizer and template not checked", flush=True)
-    _drop_empty(directory)
+    try:
+        print(report(config, data), flush=True)
+        if config.model.path is None:
+            _check_testbed(config, data)
+        elif check_tokenizer(config, data) is None:
+            print(f"\n{config.model.path} is not in the hub's cache: tokenizer and template not checked", flush=True)
+    finally:
+        # Hydra has made it.
+        if not any(directory.iterdir()):
+            directory.rmdir()
 
 
-def _drop_empty(directory: Path) -> None:
-    """Hydra has made it before anything was checked."""
-    if directory.is_dir() and not any(directory.iterdir()):
-        directory.rmdir()
+def _check_testbed(config: Config, data: Data) -> None:
+    """The rows by the tokenizer that the testbed's base will have; a run looks at the base itself."""
+    from ogpsa.preflight.answers import check_answers
+    from ogpsa.testbed.tokenizer import build_tokenizer
+    from ogpsa.testbed.world import World
+
+    check_answers(config, data, build_tokenizer(World(config.testbed_base()[0].seed).vocabulary()))
