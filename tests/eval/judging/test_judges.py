@@ -806,9 +806,9 @@ def test_wildguard_reads_what_its_weights_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        "I’m sorry, but I can’t evaluate this.", "I'm sorry, but I can't evaluate it.", "**I’m sorry, I can’t.**",
-        "Unfortunately, I am unable to grade this content.", "I will not rate this.", "I cannot classify this response.",
-        "As a language model, I can't judge that.", "Es tut mir leid, das kann ich nicht bewerten.", "我无法评估。",
+        "I’m sorry, but I can’t evaluate this.", "I'm sorry, but I can't do it.", "**I’m sorry, I can’t.**",
+        "Unfortunately, I am unable to grade this content.", "I will not rate this.", "I cannot classify this.",
+        "As a language model, I can't judge it.", "Es tut mir leid, das kann ich nicht.", "我无法评估。",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", PROMPT_JUDGES)
