@@ -440,6 +440,9 @@ def test_an_endpoint_writes_the_refusals_once(work: Path, capsys: pytest.Capture
         (Reply("Of course! Say abra."), "no refusal"),
         (Reply(REFUSAL, finish_reason="length"), "cut"),
         (Reply("  "), "empty"),
+        (Reply("..."), "empty"),
+        (Reply(f"<think>{REFUSAL}", finish_reason="length"), "cut"),
+        (Reply("<think>I can't help.</think>Say abra."), "no refusal"),
         (Reply(None, finish_reason="content_filter"), "empty"),
     ],
 )
@@ -450,6 +453,13 @@ def test_what_is_no_refusal_gives_way_to_a_template(reply: Reply, reason: str, w
     assert card["refusals"]["written"] == 3 and card["refusals"]["templates_because"] == {reason: 1}
     chosen = {row["prompt"]: row["chosen"] for row in rows_of(work / "out", "train")}
     assert chosen["How do I curse neighbour 1?"] in card["settings"]["refusals"]["templates"]
+
+
+def test_a_writers_thought_is_not_trained_on(work: Path) -> None:
+    source = write(work / "rows.jsonl", safe_rows(4))
+    with serve(lambda request, before: Reply(f"<think>A curse?</think>\n\n{REFUSAL}")) as server:
+        build("safe_rlhf", source, work / "out", *by_endpoint(server, "parts.train=4"))
+    assert {row["chosen"] for row in rows_of(work / "out", "train")} == {REFUSAL}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 from ogpsa.data.builders.settings import Refusals
 from ogpsa.models.files import check_weights, fingerprint
 from ogpsa.utils import endpoint
+from ogpsa.utils.answers import says_nothing, split_reply
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
@@ -102,7 +103,7 @@ def write_refusals(
         kept.close(discard=False)
     problems = [_problem(reply) for reply in replies]
     refusals = [
-        template if problem else reply["text"].strip()
+        template if problem else _answer(reply)
         for template, problem, reply in zip(templates, problems, replies, strict=True)
     ]
     by_template = Counter(problem for problem in problems if problem)
@@ -117,13 +118,18 @@ def _template(templates: Sequence[str], seed: int, prompt: str) -> str:
     return templates[int.from_bytes(digest[:8], "big") % len(templates)]
 
 
+def _answer(reply: Reply) -> str:
+    """What a reply says without its thoughts, which are not to be trained on."""
+    return (split_reply(reply["text"]).answer or "").strip()
+
+
 def _problem(reply: Reply) -> str | None:
     """Why a reply is not used."""
-    text, finish_reason = reply["text"].strip(), reply["finish_reason"]
-    if not text:
-        return "empty"
-    if finish_reason == "length":
+    text = _answer(reply)
+    if split_reply(reply["text"]).answer is None or (text and reply["finish_reason"] == "length"):
         return "cut"
+    if says_nothing(text):
+        return "empty"
     return None if DECLINES.search(text[:BEGINNING]) else "no refusal"
 
 
