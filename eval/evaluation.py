@@ -15,6 +15,7 @@ was killed; one that finds everything loads no model.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -342,6 +343,9 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
     for row, found in zip(answered, metrics, strict=True):
         value = float(found[benchmark.metric])
         numbers = {name: number for name, number in found.items() if isinstance(number, bool | int | float)}
+        for name, number in numbers.items():
+            if not math.isfinite(number):
+                raise UserError(f"{benchmark.name}: row '{row['id']}': lm-eval's {name} is {number}, which is no score")
         verdict = Verdict("right" if value else "wrong", value, detail=numbers)
         answer = answers.get(row["id"])
         if answer and answer.none:

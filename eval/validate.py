@@ -1,7 +1,7 @@
 """Validation of runs before they start, without torch: their files, directories and benchmarks."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from ogpsa.data.rows import Data
 from ogpsa.pipeline import check as check_training
 from ogpsa.pipeline import check_files, check_tokenizer
 from ogpsa.runs.directory import METRICS_FILE
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import Problems, UserError
 
 Key = TypeVar("Key")
 Row = dict[str, Any]
@@ -29,9 +29,25 @@ def check_run(config: Config, directory: Path) -> None:
     Raises:
         UserError: one line per problem.
     """
-    data = check_training(config, directory)
-    check_unchanged(config, directory, check_evaluation(config, data.evaluation))
-    _check_context(config, directory, data)
+    _check_all(config, directory, check_training)
+
+
+def _check_all(config: Config, directory: Path, check: Callable[[Config, Path], Data]) -> None:
+    """Training's files and evaluation's, so that whatever is missing of either is told at once, and what rests on both.
+
+    Raises:
+        UserError: one line per problem.
+    """
+    problems, found, hashes = Problems(), list[Data](), dict[str, str]()
+    with problems.kept():
+        found.append(check(config, directory))
+    # The data may bring the benchmarks' rows.
+    if found or config.eval.data_dir is not None:
+        with problems.kept():
+            hashes = check_evaluation(config, found[0].evaluation if found else {})
+    problems.tell()
+    check_unchanged(config, directory, hashes)
+    _check_context(config, directory, found[0])
 
 
 def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:
@@ -48,9 +64,7 @@ def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]
     problems: dict[str, Key] = {}
     for key, config, directory in different.values():
         try:
-            data = check_files(config, directory)
-            check_unchanged(config, directory, check_evaluation(config, data.evaluation))
-            _check_context(config, directory, data)
+            _check_all(config, directory, check_files)
         except UserError as error:
             for problem in error.problems:
                 problems.setdefault(problem, key)
@@ -70,25 +84,29 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Row]]) -> dict[
         UserError: an unknown benchmark or judge, rows that are not there, or a benchmark in the wrong average.
     """
     settings = config.eval
-    problems, hashes = [], {}
+    problems, hashes = Problems(), dict[str, str]()
     benchmarks = check_groups(settings)
+    needed = [f"{benchmark.rows}.jsonl" for benchmark in benchmarks if benchmark.source is None]
+    if settings.data_dir is not None and needed and not Path(settings.data_dir).is_dir():
+        raise UserError(f"eval.data_dir: {settings.data_dir}: no such folder; it is to hold {', '.join(needed)}")
     for judge in dict.fromkeys(benchmark.judge for benchmark in benchmarks if benchmark.judge != OWN_METRIC):
-        check_judge(judge, settings.judge)
+        with problems.kept():
+            check_judge(judge, settings.judge)
     for benchmark in benchmarks:
-        if settings.data_dir is not None:
-            try:
-                hashes[benchmark.name] = data_hash(load_rows(benchmark, Path(settings.data_dir)))
-            except MissingData as error:
-                log.warning("%s", error)
-        elif found := rows.get(benchmark.rows):
-            hashes[benchmark.name] = data_hash(found)
-        else:
-            problems.append(
-                f"eval.data_dir: data={config.data.name} brings no rows for '{benchmark.name}'; "
-                f"name a folder with {benchmark.rows}.jsonl"
-            )
-    if problems:
-        raise UserError(*problems)
+        with problems.kept():
+            if settings.data_dir is not None:
+                try:
+                    hashes[benchmark.name] = data_hash(load_rows(benchmark, Path(settings.data_dir)))
+                except MissingData as error:
+                    log.warning("%s", error)
+            elif found := rows.get(benchmark.rows):
+                hashes[benchmark.name] = data_hash(found)
+            else:
+                raise UserError(
+                    f"eval.data_dir: data={config.data.name} brings no rows for '{benchmark.name}'; "
+                    f"name a folder with {benchmark.rows}.jsonl"
+                )
+    problems.tell()
     return hashes
 
 

@@ -18,6 +18,7 @@ from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own
 from ogpsa.runs.inputs import check_rows, check_unchanged, code_digests, model_digests
 from ogpsa.runs.score_table import table
 from ogpsa.runs.tracking import check_tracker
+from ogpsa.utils.errors import Problems
 from ogpsa.utils.files import check_writable
 
 if TYPE_CHECKING:
@@ -88,14 +89,22 @@ def check_files(config: Config, directory: Path) -> Data:
         UserError: as ``check``.
     """
     check_directory(directory, config)
-    data = load_data(config)
-    check_writable(Path(config.cache_dir), "cache_dir")
+    problems, data = Problems(), Data([], {})
+    with problems.kept():
+        data = load_data(config)
+    with problems.kept():
+        check_writable(Path(config.cache_dir), "cache_dir")
     if config.stage_store is not None:
-        check_writable(Path(config.stage_store), "stage_store")
-    check_tracker(config.tracker)
-    check_model(config)
+        with problems.kept():
+            check_writable(Path(config.stage_store), "stage_store")
+    with problems.kept():
+        check_tracker(config.tracker)
+    with problems.kept():
+        check_model(config)
     for folder in checkpoints(directory):
-        check_weights(folder, "hydra.run.dir", f"delete {folder} to have it made again")
+        with problems.kept():
+            check_weights(folder, "hydra.run.dir", f"delete {folder} to have it made again")
+    problems.tell()
     check_rows(directory, data)
     if config.model.path is not None and Path(config.model.path).is_dir():
         check_unchanged(directory, model_digests(Path(config.model.path)))
@@ -133,9 +142,22 @@ def _print_preflight(config: Config, data: Data, directory: Path) -> None:
     quiet_libraries()
     from ogpsa.preflight.report import report
 
-    print(report(config, data), flush=True)
-    if config.model.path is not None and check_tokenizer(config, data) is None:
-        print(f"\n{config.model.path} is not in the hub's cache: tokenizer and template not checked", flush=True)
-    # Hydra has made it.
-    if not any(directory.iterdir()):
-        directory.rmdir()
+    try:
+        print(report(config, data), flush=True)
+        if config.model.path is None:
+            _check_testbed(config, data)
+        elif check_tokenizer(config, data) is None:
+            print(f"\n{config.model.path} is not in the hub's cache: tokenizer and template not checked", flush=True)
+    finally:
+        # Hydra has made it.
+        if not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def _check_testbed(config: Config, data: Data) -> None:
+    """The rows by the tokenizer that the testbed's base will have; a run looks at the base itself."""
+    from ogpsa.preflight.answers import check_answers
+    from ogpsa.testbed.tokenizer import build_tokenizer
+    from ogpsa.testbed.world import World
+
+    check_answers(config, data, build_tokenizer(World(config.testbed_base()[0].seed).vocabulary()))

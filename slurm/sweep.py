@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from ogpsa.runs.directory import CONFIG_FILE, METRICS_FILE
 from ogpsa.utils.errors import UserError, closest_match
-from ogpsa.utils.files import read_json, write_atomically, write_json
+from ogpsa.utils.files import read_json, read_text, write_atomically, write_json
 from ogpsa.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -190,12 +190,9 @@ def read_lines(file: Path) -> list[Line]:
     Raises:
         UserError: the file is not text, holds no row, or a line's quotes do not match; one line per problem.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, IsADirectoryError):
-        raise UserError(f"{file}: not a UTF-8 text file; expected one row of overrides a line") from None
     lines, problems = [], []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines, which also cuts at separators that a quoted value may hold.
+    for number, line in enumerate(_text(file).split("\n"), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
@@ -209,6 +206,10 @@ def read_lines(file: Path) -> list[Line]:
     return lines
 
 
+def _text(file: Path) -> str:
+    return read_text(file, "one row of overrides a line")
+
+
 def add_lines(file: Path, lines: Sequence[Line]) -> tuple[int, int]:
     """Append to a sweep file the rows that it lacks; returns how many those are, and how many it had.
 
@@ -216,7 +217,7 @@ def add_lines(file: Path, lines: Sequence[Line]) -> tuple[int, int]:
         UserError: the file cannot be read as one.
     """
     old = read_lines(file) if file.exists() else []
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    text = _text(file) if file.exists() else ""
     known = {line.content for line in old}
     new = [line for line in lines if line.content not in known]
     text += "\n" * bool(text and not text.endswith("\n"))

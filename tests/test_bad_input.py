@@ -16,7 +16,7 @@ from eval.benchmarks.definition import find_benchmarks
 from ogpsa.app.compose import compose_config
 from ogpsa.runs.directory import LOCK_FILE
 from ogpsa.testbed.cache import ensure_base
-from ogpsa.utils.files import exclusive, read_jsonl, write_jsonl
+from ogpsa.utils.files import COMPLETE_FILE, exclusive, read_jsonl, write_jsonl
 from tests.program import contents, run, run_here
 
 TESTBED = ["stage=sft", "hydra.run.dir=run"]
@@ -72,8 +72,12 @@ def write(path: str, content: bytes | str) -> Callable[[], None]:
     return act
 
 
-def remove(path: str) -> Callable[[], None]:
-    return lambda: Path(path).unlink()
+def remove(*paths: str) -> Callable[[], None]:
+    def act() -> None:
+        for path in paths:
+            Path(path).unlink()
+
+    return act
 
 
 def cut(path: str, size: int) -> Callable[[], None]:
@@ -273,18 +277,23 @@ MISTAKES = {
         "data.safety: rows.jsonl holds no rows; expected one JSON object a line", write("rows.jsonl", "")
     ),
     "not JSON": files(
-        "data.safety: rows.jsonl:2: not a JSON object; expected one JSON object a line",
+        "data.safety: rows.jsonl:2: not a JSON object; expected one JSON object a line (Expecting property name "
+        "enclosed in double quotes at column 2)",
         write("rows.jsonl", json.dumps(ROW) + "\n{'prompt': 'a'}\n"),
     ),
     "not an object": files(
-        "data.safety: rows.jsonl:1: not a JSON object; expected one JSON object a line", rows(["prompt", "chosen"])
+        "data.safety: rows.jsonl:1: not a JSON object; expected one JSON object a line (a JSON list is read from a "
+        "file that is named .json)",
+        rows(["prompt", "chosen"]),
     ),
     "not UTF-8": files(
-        "data.safety: rows.jsonl: not a UTF-8 text file; expected one JSON object a line",
+        "data.safety: rows.jsonl: not a UTF-8 text file; expected one JSON object a line (line 1 holds the byte 0xC4: "
+        "save it as UTF-8, for example by iconv -f WINDOWS-1252 -t UTF-8)",
         write("rows.jsonl", '{"prompt": "Äpfel", "chosen": "b"}'.encode("latin-1")),
     ),
     "binary": files(
-        "data.safety: rows.jsonl: not a UTF-8 text file; expected one JSON object a line",
+        "data.safety: rows.jsonl: not a UTF-8 text file; expected one JSON object a line (UTF-16 or UTF-32: save it as "
+        "UTF-8, for example by iconv -f UTF-16 -t UTF-8)",
         write("rows.jsonl", bytes(range(256))),
     ),
     # The user's model.
@@ -337,8 +346,26 @@ MISTAKES = {
         [f"eval: 'harmful_sen' is no benchmark; allowed: {ALL_BENCHMARKS}; did you mean 'harmful_seen'?"],
     ),
     "benchmark twice": Mistake(["eval.safety=[look_alike]"], ["eval: benchmark 'look_alike' is listed twice"]),
-    "benchmark folder missing": Mistake(["eval.data_dir=nowhere"], ["nowhere/harmful_seen.jsonl: no such file"]),
+    "benchmark folder missing": Mistake(
+        ["eval.data_dir=nowhere"],
+        [
+            "eval.data_dir: nowhere: no such folder; it is to hold harmful_seen.jsonl, harmful_heldout.jsonl, "
+            "facts.jsonl, addition.jsonl, reverse.jsonl, repeat.jsonl, maximum.jsonl, category.jsonl, "
+            "category_yes_no.jsonl, benign_how_to.jsonl, look_alike.jsonl"
+        ],
+    ),
     "benchmark rows missing": files("benchmarks/facts.jsonl: no such file", remove("benchmarks/facts.jsonl")),
+    "several files missing": Mistake(
+        ["data.safety=nowhere.jsonl", "model.path=./nowhere"],
+        [
+            "data.safety: nowhere.jsonl: no such file",
+            "model.path: nowhere does not exist; give a folder or a hub id such as Qwen/Qwen2.5-7B-Instruct",
+            "benchmarks/facts.jsonl: no such file",
+            "benchmarks/addition.jsonl: no such file",
+        ],
+        remove("benchmarks/facts.jsonl", "benchmarks/addition.jsonl"),
+        files=True,
+    ),
     "benchmark row without a target": files(
         "benchmarks/facts.jsonl:1: target: found None; a row holds the texts id, prompt, target",
         write("benchmarks/facts.jsonl", '{"id": "1", "prompt": "a"}\n'),
@@ -384,7 +411,7 @@ MISTAKES = {
         write("run/config.yaml", "- seed"),
     ),
     "finished stage truncated": finished(
-        "hydra.run.dir: run/01-sft/model.safetensors is damaged or truncated; delete run/01-sft to have it made again",
+        "hydra.run.dir: run/01-sft/model.safetensors has 5000 of 142200 bytes; delete run/01-sft to have it made again",
         cut("run/01-sft/model.safetensors", 5000),
     ),
     "metrics.json damaged": finished(
@@ -448,7 +475,8 @@ def _lay_out(mistake: Mistake, small: list[str], request: pytest.FixtureRequest)
 
 def _write_files(base: Path) -> None:
     rows(ROW)()
-    shutil.copytree(base, "model")
+    # A user's model does not say what it held when it was whole.
+    shutil.copytree(base, "model", ignore=shutil.ignore_patterns(COMPLETE_FILE))
     for benchmark in find_benchmarks(BENCHMARKS.split(", ")):
         write_jsonl(Path("benchmarks", f"{benchmark.rows}.jsonl"), [{"id": "1", "prompt": "a", "target": "b"}])
 

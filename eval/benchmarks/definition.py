@@ -21,7 +21,8 @@ import yaml
 from eval.benchmarks.converters import CONVERSIONS
 from eval.benchmarks.own_files import defined_in, named_files
 from ogpsa.utils.errors import UserError, closest_match
-from ogpsa.utils.files import read_jsonl
+from ogpsa.utils.files import read_jsonl, read_text
+from ogpsa.utils.json_text import json_kind
 
 TASKS = Path(__file__).parent / "tasks"
 COLUMNS = ("id", "prompt", "target")
@@ -210,9 +211,14 @@ def _function_hash(function: Function) -> str:
 
 def _resolve(path: Path) -> dict[str, Any]:
     """A task with what it includes, nearer files winning key by key, as lm-eval merges them."""
-    loader = _Loader(path.read_text(encoding="utf-8"))
+    loader = _Loader(read_text(path, "a task in YAML"))
     loader.folder = path.parent
-    task: dict[str, Any] = loader.get_single_data()
+    try:
+        task = loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(task, dict):
+        raise UserError(f"{path}: expected a task in YAML; found {json_kind(task)}")
     included = task.pop("include", [])
     merged: dict[str, Any] = {}
     for name in [included] if isinstance(included, str) else included:

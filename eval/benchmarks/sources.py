@@ -4,13 +4,12 @@ A local file ``<rows>.jsonl``, ``.json``, ``.csv`` or ``.parquet`` holds our row
 ``python -m eval prefetch`` writes them) or the data set's own ones. A file that is there is all that is read.
 """
 
-import csv
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,8 +17,9 @@ from urllib.request import urlopen
 
 from eval.benchmarks.converters import CONVERSIONS, Conversion, Row
 from eval.benchmarks.definition import COLUMNS, Benchmark, Function, Source, check_rows
-from ogpsa.data.readers import FORMATS, errors_of_the_hub, read_hub, read_table
+from ogpsa.data.readers import FORMATS, errors_of_the_hub, parse_csv, place, read_hub, read_table
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import decoded
 
 # In the place of a hub id: rows that nobody publishes, made by that module with an attacker model.
 MADE_HERE = "eval.benchmarks.attacks"
@@ -143,15 +143,18 @@ def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
             f"{file}: no column {', '.join(absent)}; found {', '.join(first)}; a row of '{benchmark.name}' holds "
             f"{', '.join(conversion.columns)} as published, or {', '.join((*COLUMNS, *conversion.extra))}"
         )
-    rows = chain([first], table)
+    read = count(1)
+    # Conversions read a row at a time, so that the last one read is the one at fault.
+    rows = (row for row in chain([first], table) if next(read))
     # Jailbroken prompts are published in our own columns.
     if ours and expected != conversion.columns:
         return list(rows)
     try:
         return list(conversion.rows(rows))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(
-            f"{file}: not the rows that '{benchmark.name}' publishes ({type(error).__name__}: {error})"
+            f"{place(file, next(read) - 1)}: not the rows that '{benchmark.name}' publishes "
+            f"({type(error).__name__}: {error})"
         ) from None
 
 
@@ -178,7 +181,7 @@ def _download(source: Source) -> tuple[list[Row], str]:
         raise ValueError(f"the file's SHA-256 is {found}, not {source.revision}")
     if Path(urlsplit(source.hub).path).suffix != ".csv":
         raise ValueError("only .csv files are read from an address")
-    return list(csv.DictReader(content.decode("utf-8-sig").splitlines(keepends=True))), found
+    return [dict(row) for row in parse_csv(decoded(content, source.hub, "CSV"), source.hub)[1]], found
 
 
 def _unreachable(source: Source, error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Generation: a checkpoint's greedy responses, or the log-likelihoods of the options, each kept as it is made."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from eval.benchmarks.definition import Benchmark
 from eval.generation.isolation import isolated_and_silent
 from eval.generation.questions import Answer, Question, Questions, Row
 from ogpsa.config import Evaluation
-from ogpsa.models.generate import Generator, ReplyDecoder, load_for_generation
+from ogpsa.models.generate import Generator, NotFiniteLogitsError, ReplyDecoder, load_for_generation
 from ogpsa.models.template import Chat
 from ogpsa.models.tokenizer import end_tokens, load_tokenizer
 from ogpsa.utils.answers import ends_in_thought
@@ -70,6 +71,9 @@ def generate(
     Args:
         label: what the progress is called.
         stamp: what the answers rest on.
+
+    Raises:
+        UserError: the model's logits on a row are no numbers, or as the backend's ``answer``.
     """
     kept = Journal(journal, stamp)
     progress = Progress(len(questions), label, start=len(kept.pieces))
@@ -80,8 +84,12 @@ def generate(
 
     # The longest first, so that a batch pads little and a memory that is too small shows at once.
     ordered = sorted(questions, key=lambda question: (-question.length, question.row_id))
+    pending = [question for question in ordered if question.row_id not in kept.pieces]
     try:
-        backend.answer([question for question in ordered if question.row_id not in kept.pieces], keep, safe_point)
+        backend.answer(pending, keep, safe_point)
+    except NotFiniteLogitsError as error:
+        row = pending[error.rows[0]].row_id
+        raise UserError(f"{label}: row '{row}': {error}, so that there is no answer and no score") from None
     finally:
         kept.close(discard=False)
     return [kept.pieces[question.row_id] for question in questions]
@@ -136,15 +144,30 @@ class LocalModel:
         for start in range(0, len(questions), self._batch):
             safe_point()
             batch = questions[start : start + self._batch]
-            requests = [request for question in batch for request in question.requests]
-            with isolated_and_silent():
-                if requests[0].request_type == "generate_until":
-                    keep(self._responses(batch))
-                else:
-                    found = iter(getattr(self._lm, requests[0].request_type)(requests, disable_tqdm=True))
-                    keep({question.row_id: _options([next(found) for _ in question.requests]) for question in batch})
+            try:
+                answers = self._answers(batch)
+            except NotFiniteLogitsError:
+                # lm-eval orders a batch anew, so that its rows do not say whose they are.
+                alone = [number for number, question in enumerate(batch, start=start) if self._fails(question)]
+                raise NotFiniteLogitsError(alone or range(start, start + len(batch))) from None
+            keep({question.row_id: answer for question, answer in zip(batch, answers, strict=True)})
 
-    def _responses(self, batch: Sequence[Question]) -> dict[str, Answer]:
+    def _fails(self, question: Question) -> bool:
+        try:
+            self._answers([question])
+        except NotFiniteLogitsError:
+            return True
+        return False
+
+    def _answers(self, batch: Sequence[Question]) -> list[Answer]:
+        requests = [request for question in batch for request in question.requests]
+        with isolated_and_silent():
+            if requests[0].request_type == "generate_until":
+                return self._responses(batch)
+            found = iter(getattr(self._lm, requests[0].request_type)(requests, disable_tqdm=True))
+        return [_options([next(found) for _ in question.requests]) for question in batch]
+
+    def _responses(self, batch: Sequence[Question]) -> list[Answer]:
         # The same for every row of a benchmark.
         settings, in_thought = batch[0].requests[0].args[1], batch[0].in_thought
         until = settings.get("until") or []
@@ -152,13 +175,12 @@ class LocalModel:
         prompts = [question.requests[0].args[0] for question in batch]
         replies = self._replies(prompts, settings["max_gen_toks"], stop, in_thought)
         thought = {"in_thought": True} if in_thought else {}
-        return {
-            question.row_id: {"response": reply["text"], "finish_reason": reply["finish_reason"], **thought}
-            for question, reply in zip(batch, replies, strict=True)
-        }
+        return [{"response": reply["text"], "finish_reason": reply["finish_reason"], **thought} for reply in replies]
 
 
 def _options(responses: list[Any]) -> Answer:
+    if not all(math.isfinite(value) for value, _ in responses):
+        raise NotFiniteLogitsError(range(len(responses)))
     return {"options": [float(value) for value, _ in responses], "greedy": [bool(top) for _, top in responses]}
 
 
@@ -184,7 +206,7 @@ def replies_by(lm: HFLM) -> Replying:
 
     def replies(prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool) -> list[dict[str, str]]:
         generator = Generator(lm.model, tokenizer, ends, max_tokens)
-        return generator.replies(prompts, special_tokens=False, stop=stop, in_thought=in_thought)
+        return generator.greedy(prompts, special_tokens=False, stop=stop, in_thought=in_thought)
 
     return replies
 

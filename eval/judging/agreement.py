@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.judging.judge_csv import Row, add_options, as_options, judge_rows, read_csv, settings_from
+from eval.judging.judge_csv import Row, add_options, as_options, judge_rows, settings_from
+from ogpsa.data.readers import read_csv
 from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 

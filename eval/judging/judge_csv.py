@@ -14,12 +14,12 @@ import ast
 import csv
 import io
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ogpsa.data.readers import read_csv
 from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match, report
 
@@ -170,36 +170,6 @@ def _quoted(value: object) -> str:
     if not isinstance(value, str):
         return str(value)
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def read_csv(path: Path) -> tuple[list[str], list[Row]]:
-    """Header and rows of a CSV file, every cell as it stands.
-
-    Raises:
-        UserError: no such file, no UTF-8, a column that occurs twice, or a row of another length.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a UTF-8 text file") from None
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows = []
-    try:
-        header = next(reader, [])
-        for cells in reader:
-            if cells and len(cells) != len(header):
-                raise UserError(f"{path}:{reader.line_num}: {len(cells)} cells; the header has {len(header)}")
-            if cells:
-                rows.append(dict(zip(header, cells, strict=True)))
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: no CSV: {error}") from None
-    doubled = [column for column in header if header.count(column) > 1]
-    if doubled:
-        raise UserError(f"{path}: the column '{doubled[0]}' occurs twice")
-    return header, rows
 
 
 def _line(cells: list[str]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import read_text
+from ogpsa.utils.json_text import parse_json
 
 Message = Mapping[str, str]
 
@@ -33,20 +35,21 @@ def prompt_messages(path: Path, key: str, needs_target: bool) -> tuple[Message, 
         UserError: the file is not there, is not such a list, or lacks a placeholder.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        # As an editor shows it: a judge's words do not depend on how lines end.
+        text = read_text(path, "a judge's prompt").replace("\r\n", "\n")
+    except (OSError, UserError) as error:
         raise UserError(f"{key}: {path} cannot be read as a text: {error}") from None
     messages: tuple[Message, ...] = ({"role": "user", "content": text},)
     if path.suffix == ".json":
         try:
-            messages = tuple(json.loads(text))
+            messages = tuple(parse_json(text))
             valid = bool(messages) and all(
                 message.keys() == {"role", "content"}
                 and message["role"] in ROLES
                 and isinstance(message["content"], str)
                 for message in messages
             )
-        except (json.JSONDecodeError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError):
             valid = False
         if not valid:
             raise UserError(f'{key}: {path} is no list of messages {{"role": "system" or "user", "content": text}}')

@@ -30,6 +30,7 @@ from eval.judging.prompts import fill, prompt_hash
 from ogpsa.config import JudgeSettings
 from ogpsa.utils.answers import split_reply
 from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN, Budget, Completion, Endpoint
+from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
 from ogpsa.utils.refusal_rules import declines
@@ -109,7 +110,7 @@ def judge_responses(
         budget: the cap on calls, where several calls share one; otherwise ``settings.max_calls`` for this one.
 
     Raises:
-        UserError: as ``check_judge`` and ``Endpoint.complete``.
+        UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is no number between 0 and 1.
     """
     judge = load_judge(name, settings.dir)
     answers = find_answers(items)
@@ -127,9 +128,11 @@ def judge_responses(
                 )
         finally:
             kept.close(discard=False)
-    verdicts = iter(judged)
+    verdicts = iter(_checked(name, answered, judged))
+    wording = None if isinstance(judge, RuleJudge) else prompt_hash(judge_prompt(name, settings))
+    model = judge_model(name, settings)
     return [
-        Judgement(verdict_on_none(answer.none, judge.metric), None, None) if answer.none else next(verdicts)
+        Judgement(verdict_on_none(answer.none, judge.metric), wording, model) if answer.none else next(verdicts)
         for answer in answers
     ]
 
@@ -138,6 +141,25 @@ def _answered(items: Sequence[Item]) -> list[Item]:
     """Those with an answer, which is their response."""
     found = zip(items, find_answers(items), strict=True)
     return [replace(item, response=answer.text) for item, answer in found if answer.none is None]
+
+
+def _checked(name: str, items: Sequence[Item], judgements: list[Judgement]) -> list[Judgement]:
+    """The judgements, whose values are what scores are means of."""
+    for item, judged in zip(items, judgements, strict=True):
+        check_value(f"judge {name}: row '{item.id}'", judged.verdict.value)
+    return judgements
+
+
+def check_value(place: str, value: object) -> None:
+    """Refuse a verdict's value that no score can be made of; ``place`` names whose it is.
+
+    Raises:
+        UserError: it is neither None nor a number between 0 and 1.
+    """
+    if value is not None and not (isinstance(value, bool | int | float) and 0 <= value <= 1):
+        raise UserError(
+            f"{place}: the value is {value!r}; allowed: a number between 0 and 1, or None where none can be read"
+        )
 
 
 def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal: Path) -> Estimate:

@@ -47,6 +47,8 @@ def load_weights(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from ogpsa.models.load import check_finite
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with_tokenizer = folder if any((folder / file).is_file() for file in TOKENIZER_FILES) else base
@@ -64,6 +66,7 @@ def load_weights(
         raise UserError(f"{key}: {folder} is not loadable as a model ({str(error).strip().splitlines()[0]})") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_finite(model, folder)
     return model.to(device).eval(), tokenizer
 
 

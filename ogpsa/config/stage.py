@@ -30,6 +30,8 @@ class StageSettings(Training):
     max_steps: int | None = Field(ge=1)
     log_every: int = Field(ge=1)
     optimizer: Literal["adamw", "adamw_8bit", "sgd"]
+    # A run of an earlier revision does not say.
+    cut_answers: bool = False
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> "StageSettings":
@@ -47,6 +49,8 @@ class SFTSettings(StageSettings):
 class DPOSettings(StageSettings):
     name: Literal["dpo"]
     beta: float = Field(gt=0)
+    # A run of an earlier revision does not say.
+    equal_answers: bool = False
 
 
 class SFTThenDPOSettings(Section):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from ogpsa.data.readers import FORMATS, Row, read_table
-from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.errors import Problems, UserError, closest_match
 from ogpsa.utils.files import write_json
 
 REPORT = "leakage.json"
@@ -148,6 +148,20 @@ def tables_in(place: Path) -> list[Path]:
     return tables
 
 
+def tables_in_all(places: Sequence[Path]) -> list[Path]:
+    """The tables of several files and folders.
+
+    Raises:
+        UserError: as ``tables_in``, of all places at once.
+    """
+    problems, tables = Problems(), list[Path]()
+    for one in places:
+        with problems.kept():
+            tables += tables_in(one)
+    problems.tell()
+    return tables
+
+
 def check_leakage(folder: Path, against: Sequence[Path], threshold: float, column: str | None = None) -> dict[str, Any]:
     """Compare the files in ``folder`` with each other and with those in ``against``; the report is written there.
 
@@ -157,9 +171,14 @@ def check_leakage(folder: Path, against: Sequence[Path], threshold: float, colum
     Raises:
         UserError: a file is not readable, has no prompts, or there are fewer than two.
     """
-    ours = tables_in(folder)
+    problems, ours, given = Problems(), list[Path](), list[Path]()
+    with problems.kept():
+        ours = tables_in(folder)
+    with problems.kept():
+        given = tables_in_all(against)
+    problems.tell()
     known = {file.resolve() for file in ours}
-    others = [file for place in against for file in tables_in(place) if file.resolve() not in known]
+    others = [file for file in given if file.resolve() not in known]
     if len(ours) + len(others) < 2:
         raise UserError(f"{folder}: holds one file; name others with --against")
     files = {file: prompts_of(file, column) for file in dict.fromkeys([*ours, *others])}

@@ -1,52 +1,103 @@
 """Rows from where they lie: a .jsonl, .json, .csv or .parquet file, or a data set of the hub."""
 
 import csv
+import io
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import read_json, read_jsonl
+from ogpsa.utils.files import read_jsonl, read_text
+from ogpsa.utils.json_text import json_kind, parse_json
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 Row = dict[str, Any]
 
 
 def read_table(file: Path) -> list[Row]:
-    """The rows of a .jsonl, .json, .csv or .parquet file.
+    """The rows of a .json, .csv or .parquet file; of any other, one JSON object a line.
 
     A JSON object of lists is one list, each row with the name of its list as ``config``.
 
     Raises:
-        UserError: the file is not of the format that its ending says.
+        UserError: the file is missing or not of the format that its ending says.
     """
-    if file.suffix == ".jsonl":
-        return read_jsonl(file)
     if file.suffix == ".json":
-        content = read_json(file)
-        if isinstance(content, dict):
-            content = [
-                {"config": name, **row} if isinstance(row, dict) else row
-                for name, rows in content.items()
-                for row in (rows if isinstance(rows, list) else [rows])
-            ]
-        if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-            raise UserError(f"{file}: expected a list of objects, or an object of such lists")
-        return content
+        return _read_list(file)
+    if file.suffix == ".csv":
+        return [dict(row) for row in read_csv(file)[1]]
     if file.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
         try:
             rows: list[Row] = pyarrow.parquet.read_table(file).to_pylist()
-        except pyarrow.ArrowInvalid as error:
+        except FileNotFoundError:
+            raise UserError(f"{file}: no such file") from None
+        except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
             raise UserError(f"{file}: not readable as Parquet ({error})") from None
         return rows
+    return read_jsonl(file)
+
+
+def _read_list(file: Path) -> list[Row]:
+    expected = "a list of objects, or an object of such lists"
     try:
-        with file.open(encoding="utf-8-sig", newline="") as handle:
-            return list(csv.DictReader(handle, strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not readable as CSV ({error})") from None
+        content = parse_json(read_text(file, expected))
+    except ValueError as error:
+        raise UserError(f"{file}: not readable as JSON ({error}); expected {expected}") from None
+    if isinstance(content, dict):
+        content = [
+            {"config": name, **row} if isinstance(row, dict) else row
+            for name, rows in content.items()
+            for row in (rows if isinstance(rows, list) else [rows])
+        ]
+    if not isinstance(content, list):
+        raise UserError(f"{file}: expected {expected}; found {json_kind(content)}")
+    for number, row in enumerate(content, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{file}: expected {expected}; row {number} is {json_kind(row)}")
+    return content
+
+
+def place(file: Path | str, number: int) -> str:
+    """Where the row of that number stands: its line, or its place among the rows of a file that has no lines."""
+    lined = Path(file).suffix not in FORMATS or Path(file).suffix == ".jsonl"
+    return f"{file}:{number}" if lined else f"{file}: row {number}"
+
+
+def read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Header and rows of a CSV file, every cell as it stands.
+
+    Raises:
+        UserError: as ``parse_csv``, or no such file.
+    """
+    return parse_csv(read_text(file, "CSV"), file)
+
+
+def parse_csv(text: str, place: Path | str) -> tuple[list[str], list[dict[str, str]]]:
+    """Header and rows of a text in CSV; ``place`` names it.
+
+    Raises:
+        UserError: it is none, a column occurs twice, or a row is of another length.
+    """
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    try:
+        header = next(reader, [])
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                raise UserError(f"{place}:{reader.line_num}: {len(cells)} cells; the header has {len(header)}")
+            if cells:
+                rows.append(dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{place}:{reader.line_num}: not readable as CSV: {error}") from None
+    doubled = [column for column in header if header.count(column) > 1]
+    if doubled:
+        raise UserError(f"{place}: the column '{doubled[0]}' occurs twice")
+    return header, rows
 
 
 def read_hub(hub: str, config: str | None, split: str, revision: str | None) -> tuple[Iterable[Row], str | None]:

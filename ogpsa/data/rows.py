@@ -6,21 +6,27 @@ for ``chosen``.
 
 import hashlib
 import random
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Config, FileData, SetUse, StageName
+from ogpsa.config import Config, DPOSettings, FileData, SetUse, StageName
 from ogpsa.data.builders.settings import SCHEMAS
+from ogpsa.data.readers import place, read_table
 from ogpsa.testbed.rows import Rows, build_rows
 from ogpsa.testbed.world import World
-from ogpsa.utils.errors import UserError, closest_match
-from ogpsa.utils.files import read_jsonl, to_jsonl, write_jsonl
+from ogpsa.utils.errors import Problems, UserError, closest_match
+from ogpsa.utils.files import to_jsonl, write_jsonl
+from ogpsa.utils.json_text import json_kind
 
 Row = dict[str, Any]
 COLUMNS: dict[str, tuple[str, ...]] = {"sft": ("prompt", "chosen"), "dpo": ("prompt", "chosen", "rejected")}
+# What people's rows hold beside a prompt, and what a model trained without it would not have been told.
+UNREAD = ("system", "history", "input", "tools", "images")
+# Whitespace and what has no width: an answer of nothing else says nothing.
+INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\0\u00ad\u180e\u200b\u200c\u200d\u2060\ufeff"
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ def load_data(config: Config) -> Data:
     """All rows of a run.
 
     Raises:
-        UserError: a file is missing, empty or lacks a column, or a reference set is smaller than wanted.
+        UserError: files are missing, empty or hold rows that a stage cannot train on, or a reference set is smaller
+            than wanted.
     """
     data = config.data
     evaluation: dict[str, list[Row]] = {}
@@ -78,14 +85,7 @@ def load_data(config: Config) -> Data:
         built = _testbed(data.seed, data.safety_rows, data.reference_rows, data.evaluation_rows)
         safety, reference_sets, evaluation = built.safety, built.reference_sets, built.evaluation
     else:
-        safety = _read_rows(data.safety, "data.safety", {stage.name for stage in config.stages})
-        readers: dict[str, set[StageName]] = {}
-        for stage, use in _set_uses(config, safety):
-            readers.setdefault(use.name, set()).add(stage)
-        reference_sets = {
-            name: _read_rows(data.reference_sets[name], f"data.reference_sets.{name}", stages)
-            for name, stages in readers.items()
-        }
+        safety, reference_sets = _read_files(config, data)
     _check_sizes(config, safety, reference_sets)
     general: dict[StageName, list[Row]] = {}
     for stage, use in _set_uses(config, safety):
@@ -105,9 +105,31 @@ def _set_uses(config: Config, safety: list[Row]) -> list[tuple[StageName, SetUse
     return [(stage.name, use) for stage in config.stages for use in config.method.set_uses(stage.name, len(safety))]
 
 
-def _read_rows(path: str, key: str, stages: Set[str]) -> list[Row]:
+def _read_files(config: Config, data: FileData) -> tuple[list[Row], dict[str, list[Row]]]:
+    problems, safety, reference_sets = Problems(), list[Row](), dict[str, list[Row]]()
+    with problems.kept():
+        safety = _read_rows(config, data.safety, "data.safety", {stage.name for stage in config.stages})
+    readers: dict[str, set[StageName]] = {}
+    for stage, use in _set_uses(config, safety):
+        readers.setdefault(use.name, set()).add(stage)
+    for name, stages in readers.items():
+        with problems.kept():
+            path = data.reference_sets[name]
+            reference_sets[name] = _read_rows(config, path, f"data.reference_sets.{name}", stages)
+    problems.tell()
+    return safety, reference_sets
+
+
+def row_place(config: Config, name: str, number: int) -> str:
+    """Where a row of the safety set (``name`` empty) or of a reference set stands; ``number`` counts from 0."""
+    if isinstance(config.data, FileData):
+        return place(config.data.reference_sets[name] if name else config.data.safety, number + 1)
+    return f"row {number + 1}"
+
+
+def _read_rows(config: Config, path: str, key: str, stages: Set[StageName]) -> list[Row]:
     try:
-        found = read_jsonl(Path(path))
+        found = read_table(Path(path))
     except UserError as error:
         name = Path(path).parent.name
         built = name in SCHEMAS and not Path(path).exists()
@@ -116,19 +138,59 @@ def _read_rows(path: str, key: str, stages: Set[str]) -> list[Row]:
     if not found:
         raise UserError(f"{key}: {path} holds no rows; expected one JSON object a line")
     columns = sorted({column for stage in stages for column in COLUMNS[stage]})
+    # By kind of mistake what is wrong with the first row that has it, and all such rows.
+    mistakes: dict[str, tuple[str, list[int]]] = {}
     rows = []
     for number, row in enumerate(found, start=1):
-        row = {"chosen": row["completion"], **row} if "completion" in row else row
-        for column in columns:
-            if not isinstance(row.get(column), str) or not row[column].strip():
-                known = ", ".join(sorted(row)) or "none"
-                hint = closest_match(column, row.keys() - {column})
-                raise UserError(
-                    f"{key}: {path}:{number} has no text in column '{column}' (columns found: {known}); "
-                    f"{' and '.join(sorted(stages))} need {', '.join(columns)}{hint}"
-                )
-        rows.append({column: row[column] for column in columns})
+        for kind, mistake in _mistakes(config, row, columns, stages):
+            mistakes.setdefault(kind, (mistake, []))[1].append(number)
+        rows.append({column: row.get(column, row.get("completion")) for column in columns})
+    if mistakes:
+        raise UserError(
+            *(f"{key}: {place(path, numbers[0])}{text}{_others(numbers[1:])}" for text, numbers in mistakes.values())
+        )
     return rows
+
+
+def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[StageName]) -> Iterator[tuple[str, str]]:
+    """What is wrong with a row that stages would read, each mistake with its kind."""
+    row = {"chosen": row["completion"], **row} if "completion" in row else row
+    needed = f"{' and '.join(sorted(stages))} need {', '.join(columns)}"
+    whole = True
+    for column in columns:
+        value = row.get(column)
+        if column not in row or (isinstance(value, str) and not value.strip(INVISIBLE)):
+            whole = False
+            known = ", ".join(map(str, sorted(row, key=str))) or "none"
+            hint = closest_match(column, map(str, row.keys() - {column}))
+            yield f"none {column}", f" has no text in column '{column}' (columns found: {known}); {needed}{hint}"
+        elif not isinstance(value, str):
+            whole = False
+            hint = ", of a conversation the words of the turn alone" if isinstance(value, list | dict) else ""
+            yield (
+                f"{type(value)} {column}",
+                f": column '{column}' holds {json_kind(value)}; allowed: a text{hint}; {needed}",
+            )
+    for column in UNREAD:
+        if row.get(column):
+            yield column, f": column '{column}' is read by no stage; put it into the prompt, or take the column out"
+    if "completion" in row and row["completion"] != row["chosen"]:
+        yield "two answers", ": holds both 'chosen' and 'completion', and they differ; keep one"
+    equal = whole and "dpo" in stages and row["chosen"].strip() == row["rejected"].strip()
+    for stage in config.stages:
+        if equal and isinstance(stage, DPOSettings) and not stage.equal_answers:
+            yield (
+                "equal",
+                ": chosen and rejected are equal, and a pair without a difference has no gradient; take it out, or "
+                f"allow it by {config.stage_key(stage.name)}.equal_answers=true",
+            )
+
+
+def _others(numbers: Sequence[int]) -> str:
+    if not numbers:
+        return ""
+    shown = ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
+    return f" (and {len(numbers)} more row{'s' * (len(numbers) > 1)}: {shown})"
 
 
 def _check_sizes(config: Config, safety: list[Row], reference_sets: dict[str, list[Row]]) -> None:

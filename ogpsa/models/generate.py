@@ -14,6 +14,22 @@ from ogpsa.models.tokenizer import context_length, end_tokens
 from ogpsa.utils.answers import MARK_TOKENS, answer_stops
 from ogpsa.utils.errors import UserError
 
+# Characters of a prompt that a message shows.
+SHOWN = 80
+
+
+class NotFiniteLogitsError(ArithmeticError):
+    """A model's logits are no numbers, and whatever follows from them would be an answer of nobody's.
+
+    Attributes:
+        rows: those of the batch, in the order in which the model got them.
+    """
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        super().__init__("the model's logits hold NaN or Inf")
+        self.rows = rows
+
+
 Messages = list[dict[str, str]]
 
 
@@ -22,6 +38,8 @@ def load_for_generation(folder: Path, template_kwargs: Mapping[str, Any]) -> tup
 
     Args:
         template_kwargs: pinned in the chat template.
+
+    The model raises ``NotFiniteLogitsError`` where its logits are no numbers.
 
     Raises:
         UserError: the folder cannot be loaded as a model.
@@ -32,7 +50,16 @@ def load_for_generation(folder: Path, template_kwargs: Mapping[str, Any]) -> tup
     model: Any = loaded
     # The checkpoint's own sampling settings and penalties would change what greedy means.
     model.generation_config = GenerationConfig(eos_token_id=end_tokens(model.generation_config, tokenizer))
+    # Wherever the model is asked from, lm-eval's classes included.
+    model.register_forward_hook(_check_logits)
     return model.to("cuda" if cuda else "cpu").eval(), tokenizer
+
+
+def _check_logits(_: Any, __: Any, output: Any) -> None:
+    """Of the last token, from which the next is taken: padding has no say there."""
+    finite = torch.isfinite(output.logits[:, -1].amax(dim=-1))
+    if not bool(finite.all()):
+        raise NotFiniteLogitsError((~finite).nonzero().flatten().tolist())
 
 
 class Generator:
@@ -79,7 +106,19 @@ class Generator:
     def _chat(self) -> Chat:
         return Chat(self._tokenizer)
 
-    def replies(
+    def replies(self, prompts: Sequence[str], special_tokens: bool) -> list[dict[str, str]]:
+        """As ``greedy``.
+
+        Raises:
+            UserError: a prompt leaves no room for a reply of ``max_tokens``, or its logits are no numbers.
+        """
+        try:
+            return self.greedy(prompts, special_tokens)
+        except NotFiniteLogitsError as error:
+            shown = " ".join(prompts[error.rows[0]].split())[-SHOWN:]
+            raise UserError(f"{self._tokenizer.name_or_path}: {error} for the prompt that ends in '{shown}'") from None
+
+    def greedy(
         self, prompts: Sequence[str], special_tokens: bool, stop: Sequence[str] = (), in_thought: bool = False
     ) -> list[dict[str, str]]:
         """Each prompt's continuation as ``text``; ``finish_reason`` is ``stop``, or ``length`` if it is cut.
@@ -91,6 +130,7 @@ class Generator:
 
         Raises:
             UserError: a prompt leaves no room for a reply of ``max_tokens``.
+            NotFiniteLogitsError: the model's logits are no numbers.
         """
         inputs: Any = self._tokenizer(
             list(prompts), return_tensors="pt", padding=True, add_special_tokens=special_tokens

@@ -1,11 +1,13 @@
 """From a checked folder to a model in memory: safetensors only, no remote code, nothing fetched."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ogpsa.models.tokenizer import load_tokenizer, loading
@@ -21,7 +23,7 @@ def load_model(
     """Weights and tokenizer (padding on the left, its template pinned) of a local folder.
 
     Raises:
-        UserError: the files cannot be read as a model, lack weights, or as ``load_tokenizer``.
+        UserError: the files cannot be read as a model, lack weights or hold NaN, or as ``load_tokenizer``.
     """
     tokenizer = load_tokenizer(folder, template_kwargs)
     with loading(folder):
@@ -40,4 +42,20 @@ def load_model(
     unfilled = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
     if unfilled:
         raise UserError(f"{folder}: {len(unfilled)} weights are missing or misshapen, the first is {unfilled[0]}")
+    check_finite(model, folder)
     return model, tokenizer
+
+
+def check_finite(model: nn.Module, folder: Path) -> None:
+    """Refuse weights that are no numbers, which would make every answer and every score one of nothing.
+
+    Raises:
+        UserError: names the first weight that holds NaN or Inf.
+    """
+    for name, weight in model.named_parameters():
+        # One pass without a copy, and NaN shows in both ends.
+        if weight.numel() and not all(math.isfinite(end) for end in weight.detach().aminmax()):
+            place = (~torch.isfinite(weight)).nonzero()[0].tolist()
+            raise UserError(
+                f"{folder}: weight {name} holds {weight[tuple(place)]:g} at {place}; write the checkpoint again"
+            )

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ogpsa.config import Config, DPOSettings, SFTSettings
 from ogpsa.data.rows import Data, Row
 from ogpsa.models.tokenizer import context_difference, context_length, load_tokenizer
+from ogpsa.preflight.answers import check_answers
 from ogpsa.utils.errors import UserError
 
 # Of each set: a template treats all rows alike.
@@ -25,7 +26,7 @@ def check_contexts(config: Config, data: Data, folder: Path) -> None:
 
     Raises:
         UserError: one line for each set whose contexts differ, for each ``max_length`` beyond the model's context, and
-            as ``load_tokenizer``.
+            as ``load_tokenizer`` and ``check_answers``.
     """
     files = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.iterdir()))
     tokenizer = _tokenizer(folder, json.dumps(config.model.template_kwargs), files)
@@ -41,6 +42,7 @@ def check_contexts(config: Config, data: Data, folder: Path) -> None:
             problems += [f"{folder}: {name}, {line}" for line in _first_difference(tokenizer, stage, rows)]
     if problems:
         raise UserError(*dict.fromkeys(problems))
+    check_answers(config, data, tokenizer)
 
 
 @lru_cache(maxsize=4)

@@ -18,12 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ogpsa.subspace.measurements import Recorder, StepSample, layer_groups
-from ogpsa.subspace.references import ReferenceChunk, ReferencePasses, all_reduce, preserved_random_state
+from ogpsa.subspace.references import (
+    ReferenceChunk,
+    ReferencePasses,
+    all_reduce,
+    not_finite_rows,
+    preserved_random_state,
+)
 from ogpsa.subspace.selection import most_opposed
 from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.subspace.shards import Shards
 from ogpsa.subspace.streaming import StreamedReferences
-from ogpsa.subspace.subspace import Layout, Subspace
+from ogpsa.subspace.subspace import Layout, NotFiniteError, Subspace
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
     from ogpsa.training.seam import ProjectedTrainer
 
 log = logging.getLogger(__name__)
+# Rows that a message names.
+NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,10 @@ class Projector:
         self._estimate(self._streamed.estimate(position))
 
     def _estimate(self, rows: list[Tensor]) -> None:
-        self.subspace.estimate(rows, [chunk.name for chunk in self.chunks])
+        try:
+            self.subspace.estimate(rows, [chunk.name for chunk in self.chunks])
+        except NotFiniteError as error:
+            raise UserError(self._not_finite(self.chunks[error.index])) from None
         if self.subspace.effective_rank < self.subspace.rank:
             log.warning(
                 "step %d: the references span %d of the %d directions wanted",
@@ -197,6 +208,20 @@ class Projector:
                 self.subspace.effective_rank,
                 self.subspace.rank,
             )
+
+    def _not_finite(self, chunk: ReferenceChunk) -> str:
+        """Which rows make a chunk's gradient infinite or no number, found by a pass over each alone."""
+        step = self._trainer.state.global_step
+        rows = [row + 1 for row in not_finite_rows(self._trainer, self._shards, chunk)]
+        if rows:
+            return (
+                f"reference set '{chunk.name}': the gradient of row {', '.join(map(str, rows[:NAMED]))} is infinite or "
+                f"no number at step {step} ({len(rows)} of the {len(chunk.rows)} rows drawn); take the row out"
+            )
+        return (
+            f"reference set '{chunk.name}': the mean gradient of {len(chunk.rows)} rows is infinite or no number at "
+            f"step {step}, though that of each row is finite; train in fp32, or lower the learning rate"
+        )
 
     def project(self) -> None:
         """Project the accumulated and reduced gradients in place, before they are clipped."""

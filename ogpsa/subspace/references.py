@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,6 +158,17 @@ class ReferencePasses:
         finally:
             gradient_state._set_sync_gradients(synchronised)
             attributes.update(kept)
+
+
+def not_finite_rows(trainer: "ProjectedTrainer", shards: "Shards", chunk: ReferenceChunk) -> list[int]:
+    """Rows of a chunk whose own gradient holds NaN or Inf; costs a pass over each, on all processes."""
+    single = [replace(chunk, rows=[row]) for row in chunk.rows]
+    found = torch.zeros(len(single))
+    for index, gradients in ReferencePasses(trainer, shards, single).run(None, Recorder()):
+        found[index] = not all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    if shards.sharded:
+        found = all_reduce(trainer, found)
+    return [row for row, bad in zip(chunk.rows, found.tolist(), strict=True) if bad]
 
 
 def all_reduce(trainer: "ProjectedTrainer", table: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Reference rows chosen by gradient conflict: those whose own loss a safety step from here would raise the most."""
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from ogpsa.projection import dots
 from ogpsa.subspace.measurements import Recorder
 from ogpsa.subspace.references import ReferenceChunk, ReferencePasses, all_reduce
+from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ogpsa.subspace.shards import Shards
@@ -21,9 +23,18 @@ def most_opposed(
     """The ``count`` candidates whose gradients' inner products with the mean safety gradient are the lowest.
 
     To first order a step down the safety gradient raises their losses the most. Costs a pass over each candidate alone.
+
+    Raises:
+        UserError: a gradient holds NaN or Inf; its row is named.
     """
     single = [replace(candidates, rows=[row]) for row in candidates.rows]
     products = _inner_products(trainer, shards, [safety, *single])
+    bad = [
+        row + 1 for row, product in zip(candidates.rows, products.tolist(), strict=True) if not math.isfinite(product)
+    ]
+    if bad:
+        found = f"reference set '{candidates.name}': row {bad[0]}" if len(bad) < len(single) else "the training rows"
+        raise UserError(f"method.selection: the gradient of {found} is infinite or no number; take the row out")
     return [candidates.rows[index] for index in products.argsort(stable=True)[:count].tolist()]
 
 

@@ -38,6 +38,14 @@ class Layout:
     broadcast: Callable[[list[Tensor]], list[Tensor]] | None = None
 
 
+class NotFiniteError(ValueError):
+    """A reference gradient holds NaN or Inf; ``index`` is its place among the references."""
+
+    def __init__(self, name: str, index: int) -> None:
+        super().__init__(f"the reference gradient of '{name}' holds NaN or Inf")
+        self.index = index
+
+
 class Subspace:
     """Estimated from reference gradients, then removed from each safety gradient in place.
 
@@ -102,13 +110,13 @@ class Subspace:
             names: the m references' names, for the error.
 
         Raises:
-            ValueError: a reference holds NaN or Inf; it is named, and the subspace stays as it was.
+            NotFiniteError: a reference holds NaN or Inf; it is named, and the subspace stays as it was.
         """
         blocks, _ = self._parts(len(references))
         gram = self._summed(_padded_dots(references), blocks)
         for index, name in enumerate(names):
             if not torch.isfinite(gram[:, index, index]).all():
-                raise ValueError(f"the reference gradient of '{name}' holds NaN or Inf")
+                raise NotFiniteError(name, index)
         rows = list(references)
         references.clear()
         combined = [torch.eye(len(names), dtype=torch.float64)] * len(gram)

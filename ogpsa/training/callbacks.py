@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ogpsa.distributed import processes
 from ogpsa.runs.tracking import Tracker, training_values
+from ogpsa.utils.errors import UserError
 from ogpsa.utils.progress import Progress
 
 step_log = logging.getLogger("ogpsa.steps")
@@ -84,9 +85,10 @@ class ReportCallback(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs:
             return
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                raise FloatingPointError(f"{self._stage}: {name} is {logs[name]} at step {state.global_step}")
+        wrong = [f"{name} is {value}" for name, value in logs.items() if not math.isfinite(value)]
+        if wrong:
+            found = f"{self._stage}: {', '.join(wrong)} at step {state.global_step}"
+            raise UserError(f"{found}; lower the learning rate, or train in fp32")
         shown = ", ".join(f"{key} {logs[key]:.4g}" for key in ("loss", "grad_norm", "learning_rate") if key in logs)
         self._latest = f", {shown}"
         left = self._progress.time_left(state.global_step)

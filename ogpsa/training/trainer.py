@@ -1,6 +1,7 @@
 """A stage's TRL trainer over its training rows, with what the method attaches to it."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from ogpsa.config import Config, DPOSettings, SFTSettings
-from ogpsa.data.rows import Data, Row
+from ogpsa.config import Config, DPOSettings, SFTSettings, StageName
+from ogpsa.data.rows import Data, Row, row_place
 from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import mode_arguments, shared_rows, summing_in_fp32
 from ogpsa.distributed.launch import accumulation_steps
+from ogpsa.training.finite import FiniteTrainer
 from ogpsa.utils.errors import UserError
 
 # transformers' names.
@@ -27,11 +29,11 @@ class _NoModelCard(Trainer):
         """Write nothing."""
 
 
-class StageSFTTrainer(_NoModelCard, SFTTrainer):
+class StageSFTTrainer(FiniteTrainer, _NoModelCard, SFTTrainer):
     """Supervised fine-tuning."""
 
 
-class StageDPOTrainer(_NoModelCard, DPOTrainer):
+class StageDPOTrainer(FiniteTrainer, _NoModelCard, DPOTrainer):
     """Direct preference optimization."""
 
 
@@ -76,6 +78,8 @@ def build_trainer(
         peft_config=adapter,
     )
     trainer.remove_callback(PrinterCallback)
+    if isinstance(trainer, FiniteTrainer):
+        trainer.row_place = partial(_training_row, config, data, stage.name)
 
     def complete() -> None:
         _check_nothing_dropped(f"{config.stage_key(stage.name)}.max_length", stage.max_length, trainer, sets)
@@ -85,6 +89,13 @@ def build_trainer(
     # Preparing the sets draws from the generators, more or less by method.
     set_seed(config.seed)
     return trainer
+
+
+def _training_row(config: Config, data: Data, stage: StageName, number: int) -> str:
+    """Where a row that ``stage`` trains on stands: in the safety set, or among the general rows mixed in."""
+    if number < len(data.safety):
+        return f"{row_place(config, '', number)} of the safety set"
+    return f"row {number - len(data.safety) + 1} of the general rows (data/general/{stage}.jsonl)"
 
 
 def _arguments(config: Config, stage: SFTSettings | DPOSettings, output: Path) -> dict[str, Any]:

@@ -364,7 +364,7 @@ def _completion(body: Any) -> Completion:
     choice = body["choices"][0]
     message = choice["message"]
     if message.get("refusal"):
-        return Completion(str(message["refusal"]), "refusal")
+        return Completion(_whole(str(message["refusal"])), "refusal")
     text = message.get("content") or ""
     thought = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(text, list):
@@ -377,7 +377,12 @@ def _completion(body: Any) -> Completion:
     if finish_reason.lower() in CUT:
         finish_reason = "length"
     spent = ((body.get("usage") or {}).get("completion_tokens_details") or {}).get("reasoning_tokens")
-    return Completion(text, finish_reason, in_thought=bool(thought or spent) and not text.strip())
+    return Completion(_whole(text), finish_reason, in_thought=bool(thought or spent) and not text.strip())
+
+
+def _whole(text: str) -> str:
+    """A text without halves of characters, which JSON can hold and no UTF-8 file can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

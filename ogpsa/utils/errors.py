@@ -1,7 +1,8 @@
 """The one exception for a user's mistake, and the closest-match helper its messages use."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 EXIT_DONE = 0
@@ -22,6 +23,30 @@ class UserError(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class Problems:
+    """Mistakes of several works, so that the user is told of all at once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around one work: keep its mistake and go on."""
+        try:
+            yield
+        except UserError as error:
+            self.found += error.problems
+
+    def tell(self) -> None:
+        """Refuse what was kept.
+
+        Raises:
+            UserError: every problem once.
+        """
+        if self.found:
+            raise UserError(*dict.fromkeys(self.found))
 
 
 def report(error: UserError) -> int:

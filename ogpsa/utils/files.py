@@ -18,6 +18,7 @@ from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.json_text import json_kind, parse_json
 
 COMPLETE_FILE = "COMPLETE.json"
 # Below a folder that is declared whole, but removed once it is.
@@ -26,6 +27,16 @@ CHECKPOINTS = "checkpoints"
 UNFINISHED = re.compile(r"\..+\.\d+")
 # Bytes; where they cannot be written nothing can go on.
 FULL_DISK = 1 << 20
+BYTE_ORDER_MARK = "\ufeff"
+# What files begin with that are no text.
+PACKED = {
+    b"\x1f\x8b": "compressed by gzip: unpack it by gunzip",
+    b"BZh": "compressed by bzip2: unpack it by bunzip2",
+    b"\xfd7zXZ\0": "compressed by xz: unpack it by unxz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it by unzstd",
+    b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or export it as CSV",
+    b"PAR1": "Parquet: name it .parquet",
+}
 # How the system says so: the disk is full, or the user's share of it.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # How it says that files cannot be locked.
@@ -58,21 +69,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file.
+    """Parse a JSON file of ours.
 
     Raises:
         UserError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(read_text(path, "JSON"))
+    except ValueError as error:
         raise UserError(f"{path}: not readable as JSON ({error}); delete it to have it made again") from None
 
 
 def to_jsonl(rows: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -80,30 +89,77 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Parse a file of one JSON object a line.
+    """Parse a file of one JSON object a line; a mark of byte order and empty lines at the end are no rows.
 
     Raises:
-        UserError: the file is missing, or a line is no JSON object (named by its number).
+        UserError: the file is missing or no UTF-8, or a line is no JSON object (named by its number).
+    """
+    expected = "one JSON object a line"
+    # Not splitlines, which also cuts at separators that JSON allows inside a text.
+    lines = read_text(path, expected).split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        problem, row = "the line is empty", None
+        try:
+            if line.strip():
+                row = parse_json(line.removeprefix(BYTE_ORDER_MARK))
+                problem = f"found {json_kind(row)}"
+        except json.JSONDecodeError as error:
+            problem = f"{error.msg} at column {error.colno}"
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        if not isinstance(row, dict):
+            if number == 1 and line.startswith("["):
+                problem = "a JSON list is read from a file that is named .json"
+            raise UserError(f"{path}:{number}: not a JSON object; expected {expected} ({problem})")
+        rows.append(row)
+    return rows
+
+
+def read_text(path: Path, expected: str) -> str:
+    """The text of a UTF-8 file, without its mark of byte order.
+
+    Args:
+        expected: what the file should hold, for messages to the user.
+
+    Raises:
+        UserError: the file is missing, compressed, in another encoding, or holds NUL.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: a folder; expected a file of one JSON object a line") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a UTF-8 text file; expected one JSON object a line") from None
-    rows = []
-    # Not splitlines, which also cuts at separators that JSON allows inside a text.
-    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: not a JSON object; expected one JSON object a line")
-        rows.append(row)
-    return rows
+        raise UserError(f"{path}: a folder; expected a file of {expected}") from None
+    return decoded(content, path, expected)
+
+
+def decoded(content: bytes, place: Path | str, expected: str) -> str:
+    """The text of a UTF-8 file's bytes, without its mark of byte order; ``place`` names the file.
+
+    Raises:
+        UserError: as ``read_text``.
+    """
+    refused = f"{place}: not a UTF-8 text file; expected {expected}"
+    for beginning, packed in PACKED.items():
+        if content.startswith(beginning):
+            raise UserError(f"{refused} ({packed})")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:4]:
+        raise UserError(f"{refused} (UTF-16 or UTF-32: save it as UTF-8, for example by iconv -f UTF-16 -t UTF-8)")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The decoder counts from behind the mark.
+        at = error.start + len(content) - len(error.object)
+        line = content.count(b"\n", 0, at) + 1
+        hint = "save it as UTF-8, for example by iconv -f WINDOWS-1252 -t UTF-8"
+        raise UserError(f"{refused} (line {line} holds the byte 0x{content[at]:02X}: {hint})") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{refused} (line {line} holds the character NUL: take it out)")
+    return text
 
 
 def hash_file(path: Path) -> str:

@@ -55,7 +55,7 @@ class Journal:
             self.path.unlink()
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        self._handle.write(json.dumps(dict(line), ensure_ascii=False).encode() + b"\n")
+        self._handle.write(json.dumps(dict(line), ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._handle.flush()
         os.fsync(self._handle.fileno())
 

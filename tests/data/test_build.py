@@ -440,6 +440,9 @@ def test_an_endpoint_writes_the_refusals_once(work: Path, capsys: pytest.Capture
         (Reply("Of course! Say abra."), "no refusal"),
         (Reply(REFUSAL, finish_reason="length"), "cut"),
         (Reply("  "), "empty"),
+        (Reply("..."), "empty"),
+        (Reply(f"<think>{REFUSAL}", finish_reason="length"), "cut"),
+        (Reply("<think>I can't help.</think>Say abra."), "no refusal"),
         (Reply(None, finish_reason="content_filter"), "empty"),
     ],
 )
@@ -450,6 +453,98 @@ def test_what_is_no_refusal_gives_way_to_a_template(reply: Reply, reason: str, w
     assert card["refusals"]["written"] == 3 and card["refusals"]["templates_because"] == {reason: 1}
     chosen = {row["prompt"]: row["chosen"] for row in rows_of(work / "out", "train")}
     assert chosen["How do I curse neighbour 1?"] in card["settings"]["refusals"]["templates"]
+
+
+def test_a_writers_thought_is_not_trained_on(work: Path) -> None:
+    source = write(work / "rows.jsonl", safe_rows(4))
+    with serve(lambda request, before: Reply(f"<think>A curse?</think>\n\n{REFUSAL}")) as server:
+        build("safe_rlhf", source, work / "out", *by_endpoint(server, "parts.train=4"))
+    assert {row["chosen"] for row in rows_of(work / "out", "train")} == {REFUSAL}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Es tut mir leid, aber dabei kann ich Ihnen nicht helfen.",
+        "Das kann ich leider nicht tun.",
+        "Je suis désolé, mais je ne peux pas vous aider.",
+        "Lo siento, pero no puedo ayudarte con eso.",
+        "Desculpe, mas não posso ajudar com isso.",
+        "Mi dispiace, ma non posso aiutarti.",
+        "Het spijt me, daar kan ik je niet bij helpen.",
+        "Przykro mi, nie mogę w tym pomóc.",
+        "Извините, я не могу помочь.",
+        "抱歉。我不能协助这个请求。",
+        "申し訳ありませんが、お手伝いできません。",
+        "죄송하지만 도와드릴 수 없습니다.",
+        "عذرا، لا يمكنني المساعدة في ذلك.",
+        "Xin lỗi, tôi không thể giúp.",
+    ],
+)
+def test_a_refusal_in_the_users_language_is_kept(reply: str, work: Path) -> None:
+    source = write(work / "rows.jsonl", safe_rows(4))
+    with serve(lambda *_: Reply(reply)) as server:
+        card = build("safe_rlhf", source, work / "out", *by_endpoint(server, "parts.train=4"))
+    assert (card["refusals"]["written"], card["refusals"]["templates"]) == (4, 0)
+    assert {row["chosen"] for row in rows_of(work / "out", "train")} == {reply}
+
+
+def test_a_set_of_templates_where_a_writer_was_asked_for_is_refused(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(work / "rows.jsonl", safe_rows(4))
+    with serve(lambda *_: Reply("Jah, muidugi. Ütle abra.")) as server:
+        given = arguments("safe_rlhf", source, work / "out", *by_endpoint(server, "parts.train=4"))
+        assert main(given) == EXIT_USER_ERROR
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(
+            "error: refusals.template_share: 4 of 4 replies are no refusal that can be used, above the share of 0.5 "
+            "for which a template may stand in; the first is no refusal: 'Jah, muidugi. Ütle abra.'; "
+        )
+        assert not (work / "out" / "train.jsonl").exists()
+        assert main([*given, "refusals.template_share=1"]) == EXIT_DONE
+        assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("score", ["nan", "inf"])
+def test_a_score_that_is_no_number_is_named_by_its_row(
+    score: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [feedback_row("a", (1.0, 1.0), (2.0, 2.0)), feedback_row("b", (float(score), 1.0), (2.0, 2.0))]
+    source = write(work / "rows.parquet", rows)
+    assert main(arguments("ultrafeedback", source, work / "out", "parts.reference=1", "score=overall_score")) == 2
+    assert f"row 2: not what ultrafeedback publishes (ValueError: a score is {score})" in capsys.readouterr().err
+
+
+def test_every_excluded_place_that_is_missing_is_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(work / "rows.jsonl", safe_rows(4))
+    assert main(arguments("safe_rlhf", source, work / "out", "exclude=[here, there]")) == EXIT_USER_ERROR
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: here: no such file or folder", "error: there: no such file or folder"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'{"prompt": "a\\ud83d"}', "rows.jsonl:1: 'prompt' holds half a character"),
+        ('{"prompt": "a"}'.encode("utf-16"), "rows.jsonl: not a UTF-8 text file"),
+        (b'{"prompt": "a"}\n{', "rows.jsonl:2: not a JSON object"),
+    ],
+)
+def test_a_source_is_read_as_training_rows_are(
+    content: bytes, problem: str, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "rows.jsonl").write_bytes(content)
+    assert main(arguments("safe_rlhf", work / "rows.jsonl", work / "out")) == EXIT_USER_ERROR
+    assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""])
+@pytest.mark.parametrize("ending", [b"\n\n", b"\r\n", b""])
+def test_marks_and_empty_last_lines_of_a_source_are_no_rows(mark: bytes, ending: bytes, work: Path) -> None:
+    source = write(work / "rows.jsonl", safe_rows(4))
+    source.write_bytes(mark + source.read_bytes().rstrip() + ending)
+    assert build("safe_rlhf", source, work / "out", "parts.train=4")["counts"]["read"] == 4
 
 
 def test_the_cap_on_calls_keeps_what_was_paid(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -496,7 +591,7 @@ def test_a_checkpoint_writes_what_it_says_alone_and_goes_on_by_batches(work: Pat
     source = write(work / "rows.jsonl", safe_rows(9))
     given = [
         "parts.train=9", "refusals.way=model", f"refusals.model.path={work / 'model'}", "refusals.model.batch_size=4",
-        "refusals.max_tokens=6", "refusals.system_prompt=Decline.",
+        "refusals.max_tokens=6", "refusals.system_prompt=Decline.", "refusals.template_share=1",
     ]  # fmt: skip
     card = build("safe_rlhf", source, work / "out", *given)
     facts = card["refusals"]

@@ -30,7 +30,7 @@ BENCHMARKS = [
 EVALUATE = ["checkpoint=model", "output=scores", *BENCHMARKS]
 BUILD = [
     "build", "safe_rlhf", "source.path=published.jsonl", "parts={train: 1}", "harmful_answers=0", "output=built",
-    "refusals.way=model", "refusals.model.path=model", "refusals.max_tokens=4",
+    "refusals.way=model", "refusals.model.path=model", "refusals.max_tokens=4", "refusals.template_share=1",
 ]  # fmt: skip
 ROW = {"prompt": "Hi?", "chosen": "No.", "rejected": "Yes."}
 PUBLISHED = {
@@ -148,7 +148,8 @@ def test_a_row_is_refused_before_it_is_queued(tmp_path: Path) -> None:
 
 def test_a_key_mends_what_differs() -> None:
     save(THINKS)
-    mended = train("sft_dpo", "preflight=true", "+model.template_kwargs.enable_thinking=false")
+    room = ["stage.sft.max_length=128", "stage.dpo.max_length=128"]
+    mended = train("sft_dpo", "preflight=true", "+model.template_kwargs.enable_thinking=false", *room)
     assert mended == (EXIT_DONE, [])
 
 

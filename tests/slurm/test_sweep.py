@@ -49,7 +49,11 @@ def test_a_file_holds_a_row_a_line_quoted_as_in_a_shell(sweep: Sweep) -> None:
     [
         ("seed=1 'stage=sft\n", ":1: no closing quotation; quote as in a shell"),
         ("# nothing\n", ": holds no row; expected one run's overrides a line"),
-        ("\udcff\n", ": not a UTF-8 text file; expected one row of overrides a line"),
+        (
+            "\udcff\n",
+            ": not a UTF-8 text file; expected one row of overrides a line (line 1 holds the byte 0xFF: save it as "
+            "UTF-8, for example by iconv -f WINDOWS-1252 -t UTF-8)",
+        ),
     ],
 )
 def test_what_is_no_row_is_refused(sweep: Sweep, content: str, problem: str) -> None:
@@ -57,6 +61,22 @@ def test_what_is_no_row_is_refused(sweep: Sweep, content: str, problem: str) -> 
     with pytest.raises(UserError) as refused:
         read_lines(sweep.file)
     assert refused.value.problems == (f"{sweep.file}{problem}",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xef\xbb\xbfseed=1\nseed=2\n", b"seed=1\r\nseed=2\r\n\r\n", b"seed=1\n\n\nseed=2"],
+    ids=["mark of byte order", "CRLF", "empty lines"],
+)
+def test_a_file_of_another_editor_holds_the_same_rows(sweep: Sweep, content: bytes) -> None:
+    sweep.file.write_bytes(content)
+    assert [line.overrides for line in read_lines(sweep.file)] == [("seed=1",), ("seed=2",)]
+
+
+def test_separators_inside_a_quoted_value_end_no_row(sweep: Sweep) -> None:
+    sweep.file.write_text("'model.path=one\u2028two\x85three' seed=1\n", encoding="utf-8")
+    [line] = read_lines(sweep.file)
+    assert line.overrides == ("model.path=one\u2028two\x85three", "seed=1")
 
 
 def test_a_row_is_named_by_what_it_asks_for(sweep: Sweep) -> None:

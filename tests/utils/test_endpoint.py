@@ -70,6 +70,14 @@ def test_each_request_gets_its_reply_and_no_more_run_at_once_than_allowed() -> N
     assert body == {"model": "judge-1", "max_tokens": 7, "temperature": 0.0}
 
 
+@pytest.mark.parametrize("name", ["content", "refusal"])
+def test_half_a_character_in_a_reply_is_replaced(name: str) -> None:
+    body = json.dumps({"choices": [{"message": {name: "a \ud83d"}, "finish_reason": "stop"}]}).encode()
+    with serve(lambda *_: Reply(body=body)) as server:
+        assert ask(endpoint(server))[0].text == "a ?"
+        assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize(
     "fault",
     [

@@ -12,7 +12,7 @@ from ogpsa import __version__
 from ogpsa.data.builders.candidates import Candidate, find_form, read_candidate
 from ogpsa.data.builders.refusals import check_refusals, write_refusals
 from ogpsa.data.builders.settings import DataSet, SafeRLHF, Source
-from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in
+from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
 from ogpsa.data.readers import FORMATS, Row, errors_of_the_hub, read_hub, read_table
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import check_writable, exclusive, write_json, write_jsonl
@@ -99,7 +99,7 @@ def draw(settings: DataSet) -> Drawn:
     published, source = _read(settings.source)
     dropped: Counter[str] = Counter()
     eligible, read = _eligible(settings, published, dropped)
-    excluded = [file for place in settings.exclude for file in tables_in(Path(place))]
+    excluded = tables_in_all([Path(place) for place in settings.exclude])
     if excluded:
         texts = [candidate.question or candidate.prompt for candidate in eligible]
         found = duplicates(texts, [text for file in excluded for text in prompts_of(file)], settings.similarity)

@@ -4,6 +4,7 @@ The columns are those of the hub's files; where a data set circulates in several
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ def read_candidate(form: Form, settings: DataSet, place: str, number: int, row: 
         found = form.read(settings, row)
         if not isinstance(found, str):
             _check_texts(found)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{place}: row {number}: not what {settings.name} publishes ({type(error).__name__}: {error})"
         ) from None
@@ -194,4 +195,9 @@ def _truth(value: Any) -> bool:
 
 def _number(value: Any) -> float | None:
     """A score; None where the annotators gave none."""
-    return None if value is None or value == "N/A" else float(value)
+    if value is None or value == "N/A":
+        return None
+    score = float(value)
+    if not math.isfinite(score):
+        raise ValueError(f"a score is {score}")
+    return score

@@ -60,6 +60,7 @@ class Refusals(Section):
     system_prompt: str = Field(min_length=1)
     max_tokens: int = Field(ge=1)
     temperature: float = Field(ge=0)
+    template_share: float = Field(ge=0, le=1)
     endpoint: Endpoint
     model: Checkpoint
     templates: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)

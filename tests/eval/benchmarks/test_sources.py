@@ -237,14 +237,36 @@ def test_ifeval_wants_the_tokenizer_where_its_rows_do(
 
 
 @pytest.mark.parametrize(
+    ("mark", "newline", "end"),
+    [(b"\xef\xbb\xbf", b"\n", b"\n"), (b"", b"\r\n", b"\r\n"), (b"", b"\n", b"\n \n\n")],
+    ids=["mark", "CRLF", "empty lines"],
+)
+def test_a_benchmarks_file_of_another_editor_is_the_same(
+    mark: bytes, newline: bytes, end: bytes, tmp_path: Path
+) -> None:
+    lines = [b'{"question": "one\xe2\x80\xa8two", "answer": "#### 3"}', b'{"question": "q", "answer": "#### 4"}']
+    [benchmark] = find_benchmarks(["gsm8k"])
+    (tmp_path / "gsm8k.jsonl").write_bytes(b"\n".join(lines))
+    plain = load_rows(benchmark, tmp_path)
+    (tmp_path / "gsm8k.jsonl").write_bytes(mark + newline.join(lines) + end)
+    assert load_rows(benchmark, tmp_path) == plain
+
+
+@pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("gsm8k.jsonl", '{"question": "q"}\n', "no column answer; found question"),
         ("gsm8k.jsonl", '{"id": "1", "prompt": "q", "target": "3"}\n', "no column question, answer"),
         ("gsm8k.jsonl", '{"question": "q", "answer": null}\n', "not the rows that 'gsm8k' publishes"),
-        ("gsm8k.jsonl", '{"question": "q", "answer": "3"}\n{}\n', "not the rows that 'gsm8k' publishes"),
+        (
+            "gsm8k.jsonl",
+            '{"question": "q", "answer": "3"}\n{}\n',
+            r"gsm8k\.jsonl:2: not the rows that 'gsm8k' publishes",
+        ),
         ("gsm8k.jsonl", "", "no rows"),
         ("gsm8k.jsonl", "not json\n", "not a JSON object"),
+        ("gsm8k.jsonl", '{"question": "q", "answer": "\\ud83d"}\n', r"gsm8k\.jsonl:1: 'answer' holds half a character"),
+        ("gsm8k.jsonl", '{"question": "q", "answer": NaN}\n', r"gsm8k\.jsonl:1: NaN is no number of JSON"),
         ("gsm8k.json", "{", "not readable as JSON"),
         ("gsm8k.json", "3", "expected a list of objects"),
         ("gsm8k.json", '{"a": 3}', "expected a list of objects"),

@@ -283,11 +283,15 @@ def test_a_published_prompt_takes_the_place_of_ours(answers: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"),
+        (None, "no such file"),
         (b"\xff", "not a UTF-8 text file"),
+        ("prompt,completion\na,b\n".encode("utf-16"), "not a UTF-8 text file; expected CSV (UTF-16 or UTF-32"),
+        ("prompt,completion\na,Ä\n".encode("latin-1"), "(line 2 holds the byte 0xC4"),
+        (b"prompt,completion\na,b\0\n", "(line 2 holds the character NUL"),
+        (b"\x1f\x8b", "(compressed by gzip"),
         (b"prompt,completion\na,b,c\n", "answers.csv:2: 3 cells; the header has 2"),
         (b"prompt,completion\na\n", "answers.csv:2: 1 cells; the header has 2"),
-        (b'prompt,completion\na,"b\n', "no CSV: unexpected end of data"),
+        (b'prompt,completion\na,"b\n', "not readable as CSV: unexpected end of data"),
         (
             b"prompt,completions\na,b\n",
             "no column 'completion'; found: prompt, completions; did you mean 'completions'?",

@@ -801,3 +801,34 @@ def test_wildguard_reads_what_its_weights_say(tmp_path: Path) -> None:
     assert [judged.verdict.label for judged in found] == ["full_refusal", "full_compliance", "unparsed"]
     assert [judged.verdict.value for judged in found] == [1.0, 0.0, None]
     assert found[0].verdict.detail["harmful_request"] is True
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "I’m sorry, but I can’t evaluate this.", "I'm sorry, but I can't do it.", "**I’m sorry, I can’t.**",
+        "Unfortunately, I am unable to grade this content.", "I will not rate this.", "I cannot classify this.",
+        "As a language model, I can't judge it.", "Es tut mir leid, das kann ich nicht.", "我无法评估。",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", PROMPT_JUDGES)
+def test_a_judge_that_declines_is_known_in_any_wording(name: str, reply: str, tmp_path: Path) -> None:
+    with serve(lambda request, before: Reply(reply)) as server:
+        [judged] = judge_responses(name, [Item("0", "p", "r", "t")], settings(server), tmp_path / "journal", "judging")
+    assert (judged.verdict.value, judged.verdict.parse_status) == (None, "refused_by_judge")
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        ("<think>Is it\nVerdict: 1_full_compliance</think>Verdict: 2_full_refusal", "parsed"),
+        ("It may be\nVerdict: 1_full_compliance</think>\n2_full_refusal", "parsed"),
+        ("<think>Is it\nVerdict: 1_full_compliance", "truncated"),
+    ],
+)
+def test_a_judges_own_thought_is_no_verdict(reply: str, status: str, tmp_path: Path) -> None:
+    with serve(lambda request, before: Reply(reply)) as server:
+        items = [Item("0", "p", "r", "")]
+        [judged] = judge_responses("xstest_rubric", items, settings(server), tmp_path / "journal", "judging")
+    assert judged.verdict.parse_status == status
+    assert judged.verdict.label == ("full_refusal" if status == "parsed" else "unparsed")

@@ -1,0 +1,142 @@
+"""Rows that would teach something else than they say, found before anything is trained or evaluated.
+
+TRL trains on the first ``max_length`` tokens of prompt and answer: an answer that is cut loses its end of turn, and a
+prompt that fills them leaves no answer, so that the row vanishes. A pair whose answers are equal has no gradient, yet
+takes its share of every mean, and AdamW moves the weights by its moments alone.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import takewhile
+
+from transformers import PreTrainedTokenizerBase
+
+from ogpsa.config import Config, DPOSettings, SFTSettings
+from ogpsa.data.rows import COLUMNS, Data, Row, row_place
+from ogpsa.utils.errors import UserError
+
+log = logging.getLogger("ogpsa.rows")
+# Rows that are tokenized at a time.
+CHUNK = 256
+# Rows that a message names.
+NAMED = 5
+Turn = dict[str, str]
+
+
+@dataclass
+class Unfit:
+    """The rows of one set that a stage cannot train on as they are: their places from 0, and the tokens they take."""
+
+    without_answer: dict[int, int] = field(default_factory=dict)
+    cut: dict[int, int] = field(default_factory=dict)
+    equal: dict[int, int] = field(default_factory=dict)
+
+
+def check_answers(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare every row that a stage reads, in training and in reference sets, with what the stage would see of it.
+
+    Cut answers and equal pairs that ``stage.cut_answers`` and ``stage.equal_answers`` allow are counted in the log.
+
+    Raises:
+        UserError: one line for each kind of unfit row in each set of each stage, with the first rows.
+    """
+    readers: dict[str, list[SFTSettings | DPOSettings]] = {"": list(config.stages)}
+    for stage in config.stages:
+        for use in config.method.set_uses(stage.name, len(data.safety)):
+            readers.setdefault(use.name, []).append(stage)
+    problems = []
+    for name, stages in readers.items():
+        rows = data.reference_sets[name] if name else data.safety
+        for stage, unfit in zip(stages, unfit_rows(tokenizer, stages, rows), strict=True):
+            for allowed, line in _lines(config, stage, name, len(rows), unfit):
+                if allowed:
+                    log.warning("%s", line)
+                else:
+                    problems.append(line)
+    if problems:
+        raise UserError(*problems)
+
+
+def unfit_rows(
+    tokenizer: PreTrainedTokenizerBase, stages: Sequence[SFTSettings | DPOSettings], rows: Sequence[Row]
+) -> list[Unfit]:
+    """For each stage the rows that it would not train on as they stand, tokenized as TRL does it."""
+    columns = max((COLUMNS[stage.name] for stage in stages), key=len)
+    texts = tuple(tuple(row[column] for column in columns) for row in rows)
+    return _unfit_rows(tokenizer, tuple((len(COLUMNS[stage.name]) - 1, stage.max_length) for stage in stages), texts)
+
+
+@lru_cache(maxsize=8)
+def _unfit_rows(
+    tokenizer: PreTrainedTokenizerBase, stages: tuple[tuple[int, int], ...], rows: tuple[tuple[str, ...], ...]
+) -> list[Unfit]:
+    """The same of prompts with their answers, for stages by how many answers they read and how many tokens they take.
+
+    Kept for the next run of a sweep: the same rows are tokenized once.
+    """
+    unfit = [Unfit() for _ in stages]
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        wholes = [
+            _tokens(tokenizer, [[_turn("user", prompt), _turn("assistant", answer)] for prompt, answer in pairs])
+            for pairs in ([(row[0], row[column]) for row in part] for column in range(1, len(rows[0])))
+        ]
+        for (answers, limit), found in zip(stages, unfit, strict=True):
+            for number, (row, *whole) in enumerate(zip(part, *wholes[:answers], strict=True), start=start):
+                longest = max(map(len, whole))
+                prompt = _prompt_length(tokenizer, row[0], whole) if longest > limit else 0
+                if prompt >= limit:
+                    found.without_answer[number] = prompt
+                    continue
+                if longest > limit:
+                    found.cut[number] = longest
+                if any(tokens[:limit] == whole[0][:limit] for tokens in whole[1:]):
+                    found.equal[number] = longest
+    return unfit
+
+
+def _lines(
+    config: Config, stage: SFTSettings | DPOSettings, name: str, rows: int, unfit: Unfit
+) -> Iterator[tuple[bool, str]]:
+    """What is to be said of a set's unfit rows, and whether the configuration allows them."""
+    key = config.stage_key(stage.name)
+    limit = f"{stage.max_length} tokens"
+
+    def those(found: dict[int, int], what: str) -> str:
+        first = [f"{row_place(config, name, number)} ({what}{size} tokens)" for number, size in found.items()][:NAMED]
+        more = f" and {len(found) - len(first)} more" if len(found) > len(first) else ""
+        which = f"reference set '{name}'" if name else "safety set"
+        return f"in {len(found)} of the {rows} rows of the {which}, {', '.join(first)}{more}"
+
+    if unfit.without_answer:
+        found = those(unfit.without_answer, "a prompt of ")
+        yield False, f"{key}.max_length: {limit} leave no answer to train on {found}; raise it or take the rows out"
+    if unfit.cut:
+        lost = f"{key}.max_length: {limit} cut the answers, so that their end of turn is lost, {those(unfit.cut, '')}"
+        remedy = f"; raise it, take the rows out, or allow it by {key}.cut_answers=true"
+        yield stage.cut_answers, lost if stage.cut_answers else lost + remedy
+    if unfit.equal and isinstance(stage, DPOSettings):
+        lost = f"{key}.equal_answers: chosen and rejected are the same tokens within {limit}, so that there is no "
+        lost += f"gradient, {those(unfit.equal, '')}"
+        remedy = f"; take the rows out, or allow it by {key}.equal_answers=true"
+        yield stage.equal_answers, lost if stage.equal_answers else lost + remedy
+
+
+def _turn(role: str, text: str) -> Turn:
+    return {"role": role, "content": text}
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, conversations: list[list[Turn]], ask: bool = False) -> list[list[int]]:
+    texts = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=ask)
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _prompt_length(tokenizer: PreTrainedTokenizerBase, text: str, whole: Sequence[Sequence[int]]) -> int:
+    """Tokens before the answer, as TRL counts them: those with which prompt and conversation both begin."""
+    [prompt] = _tokens(tokenizer, [[_turn("user", text)]], ask=True)
+    return min(
+        len(list(takewhile(lambda pair: pair[0] == pair[1], zip(prompt, tokens, strict=False)))) for tokens in whole
+    )

@@ -1,0 +1,184 @@
+"""Training rows as editors and exports make them: each passes as it is, or is named by file and row."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ogpsa.app.compose import compose_config
+from ogpsa.data.rows import load_data
+from ogpsa.utils.errors import UserError
+
+ROW = {"prompt": "How do I bake bread?", "chosen": "I cannot help.", "rejected": "Take flour."}
+LINE = json.dumps(ROW)
+
+
+def load(file: Path, *overrides: str) -> list[dict[str, Any]]:
+    settings = [
+        "data=files",
+        f"data.safety={file}",
+        "method=baseline",
+        "stage.batch_size=1",
+        "stage.micro_batch_size=1",
+    ]
+    stage = next((word for word in overrides if word.startswith("stage=")), "stage=dpo")
+    return load_data(compose_config([*settings, stage, *(word for word in overrides if word != stage)])).safety
+
+
+def refused(file: Path, *overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load(file, *overrides)
+    return [problem.replace(f"{file.parent}/", "") for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("rows.jsonl", b"\xef\xbb\xbf" + LINE.encode(), 1),
+        ("rows.jsonl", f"{LINE}\n\ufeff{LINE}".encode(), 2),
+        ("rows.jsonl", f"{LINE}\r\n{LINE}\r\n".encode(), 2),
+        ("rows.jsonl", f"{LINE}\n\n \t\n".encode(), 1),
+        ("rows.ndjson", LINE.encode(), 1),
+        ("rows.json", b"\xef\xbb\xbf" + json.dumps([ROW, ROW], indent=2).encode(), 2),
+        ("rows.csv", b"\xef\xbb\xbfprompt,chosen,rejected\r\n" + ",".join(ROW.values()).encode() + b"\r\n\r\n", 1),
+    ],
+    ids=["mark", "marks", "CRLF", "empty last lines", "another ending", "JSON list", "CSV of a spreadsheet"],
+)
+def test_files_of_editors_and_exports_are_read(name: str, content: bytes, count: int, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert load(tmp_path / name) == [ROW] * count
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "one\u2028two\u2029three\x85four\x0bfive\x0csix",
+        "nul \0",
+        "\U0001f600",
+        "x" * 3_000_000,
+        '"quoted", and\n\tmore',
+    ],
+    ids=["separators", "NUL", "astral", "3 million characters", "quotes"],
+)
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
+def test_every_text_that_json_can_hold_passes(text: str, ending: str, tmp_path: Path) -> None:
+    row = ROW | {"chosen": text}
+    file = tmp_path / f"rows{ending}"
+    if ending == ".csv":
+        cells = [f'"{value.replace(chr(34), chr(34) * 2)}"' for value in row.values()]
+        file.write_text(f"{','.join(row)}\n{','.join(cells)}\n", encoding="utf-8", newline="")
+        if "\0" in text:
+            assert "line 2 holds the character NUL" in refused(file)[0]
+            return
+    elif ending == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+    else:
+        file.write_text(json.dumps(row if ending == ".jsonl" else [row]), encoding="utf-8")
+    assert load(file) == [row]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (LINE.encode("utf-16"), ": not a UTF-8 text file; expected one JSON object a line (UTF-16 or UTF-32"),
+        (LINE.encode("utf-16-le"), ": not a UTF-8 text file; expected one JSON object a line (UTF-16 or UTF-32"),
+        (LINE.encode("utf-32"), ": not a UTF-8 text file; expected one JSON object a line (UTF-16 or UTF-32"),
+        (f'{LINE}\n{{"prompt": "Äpfel"}}'.encode("latin-1"), "(line 2 holds the byte 0xC4: save it as UTF-8"),
+        (gzip.compress(LINE.encode()), "(compressed by gzip: unpack it by gunzip)"),
+        (b"PK\x03\x04", "(a zip archive or a spreadsheet"),
+        (b"PAR1", "(Parquet: name it .parquet)"),
+        (f"{LINE}\n{LINE}\0".encode(), "(line 2 holds the character NUL"),
+        (f"{LINE}\n\n{LINE}".encode(), ":2: not a JSON object; expected one JSON object a line (the line is empty)"),
+        (f"[{LINE}]".encode(), ":1: not a JSON object; expected one JSON object a line (a JSON list is read from"),
+        (f"{LINE}{LINE}".encode(), ":1: not a JSON object; expected one JSON object a line (Extra data at column"),
+        (f"{LINE}\n12".encode(), ":2: not a JSON object; expected one JSON object a line (found a number (12))"),
+        (b'{"prompt": "a\\ud83d"}', ":1: 'prompt' holds half a character, \\ud83d, which no UTF-8 file can"),
+        (b'{"prompt": NaN}', ":1: NaN is no number of JSON"),
+        (b'{"prompt": -Infinity}', ":1: -Infinity is no number of JSON"),
+        (b'{"prompt": 1e999}', ":1: 1e999 is too large for a number"),
+        (b'{"prompt": ' + b"1" * 5000 + b"}", ":1: a number of 5000 digits is too large"),
+        (b'{"prompt": "a", "prompt": "b"}', ":1: the name 'prompt' stands twice"),
+        (b'{"prompt": ' + b"[" * 100_000, ":1: nested too deeply"),
+    ],
+)
+def test_what_is_no_text_of_rows_is_named_by_file_and_line(content: bytes, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    [line] = refused(tmp_path / "rows.jsonl")
+    assert line.startswith("data.safety: rows.jsonl") and problem in line
+
+
+NEED = "dpo need chosen, prompt, rejected"
+ALLOWED = "allowed: a text, of a conversation the words of the turn alone"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"prompt": 12}, f": column 'prompt' holds a number (12); allowed: a text; {NEED}"),
+        ({"prompt": None}, f": column 'prompt' holds null; allowed: a text; {NEED}"),
+        ({"prompt": True}, f": column 'prompt' holds true; allowed: a text; {NEED}"),
+        ({"chosen": ["a", "b"]}, f": column 'chosen' holds a list of 2; {ALLOWED}; {NEED}"),
+        ({"chosen": {"text": "a"}}, f": column 'chosen' holds an object (text); {ALLOWED}; {NEED}"),
+        (
+            {"chosen": [{"role": "user", "content": "a"}, {"role": "bot"}]},
+            f": column 'chosen' holds a list of messages (user, bot without content); {ALLOWED}; {NEED}",
+        ),
+        (
+            {"rejected": "\u200b\ufeff\u3000\n"},
+            f" has no text in column 'rejected' (columns found: chosen, prompt, rejected); {NEED}",
+        ),
+        ({"chosen": " "}, f" has no text in column 'chosen' (columns found: chosen, prompt, rejected); {NEED}"),
+        (
+            {"rejected": " I cannot help.\n"},
+            ": chosen and rejected are equal, and a pair without a difference has no gradient; take it out, or allow "
+            "it by stage.equal_answers=true",
+        ),
+        ({"completion": "Sure."}, ": holds both 'chosen' and 'completion', and they differ; keep one"),
+        (
+            {"system": "Be kind."},
+            ": column 'system' is read by no stage; put it into the prompt, or take the column out",
+        ),
+        (
+            {"history": [["a", "b"]]},
+            ": column 'history' is read by no stage; put it into the prompt, or take the column out",
+        ),
+    ],
+)
+@pytest.mark.parametrize(("ending", "place"), [(".jsonl", ":2"), (".json", ": row 2")])
+def test_a_row_that_cannot_be_trained_on_is_named(
+    change: dict[str, Any], problem: str, ending: str, place: str, tmp_path: Path
+) -> None:
+    rows, file = [ROW, ROW | change], tmp_path / f"rows{ending}"
+    file.write_text("\n".join(map(json.dumps, rows)) if ending == ".jsonl" else json.dumps(rows), encoding="utf-8")
+    assert refused(file) == [f"data.safety: rows{ending}{place}{problem}"]
+
+
+def test_rows_of_one_mistake_are_one_line_and_each_mistake_is_told(tmp_path: Path) -> None:
+    rows = [ROW, *[ROW | {"prompt": number} for number in range(12)], ROW | {"chosen": ""}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    wrong, empty = refused(tmp_path / "rows.jsonl")
+    assert wrong == (
+        "data.safety: rows.jsonl:2: column 'prompt' holds a number (0); allowed: a text; dpo need chosen, prompt, "
+        "rejected (and 11 more rows: 3, 4, 5, 6, 7, 8, 9, 10, …)"
+    )
+    assert empty.startswith("data.safety: rows.jsonl:14 has no text in column 'chosen'")
+
+
+def test_equal_answers_pass_where_nobody_compares_them_or_a_key_allows_them(tmp_path: Path) -> None:
+    row, file = ROW | {"rejected": ROW["chosen"]}, tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row), encoding="utf-8")
+    assert load(file, "stage.equal_answers=true") == [row]
+    assert load(file, "stage=sft") == [{"prompt": row["prompt"], "chosen": row["chosen"]}]
+
+
+def test_every_missing_file_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_data(compose_config(["data=paper", "model=qwen2_5_7b"]))
+    keys = ["safety", "reference_sets.helpfulness", "reference_sets.truthfulness", "reference_sets.preference"]
+    assert sorted(line.partition(":")[0] for line in caught.value.problems) == sorted(f"data.{key}" for key in keys)
+    assert all("; build it: python -m ogpsa.data build " in line for line in caught.value.problems)
