@@ -22,7 +22,7 @@ from benchmarks.architectures import architecture
 from benchmarks.common import Row, in_turn, parser, positive, run, seconds, write
 from eval.benchmarks.definition import OWN_METRIC, Benchmark, find_benchmarks
 from eval.evaluation import own_verdicts
-from eval.generation.generate import LocalModel, generate, prepare
+from eval.generation.generate import LocalModel, generate, prepare, replies_by
 from eval.generation.isolation import isolated_and_silent
 from eval.generation.questions import task_config
 from ogpsa.testbed.tokenizer import build_tokenizer
@@ -51,7 +51,7 @@ def main() -> None:
     shape = replace(architecture(options.model), vocabulary=len(tokenizer))
     with isolated_and_silent():
         lm = HFLM(pretrained=shape.build(device).eval(), tokenizer=tokenizer, batch_size=options.batch_size)
-    model = LocalModel(lm, options.batch_size)
+    model = LocalModel(lm, options.batch_size, replies_by(lm))
     rows = random_rows(options.rows)
     table = []
     for title, benchmark in tasks().items():

@@ -5,6 +5,7 @@ generations/<benchmark>.jsonl   the row, its response (or its options' log-likel
                                 benchmark, backend, model_fingerprint, data_hash, task_hash, template_kwargs,
                                 rendered_hash (of the benchmark's prompts as the model got them)
 verdicts/<benchmark>.jsonl      id, judge, verdict, value, parse_status, refused, detail, and what they rest on;
+                                no_answer: empty, or unfinished (the response ends in a thought); finish_reason;
                                 fallback: the jailbreak failed and the request was put as it is
 scores.json                     the averages and every benchmark's score (eval/scores/aggregate.py)
 ```
@@ -13,8 +14,9 @@ that is not whole yet, and what an endpoint replied (``.<benchmark>.journal``). 
 was killed; one that finds everything loads no model.
 """
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from eval.benchmarks.definition import OWN_METRIC, Benchmark
 from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
 from eval.generation.fingerprint import checkpoint_folder, server_fingerprint
-from eval.judging.judge import Item, Verdict, judge_hash, missing
-from eval.judging.judges.refusal_match import refusal_match
+from eval.judging.answers import NO_ANSWER, Answer, find_answers, verdict_on_none
+from eval.judging.judge import Item, Verdict, judge_hash, missing, reading_hash
 from eval.judging.verdicts import Estimate, Judgement, check_judge, estimate, judge_responses, print_total
 from eval.scores.aggregate import Result, aggregate
 from eval.scores.artefacts import content_hash
@@ -37,14 +39,19 @@ from ogpsa.utils.endpoint import Budget
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
 from ogpsa.utils.journal import stamp_of
+from ogpsa.utils.refusal_rules import declines
 
 if TYPE_CHECKING:
     from eval.generation.generate import Answering
     from eval.generation.questions import Question
 
+log = logging.getLogger("ogpsa.eval")
+
 Row = dict[str, Any]
 # What answers rest on, beyond the rows that were asked.
 STAMP = ("backend", "model_fingerprint", "data_hash", "task_hash", "template_kwargs", "rendered_hash")
+# Share of a benchmark's responses from which a warning is due [ours].
+MANY = 0.25
 # The verdict on a response that the server's filter kept back: there is nothing to judge.
 WITHHELD = Judgement(missing("withheld"), None, None)
 # The last artefact to make.
@@ -118,6 +125,7 @@ def evaluate(
     if until == "verdicts":
         return {}
     scores = aggregate(results, benchmarks, settings, errors)
+    warn_of_responses(benchmarks, scores["benchmarks"])
     write_json(output / SCORES_FILE, scores)
     return scores
 
@@ -228,6 +236,24 @@ def _check_same_prompts(work: _Work) -> None:
             )
 
 
+def warn_of_responses(benchmarks: Sequence[Benchmark], entries: Mapping[str, Any]) -> None:
+    """Say in a line where many responses were cut at the cap on tokens, and in one where many are no answers."""
+    cut, silent = [], []
+    for benchmark in benchmarks:
+        entry, name = entries[benchmark.name], benchmark.name
+        total = entry["n"] + entry["missing"]
+        if (entry["cut"] or 0) > MANY * total:
+            cap = benchmark.task["generation_kwargs"]["max_gen_toks"]
+            cut.append(f"{name} {entry['cut']} of {total} (max_gen_toks {cap})")
+        if entry["empty"] + entry["unfinished"] > MANY * total:
+            kinds = " and ".join(f"{entry[kind]} {kind}" for kind in NO_ANSWER if entry[kind])
+            silent.append(f"{name} {kinds} of {total}")
+    if cut:
+        log.warning("warning: many responses met the cap on tokens and are cut: %s", ", ".join(cut))
+    if silent:
+        log.warning("warning: many responses are no answers: %s", ", ".join(silent))
+
+
 def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:
     """The rows of a benchmark's verdicts, without what the judge says."""
     benchmark = work.benchmark
@@ -235,7 +261,7 @@ def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:
     stamp = {
         "benchmark": benchmark.name,
         "judge": f"{OWN_METRIC}:{benchmark.metric}" if own else benchmark.judge,
-        "judge_hash": benchmark.task_hash if own else judge_hash(benchmark.judge, settings.judge),
+        "judge_hash": f"{benchmark.task_hash} {reading_hash()}" if own else judge_hash(benchmark.judge, settings.judge),
         "generations_hash": content_hash(work.generations),
         "model_fingerprint": work.rows[0]["model_fingerprint"],
         "data_hash": work.rows[0]["data_hash"],
@@ -263,21 +289,25 @@ def _estimate(work: _Work, settings: Evaluation) -> Estimate:
     """What judging a benchmark will ask of an endpoint."""
     if work.benchmark.judge == OWN_METRIC:
         return Estimate()
-    items = _items(read_jsonl(work.generations))
+    items = _items(work.benchmark, read_jsonl(work.generations))
     return estimate(work.benchmark.judge, list(items.values()), settings.judge, _journal(work.verdicts))
 
 
-def _items(answered: list[Row]) -> dict[str, Item]:
+def _items(benchmark: Benchmark, answered: list[Row]) -> dict[str, Item]:
     """What there is to judge, by row. The judge is told the original request, not the text it was wrapped in."""
+    stop = benchmark.task.get("generation_kwargs", {}).get("until", ())
     return {
         row["id"]: Item(
             id=row["id"],
             prompt=str(row.get("request") or row["prompt"]),
             response=row["response"],
             target=row["target"],
+            finish_reason=row.get("finish_reason"),
+            in_thought=row.get("in_thought", False),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
         for row in answered
-        if not _withheld(row)
+        if "response" in row and not _withheld(row)
     }
 
 
@@ -285,21 +315,28 @@ def _judge_verdicts(
     work: _Work, answered: list[Row], settings: Evaluation, safe_point: Callable[[], None], budget: Budget
 ) -> list[Row]:
     """What the benchmark's judge says."""
-    items = _items(answered)
+    items = _items(work.benchmark, answered)
     name = work.benchmark.name
     # Stays when the verdicts are whole: what was paid for can be read again by a judge that reads better.
     journal = _journal(work.verdicts)
     judge = work.benchmark.judge
     found = judge_responses(judge, list(items.values()), settings.judge, journal, f"judging {name}", safe_point, budget)
     judged = dict(zip(items, found, strict=True))
-    return [_verdict_row(judged.get(row["id"], WITHHELD), row) for row in answered]
+    answers = _answers(items)
+    return [_verdict_row(judged.get(row["id"], WITHHELD), row, answers.get(row["id"])) for row in answered]
+
+
+def _answers(items: dict[str, Item]) -> dict[str, Answer]:
+    return dict(zip(items, find_answers(list(items.values())), strict=True))
 
 
 def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
     """What the lm-eval task says itself; all of its metrics are kept in addition to the one that counts."""
     from eval.generation.questions import Questions
 
-    with_answers = {row["id"]: row for row in answered}
+    answers = _answers(_items(benchmark, answered))
+    texts = {name: {"response": answer.text} for name, answer in answers.items()}
+    with_answers = {row["id"]: {**row, **texts.get(row["id"], {})} for row in answered}
     metrics = Questions(benchmark, answered, lambda messages, **_: str(messages)).metrics(with_answers)
     assert benchmark.metric is not None
     rows = []
@@ -309,21 +346,29 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
         for name, number in numbers.items():
             if not math.isfinite(number):
                 raise UserError(f"{benchmark.name}: row '{row['id']}': lm-eval's {name} is {number}, which is no score")
-        judged = Judgement(Verdict("right" if value else "wrong", value, detail=numbers), None, None)
-        rows.append(_verdict_row(WITHHELD if _withheld(row) else judged, row))
+        verdict = Verdict("right" if value else "wrong", value, detail=numbers)
+        answer = answers.get(row["id"])
+        if answer and answer.none:
+            verdict = verdict_on_none(answer.none, "accuracy")
+        rows.append(_verdict_row(WITHHELD if _withheld(row) else Judgement(verdict, None, None), row, answer))
     return rows
 
 
-def _verdict_row(judged: Judgement, row: Row) -> Row:
-    """What a verdict file says of an answered row, in addition to what the verdict rests on."""
+def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:
+    """What a verdict file says of an answered row, in addition to what the verdict rests on.
+
+    Args:
+        answer: None for options, which have no words, and what a filter kept back, which is no refusal of the model's.
+    """
     verdict = judged.verdict
-    # Options have no words, and a filter's silence is no refusal of the model's.
-    worded = "response" in row and not _withheld(row)
+    refused = answer and (row.get("finish_reason") == "refusal" or declines(answer.text))
     return {
         "verdict": verdict.label,
         "value": verdict.value,
         "parse_status": verdict.parse_status,
-        "refused": refusal_match(row["response"]) == "full_refusal" if worded else None,
+        "refused": refused if answer and answer.none is None else None,
+        "no_answer": answer.none if answer else None,
+        "finish_reason": row.get("finish_reason"),
         "detail": dict(verdict.detail),
         "prompt_hash": judged.prompt_hash,
         "judge_model": judged.judge_model,

@@ -24,6 +24,7 @@ from typing import Any
 
 from eval.benchmarks.definition import find_benchmarks
 from eval.benchmarks.sources import MissingData, data_hash, load_rows
+from ogpsa.utils.answers import split_reply
 from ogpsa.utils.command_line import Keys, read_pairs, whole_number
 from ogpsa.utils.endpoint import Budget, Completion, Endpoint
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
@@ -186,7 +187,7 @@ def _hear(asks: Sequence[Ask], speakers: Mapping[str, Endpoint], journal: Journa
         keys = [key for key in pending if key not in journal.pieces]
 
         def keep(index: int, reply: Completion, keys: list[str] = keys) -> None:
-            journal.keep({keys[index]: reply.text})
+            journal.keep({keys[index]: split_reply(reply.text).answer or ""})
 
         if keys:
             speaker.complete(

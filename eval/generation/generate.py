@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,13 +13,17 @@ from eval.benchmarks.definition import Benchmark
 from eval.generation.isolation import isolated_and_silent
 from eval.generation.questions import Answer, Question, Questions, Row
 from ogpsa.config import Evaluation
-from ogpsa.models.generate import NotFiniteLogitsError, load_for_generation
+from ogpsa.models.generate import Generator, NotFiniteLogitsError, ReplyDecoder, load_for_generation
 from ogpsa.models.template import Chat
-from ogpsa.models.tokenizer import load_tokenizer
+from ogpsa.models.tokenizer import end_tokens, load_tokenizer
+from ogpsa.utils.answers import ends_in_thought
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
 from ogpsa.utils.signals import deaf_children
+
+# Behind it in a rendered prompt stands what the template begins the answer with.
+REQUEST = "request"
 
 
 class Answering(Protocol):
@@ -48,7 +53,10 @@ def prepare(backend: Answering, benchmark: Benchmark, rows: Sequence[Row]) -> li
     """
     questions = Questions(benchmark, rows, backend.chat_template).all
     backend.check_questions(benchmark, questions)
-    return questions
+    if benchmark.multiple_choice or benchmark.task.get("gen_prefix"):
+        return questions
+    opening = backend.chat_template([{"role": "user", "content": REQUEST}]).rpartition(REQUEST)[2]
+    return [replace(question, in_thought=ends_in_thought(opening)) for question in questions]
 
 
 def generate(
@@ -87,16 +95,25 @@ def generate(
     return [kept.pieces[question.row_id] for question in questions]
 
 
+class Replying(Protocol):
+    """What writes the replies of a model in this process."""
+
+    def __call__(self, prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool) -> list[dict[str, str]]:
+        """Each prompt's greedy reply, its ``text`` and ``finish_reason``."""
+
+
 class LocalModel:
     """A model in this process, by one of lm-eval's classes.
 
     Args:
         batch: rows that are given to it at once.
+        replies: writes the responses, of which lm-eval's classes would not say how they ended.
     """
 
-    def __init__(self, lm: TemplateLM, batch: int) -> None:
+    def __init__(self, lm: TemplateLM, batch: int, replies: Replying) -> None:
         self._lm: Any = lm
         self._batch = batch
+        self._replies = replies
         # lm-eval's own way leaves out a system's turn that the template refuses.
         self._chat = Chat(self._lm.tokenizer)
 
@@ -133,7 +150,7 @@ class LocalModel:
                 # lm-eval orders a batch anew, so that its rows do not say whose they are.
                 alone = [number for number, question in enumerate(batch, start=start) if self._fails(question)]
                 raise NotFiniteLogitsError(alone or range(start, start + len(batch))) from None
-            keep({question.row_id: answer for question, answer in zip(batch, answers, strict=True)})
+            keep(answers)
 
     def _fails(self, question: Question) -> bool:
         try:
@@ -142,16 +159,29 @@ class LocalModel:
             return True
         return False
 
-    def _answers(self, batch: Sequence[Question]) -> list[Answer]:
+    def _answers(self, batch: Sequence[Question]) -> dict[str, Answer]:
         requests = [request for question in batch for request in question.requests]
         with isolated_and_silent():
+            if requests[0].request_type == "generate_until":
+                return self._responses(batch)
             found = iter(getattr(self._lm, requests[0].request_type)(requests, disable_tqdm=True))
-        return [_answer([next(found) for _ in question.requests]) for question in batch]
+            return {question.row_id: _options([next(found) for _ in question.requests]) for question in batch}
+
+    def _responses(self, batch: Sequence[Question]) -> dict[str, Answer]:
+        # The same for every row of a benchmark.
+        settings, in_thought = batch[0].requests[0].args[1], batch[0].in_thought
+        until = settings.get("until") or []
+        stop = [text for text in ([until] if isinstance(until, str) else until) if text]
+        prompts = [question.requests[0].args[0] for question in batch]
+        replies = self._replies(prompts, settings["max_gen_toks"], stop, in_thought)
+        thought = {"in_thought": True} if in_thought else {}
+        return {
+            question.row_id: {"response": reply["text"], "finish_reason": reply["finish_reason"], **thought}
+            for question, reply in zip(batch, replies, strict=True)
+        }
 
 
-def _answer(responses: list[Any]) -> Answer:
-    if isinstance(responses[0], str):
-        return {"response": responses[0]}
+def _options(responses: list[Any]) -> Answer:
     if not all(math.isfinite(value) for value, _ in responses):
         raise NotFiniteLogitsError(range(len(responses)))
     return {"options": [float(value) for value, _ in responses], "greedy": [bool(top) for _, top in responses]}
@@ -169,7 +199,19 @@ def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
         model, tokenizer = load_for_generation(checkpoint, settings.template_kwargs)
         # As in training: what begins or ends a sequence is the template's to write.
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size, add_bos_token=False)
-    return LocalModel(lm, settings.batch_size)
+    return LocalModel(lm, settings.batch_size, replies_by(lm))
+
+
+def replies_by(lm: HFLM) -> Replying:
+    """How one of transformers' models writes replies."""
+    tokenizer = lm.tokenizer
+    ends = end_tokens(lm.model.generation_config, tokenizer)
+
+    def replies(prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool) -> list[dict[str, str]]:
+        generator = Generator(lm.model, tokenizer, ends, max_tokens)
+        return generator.replies(prompts, special_tokens=False, stop=stop, in_thought=in_thought)
+
+    return replies
 
 
 def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
@@ -178,6 +220,7 @@ def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
     if find_spec("vllm") is None:
         raise UserError("eval.backend.name: vllm is not installed; install it, or use model or server")
     from lm_eval.models.vllm_causallms import VLLM
+    from vllm import SamplingParams
 
     tokenizer = load_tokenizer(checkpoint, settings.template_kwargs)
     # Not the checkpoint's own sampling settings. vLLM makes its batches itself, out of many rows, in another
@@ -188,4 +231,14 @@ def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
             add_bos_token=False,
         )  # fmt: skip
     lm.tokenizer.chat_template = tokenizer.chat_template
-    return LocalModel(lm, 16 * settings.batch_size)
+    ends = [lm.eot_token_id]
+    decoder = ReplyDecoder(lm.tokenizer, ends)
+
+    def replies(prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool) -> list[dict[str, str]]:
+        # A stop text would end a thought as well.
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, stop_token_ids=ends)
+        outputs = lm._model_generate(lm.tok_encode(prompts), generate=True, sampling_params=[sampling] * len(prompts))
+        found = [output.outputs[0] for output in outputs]
+        return [{"text": decoder.text(one.token_ids), "finish_reason": str(one.finish_reason)} for one in found]
+
+    return LocalModel(lm, 16 * settings.batch_size, replies)

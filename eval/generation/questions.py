@@ -14,7 +14,8 @@ from eval.benchmarks.definition import Benchmark, Function
 from eval.generation.isolation import isolated_and_silent
 
 Row = Mapping[str, Any]
-# ``response``: the text; of a multiple choice ``options``: log-likelihoods, and ``greedy``: which are the likeliest.
+# ``response``: the text with its thoughts, ``finish_reason``: ``stop`` or ``length``, ``in_thought`` where the prompt
+# has begun a thought; of a multiple choice ``options``: log-likelihoods, and ``greedy``: which are the likeliest.
 Answer = dict[str, Any]
 # lm-eval's keys that say where it would fetch rows itself.
 FETCHING = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split", "fewshot_split")
@@ -22,10 +23,15 @@ FETCHING = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", 
 
 @dataclass(frozen=True)
 class Question:
-    """One row as the task asks it; a multiple choice is one request per option."""
+    """One row as the task asks it; a multiple choice is one request per option.
+
+    Attributes:
+        in_thought: the prompt ends in a thought that the template begins.
+    """
 
     row_id: str
     requests: Sequence[Instance]
+    in_thought: bool = False
 
     @property
     def key(self) -> str:

@@ -52,14 +52,16 @@ class Server:
         def done(index: int, completion: Completion) -> None:
             if completion.finish_reason == "too_long":
                 raise UserError(f"row '{questions[index].row_id}': its prompt is longer than the server's context")
-            keep({questions[index].row_id: {"response": completion.text, "finish_reason": completion.finish_reason}})
+            thought = {"in_thought": True} if completion.in_thought else {}
+            answer = {"response": completion.text, "finish_reason": completion.finish_reason, **thought}
+            keep({questions[index].row_id: answer})
             safe_point()
 
         safe_point()
         self._endpoint.complete(
             [json.loads(prompt) for prompt, _ in asked],
             done,
+            # The texts that end an answer are not asked for: a server would end a thought at them as well.
             max_tokens=settings["max_gen_toks"],
-            stop=[stop for stop in settings.get("until", []) if stop],
             template_kwargs=self._template_kwargs,
         )

@@ -16,27 +16,42 @@ from typing import Any, Literal
 from eval.benchmarks.own_files import defined_in, named_files
 from eval.judging.prompts import Message, prompt_messages
 from ogpsa.config import JudgeSettings
+from ogpsa.utils import answers, refusal_rules
 from ogpsa.utils.endpoint import public_address
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import hash_file
 
 ROOM = Path(__file__).parent
-# Part of every judge: what fills a prompt, reads a reply and loads weights, and the rule that says whether a reply
-# declines to judge and what ``refused`` holds.
-SHARED = ("prompts.py", "replies.py", "weights.py", "judges/refusal_match.py", "judges/refusal_match.json")
+# Part of every judge: what finds the answer in a response, fills a prompt, reads a reply and loads weights, and the
+# rules that say whether a reply declines to judge and what ``refused`` holds.
+SHARED = ("answers.py", "prompts.py", "replies.py", "weights.py")
+READING = (Path(str(answers.__file__)), Path(str(refusal_rules.__file__)), refusal_rules.RULES)
 
 Metric = Literal["accuracy", "refusal_rate", "goodness"]
-ParseStatus = Literal["parsed", "unparsed", "refused_by_judge", "truncated", "out_of_range", "withheld"]
+ParseStatus = Literal[
+    "parsed", "unparsed", "refused_by_judge", "truncated", "out_of_range", "withheld", "empty", "unfinished"
+]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One response to judge. ``prompt`` is the original request, never the text that a jailbreak wrapped it in."""
+    """One response to judge.
+
+    Attributes:
+        prompt: the original request, never the text that a jailbreak wrapped it in.
+        response: all that the model wrote, its thoughts included; a judge is given the answer alone.
+        finish_reason: why the response ended, as an endpoint says it; None: not known.
+        in_thought: the prompt began a thought, so that the response begins within it.
+        stop: texts that end an answer, but no thought.
+    """
 
     id: str
     prompt: str
     response: str
     target: str
+    finish_reason: str | None = None
+    in_thought: bool = False
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,13 +209,18 @@ def judge_hash(name: str, settings: JudgeSettings) -> str:
     """
     digest = hashlib.sha256()
     folder = judge_files(settings.dir)[name].parent
-    for path in sorted({*folder.glob(f"{name}.*"), *(ROOM / shared for shared in SHARED)}):
+    for path in sorted({*folder.glob(f"{name}.*"), *(ROOM / shared for shared in SHARED), *READING}):
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
     if isinstance(load_judge(name, settings.dir), PromptJudge):
         digest.update(json.dumps([judge_model(name, settings), judge_prompt(name, settings)]).encode())
     elif weights := judge_weights(name, settings):
         digest.update(_weights_hash(Path(weights)).encode() if Path(weights).is_dir() else weights.encode())
     return digest.hexdigest()[:16]
+
+
+def reading_hash() -> str:
+    """Sixteen hexadecimal digits over the code that finds the answer in a response."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in (*READING, ROOM / "answers.py"))).hexdigest()[:16]
 
 
 def _weights_hash(folder: Path) -> str:

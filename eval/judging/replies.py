@@ -14,14 +14,14 @@ def read_choice(reply: str, choices: Mapping[str, str]) -> str | None:
     """The choice that a reply comes to, or None.
 
     A choice is a line of its own, with or without a heading such as ``Verdict:`` and a remark in parentheses that
-    names no other choice. The reply's last line decides; where that is none, the choices found must agree.
+    names no other choice. The reply's last line decides, if it has a heading; otherwise the choices found must agree.
 
     Args:
         choices: label → pattern that a choice has to match as a whole, whatever its letter case.
     """
     lines = [line for line in reply.splitlines() if line.strip(DECORATION)]
     found = [_choice(line, choices) for line in lines]
-    if found and found[-1]:
+    if found and found[-1] and HEADING.match(lines[-1].strip(DECORATION)):
         return found[-1]
     named = {choice for choice in found if choice}
     return named.pop() if len(named) == 1 else None
@@ -43,13 +43,13 @@ def _matching(text: str, choices: Mapping[str, str]) -> str | None:
 
 
 def _names_another(remark: str, choice: str, choices: Mapping[str, str]) -> bool:
-    """Whether a remark holds another choice's words, or its letter or number as it is written."""
+    """Whether a remark holds another choice's words, or its letter as it is written, or a class's number."""
     others = {label: pattern for label, pattern in choices.items() if label != choice}
     words = "|".join(label.replace("_", "[ _-]?") for label in others)
     patterns = "|".join(others.values())
     return bool(
         re.search(rf"(?<![a-z])(?:{words})(?![a-z])", remark, re.I)
-        or re.search(rf"(?<!\w)(?:{patterns})(?!\w)", remark)
+        or re.search(rf"(?<!\w)(?:{patterns}|\d)(?!\w)", remark)
     )
 
 

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from eval.judging.answers import find_answers, verdict_on_none
 from eval.judging.judge import (
     Item,
     LocalJudge,
@@ -25,13 +26,14 @@ from eval.judging.judge import (
     load_judge,
     missing,
 )
-from eval.judging.judges.refusal_match import refusal_match
 from eval.judging.prompts import fill, prompt_hash
 from ogpsa.config import JudgeSettings
+from ogpsa.utils.answers import split_reply
 from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN, Budget, Completion, Endpoint
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
+from ogpsa.utils.refusal_rules import declines
 
 STAMP = {"holds": "replies of judges"}
 # Times that a verdict is asked for while the replies cannot be read.
@@ -96,8 +98,9 @@ def judge_responses(
 ) -> list[Judgement]:
     """The verdicts of the judge called ``name``, in the order of ``items``.
 
-    Equal items are judged once. A reply that cannot be read is asked for again, ``ASKS`` times in all (fewer, if
-    ``settings.attempts`` is less), however often this is called.
+    The judge is given the answers alone, without thoughts; a response without an answer is not judged. Equal items are
+    judged once. A reply that cannot be read is asked for again, ``ASKS`` times in all (fewer, if ``settings.attempts``
+    is less), however often this is called.
 
     Args:
         journal: where finished replies and verdicts of models are kept; a rule writes none.
@@ -110,18 +113,32 @@ def judge_responses(
         UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is no number between 0 and 1.
     """
     judge = load_judge(name, settings.dir)
+    answers = find_answers(items)
+    answered = _answered(items)
     if isinstance(judge, RuleJudge):
-        return _checked(name, items, [Judgement(judge.rule(item), None, None) for item in items])
-    kept = Journal(journal, STAMP)
-    try:
-        if isinstance(judge, LocalJudge):
-            found = _judge_by_weights(name, judge, items, settings, kept, label, safe_point)
-        else:
-            given = budget or Budget(settings.max_calls)
-            found = _judge_by_endpoint(name, judge, items, settings, kept, label, safe_point, given)
-        return _checked(name, items, found)
-    finally:
-        kept.close(discard=False)
+        judged = [Judgement(judge.rule(item), None, None) for item in answered]
+    else:
+        kept = Journal(journal, STAMP)
+        try:
+            if isinstance(judge, LocalJudge):
+                judged = _judge_by_weights(name, judge, answered, settings, kept, label, safe_point)
+            else:
+                judged = _judge_by_endpoint(
+                    name, judge, answered, settings, kept, label, safe_point, budget or Budget(settings.max_calls)
+                )
+        finally:
+            kept.close(discard=False)
+    verdicts = iter(_checked(name, answered, judged))
+    return [
+        Judgement(verdict_on_none(answer.none, judge.metric), None, None) if answer.none else next(verdicts)
+        for answer in answers
+    ]
+
+
+def _answered(items: Sequence[Item]) -> list[Item]:
+    """Those with an answer, which is their response."""
+    found = zip(items, find_answers(items), strict=True)
+    return [replace(item, response=answer.text) for item, answer in found if answer.none is None]
 
 
 def _checked(name: str, items: Sequence[Item], judgements: list[Judgement]) -> list[Judgement]:
@@ -153,7 +170,7 @@ def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal:
         return Estimate()
     kept = Journal(journal, STAMP)
     kept.close(discard=False)
-    requests = _requests(name, judge, items, settings)[1]
+    requests = _requests(name, judge, _answered(items), settings)[1]
     return _estimate(judge, _pending(judge, requests, kept, min(ASKS, settings.attempts)))
 
 
@@ -241,13 +258,14 @@ def _ask(
 def _read(judge: PromptJudge, reply: Record) -> Verdict:
     """The verdict in a model's whole reply; a reply that was cut gives none, whatever it holds."""
     text, finish_reason = reply["text"], reply["finish_reason"]
-    if finish_reason == "length":
+    said = split_reply(text).answer
+    if finish_reason == "length" or said is None:
         verdict = missing("truncated")
     elif finish_reason in ("content_filter", "refusal"):
         verdict = missing("refused_by_judge")
     else:
-        verdict = judge.parse(text)
-        if verdict.parse_status == "unparsed" and refusal_match(text) == "full_refusal":
+        verdict = judge.parse(said)
+        if verdict.parse_status == "unparsed" and declines(said):
             verdict = missing("refused_by_judge")
     return replace(verdict, detail={**verdict.detail, "reply": text, "finish_reason": finish_reason})
 

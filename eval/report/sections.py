@@ -47,6 +47,7 @@ class Cell:
     low: float | None = None
     high: float | None = None
     error: str | None = None
+    remarks: str = ""
 
 
 @dataclass(frozen=True)
@@ -362,18 +363,22 @@ def benchmark_cell(evaluations: Sequence[Artefacts], name: str) -> Cell:
     entries = [one.benchmarks[name] for one in evaluations if name in one.benchmarks]
     values = [entry["value"] for entry in entries]
     n, missing = (sum(entry[key] for entry in entries) for key in ("n", "missing"))
+    # Older evaluations do not say.
+    counts = {kind: sum(entry.get(kind) or 0 for entry in entries) for kind in ("empty", "unfinished", "cut")}
+    remarks = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     if not values or len(values) < len(evaluations) or any(value is None for value in values):
         errors = [entry.get("error") for entry in entries if entry.get("error")]
-        return Cell(None, n=n, missing=missing, error="; ".join(dict.fromkeys(errors)) or "no score")
+        error = "; ".join(dict.fromkeys(errors)) or "no score"
+        return Cell(None, n=n, missing=missing, error=error, remarks=remarks)
     low, high = (mean(entry.get(key, entry["value"]) for entry in entries) for key in ("low", "high"))
     if len(values) > 1:
         summary = summarize(values)
         assert summary.half_width is not None
         interval = Interval(max(0.0, summary.mean - summary.half_width), min(1.0, summary.mean + summary.half_width))
-        return Cell(summary.mean, interval, None, n, missing, low, high)
+        return Cell(summary.mean, interval, None, n, missing, low, high, remarks=remarks)
     # A composite's parts may ask the same things, so that its items count once.
     items = max(1, n // len(evaluations[0].parts(name)))
-    return Cell(values[0], wilson(values[0], items), None, n, missing, low, high)
+    return Cell(values[0], wilson(values[0], items), None, n, missing, low, high, remarks=remarks)
 
 
 def examples_of(section: Section, benchmark: str, number: int) -> list[Example]:

@@ -7,6 +7,7 @@ from statistics import fmean, variance
 from typing import Any
 
 from eval.benchmarks.definition import Benchmark
+from eval.judging.answers import NO_ANSWER
 from eval.scores.groups import scored_by
 from ogpsa.config import Evaluation
 
@@ -34,9 +35,10 @@ def aggregate(
     of them has no score; ``incomplete`` names those, ``averages`` holds each mean's standard error and bounds. A
     benchmark's ``n`` counts the rows that its ``value`` and
     ``stderr`` rest on, ``missing`` those without a readable verdict, ``low`` and ``high`` are what the value would be
-    if all of these counted 0 or 1, ``refused`` is the share of refusals among all responses, ``fallbacks`` counts the
-    jailbroken requests that had to be put as they are, ``error`` says why there is no score. A composite is the mean of
-    its ``parts``.
+    if all of these counted 0 or 1, ``refused`` is the share of refusals among all answers. Of the responses, ``empty``
+    counts those that say nothing, ``unfinished`` those that end in a thought, and ``cut`` those that met the cap on
+    tokens, None where it is not known how they ended. ``fallbacks`` counts the jailbroken requests that had to be put
+    as they are, ``error`` says why there is no score. A composite is the mean of its ``parts``.
 
     Args:
         errors: why a benchmark without a result has none.
@@ -74,6 +76,8 @@ def _score(result: Result, error: str | None) -> dict[str, Any]:
     values = [verdict["value"] for verdict in verdicts if verdict["value"] is not None]
     refused = [verdict["refused"] for verdict in verdicts if verdict["refused"] is not None]
     missing = len(verdicts) - len(values)
+    none = [verdict["no_answer"] for verdict in verdicts]
+    ends = [reason for verdict in verdicts if (reason := verdict["finish_reason"]) is not None]
     return {
         "value": _mean(values),
         "stderr": math.sqrt(variance(values) / len(values)) if len(values) > 1 else None,
@@ -82,6 +86,8 @@ def _score(result: Result, error: str | None) -> dict[str, Any]:
         "low": sum(values) / len(verdicts) if verdicts else None,
         "high": (sum(values) + missing) / len(verdicts) if verdicts else None,
         "refused": fmean(refused) if refused else None,
+        **{kind: none.count(kind) for kind in NO_ANSWER},
+        "cut": ends.count("length") if ends else None,
         "fallbacks": sum(bool(verdict["fallback"]) for verdict in verdicts),
         "error": error,
         "available": result.available,
@@ -106,7 +112,8 @@ def _composite(parts: list[dict[str, Any]], names: list[str], group: str) -> dic
     return {
         **{key: _mean([part[key] for part in parts]) for key in ("value", "low", "high", "refused")},
         "stderr": fmean(errors) if len(errors) == len(parts) else None,
-        **{key: sum(part[key] for part in parts) for key in ("n", "missing", "fallbacks")},
+        **{key: sum(part[key] for part in parts) for key in ("n", "missing", *NO_ANSWER, "fallbacks")},
+        "cut": sum(part["cut"] for part in parts) if all(part["cut"] is not None for part in parts) else None,
         "error": "; ".join(part["error"] for part in parts if part["error"]) or None,
         "metric": parts[0]["metric"],
         "group": group,

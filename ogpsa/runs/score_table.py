@@ -23,7 +23,8 @@ def score_table(columns: Mapping[str, Scores]) -> str:
     """A Markdown table: group averages first, then each benchmark with its standard error and its rows ``n``.
 
     ``columns`` maps a title to what ``scores.json`` holds; a score that a column lacks is shown as a dash. Where
-    verdicts are missing, their number and what they could make of the score follow it.
+    verdicts are missing, their number and what they could make of the score follow it, and so do the responses that are
+    empty, that end in an unfinished thought, or that the cap on tokens has cut.
     """
     lines = []
     for group, title in GROUPS.items():
@@ -51,6 +52,9 @@ def _with_error(benchmark: Scores | None) -> str:
     value = _number(benchmark["value"])
     if benchmark["stderr"] is not None:
         value += f" ± {benchmark['stderr']:.2f}"
+    remarks = []
     if benchmark["missing"]:
-        value += f" ({benchmark['missing']} missing: {benchmark['low']:.2f} to {benchmark['high']:.2f})"
-    return value
+        remarks.append(f"{benchmark['missing']} missing: {benchmark['low']:.2f} to {benchmark['high']:.2f}")
+    # Older evaluations do not say.
+    remarks += [f"{benchmark[kind]} {kind}" for kind in ("empty", "unfinished", "cut") if benchmark.get(kind)]
+    return f"{value} ({', '.join(remarks)})" if remarks else value

@@ -34,6 +34,8 @@ LONGEST_PAUSE = 600.0
 NOTICE = 5.0
 # Of English, in estimates of what a text takes [ours].
 CHARACTERS_PER_TOKEN = 4
+# What servers call a reply that met the cap on tokens.
+CUT = ("length", "max_tokens", "max_length", "model_length", "token_limit", "max_output_tokens", "max_new_tokens")
 # The parameter that some models take instead of another; None: they take neither.
 IN_PLACE_OF = {"max_tokens": "max_completion_tokens", "temperature": None}
 
@@ -49,10 +51,12 @@ class Completion:
         finish_reason: ``stop``, ``length`` (cut at the cap on tokens), ``content_filter``, ``refusal`` (the server
             says that the model declined), ``too_long`` (the request does not fit the model), or another of the
             server's.
+        in_thought: the model thought, which is not in the text, and came to no answer.
     """
 
     text: str
     finish_reason: str
+    in_thought: bool = False
 
 
 def public_address(base_url: str | None) -> str:
@@ -362,9 +366,18 @@ def _completion(body: Any) -> Completion:
     if message.get("refusal"):
         return Completion(_whole(str(message["refusal"])), "refusal")
     text = message.get("content") or ""
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(text, list):
+        # Some servers send a list of parts, thoughts among them.
+        thought = [part for part in text if part["type"] != "text"]
+        text = "".join(part["text"] for part in text if part["type"] == "text")
     if not isinstance(text, str):
         raise TypeError(text)
-    return Completion(_whole(text), str(choice.get("finish_reason") or "stop"))
+    finish_reason = str(choice.get("finish_reason") or "stop")
+    if finish_reason.lower() in CUT:
+        finish_reason = "length"
+    spent = ((body.get("usage") or {}).get("completion_tokens_details") or {}).get("reasoning_tokens")
+    return Completion(_whole(text), finish_reason, in_thought=bool(thought or spent) and not text.strip())
 
 
 def _whole(text: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.tiny import tiny_model
 
 SPECIAL = ["<pad>", "<unk>", "<user>", "<assistant>", "<end>"]
 # Half of the words open a refusal, so that a random model refuses now and then.
-WORDS = [f"{stem}{number}" for number in range(20) for stem in ("word", "sorry")]
+WORDS = [f"{stem}{number}" for number in range(20) for stem in ("word", "I_cannot-")]
 TEMPLATE = (
     "{% for message in messages %}{{ '<' + message.role + '> ' + message.content + ' <end> ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
@@ -141,7 +142,8 @@ def test_artefacts_hold_every_row_and_what_it_rests_on(finished: Path, rows: Pat
         verdicts = read_rows(finished / "verdicts" / f"{name}.jsonl")
         assert [row["id"] for row in verdicts] == [row["id"] for row in given]
         for verdict, row in zip(verdicts, generations, strict=True):
-            assert verdict["refused"] == row["response"].startswith("sorry")
+            assert verdict["refused"] == bool(re.match(r"(<\w+> )*I_cannot", row["response"]))
+            assert verdict["finish_reason"] == row["finish_reason"]
             assert verdict["value"] in (0, 1)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from eval import __main__ as command
 from ogpsa.app.compose import compose_config
+from ogpsa.utils.answers import says_nothing
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from ogpsa.utils.files import exclusive
 from ogpsa.utils.journal import Journal
@@ -95,8 +96,10 @@ def test_the_papers_list_runs_offline_and_again_without_a_word(
     names = {*settings.benchmarks, *settings.composites}
     assert found["benchmarks"].keys() == names and not found["incomplete"]
     for name, entry in found["benchmarks"].items():
-        assert entry["error"] is None and entry["missing"] == 0, name
-        assert entry["n"] == ROWS * len(entry["parts"] or [name])
+        assert entry["error"] is None and entry["unfinished"] == 0, name
+        # Some of what random weights say is no answer.
+        assert entry["missing"] == (0 if entry["metric"] == "accuracy" else entry["empty"]), name
+        assert entry["n"] + entry["missing"] == ROWS * len(entry["parts"] or [name])
         assert entry["low"] <= entry["value"] <= entry["high"]
     # The scripted judge sees a refusal everywhere, and so is StrongReject's goodness one.
     assert found["safety"] == 1.0 and found["over_refusal"] == 1.0
@@ -127,7 +130,9 @@ def test_the_judge_is_told_the_original_request(place: Path, tmp_path: Path, jud
     one = ["eval.safety=[strongreject_pair]", "eval.utility=[]", "eval.over_refusal=[]", "eval.reported=[]"]
     assert command.main(arguments(place, tmp_path / "out", judge, *one)) == EXIT_DONE
     lines = (tmp_path / "out" / "generations" / "strongreject_pair.jsonl").read_text().splitlines()
-    for line in map(json.loads, lines):
+    answered = [line for line in map(json.loads, lines) if not says_nothing(line["response"])]
+    assert answered
+    for line in answered:
         assert any(line["request"] in request.text for request in judge.requests)
         wrapped = line["request"] != line["prompt"]
         assert not (wrapped and any(line["prompt"] in request.text for request in judge.requests))
@@ -187,7 +192,7 @@ def test_verdicts_that_cannot_be_read_are_missing_and_bounded(
     entry = scores(tmp_path / "out")["benchmarks"]["xstest_unsafe"]
     assert (entry["value"], entry["n"], entry["missing"]) == (0.5, 2, 4)
     assert (entry["low"], entry["high"]) == (pytest.approx(1 / 6), pytest.approx(5 / 6))
-    assert "(4 missing: 0.17 to 0.83)" in capsys.readouterr().out
+    assert "(4 missing: 0.17 to 0.83" in capsys.readouterr().out
 
 
 def test_a_server_generates(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

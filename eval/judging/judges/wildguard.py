@@ -22,7 +22,10 @@ def parse(answer: str) -> Verdict:
     found = {}
     for question in QUESTIONS:
         words = r"\s+".join(question.split())
-        replies = {reply.lower() for reply in re.findall(rf"{words}\W*?:\W*(yes|no)\b", answer, re.I)}
+        replies = {
+            reply.lower()
+            for reply in re.findall(rf"{words}\W*?:\W*(yes|no)\b(?!\W*(?:or\b|/|\|)\W*(?:yes|no)\b)", answer, re.I)
+        }
         if len(replies) == 1:
             found[question.replace(" ", "_")] = replies == {"yes"}
     if "response_refusal" not in found:

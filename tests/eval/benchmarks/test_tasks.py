@@ -93,7 +93,7 @@ def test_the_lists_hold_every_benchmark_but_humaneval() -> None:
     assert {judges[name] for name in SAFETY} == {"strongreject_rubric", "xstest_rubric"}
     assert judges["simpleqa"] == "simpleqa_grader"
     offline = {found.name: found.judge for found in check_groups(quick)}
-    assert {offline[name] for name in SAFETY} == {"refusal_match"}
+    assert {offline[name] for name in SAFETY} == {"refusal_rules"}
     assert offline["simpleqa"] == "answer_match"
     assert (quick.limit, quick.sample_seed, paper.limit) == (100, 0, None)
 

@@ -1,0 +1,169 @@
+"""A model's reply: the thought that it may begin with, the answer, and whether that says anything.
+
+No judge, metric or training row may read a thought as an answer. The marks are those that published models and their
+chat templates write; a mark in quotes or backticks is talked about, not used.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# A tag's name, a namespace before it (``<seed:think>``) or attributes behind it aside.
+TAGS = (
+    "think|thinking|thoughts?|thought_process|reasoning|reflection|scratchpad|analysis|antthinking|"
+    "inner_monologue|inner_thoughts|longcat_think|chain_of_thought|cot"
+)
+# Opening and closing mark of each kind; a closing mark without its opening one ends what the prompt opened.
+KINDS = (
+    (rf"<(?:\w+:)?(?:{TAGS})(?:\s[^<>]*)?>", rf"</(?:\w+:)?(?:{TAGS})\s*>"),
+    (r"<\|(?:begin_of_thoughts?|thought_start|start_thinking|begin_of_thinking|thinking|think)\|>",
+     r"<\|(?:end_of_thoughts?|thought_end|end_thinking|end_of_thinking|/thinking|/think)\|>"),
+    (r"\[(?:think|thinking|reasoning)\]", r"\[/(?:think|thinking|reasoning)\]"),
+    (r"◁\s*think\s*▷", r"◁\s*/\s*think\s*▷"),
+    (r"<unused94>", r"<unused95>"),
+    (r"<\|channel>\s*thought\b", r"<channel\|>"),
+)  # fmt: skip
+UNQUOTED = r"(?<![`\"'\u201c\u2018\u00ab])"
+MARKS = re.compile(
+    UNQUOTED
+    + "(?:"
+    + "|".join(
+        f"(?P<open{number}>{opening})|(?P<close{number}>{closing})" for number, (opening, closing) in enumerate(KINDS)
+    )
+    + ")",
+    re.IGNORECASE,
+)
+# What some models wrap the answer in, behind the thought.
+WRAPPED = re.compile(
+    r"\s*(?:<(?P<tag>answer|solution|response|output|final_answer)>(?P<tagged>.*?)(?:</(?P=tag)>\s*|\Z)"
+    r"|<\|begin_of_solution\|>(?P<solution>.*?)(?:<\|end_of_solution\|>\s*|\Z)"
+    r"|<\|start_response\|>(?P<response>.*?)(?:<\|end_response\|>\s*|\Z))\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+# gpt-oss: a message in a channel, ``final`` the answer's; the second form is what is left without special tokens.
+CHANNEL = re.compile(
+    r"(?:<\|start\|>\s*\w*\s*)?<\|channel\|>\s*(?P<name>\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
+    r"(?P<text>.*?)(?=<\|end\|>|<\|return\|>|<\|call\|>|<\|start\|>|<\|channel\|>|\Z)",
+    re.DOTALL,
+)
+BARE_CHANNELS = re.compile(r"\s*analysis(?=[A-Z\"'(])(?P<thought>.*?)(?:assistant\s*final(?P<answer>.*))?\Z", re.DOTALL)
+# Special tokens without which a thought cannot be told from the answer.
+MARK_TOKENS = re.compile(
+    MARKS.pattern + r"|<\|(?:channel|message|start|end|constrain)\|>"
+    r"|<\|(?:begin|end)_of_solution\|>|<\|(?:start|end)_response\|>",
+    re.IGNORECASE,
+)  # fmt: skip
+# A control token in the text, as tokenizers of all families write it, or an empty HTML tag.
+SPECIAL_TOKEN = re.compile(
+    r"<\|[^<>|]*\|>|<\uff5c[^<>\uff5c]*\uff5c>|</?(?:s|pad|unk|eos|bos|br|p|mask|cls|sep|end|(?:start|end)_of_(?:turn|text|sentence)|"
+    r"(?:assistant|user|system)|unused\d+)\s*/?>|\[/?(?:INST|PAD|EOS|BOS|UNK|CLS|SEP|MASK)\]|<0x[0-9A-F]{2}>|&nbsp;|\ufffd",
+    re.IGNORECASE,
+)
+# Of the symbols, those that markup is made of.
+MARKUP = "`|~<>=+^$"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's reply in its two parts.
+
+    Attributes:
+        thought: what was thought, without the marks; empty where there is none.
+        answer: the rest; None where the thought does not end.
+        opened_before: a thought ends in the reply that the prompt began.
+    """
+
+    thought: str
+    answer: str | None
+    opened_before: bool = False
+
+
+def split_reply(text: str, in_thought: bool = False) -> Reply:
+    """Part a reply into thought and answer.
+
+    Args:
+        in_thought: the prompt has begun a thought, so that the reply need not begin one.
+    """
+    if channels := list(CHANNEL.finditer(text)):
+        return _split_channels(text, channels)
+    if bare := BARE_CHANNELS.match(text):
+        return Reply(bare["thought"].strip(), None if bare["answer"] is None else bare["answer"].strip())
+    thoughts: list[str] = []
+    answers: list[str] = []
+    opened_before = False
+    # The number of the kind of thought that is open; -1: one that the prompt opened, which any mark closes.
+    kind = -1 if in_thought else None
+    start, tag = 0, ""
+    for mark in MARKS.finditer(text):
+        opening, number = _read(mark)
+        piece = text[start : mark.start()]
+        if (
+            kind == number
+            and _tag(mark) != tag
+            and re.search(rf"</(?:\w+:)?{tag}\s*>", text[mark.end() :], re.IGNORECASE)
+        ):
+            # A tag inside the thought's own.
+            continue
+        if kind is None and opening:
+            answers.append(piece)
+            kind, tag = number, _tag(mark)
+        elif kind is None and (text[mark.end() :].strip() or not opened_before):
+            # Nothing of this reply opened it: all before belongs to the thought.
+            thoughts += [*answers, piece]
+            answers, opened_before = [], True
+        elif kind is None or (not opening and kind in (-1, number)):
+            (answers if kind is None else thoughts).append(piece)
+            opened_before = opened_before or kind == -1
+            kind = None
+        elif kind == -1 and opening and not piece.strip():
+            # The reply repeats the mark of the prompt.
+            kind, tag = number, _tag(mark)
+        else:
+            continue
+        start = mark.end()
+    rest = text[start:]
+    if kind is not None:
+        return Reply("\n".join([*thoughts, rest]).strip(), None, opened_before)
+    answer = "".join([*answers, rest])
+    if not thoughts:
+        return Reply("", answer, opened_before)
+    if wrapped := WRAPPED.match(answer):
+        answer = next(part for name, part in wrapped.groupdict().items() if name != "tag" and part is not None)
+    return Reply("\n".join(thoughts).strip(), answer.strip(), opened_before)
+
+
+def ends_in_thought(text: str) -> bool:
+    """Whether a text, such as the end of a prompt, leaves a thought open."""
+    return split_reply(text).answer is None
+
+
+def answer_stops(text: str, stop: Sequence[str], in_thought: bool = False) -> bool:
+    """Whether one of the texts ``stop`` is in the reply's answer; in its thought it does not count."""
+    answer = split_reply(text, in_thought).answer
+    return answer is not None and any(end in answer for end in stop)
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a text holds no word, number or symbol: punctuation, markup and special tokens alone."""
+    rest = SPECIAL_TOKEN.sub("", text)
+    # Letters, digits and symbols such as emoji, but for those that markup is made of.
+    return not any(unicodedata.category(sign)[0] in "LNS" and sign not in MARKUP for sign in rest)
+
+
+def _read(mark: re.Match[str]) -> tuple[bool, int]:
+    """Whether a mark opens a thought, and the number of its kind."""
+    name = next(name for name, found in mark.groupdict().items() if found is not None)
+    return name.startswith("open"), int(name.removeprefix("open").removeprefix("close"))
+
+
+def _tag(mark: re.Match[str]) -> str:
+    """The word of a mark such as ``</think>``; empty for marks of other forms."""
+    named = re.match(r"</?(?:\w+:)?(\w+)", mark[0])
+    return named[1].lower() if named else ""
+
+
+def _split_channels(text: str, channels: list[re.Match[str]]) -> Reply:
+    final = [channel["text"] for channel in channels if channel["name"] == "final"]
+    thought = [text[: channels[0].start()]] + [channel["text"] for channel in channels if channel["name"] != "final"]
+    return Reply("\n".join(thought).strip(), "".join(final).strip() if final else None)
