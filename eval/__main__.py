@@ -24,7 +24,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
+from ogpsa.utils.command_line import run_program
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match
 
 COMMANDS = {
     "prefetch": "eval.prefetch",
@@ -41,6 +42,10 @@ COMMANDS = {
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name and return its exit code."""
+    return run_program(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
     command = arguments[0] if arguments else "--help"
     if command in COMMANDS:
         code: int = import_module(COMMANDS[command]).main(arguments[1:])
@@ -48,16 +53,13 @@ def main(arguments: Sequence[str]) -> int:
     if command == "--help" or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return EXIT_DONE if arguments else EXIT_USER_ERROR
-    try:
-        if "=" not in command:
-            allowed = ", ".join(COMMANDS)
-            hint = closest_match(command, COMMANDS)
-            raise UserError(f"'{command}': neither KEY=VALUE nor a command; commands: {allowed}{hint}")
-        from eval.checkpoint import run
+    if "=" not in command:
+        allowed = ", ".join(COMMANDS)
+        hint = closest_match(command, COMMANDS)
+        raise UserError(f"'{command}': neither KEY=VALUE nor a command; commands: {allowed}{hint}")
+    from eval.checkpoint import run
 
-        run(arguments)
-    except UserError as error:
-        return report(error)
+    run(arguments)
     return EXIT_DONE
 
 

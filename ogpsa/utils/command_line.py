@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
-from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, interrupted, report
+from ogpsa.utils.refusals import refusal
 
 # What reads the value of each key, by ``ArgumentTypeError`` if it cannot.
 Keys = Mapping[str, Callable[[str], Any]]
@@ -93,6 +94,21 @@ def whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
+def run_program(main: Callable[[], int]) -> int:
+    """A program's exit code; a user's mistake, what the system refuses and Ctrl-C take one line each."""
+    try:
+        return main()
+    except UserError as error:
+        return report(error)
+    except KeyboardInterrupt:
+        return interrupted()
+    except Exception as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        return report(refused)
+
+
 def run_command(arguments: Sequence[str], usage: str | None, commands: Mapping[str, Callable[[list[str]], int]]) -> int:
     """Let the command that comes first in ``arguments`` have the rest, and return its exit code.
 
@@ -102,10 +118,11 @@ def run_command(arguments: Sequence[str], usage: str | None, commands: Mapping[s
         print(usage)
         return EXIT_DONE if arguments else EXIT_USER_ERROR
     command, *rest = arguments
-    try:
+
+    def run() -> int:
         if command not in commands:
             allowed = ", ".join(commands)
             raise UserError(f"'{command}' is no command; allowed: {allowed}{closest_match(command, commands)}")
         return commands[command](rest)
-    except UserError as error:
-        return report(error)
+
+    return run_program(run)

@@ -31,6 +31,12 @@ def report(error: UserError) -> int:
     return EXIT_USER_ERROR
 
 
+def interrupted() -> int:
+    """Say that Ctrl-C ended the program and return its exit code."""
+    print("\ninterrupted; the same command resumes with what is finished", file=sys.stderr, flush=True)
+    return EXIT_INTERRUPTED
+
+
 def closest_match(found: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest allowed word, or an empty string."""
     matches = get_close_matches(found, list(allowed), n=1, cutoff=0.5)

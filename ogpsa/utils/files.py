@@ -14,12 +14,11 @@ from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.refusals import NO_SPACE, naming
 
 COMPLETE_FILE = "COMPLETE.json"
 # Bytes; where they cannot be written nothing can go on.
 FULL_DISK = 1 << 20
-# How the system says so: the disk is full, or the user's share of it.
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # How it says that files cannot be locked.
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
@@ -38,11 +37,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``content`` so that a reader, also after a kill, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as handle:
-        handle.write(content.encode() if isinstance(content, str) else content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with naming(path), temporary.open("wb") as handle:
+            handle.write(content.encode() if isinstance(content, str) else content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,10 +1,13 @@
 """The W&B mirror: an offline run that W&B itself reads back, closed however the run ends."""
 
 import json
+import logging
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,15 @@ import pytest
 import wandb
 
 from eval.evaluation import evaluate
+from ogpsa.config import Config
+from ogpsa.runs.tracking import END_SECONDS, PROBE_SECONDS, tracker
 from ogpsa.utils.files import read_json
 from tests.program import run_here
+from tests.wandb_server import Server, wandb_server
 
 pytestmark = pytest.mark.slow
 
+server = pytest.fixture(wandb_server)
 OVERRIDES = ["tracker=wandb", "stage=sft", "stage.max_steps=4", "stage.log_every=2", "hydra.run.dir=run"]
 
 
@@ -114,6 +121,85 @@ def test_the_end_of_wandbs_process_costs_the_run_nothing(
     result = run_here(*small, *OVERRIDES, "stage.max_steps=2", "hydra.run.dir=next", cwd=tmp_path)
     assert result.code == 0 and "lost" not in result.stderr
     assert read_back(tmp_path / "next")["exit_code"] == 0
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture
+def mirrored_config(small_config: Callable[..., Config]) -> Config:
+    return small_config("tracker=wandb")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "line"),
+    [
+        ("unreachable", "W&B cannot be reached (URLError: "),
+        ("silent", "W&B cannot be reached (TimeoutError: "),
+        ("refuses the key", "W&B cannot be reached (HTTPError: HTTP Error 401: "),
+        ("invalid address", "W&B cannot be used (ValidationError: "),
+        ("invalid mode", "W&B cannot be used (ValidationError: "),
+        ("no folder", "W&B cannot be used (NotADirectoryError: "),
+    ],
+)
+def test_what_w_and_b_refuses_costs_a_line(
+    trouble: str, line: str, mirrored_config: Config, server: Server, silent: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    addresses = {"unreachable": "http://127.0.0.1:9", "silent": silent, "invalid address": "nowhere"}
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", addresses.get(trouble, server.address))
+    server.status = 401 if trouble == "refuses the key" else 200
+    if trouble == "invalid mode":
+        monkeypatch.setenv("WANDB_MODE", "sometimes")
+    if trouble == "no folder":
+        (tmp_path / "wandb").write_text("a file", encoding="utf-8")
+    wandb.teardown()  # which has read the environment once
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING), tracker(mirrored_config, tmp_path, {}) as mirror:
+        mirror.log({"sft/loss": 0.5})
+    assert time.monotonic() - began < PROBE_SECONDS + END_SECONDS + 5
+    [said] = [record.getMessage() for record in caplog.records if "W&B" in record.getMessage()]
+    assert said.startswith(line)
+    kept = list((tmp_path / "wandb").glob("offline-run-*")) if "used" not in line else []
+    assert len(kept) == ("reached" in line)
+
+
+def test_a_server_that_answers_has_the_history(
+    mirrored_config: Config, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    wandb.teardown()
+    with caplog.at_level(logging.WARNING), tracker(mirrored_config, tmp_path, {}) as mirror:
+        for step in range(3):
+            mirror.log({"train/global_step": step})
+    assert "W&B" not in caplog.text
+    [lines] = server.history.values()
+    assert [json.loads(line)["train/global_step"] for line in lines] == [0, 1, 2]
+    assert list(offline_run(tmp_path).glob("*.synced"))
+
+
+def test_a_server_that_falls_silent_is_left_after_seconds(
+    mirrored_config: Config, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    wandb.teardown()
+    with caplog.at_level(logging.WARNING):
+        with tracker(mirrored_config, tmp_path, {}) as mirror:
+            server.status = 503
+            mirror.log({"train/global_step": 1, "benchmarks": [{"value": 1}]})
+            began = time.monotonic()
+        assert time.monotonic() - began < END_SECONDS + 2
+    said = [message for message in caplog.messages if "W&B" in message]
+    assert said == ["W&B has not taken everything; slurm/sync_wandb.sh uploads it later"]
 
 
 def test_is_off_when_asked(small: list[str], tmp_path: Path) -> None:

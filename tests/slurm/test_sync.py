@@ -4,76 +4,17 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import wandb
 
 from tests.program import ROOT
+from tests.wandb_server import Server, wandb_server
 
 pytestmark = pytest.mark.slow
+server = pytest.fixture(wandb_server)
 BROKEN = "offline-run-20260101_000000-broken"
-
-
-@dataclass
-class Server:
-    """What was uploaded: history lines by run, and names of files."""
-
-    address: str = ""
-    history: dict[str, list[str]] = field(default_factory=dict)
-    files: list[str] = field(default_factory=list)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            answer: dict[str, Any] = {}
-            if self.path == "/graphql":
-                answer = self._graphql(json.loads(body))
-            elif self.path.endswith("/file_stream"):
-                run = self.path.split("/")[-2]
-                lines = json.loads(body).get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
-                found.history.setdefault(run, []).extend(lines)
-            elif self.path.startswith("/upload/"):
-                found.files.append(self.path.removeprefix("/upload/"))
-            text = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        do_PUT = do_POST  # noqa: N815
-
-        def _graphql(self, asked: dict[str, Any]) -> dict[str, Any]:
-            given = asked.get("variables") or {}
-            if "createRunFiles" in asked["query"]:
-                names = given["files"]
-                files = [{"name": name, "uploadUrl": f"{found.address}/upload/{name}"} for name in names]
-                return {"data": {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}}
-            project = {"id": "project", "name": "ogpsa", "entity": {"id": "entity", "name": "us"}}
-            names = {"name": given.get("name"), "displayName": given.get("displayName"), "description": None}
-            bucket = names | {"id": "bucket", "config": "{}", "sweepName": None, "historyLineCount": 0}
-            bucket |= {"project": project}
-            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        found.address = f"http://127.0.0.1:{listening.server_address[1]}"
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield found
-        listening.shutdown()
 
 
 @pytest.fixture
