@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from ogpsa import __version__
 from ogpsa.app.compose import COMPOSITION_ERRORS, Check, Composer, in_our_words, label, validate
 from ogpsa.distributed import processes
+from ogpsa.utils.command_line import expand_homes
 from ogpsa.utils.errors import EXIT_FAILURE, UserError, closest_match, interrupted, report
 from ogpsa.utils.refusals import refusal
 
@@ -76,6 +77,7 @@ class Program:
 
     def start(self, main: Callable[[], None]) -> None:
         """Check the command line in ``sys.argv``, then let Hydra run ``main``; exits with a code if not all is well."""
+        sys.argv[1:] = expand_homes(sys.argv[1:])  # also what Hydra itself reads, as hydra.run.dir
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing and exiting
         try:
             points = processes.on_main_process(lambda: self._prepare(main))

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ogpsa.config.section import Section
+from ogpsa.config.section import PathText, Section
 from ogpsa.config.stage import Training
 
 
@@ -40,7 +40,7 @@ class Model(Section):
     """The model to align: a hub id or a local folder, or (``path: null``) the testbed's own base."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    path: str | None = Field(min_length=1)
+    path: PathText | None = Field(min_length=1)
     revision: str | None = Field(min_length=1)
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     precision: Literal["fp32", "bf16"]

@@ -16,6 +16,8 @@ MODEL_FILES = (
     "*.safetensors", "*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "vocab*", "merges.txt",
 )  # fmt: skip
+# As ogpsa/runs/directory.py calls it.
+RUN_FILE = "config.yaml"
 HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 
 
@@ -47,6 +49,11 @@ def check_weights(folder: Path, key: str, remedy: str) -> None:
     Raises:
         UserError: names ``key``, the file at fault and the remedy.
     """
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(f"{key}: {folder} {adapter_problem(folder)}")
+        if (folder / RUN_FILE).is_file() and (inside := sorted(map(str, folder.glob("[0-9][0-9]-*")))):
+            raise UserError(f"{key}: {folder} is a run's directory; name a checkpoint in it, as {inside[-1]}")
     if "model_type" not in _read_json(folder / "config.json", key, remedy):
         raise UserError(f"{key}: {folder / 'config.json'} names no model_type; {remedy}")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -63,6 +70,18 @@ def check_weights(folder: Path, key: str, remedy: str) -> None:
     for file in files:
         if not is_whole(file):
             raise UserError(f"{key}: {file} is damaged or truncated; {remedy}")
+
+
+def adapter_problem(folder: Path) -> str:
+    """What to do with a folder that holds an adapter in place of a model."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = "its model"
+    return (
+        f"holds an adapter of {base}, not a model; add it to the weights first (peft: merge_and_unload, then "
+        "save_pretrained) and keep the tokenizer beside them"
+    )
 
 
 def local_folder(model: Model) -> Path:

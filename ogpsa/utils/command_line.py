@@ -1,9 +1,12 @@
 """Options and ``KEY=VALUE`` words of a command line; a mistake in them takes one line, as all of the user's."""
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, interrupted, report
@@ -63,6 +66,25 @@ def read_pairs(words: Sequence[str], keys: Keys) -> dict[str, Any]:
     if problems:
         raise UserError(*problems)
     return values
+
+
+def home_expanded(text: str) -> str:
+    """The text with the home folder in place of a ``~`` at its beginning."""
+    return os.path.expanduser(text)  # noqa: PTH111  it need not be a path
+
+
+def expand_homes(words: Sequence[str]) -> list[str]:
+    """``KEY=~/…`` words as the shell would have them, which expands no ``~`` behind a key with a dot."""
+    return [re.sub(r"^([^=]+=)(~[^/]*(?:/.*)?)$", lambda found: found[1] + home_expanded(found[2]), w) for w in words]
+
+
+def path(text: str) -> Path:
+    """A reader of paths, which may be quoted as Hydra would have them."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    found = text[1:-1] if quoted else text
+    if not found:
+        raise argparse.ArgumentTypeError("found nothing; expected a path")
+    return Path(home_expanded(found))
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -99,7 +100,18 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def mark_complete(folder: Path, facts: Mapping[str, Any]) -> None:
     """Declare ``folder`` whole. Call it after everything else in it is on disk."""
+    _share(folder)
     write_json(folder / COMPLETE_FILE, dict(facts))
+
+
+def _share(folder: Path) -> None:
+    """Let others read the files of a folder as the umask says; safetensors keeps its own from them."""
+    umask = int(
+        re.findall(r"^Umask:\s*(\d+)$", Path("/proc/self/status").read_text(encoding="utf-8"), flags=re.M)[0], 8
+    )
+    for file in folder.rglob("*"):
+        if not file.is_symlink() and file.is_file() and file.stat().st_uid == os.geteuid():
+            file.chmod(file.stat().st_mode | (0o644 & ~umask))
 
 
 def is_complete(folder: Path) -> bool:

@@ -37,7 +37,10 @@ TORCH = "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed 
         (OSError(errno.EROFS, "Read-only file system", "/data/a"), "/data/a: on a file system that is mounted read-on"),
         (OSError(errno.ENOLCK, "No locks available", "l"), "l: no locks on this file system; choose another, or have "),
         (OSError(errno.EMFILE, "Too many open files", "l"), "l: more open files than the system allows; raise ulimit"),
-        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: no permission to read or write on /; choos"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x/y"),
+            "/x/y: no permission to read or write on /; choos",
+        ),
     ],
 )
 def test_is_one_line_with_the_path(error: Exception, line: str) -> None:
