@@ -71,7 +71,8 @@ def generate(
     # The longest first, so that a batch pads little and a memory that is too small shows at once.
     ordered = sorted(questions, key=lambda question: (-question.length, question.row_id))
     try:
-        backend.answer([question for question in ordered if question.row_id not in kept.pieces], keep, safe_point)
+        with progress:
+            backend.answer([question for question in ordered if question.row_id not in kept.pieces], keep, safe_point)
     finally:
         kept.close(discard=False)
     return [kept.pieces[question.row_id] for question in questions]
