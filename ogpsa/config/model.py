@@ -25,6 +25,25 @@ class BaseTraining(Section):
         return self
 
 
+class Architecture(Section):
+    """What of a model's ``config.json`` its sizes follow from, in transformers' words.
+
+    Attributes:
+        of: the hub id that has it.
+    """
+
+    of: str
+    model_type: Literal["qwen2", "llama"]
+    hidden_size: int = Field(ge=1)
+    intermediate_size: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    num_key_value_heads: int = Field(ge=1)
+    vocab_size: int = Field(ge=1)
+    tie_word_embeddings: bool
+    max_position_embeddings: int = Field(ge=1)
+
+
 class StageRecipe(Training):
     """One stage's training settings for one model; ``conf/stage`` reads them from here."""
 
@@ -47,6 +66,8 @@ class Model(Section):
     dtype: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
     base: BaseTraining | None
+    # A run of an earlier revision does not say.
+    architecture: Architecture | None = None
     recipe: Recipe
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Any
 
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_json, read_jsonl
+from ogpsa.utils.network import ask_hub
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 Row = dict[str, Any]
@@ -60,6 +61,8 @@ def read_hub(hub: str, config: str | None, split: str, revision: str | None) -> 
     import datasets
     from huggingface_hub import HfApi
 
+    if not Path(hub).is_dir():
+        ask_hub()
     if not Path(hub).is_dir() and revision is None:
         revision = HfApi().dataset_info(hub).sha
     datasets.disable_progress_bars()

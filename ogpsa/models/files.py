@@ -8,6 +8,7 @@ from typing import Any
 
 from ogpsa.config import Config, Model
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.network import ask_hub
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SNAPSHOT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
@@ -93,6 +94,7 @@ def local_folder(model: Model) -> Path:
     path = str(model.path)
     if Path(path).is_dir():
         return Path(path)
+    ask_hub()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

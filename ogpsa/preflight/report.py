@@ -17,6 +17,7 @@ from ogpsa.distributed.launch import accumulation_steps
 from ogpsa.preflight.memory import GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
 from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.network import ask_hub
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
@@ -287,7 +288,8 @@ def stage_shapes(config: Config, stage: StageName) -> tuple[ModelShape, ModelSha
 
 
 def meta_model(config: Config) -> "PreTrainedModel":
-    """The model without weights, from its configuration alone: a folder's, the hub's, or the testbed base's.
+    """The model without weights, from its configuration alone: a folder's, the one in ``conf/model``, the hub's, or
+    the testbed base's.
 
     Raises:
         UserError: the configuration cannot be found or read, or is not a causal language model's.
@@ -298,6 +300,8 @@ def meta_model(config: Config) -> "PreTrainedModel":
     model = config.model
     if model.path is None:
         described: Any = _testbed_config(config)
+    elif model.architecture is not None and model.architecture.of == model.path and not Path(model.path).is_dir():
+        described = AutoConfig.for_model(**model.architecture.model_dump(exclude={"of"}))
     else:
         try:
             folder = _config_folder(model.path, model.revision)
@@ -317,6 +321,7 @@ def meta_model(config: Config) -> "PreTrainedModel":
 def _config_folder(path: str, revision: str | None) -> Path:
     if Path(path).is_dir():
         return Path(path)
+    ask_hub()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

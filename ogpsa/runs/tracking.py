@@ -17,12 +17,12 @@ from urllib.request import Request, urlopen
 from ogpsa.config import Config, identity_key
 from ogpsa.config import Tracker as TrackerSettings
 from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError
-from ogpsa.utils.network import within
+from ogpsa.utils.network import PROBE_SECONDS, within
 from ogpsa.utils.signals import deaf_children
 
 log = logging.getLogger(__name__)
-# Seconds that W&B may keep a run waiting: for its server's first answer, and for the rest of an upload at the end.
-PROBE_SECONDS, END_SECONDS = 3.0, 5.0
+# Seconds that W&B may keep a run waiting at its end for the rest of an upload.
+END_SECONDS = 5.0
 # As arguments: the seconds, then the command. The watcher ends the whole session.
 UPLOAD = 'exec 3<&0; { cat <&3 >/dev/null; sleep "$0"; kill -KILL 0; } & "$@" </dev/null; code=$?; kill $!; exit $code'
 LATER = "slurm/sync_wandb.sh uploads it later"

@@ -1,10 +1,19 @@
 """Bounds on what a network may cost."""
 
+import logging
+import os
+import ssl
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 T = TypeVar("T")
+# Seconds that a first answer may take.
+PROBE_SECONDS = 3.0
+log = logging.getLogger(__name__)
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
@@ -31,3 +40,43 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     if not results:
         raise TimeoutError(f"no answer within {seconds:g} s")
     return results[0]
+
+
+@cache
+def ask_hub() -> None:
+    """Ask the model hub once a process whether it is there, and keep its client offline where it is not.
+
+    Its client would try again for most of a minute for each file; offline, it has what is in its cache, or says at
+    once that it is not there.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        within(PROBE_SECONDS, lambda: _probe(constants.ENDPOINT))
+    except (OSError, ValueError) as error:
+        log.warning("%s does not answer (%s); files come from the hub's cache alone", constants.ENDPOINT, error)
+        # For the processes that this one starts, and for what is imported already.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants.HF_HUB_OFFLINE = True
+        import datasets
+
+        datasets.config.HF_HUB_OFFLINE = True
+
+
+def _probe(address: str) -> None:
+    """Return once the server says anything at all.
+
+    Raises:
+        OSError: it does not.
+    """
+    try:
+        with urlopen(Request(address, method="HEAD"), timeout=PROBE_SECONDS):
+            pass
+    except HTTPError:
+        return
+    except URLError as error:
+        # Whose certificates count is its client's business.
+        if not isinstance(error.reason, ssl.SSLError):
+            raise

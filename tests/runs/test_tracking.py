@@ -16,8 +16,9 @@ import wandb
 
 from eval.evaluation import evaluate
 from ogpsa.config import Config
-from ogpsa.runs.tracking import END_SECONDS, PROBE_SECONDS, tracker
+from ogpsa.runs.tracking import END_SECONDS, tracker
 from ogpsa.utils.files import read_json
+from ogpsa.utils.network import PROBE_SECONDS
 from tests.program import run_here
 from tests.wandb_server import Server, wandb_server
 
