@@ -212,14 +212,11 @@ def _directory_problems(row: Row) -> list[str]:
 
 def _memory_problems(rows: Sequence[Row], nodes: int) -> list[tuple[Row, str]]:
     """Rows whose pre-flight does not fit in ``OGPSA_GPU_MEMORY_GB``."""
-    text = os.environ.get("OGPSA_GPU_MEMORY_GB", "")
-    if not text or not rows:
+    from ogpsa.preflight.report import fit, told_memory
+
+    memory = told_memory()
+    if memory is None or not rows:
         return []
-    try:
-        memory = float(text)
-    except ValueError:
-        raise UserError(f"OGPSA_GPU_MEMORY_GB: found '{text}'; expected a number") from None
-    from ogpsa.preflight.report import fit
     from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()

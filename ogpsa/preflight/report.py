@@ -5,6 +5,7 @@ own configuration; no weights are read. The memory is ``ogpsa/preflight/memory.p
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,8 +72,34 @@ def fit(config: Config, processes: int, memory: float) -> Fit:
     return max(found, key=lambda one: one.peak)
 
 
+MEMORY = "OGPSA_GPU_MEMORY_GB"
+
+
+def told_memory() -> float | None:
+    """GB of a GPU where the run is to be, as ``OGPSA_GPU_MEMORY_GB`` says; None where it says nothing.
+
+    Raises:
+        UserError: it is no number.
+    """
+    text = os.environ.get(MEMORY, "").strip()
+    try:
+        memory = float(text) if text else None
+    except ValueError:
+        memory = math.nan
+    if memory is not None and not 0 < memory < math.inf:
+        raise UserError(f"{MEMORY}: found '{text}'; expected a number of GB, as 80")
+    return memory
+
+
 def device_memory() -> float | None:
-    """Bytes of this machine's first GPU, if it has one."""
+    """Bytes of a GPU: what ``OGPSA_GPU_MEMORY_GB`` says, or this machine's first one's, if it has one.
+
+    Raises:
+        UserError: as ``told_memory``.
+    """
+    told = told_memory()
+    if told is not None:
+        return told * GB
     import torch
 
     return float(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None
@@ -141,10 +168,11 @@ def _table(rows: Sequence[dict[str, str]]) -> list[str]:
 def _verdict(shape: ModelShape, setup: Setup, key: str, memory: float | None, batch: int) -> list[str]:
     peak = estimate(shape, setup).peak
     if memory is None:
-        return ["no GPU on this machine to compare with"]
+        return [f"no GPU on this machine to compare with; {MEMORY}=80 says what another has"]
+    whose = "this GPU's" if told_memory() is None else f"{MEMORY}'s"
     if peak <= memory:
-        return [f"fits: {peak / GB:.1f} of this GPU's {memory / GB:.1f} GB"]
-    lines = [f"does not fit: {peak / GB:.1f} GB of this GPU's {memory / GB:.1f} GB; by what it saves:"]
+        return [f"fits: {peak / GB:.1f} of {whose} {memory / GB:.1f} GB"]
+    lines = [f"does not fit: {peak / GB:.1f} GB of {whose} {memory / GB:.1f} GB; by what it saves:"]
     for change, changed in remedies(shape, setup, key, memory, batch):
         fits = "fits" if changed.peak <= memory else "not enough alone"
         lines.append(f"  {change}: {changed.peak / GB:.1f} GB, {fits}")

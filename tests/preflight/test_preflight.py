@@ -16,9 +16,9 @@ from benchmarks.architectures import ARCHITECTURES, Architecture
 from benchmarks.memory import Case, compare, peak_bytes
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config, TestbedData
-from ogpsa.data.rows import load_data
+from ogpsa.data.rows import Data, load_data
 from ogpsa.preflight.memory import BASIS_BYTES, GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
-from ogpsa.preflight.report import count, meta_model, report, stage_setup, stage_shapes
+from ogpsa.preflight.report import count, meta_model, report, stage_setup, stage_shapes, told_memory
 from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.testbed.tokenizer import build_tokenizer
@@ -198,6 +198,35 @@ def test_a_named_model_needs_no_network(model: str, parameters: int, monkeypatch
     config = compose_config([f"model={model}", "data=files", "data.safety=rows.jsonl", "method=baseline"])
     assert shape_of(meta_model(config)).parameters == parameters
     assert "architecture" not in config.identity()["model"]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["method=lora"], "model.dtype=bf16: "),
+        (["method=lora", "model.precision=fp32"], "model.dtype=bf16 model.precision=bf16: "),
+        (["method=lora", "model.dtype=bf16"], None),
+        (["method=baseline"], None),
+    ],
+)
+def test_memory_that_the_environment_names_counts(
+    words: list[str], offered: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": "p", "chosen": "c", "rejected": "r"}] * 64
+    config = compose_config(["model=qwen2_5_7b", "stage=sft", "data=files", "data.safety=rows.jsonl", *words])
+    monkeypatch.setenv("OGPSA_GPU_MEMORY_GB", "24")
+    said = report(config, Data(rows, {}, {}))
+    assert "OGPSA_GPU_MEMORY_GB's 24.0 GB" in said
+    lines = [line.strip() for line in said.splitlines() if "model.dtype" in line]
+    assert len(lines) == (offered is not None)
+    assert offered is None or lines[0].startswith(offered)
+
+
+@pytest.mark.parametrize("text", ["much", "-3", "0", "nan"])
+def test_memory_that_is_no_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OGPSA_GPU_MEMORY_GB", text)
+    with pytest.raises(UserError, match=rf"^OGPSA_GPU_MEMORY_GB: found '{text}'; expected a number of GB, as 80$"):
+        told_memory()
 
 
 def test_another_kind_of_model_is_refused_by_name() -> None:

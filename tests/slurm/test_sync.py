@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,34 @@ def test_one_broken_run_stops_no_other(kept: Path, server: Server) -> None:
     assert "a" * 40 not in done.stdout + done.stderr
     again = sync(kept, **reach)
     assert again.stdout.splitlines()[-1] == "3 runs: 0 uploaded, 2 uploaded before, 1 failed"
+
+
+def test_the_sessions_of_a_requeued_run_are_one_history(tmp_path: Path, server: Server) -> None:
+    # The first was killed after step 5 with a checkpoint of step 3; long texts take more than a block of its file.
+    sessions = [[("sft", step) for step in range(1, 6)], [("sft", 4), ("sft", 5), ("sft", 6), ("dpo", 1)], [("dpo", 2)]]
+    for number, steps in enumerate(sessions):
+        with wandb.init(project="ogpsa", id="one", dir=tmp_path, mode="offline", settings={"silent": True}) as run:
+            for stage, step in steps:
+                row = {"train/stage": stage, "train/global_step": step, "session": number, "text": "x" * 20_000}
+                run.log(row)
+            if number == 2:
+                run.log({"benchmarks": 1})
+        time.sleep(1.1)  # W&B names the folders by the second
+    reach = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": "a" * 40}
+    done = sync(tmp_path, **reach)
+    assert done.stdout.splitlines()[-1] == "1 runs: 1 uploaded, 0 uploaded before, 0 failed", done.stderr
+    rows = [json.loads(line) for line in server.history["one"]]
+    assert [row["_step"] for row in rows] == list(range(9))
+    assert [(row["train/stage"], row["train/global_step"], row["session"]) for row in rows[:-1]] == [
+        ("sft", 1, 0), ("sft", 2, 0), ("sft", 3, 0), ("sft", 4, 1), ("sft", 5, 1), ("sft", 6, 1), ("dpo", 1, 1),
+        ("dpo", 2, 2),
+    ]  # fmt: skip
+    assert rows[-1]["benchmarks"] == 1
+    times = [row["_runtime"] for row in rows]
+    assert times == sorted(times)
+    again = sync(tmp_path, **reach)
+    assert again.stdout.splitlines()[-1] == "1 runs: 0 uploaded, 1 uploaded before, 0 failed"
+    assert len(server.history["one"]) == 9
 
 
 def test_without_a_key_or_a_folder_it_says_so_in_a_line(tmp_path: Path) -> None:
