@@ -84,6 +84,7 @@ class Program:
             if points is not None:
                 self._points = points
                 main()
+            sys.stdout.flush()  # what cannot be written is found here
         except KeyboardInterrupt:
             sys.exit(interrupted())
         except Exception as error:

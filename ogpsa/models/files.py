@@ -9,6 +9,7 @@ from typing import Any
 from ogpsa.config import Config, Model
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.network import ask_hub
+from ogpsa.utils.refusals import absent
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SNAPSHOT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
@@ -38,6 +39,8 @@ def check_model(config: Config) -> None:
         check_weights(folder, "model.path", "write the checkpoint again")
     elif folder.exists():
         raise UserError(f"model.path: {folder} is a file; expected a folder with config.json and *.safetensors")
+    elif folder.is_symlink():
+        raise UserError(f"model.path: {folder}: {absent(folder)}")
     elif not HUB_ID.fullmatch(model.path):
         raise UserError(
             f"model.path: {folder} does not exist; give a folder or a hub id such as Qwen/Qwen2.5-7B-Instruct"

@@ -119,7 +119,9 @@ def whole_number(least: int) -> Callable[[str], int]:
 def run_program(main: Callable[[], int]) -> int:
     """A program's exit code; a user's mistake, what the system refuses and Ctrl-C take one line each."""
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()  # what cannot be written is found here
+        return code
     except UserError as error:
         return report(error)
     except KeyboardInterrupt:

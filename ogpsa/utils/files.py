@@ -15,7 +15,7 @@ from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.refusals import NO_SPACE, naming
+from ogpsa.utils.refusals import NO_SPACE, absent, naming
 
 COMPLETE_FILE = "COMPLETE.json"
 # Bytes; where they cannot be written nothing can go on.
@@ -62,7 +62,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: {absent(path)}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); delete it to have it made again") from None
 
@@ -80,7 +80,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: {absent(path)}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: a folder; expected a file of one JSON object a line") from None
     except UnicodeDecodeError:
@@ -111,7 +111,7 @@ def _share(folder: Path) -> None:
     )
     for file in folder.rglob("*"):
         if not file.is_symlink() and file.is_file() and file.stat().st_uid == os.geteuid():
-            file.chmod(file.stat().st_mode | (0o644 & ~umask))
+            file.chmod(file.stat().st_mode | (0o666 & ~umask))
 
 
 def is_complete(folder: Path) -> bool:

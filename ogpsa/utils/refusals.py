@@ -29,6 +29,7 @@ WORDS = {
     r"attempt to write a readonly database|unable to open database file": errno.EACCES,
     r"os error 13\b|\(os error 1\)|Permission denied": errno.EACCES,
     r"os error 30\b|Read-only file system": errno.EROFS,
+    r"does not appear to support flock|No locks available": errno.ENOLCK,
     r"os error 5\b|Input/output error": errno.EIO,
 }
 OTHERS = {
@@ -51,6 +52,8 @@ def refusal(error: BaseException, where: Path | None = None) -> UserError | None
         where: the folder that was being written, for libraries that do not name the file.
     """
     for one in _chain(error):
+        if "No usable temporary directory" in str(one):
+            return UserError(f"TMPDIR: no folder for temporary files can be written; {ROOM}, or name another")
         number = _number(one)
         if number is None:
             continue
@@ -116,6 +119,11 @@ def _permission(path: Path | None) -> str:
     if place == path and place.is_file() and not os.access(place, os.R_OK):
         return "no permission to read it; have it opened to you (chmod a+r), or name another"
     return f"no permission to read or write{at or ' it'}; choose another place, or have it opened to you (chmod)"
+
+
+def absent(path: Path) -> str:
+    """Why there is nothing at ``path``: no such file, or a link on the way that leads nowhere."""
+    return _wrong_kind(path, errno.ENOENT) or "no such file"
 
 
 def _wrong_kind(path: Path, number: int) -> str | None:

@@ -4,6 +4,8 @@ import errno
 import os
 import resource
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from ogpsa.utils.files import write_json
+from ogpsa.app.compose import compose_config
+from ogpsa.models.files import check_model
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import read_json, read_jsonl, write_json
 from ogpsa.utils.refusals import refusal
-from tests.program import run_here
+from tests.program import PROGRAM, ROOT, run_here
 
 WHERE = Path("outputs/run")
 TORCH = "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/3: file write failed"
@@ -23,6 +28,11 @@ TORCH = "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed 
     ("error", "line"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "outputs/run: no space left on the disk"),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+            "TMPDIR: no folder for temporary files can be written; make room",
+        ),
+        (NotImplementedError("FileSystem does not appear to support flock"), "outputs/run: no locks on this file sys"),
         (OSError(errno.ENOSPC, "No space left on device", "a.json"), "a.json: no space left on the disk"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "outputs/run: the quota of disk space is used up"),
         (OSError(errno.EFBIG, "File too large"), "outputs/run: a file larger than the system allows (ulimit -f)"),
@@ -89,6 +99,19 @@ def test_links_to_nothing_and_files_for_folders_are_named(tmp_path: Path) -> Non
     assert found["loop/a"].startswith("loop/a: a link that leads back to itself")
 
 
+def test_data_and_a_model_behind_a_link_to_nothing(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("gone")
+    said = f"{link}: a link to gone, which is not there; mend the link, or name another"
+    for read in (read_json, read_jsonl):
+        with pytest.raises(UserError) as raised:
+            read(link)
+        assert str(raised.value) == said
+    with pytest.raises(UserError) as raised:
+        check_model(compose_config([f"model.path={link}"]))
+    assert str(raised.value) == f"model.path: {said}"
+
+
 @pytest.fixture
 def small_files() -> Iterator[None]:
     """Files of this process may hold 100,000 bytes, as on a disk that is almost full."""
@@ -111,6 +134,14 @@ def test_torchs_own_words_are_known(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.save(torch.zeros(100_000), tmp_path / "state.pt")
     assert refusal(raised.value, tmp_path) is not None
+
+
+@pytest.mark.parametrize("words", [["-m", "eval", "--help"], [str(PROGRAM), "--help"]])
+def test_a_screen_that_is_a_file_on_a_full_disk(words: list[str]) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: no space left on the disk; make room and give the same "
+                                              "command again\n")  # fmt: skip
 
 
 @pytest.mark.slow
