@@ -20,7 +20,7 @@ if [[ ! -d $directory ]]; then
   echo "error: $directory: no such folder" >&2
   exit 2
 fi
-if [[ -z ${WANDB_API_KEY:-} && ! -f ${NETRC:-$HOME/.netrc} ]]; then
+if [[ -z ${WANDB_API_KEY:-} && ! -f ${NETRC:-${HOME:-}/.netrc} ]]; then
   echo "error: WANDB_API_KEY: not set, and no login is stored; wandb sync needs one of them" >&2
   exit 2
 fi

@@ -19,8 +19,9 @@ from typing import Any
 
 from wandb.proto import wandb_internal_pb2 as messages
 
+from ogpsa.runs.tracking import ask_server, reason
 from ogpsa.utils.command_line import Parser, run_program
-from ogpsa.utils.errors import EXIT_DONE
+from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import build_folder
 
 HEADER = b":W&B\xe1\xbe\x00"
@@ -181,10 +182,22 @@ def _joined(sessions: Sequence[Path]) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print, each followed by a zero byte and each group by an empty word, a folder to upload and its sessions."""
+    """Print, each followed by a zero byte and each group by an empty word, a folder to upload and its sessions.
+
+    Raises:
+        UserError: there are some, but W&B's server cannot be reached.
+    """
     parser = Parser(prog="python -m slurm.wandb_sessions", description="What there is to upload to W&B.")
     parser.add_argument("directory", metavar="DIR", type=Path)
-    for folder, sessions in uploads(parser.parse_args(arguments).directory):
+    found = uploads(parser.parse_args(arguments).directory)
+    if found:
+        try:
+            ask_server()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"W&B cannot be reached ({reason(error)}); type this where there is a network, with a key that it knows"
+            ) from None
+    for folder, sessions in found:
         sys.stdout.write("\0".join([*map(str, (folder, *sessions)), "", ""]))
     return EXIT_DONE
 

@@ -57,7 +57,7 @@ def tracker(config: Config, directory: Path, provenance: Mapping[str, Any]) -> A
     try:
         return WandbRun.of_run(config.tracker, config.identity(), directory, provenance, directory, live=True)
     except Exception as error:  # noqa: BLE001  W&B has no one class for it
-        log.warning("W&B cannot be used (%s); the run continues without it", _reason(error))
+        log.warning("W&B cannot be used (%s); the run continues without it", reason(error))
         return nullcontext(NoTracker())
 
 
@@ -184,7 +184,7 @@ class WandbRun:
             if not self._live:
                 raise
             self._lost = True
-            log.warning("W&B is lost (%s); the run continues without it", _reason(error))
+            log.warning("W&B is lost (%s); the run continues without it", reason(error))
 
 
 def _chosen_mode() -> str:
@@ -225,22 +225,27 @@ class _Upload:
 
 def _start_upload(run: Path) -> _Upload | None:
     """The upload of a W&B run to a server that answers; None, with a line that says why, where it does not."""
-    import wandb
-
     try:
-        within(PROBE_SECONDS, lambda: _ask(wandb.setup().settings.base_url))
+        ask_server()
         return _Upload(run)
     except (OSError, ValueError) as error:
-        log.warning("W&B cannot be reached (%s); the run is kept offline, %s", _reason(error), LATER)
+        log.warning("W&B cannot be reached (%s); the run is kept offline, %s", reason(error), LATER)
         return None
 
 
-def _ask(server: str) -> None:
-    """Ask W&B's server who we are.
+def ask_server() -> None:
+    """Ask W&B's server who we are, for at most ``PROBE_SECONDS``.
 
     Raises:
         OSError: it does not answer, or does not know the key.
+        ValueError: its address is none.
     """
+    import wandb
+
+    within(PROBE_SECONDS, lambda: _ask(wandb.setup().settings.base_url))
+
+
+def _ask(server: str) -> None:
     key = os.environ.get("WANDB_API_KEY")
     headers = {"Content-Type": "application/json"}
     if key:
@@ -250,7 +255,7 @@ def _ask(server: str) -> None:
         pass
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The error's class and what it says, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no reason given'}"
 

@@ -83,6 +83,14 @@ def test_the_sessions_of_a_requeued_run_are_one_history(tmp_path: Path, server: 
     assert len(server.history["one"]) == 9
 
 
+def test_without_a_network_it_says_so_in_a_line(kept: Path) -> None:
+    began = time.monotonic()
+    done = sync(kept, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="a" * 40)
+    assert time.monotonic() - began < 30
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("error: W&B cannot be reached (URLError: ")
+
+
 def test_without_a_key_or_a_folder_it_says_so_in_a_line(tmp_path: Path) -> None:
     said = "error: WANDB_API_KEY: not set, and no login is stored; wandb sync needs one of them\n"
     assert sync(tmp_path, HOME=str(tmp_path), NETRC=str(tmp_path / "none")).stderr == said
