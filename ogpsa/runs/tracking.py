@@ -118,7 +118,14 @@ class WandbRun:
             mode="disabled" if mode == "disabled" else "offline",
             dir=str(folder),
             config=dict(config),
-            settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                save_code=False,
+                # Seconds until a row is on disk: what a kill takes from the file, no later session logs again.
+                x_transaction_log_flush_interval=1.0,
+            ),
         )
         self._upload = _start_upload(Path(self._run.settings.sync_file).parent) if online else None
 

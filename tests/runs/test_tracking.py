@@ -19,7 +19,8 @@ from ogpsa.config import Config
 from ogpsa.runs.tracking import END_SECONDS, tracker
 from ogpsa.utils.files import read_json
 from ogpsa.utils.network import PROBE_SECONDS
-from tests.program import run_here
+from slurm.wandb_sessions import read_records
+from tests.program import ROOT, run_here
 from tests.wandb_server import Server, wandb_server
 
 pytestmark = pytest.mark.slow
@@ -201,6 +202,26 @@ def test_a_server_that_falls_silent_is_left_after_seconds(
         assert time.monotonic() - began < END_SECONDS + 2
     said = [message for message in caplog.messages if "W&B" in message]
     assert said == ["W&B has not taken everything; slurm/sync_wandb.sh uploads it later"]
+
+
+KILLED = """
+import os, signal, time
+from pathlib import Path
+from ogpsa.app.compose import compose_config
+from ogpsa.runs.tracking import tracker
+mirror = tracker(compose_config(["tracker=wandb"]), Path("."), {})
+for step in range(3):
+    mirror.log({"train/global_step": step})
+time.sleep(2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_takes_no_row_that_is_older_than_a_second(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    assert subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=environment, check=False).returncode == -9
+    [file] = offline_run(tmp_path).glob("*.wandb")
+    assert sum(record.WhichOneof("record_type") == "history" for record in read_records(file)) == 3
 
 
 def test_is_off_when_asked(small: list[str], tmp_path: Path) -> None:
