@@ -212,7 +212,9 @@ from ogpsa.runs.tracking import tracker
 mirror = tracker(compose_config(["tracker=wandb"]), Path("."), {})
 for step in range(3):
     mirror.log({"train/global_step": step})
-time.sleep(2)
+while not list(Path(".").rglob("*.wandb")):  # W&B's own process takes its time on a busy machine
+    time.sleep(0.1)
+time.sleep(4)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
