@@ -23,6 +23,7 @@ from ogpsa.runs.tracking import ask_server, reason
 from ogpsa.utils.command_line import Parser, run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import build_folder
+from ogpsa.utils.network import UNREACHABLE
 
 HEADER = b":W&B\xe1\xbe\x00"
 BLOCK, PART = 32768, struct.Struct("<IHB")
@@ -193,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if found:
         try:
             ask_server()
-        except (OSError, ValueError) as error:
+        except UNREACHABLE as error:
             raise UserError(
                 f"W&B cannot be reached ({reason(error)}); type this where there is a network, with a key that it knows"
             ) from None

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 from ogpsa.config import Config, identity_key
 from ogpsa.config import Tracker as TrackerSettings
 from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError
-from ogpsa.utils.network import PROBE_SECONDS, within
+from ogpsa.utils.network import PROBE_SECONDS, UNREACHABLE, within
 from ogpsa.utils.signals import deaf_children
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ class WandbRun:
                 console="off",
                 disable_git=True,
                 save_code=False,
+                init_timeout=20,
                 # Seconds until a row is on disk: what a kill takes from the file, no later session logs again.
                 x_transaction_log_flush_interval=1.0,
             ),
@@ -235,7 +236,7 @@ def _start_upload(run: Path) -> _Upload | None:
     try:
         ask_server()
         return _Upload(run)
-    except (OSError, ValueError) as error:
+    except UNREACHABLE as error:
         log.warning("W&B cannot be reached (%s); the run is kept offline, %s", reason(error), LATER)
         return None
 
@@ -244,8 +245,7 @@ def ask_server() -> None:
     """Ask W&B's server who we are, for at most ``PROBE_SECONDS``.
 
     Raises:
-        OSError: it does not answer, or does not know the key.
-        ValueError: its address is none.
+        Exception: one of ``UNREACHABLE``: it does not answer, or does not know the key.
     """
     import wandb
 

@@ -6,6 +6,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from functools import cache
+from http.client import HTTPException
 from typing import TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -13,6 +14,8 @@ from urllib.request import Request, urlopen
 T = TypeVar("T")
 # Seconds that a first answer may take.
 PROBE_SECONDS = 3.0
+# What a server that cannot be used is told by: none, no address, or something that speaks no HTTP.
+UNREACHABLE = (OSError, ValueError, HTTPException)
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +58,7 @@ def ask_hub() -> None:
         return
     try:
         within(PROBE_SECONDS, lambda: _probe(constants.ENDPOINT))
-    except (OSError, ValueError) as error:
+    except UNREACHABLE as error:
         log.warning("%s does not answer (%s); files come from the hub's cache alone", constants.ENDPOINT, error)
         # For the processes that this one starts, and for what is imported already.
         os.environ["HF_HUB_OFFLINE"] = "1"

@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,6 +135,21 @@ def silent() -> Iterator[str]:
 
 
 @pytest.fixture
+def talking() -> Iterator[str]:
+    """An address where something answers that speaks no HTTP."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(b"220 mail\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_address[1]}"
+        listening.shutdown()
+
+
+@pytest.fixture
 def mirrored_config(small_config: Callable[..., Config]) -> Config:
     return small_config("tracker=wandb")
 
@@ -142,6 +159,7 @@ def mirrored_config(small_config: Callable[..., Config]) -> Config:
     [
         ("unreachable", "W&B cannot be reached (URLError: "),
         ("silent", "W&B cannot be reached (TimeoutError: "),
+        ("no web server", "W&B cannot be reached (BadStatusLine: "),
         ("refuses the key", "W&B cannot be reached (HTTPError: HTTP Error 401: "),
         ("invalid address", "W&B cannot be used (ValidationError: "),
         ("invalid mode", "W&B cannot be used (ValidationError: "),
@@ -149,10 +167,12 @@ def mirrored_config(small_config: Callable[..., Config]) -> Config:
     ],
 )
 def test_what_w_and_b_refuses_costs_a_line(
-    trouble: str, line: str, mirrored_config: Config, server: Server, silent: str, tmp_path: Path,
+    trouble: str, line: str, mirrored_config: Config, server: Server, silent: str, talking: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    addresses = {"unreachable": "http://127.0.0.1:9", "silent": silent, "invalid address": "nowhere"}
+    addresses = {
+        "unreachable": "http://127.0.0.1:9", "silent": silent, "no web server": talking, "invalid address": "nowhere"
+    }  # fmt: skip
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", addresses.get(trouble, server.address))
     server.status = 401 if trouble == "refuses the key" else 200
