@@ -77,7 +77,7 @@ test-quick: $(INSTALLED) ## Run the quick tests alone
 # pytest exits with 5 where it selected no test.
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## Run the slow tests that make test leaves out, but not the long ones
-	@$(BIN)/python -m pytest -m "slow and not smoke and not long" $(ARGS) || [ $$? -eq 5 ]
+	@$(BIN)/python -m pytest -m "slow and not smoke and not long" --numprocesses 2 --dist loadfile $(ARGS) || [ $$? -eq 5 ]
 
 .PHONY: test-all
 test-all: $(INSTALLED) ## Run every test, the long ones too, in one pytest session

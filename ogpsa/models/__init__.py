@@ -1,1 +1,1 @@
-"""Model folders: validating, loading, generating."""
+"""Model folders: validating, loading, chat templates, generating."""

@@ -1,1 +1,1 @@
-"""The pre-flight: memory, steps and passes of a run, before it starts."""
+"""The pre-flight: memory, steps, passes and contexts of a run, before it starts."""

@@ -15,6 +15,7 @@ from ogpsa.config import Config, DPOSettings, Evaluation, SFTSettings
 from ogpsa.data.rows import Data
 from ogpsa.distributed import processes
 from ogpsa.models.files import local_folder
+from ogpsa.models.tokenizer import rendered_hash
 from ogpsa.runs import provenance
 from ogpsa.runs.directory import METRICS_FILE, PROVENANCE_FILE, SCORES_FILE, stage_folder
 from ogpsa.runs.inputs import check_unchanged, code_digests, model_digests, note
@@ -113,7 +114,8 @@ class Run:
             folder = ensure_base(self.config, self.safe_point)
         else:
             folder = local_folder(self.config.model)
-        digests = model_digests(folder)
+        rendered = rendered_hash(folder, self.config.model.template_kwargs)
+        digests = model_digests(folder) | {"prompts/rendered": rendered}
         check_unchanged(self.directory, digests)
         note(self.directory, digests | code_digests(self.config.method))
         return folder

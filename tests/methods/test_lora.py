@@ -183,7 +183,7 @@ def test_merged_model_is_the_one_that_was_trained(
 def test_folder_of_a_stage_is_that_of_any_other_method(tuned: dict[str, Path], base: Path) -> None:
     lora, full = tuned["lora"], tuned["baseline"]
     assert {path.name for path in lora.iterdir()} == {path.name for path in full.iterdir()}
-    for name in ("config.json", "generation_config.json", "COMPLETE.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         # Training switches the cache off in the configuration of the model that it holds.
         assert read_json(lora / name) | {"use_cache": True} == read_json(full / name) | {"use_cache": True}
     ours, theirs, start = weights(lora), weights(full), weights(base)

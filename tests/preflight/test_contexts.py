@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from eval.__main__ import main as evaluate
@@ -225,3 +226,22 @@ def test_pins_hold_from_the_base_to_the_last_checkpoint() -> None:
         assert evaluate(["checkpoint=model", *BENCHMARKS, f"output={name}", *values]) == EXIT_DONE
         asked = {row["rendered_hash"] for row in read_jsonl(Path(name, "generations", "facts.jsonl"))}
         assert (asked == hashes) == (name == "same")
+
+
+def test_a_hub_models_tokenizer_is_checked_where_the_cache_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = tmp_path / "hub" / "models--somebody--model"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0123")
+    save(THINKS)
+    (place / "snapshots").mkdir()
+    Path("model").rename(place / "snapshots" / "0123")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    code, [problem] = train("sft", "preflight=true", "model.path=somebody/model")
+    assert code == EXIT_USER_ERROR
+    assert "safety set, row 1: in training the chat template puts" in problem
+    (place / "snapshots" / "0123" / "tokenizer_config.json").unlink()
+    words = [*TRAIN, *BENCHMARKS, "stage=sft", *small("stage"), "preflight=true", "model.path=somebody/model"]
+    result = run_here(*words, cwd=tmp_path)
+    assert result.stdout.endswith("somebody/model is not in the hub's cache: tokenizer and template not checked\n")

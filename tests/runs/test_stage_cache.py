@@ -139,7 +139,7 @@ def test_a_merge_after_each_stage_shares_what_starts_from_the_same_weights(
 
 def without_times(folder: Path) -> dict[str, Any]:
     """A run's files but for those that hold times of day, paths or seconds."""
-    timed = ("run.log", "provenance.json", "config.yaml", "history.jsonl", "run.lock", "stage.key")
+    timed = ("run.log", "provenance.json", "config.yaml", "history.jsonl", "run.lock", "stage.key", "COMPLETE.json")
     return {name: content for name, content in contents(folder).items() if not name.endswith(timed)}
 
 

@@ -64,14 +64,18 @@ def check_refusals(settings: Refusals) -> None:
     """Refuse a way that could not start, before anything is read.
 
     Raises:
-        UserError: no key or address for the endpoint, or no loadable checkpoint.
+        UserError: no key or address for the endpoint, no loadable checkpoint, or one whose tokenizer does not fit.
     """
     if settings.way == "endpoint":
         _endpoint(settings).check()
     elif settings.way == "model":
         if settings.model.path is None:
             raise UserError(f"{SECTION}.model.path: null; {SECTION}.way=model needs the folder of a checkpoint")
-        check_weights(Path(settings.model.path), f"{SECTION}.model.path", "write the checkpoint again")
+        folder = Path(settings.model.path)
+        check_weights(folder, f"{SECTION}.model.path", "write the checkpoint again")
+        from ogpsa.models.tokenizer import load_tokenizer
+
+        load_tokenizer(folder, settings.model.template_kwargs)
 
 
 def write_refusals(
