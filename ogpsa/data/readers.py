@@ -23,11 +23,12 @@ def read_table(file: Path) -> list[Row]:
     Raises:
         UserError: the file is missing or not of the format that its ending says.
     """
-    if file.suffix == ".json":
+    ending = file.suffix.lower()
+    if ending == ".json":
         return _read_list(file)
-    if file.suffix == ".csv":
+    if ending == ".csv":
         return [dict(row) for row in read_csv(file)[1]]
-    if file.suffix == ".parquet":
+    if ending == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
@@ -63,8 +64,8 @@ def _read_list(file: Path) -> list[Row]:
 
 def place(file: Path | str, number: int) -> str:
     """Where the row of that number stands: its line, or its place among the rows of a file that has no lines."""
-    lined = Path(file).suffix not in FORMATS or Path(file).suffix == ".jsonl"
-    return f"{file}:{number}" if lined else f"{file}: row {number}"
+    listed = Path(file).suffix.lower() in (".json", ".csv", ".parquet")
+    return f"{file}: row {number}" if listed else f"{file}:{number}"
 
 
 def read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -99,8 +99,17 @@ class Generator:
         return cls(model, tokenizer, model.generation_config.eos_token_id, max_tokens, context_length(folder))
 
     def next_turns(self, conversations: Sequence[Messages]) -> list[dict[str, str]]:
-        """Each conversation's next turn, by the chat template, as ``replies`` gives it."""
-        return self.replies([self._chat.render(messages) for messages in conversations], special_tokens=False)
+        """Each conversation's next turn, by the chat template, as ``replies`` gives it.
+
+        Raises:
+            UserError: as ``replies``, or the model's logits are no numbers; names the prompt.
+        """
+        prompts = [self._chat.render(messages) for messages in conversations]
+        try:
+            return self.replies(prompts, special_tokens=False)
+        except NotFiniteLogitsError as error:
+            said = " ".join(conversations[error.rows[0]][-1]["content"].split())[:SHOWN]
+            raise UserError(f"{self._tokenizer.name_or_path}: {error} for the prompt '{said}'") from None
 
     @cached_property
     def _chat(self) -> Chat:

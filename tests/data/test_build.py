@@ -479,6 +479,7 @@ def test_a_writers_thought_is_not_trained_on(work: Path) -> None:
         "죄송하지만 도와드릴 수 없습니다.",
         "عذرا، لا يمكنني المساعدة في ذلك.",
         "Xin lỗi, tôi không thể giúp.",
+        "<think>Harmful, so I refuse.</think>\n\nI can't help with that.",
     ],
 )
 def test_a_refusal_in_the_users_language_is_kept(reply: str, work: Path) -> None:
@@ -486,7 +487,7 @@ def test_a_refusal_in_the_users_language_is_kept(reply: str, work: Path) -> None
     with serve(lambda *_: Reply(reply)) as server:
         card = build("safe_rlhf", source, work / "out", *by_endpoint(server, "parts.train=4"))
     assert (card["refusals"]["written"], card["refusals"]["templates"]) == (4, 0)
-    assert {row["chosen"] for row in rows_of(work / "out", "train")} == {reply}
+    assert {row["chosen"] for row in rows_of(work / "out", "train")} == {reply.rpartition("</think>")[2].strip()}
 
 
 def test_a_set_of_templates_where_a_writer_was_asked_for_is_refused(

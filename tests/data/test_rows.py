@@ -44,7 +44,7 @@ def refused(file: Path, *overrides: str) -> list[str]:
         ("rows.jsonl", f"{LINE}\n\n \t\n".encode(), 1),
         ("rows.ndjson", LINE.encode(), 1),
         ("rows.json", b"\xef\xbb\xbf" + json.dumps([ROW, ROW], indent=2).encode(), 2),
-        ("rows.csv", b"\xef\xbb\xbfprompt,chosen,rejected\r\n" + ",".join(ROW.values()).encode() + b"\r\n\r\n", 1),
+        ("rows.CSV", b"\xef\xbb\xbfprompt,chosen,rejected\r\n" + ",".join(ROW.values()).encode() + b"\r\n\r\n", 1),
     ],
     ids=["mark", "marks", "CRLF", "empty last lines", "another ending", "JSON list", "CSV of a spreadsheet"],
 )

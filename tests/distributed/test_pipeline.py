@@ -122,9 +122,9 @@ def test_mistakes_are_reported_once(small: list[str], tmp_path: Path) -> None:
     assert len(errors(result)) == 1 and "another process runs in" in errors(result)[0]
     assert exit_codes(result.stderr) == [EXIT_USER_ERROR, EXIT_USER_ERROR]
 
-    # All of them see this one, in the middle of the run.
+    # So it is of this one, in the middle of the run.
     result = finish(start(*small, *DDP, *TRAINING, "stage.sft.max_length=8", cwd=tmp_path))
-    assert len(errors(result)) == 3 and all("within 8 tokens" in line for line in errors(result))
+    assert len(errors(result)) == 3 and all(": 8 tokens leave no answer" in line for line in errors(result))
     assert exit_codes(result.stderr) == [EXIT_USER_ERROR, EXIT_USER_ERROR]
 
     result = finish(start("-m", *small, *DDP, "seed=0,1", cwd=tmp_path))

@@ -185,9 +185,10 @@ def test_a_whole_run_ends_at_the_row_with_exit_code_2(here: Path) -> None:
 def test_a_reply_from_logits_that_are_no_numbers_is_refused() -> None:
     save("model", poisoned())
     generator = Generator.of_checkpoint(Path("model"), 4, {})
-    assert len(generator.replies(["Say a."], special_tokens=False)) == 1
-    with pytest.raises(UserError, match=r"logits hold NaN or Inf for the prompt that ends in 'Say z\.'"):
-        generator.replies(["Say a.", "Say z."], special_tokens=False)
+    ask = [[{"role": "user", "content": text}] for text in ("Say a.", "Say z.")]
+    assert len(generator.next_turns(ask[:1])) == 1
+    with pytest.raises(UserError, match=r"logits hold NaN or Inf for the prompt 'Say z\.'"):
+        generator.next_turns(ask)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 7, "1"])

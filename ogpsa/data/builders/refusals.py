@@ -6,7 +6,6 @@ asks only for what is not there.
 
 import hashlib
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,41 +20,12 @@ from ogpsa.utils.answers import says_nothing, split_reply
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
+from ogpsa.utils.refusal_rules import declines
 
 STAMP = {"holds": "refusals"}
 SECTION = "refusals"
-# A reply that says none of this at its beginning may have complied. The writer is told to keep to the user's language:
-# the more widely spoken ones, by what their refusals are made of.
-PHRASES = (
-    # English
-    r"\b(can(['’]?t|not| not)|won['’]?t|(will|must) not|not (able|willing)|unable|declin\w+|refus\w+|sorry)\b",
-    # German, Dutch
-    r"\b(tut mir (sehr )?leid|leider|bedaure|lehne (das|dies|ich)|verweigere)\b",
-    r"\b(ich (kann|darf|werde|möchte)|(kann|darf|werde|möchte) ich)\b[^.!?]{0,60}\b(nicht|keine?)\b",
-    r"\b(het spijt me|helaas|(ik (kan|mag|zal|wil)|(kan|mag|zal|wil) ik)\b[^.!?]{0,60}\b(niet|geen)\b)",
-    # French, Italian, Spanish, Portuguese
-    r"\b(désolée?|regrette|n(e |['’])(peux|puis|pourrai|vais)\b[^.!?]{0,20}\bpas|refuse)\b",
-    r"\b(mi dispiace|spiacente|purtroppo|non (posso|potrò|sono in grado))\b",
-    r"\b(lo siento|lamento|disculpa|no (puedo|podemos|podré|voy a|me es posible)|me niego)\b",
-    r"\b(desculp\w+|lamento|sinto muito|infelizmente|não (posso|podemos|vou|consigo))\b",
-    # Polish, Russian, Ukrainian, Turkish
-    r"\b(przykro mi|przepraszam|niestety|nie (mogę|pomogę|będę))\b",
-    r"(извин|сожалени|не (могу|можем|буду|стану)|вибач|на жаль|не можу)",
-    r"(üzgünüm|maalesef|yard\u0131mc\u0131 olamam|\w+(amam|emem|am\u0131yorum|emiyorum)\b)",
-    # Chinese, Japanese, Korean
-    r"(抱歉|对不起|對不起|无法|無法|拒绝|拒絕|不能(为|為|提供|协助|協助|帮|幫|回答|满足|滿足|支持))",
-    r"(申し訳|すみません|ごめん|できません|出来ません|いたしかねます|お断り)",
-    r"(죄송|미안|(드릴|할|제공할|답변할) 수 없|않겠습니다|거절)",
-    # Arabic, Persian, Hindi, Vietnamese, Indonesian
-    r"(آسف|عذرا|لا (أستطيع|يمكنني|يمكن)|متأسف|نمی(‌|\s)?توانم)",
-    r"(माफ़|माफ|क्षमा|नहीं (कर|दे) सकत)",
-    r"(xin lỗi|rất tiếc|không thể)",
-    r"\b(maaf|tidak (bisa|dapat|boleh))\b",
-)
-DECLINES = re.compile("|".join(PHRASES), re.IGNORECASE)
 # Characters of a reply that a message shows.
 SHOWN = 120
-BEGINNING = 200
 
 Reply = Mapping[str, str]
 
@@ -134,7 +104,7 @@ def _problem(reply: Reply) -> str | None:
         return "cut"
     if says_nothing(text):
         return "empty"
-    return None if DECLINES.search(text[:BEGINNING]) else "no refusal"
+    return None if declines(text) else "no refusal"
 
 
 def _check_share(settings: Refusals, problems: Sequence[str | None], replies: Sequence[Reply]) -> None:
