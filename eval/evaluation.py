@@ -242,10 +242,10 @@ def warn_of_responses(benchmarks: Sequence[Benchmark], entries: Mapping[str, Any
     for benchmark in benchmarks:
         entry, name = entries[benchmark.name], benchmark.name
         total = entry["n"] + entry["missing"]
-        if (entry["cut"] or 0) > MANY * total:
+        if entry["cut"] and entry["cut"] >= MANY * total:
             cap = benchmark.task["generation_kwargs"]["max_gen_toks"]
             cut.append(f"{name} {entry['cut']} of {total} (max_gen_toks {cap})")
-        if entry["empty"] + entry["unfinished"] > MANY * total:
+        if (none := entry["empty"] + entry["unfinished"]) and none >= MANY * total:
             kinds = " and ".join(f"{entry[kind]} {kind}" for kind in NO_ANSWER if entry[kind])
             silent.append(f"{name} {kinds} of {total}")
     if cut:

@@ -117,7 +117,7 @@ def _hours(config: Config, shape: "ModelShape", characters: float, suite: Suite)
 
 
 def _checkpoints(config: Config) -> int:
-    return config.method.checkpoints([stage.name for stage in config.stages])
+    return config.method.results([stage.name for stage in config.stages])
 
 
 def _judge_calls(config: Config) -> int:

@@ -83,7 +83,7 @@ def check(config: Config, directory: Path) -> Data:
 
 
 def check_files(config: Config, directory: Path) -> Data:
-    """The same but for the processes that are to run it, which may not have been started yet.
+    """Check data, model, directory and code, also before the processes are launched that are to run it.
 
     Raises:
         UserError: as ``check``.

@@ -100,8 +100,8 @@ class Method(Section):
         """
         return checkpoint
 
-    def checkpoints(self, stages: Sequence[StageName]) -> int:
-        """The number of checkpoints that a run of ``stages`` leaves, each of them evaluated."""
+    def results(self, stages: Sequence[StageName]) -> int:
+        """The number of models that a run of ``stages`` leaves, each of them evaluated."""
         return len(stages)
 
     def training_key(self, stage: StageName) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Anchor: train as the baseline, each step followed by a pull towards the stage's starting weights (ours).
 
 L2-SP (Li et al. 2018, arXiv 1802.01483), decoupled from the gradient as AdamW's weight decay is:
-``w ← w - lr · λ · (w - w_start)``, with lr the rate of the step before.
+``w ← w - lr · λ · (w - w_start)``, with lr the learning rate of the step just taken.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any

@@ -27,7 +27,7 @@ class Merge(Method):
         run.on_main_process(lambda: merge(base, checkpoint, target, self.weight, run.safe_point))
         return target
 
-    def checkpoints(self, stages: Sequence[StageName]) -> int:
+    def results(self, stages: Sequence[StageName]) -> int:
         return len(stages) + (1 if self.merge_after == "pipeline" else len(stages))
 
     def training_key(self, stage: StageName) -> dict[str, Any]:

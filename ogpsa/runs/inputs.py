@@ -58,7 +58,7 @@ def _digest(paths: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def note(directory: Path, digests: Mapping[str, str]) -> None:
+def record_inputs(directory: Path, digests: Mapping[str, str]) -> None:
     """Add to the run's provenance what it rests on, where it does not say so yet."""
     facts = read_json(directory / PROVENANCE_FILE)
     facts["rests_on"] = {**digests, **facts.get("rests_on", {})}
@@ -98,7 +98,7 @@ def check_unchanged(directory: Path, digests: Mapping[str, str], accepted: Colle
     refused = [name for name in changed if _kind(name) not in accepted]
     if refused:
         acceptable = sorted({_kind(name) for name in refused})
-        way_out = f", or accept it: accept_changed=[{','.join(acceptable)}]" if {*acceptable} <= {*KINDS} else ""
+        way_out = f", accept it (accept_changed=[{','.join(acceptable)}])," if {*acceptable} <= {*KINDS} else ""
         _refuse(directory, [_changed(name, noted, digests) for name in refused], way_out)
     if changed:
         log.warning("changed since the run began, and accepted: %s", ", ".join(changed))
@@ -113,8 +113,8 @@ def _provenance(directory: Path) -> dict[str, Any]:
 def _refuse(directory: Path, changed: Sequence[str], way_out: str = "") -> NoReturn:
     shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
     raise UserError(
-        f"hydra.run.dir: the run in {directory} began with other inputs; changed since then: {shown}; restore them, "
-        f"choose another directory{way_out}"
+        f"hydra.run.dir: the run in {directory} began with other inputs; changed since then: {shown}; "
+        f"restore them{way_out} or choose another directory"
     )
 
 

@@ -18,7 +18,7 @@ from ogpsa.models.files import local_folder
 from ogpsa.models.tokenizer import rendered_hash
 from ogpsa.runs import provenance
 from ogpsa.runs.directory import METRICS_FILE, PROVENANCE_FILE, SCORES_FILE, stage_folder
-from ogpsa.runs.inputs import check_unchanged, code_digests, model_digests, note
+from ogpsa.runs.inputs import check_unchanged, code_digests, model_digests, record_inputs
 from ogpsa.runs.score_table import table
 from ogpsa.runs.stage_cache import StageCache, evaluation_key, stage_key
 from ogpsa.runs.tracking import NoTracker, Tracker, tracker
@@ -122,11 +122,14 @@ class Run:
         rendered = rendered_hash(folder, self.config.model.template_kwargs)
         digests = model_digests(folder) | {"prompts/rendered": rendered}
         check_unchanged(self.directory, digests)
-        note(self.directory, digests | code_digests(self.config.method))
+        record_inputs(self.directory, digests | code_digests(self.config.method))
         return folder
 
     def cached(self, stage: SFTSettings | DPOSettings, start: Path, train: Callable[[Path], None]) -> Path:
-        """The folder of a stage's result, made by ``train(folder)`` on all processes unless it is there."""
+        """The folder of a stage's result: linked from ``stage_store``, or made by ``train(folder)`` on all processes.
+
+        ``train`` leaves a finished folder as it is.
+        """
         folder = stage_folder(self.directory, self.config, stage.name)
         with ExitStack() as held:
             if self.config.stage_store is not None:

@@ -146,6 +146,7 @@ class Projector:
         self._weights_before = torch.empty(0)
         if resumed_from is not None:
             self._restore(resumed_from)
+        # ``auto`` until here, so that a basis kept under another dtype can be read; reference passes need to know it.
         self.subspace.basis_dtype = self.subspace.stored_dtype(trainer.args.device)
 
     def refresh_if_due(self) -> None:
@@ -174,20 +175,20 @@ class Projector:
         self._estimate(self.reference_gradients())
 
     def reference_gradients(self) -> list[Tensor]:
-        """The gradient of the stage's own loss on each chunk of reference rows: rows [m, n] of each parameter."""
-        # No wider than the basis that comes of them, and where that will be: the rows are the peak of a refresh.
+        """The gradient of the stage's own loss on each chunk of reference rows: for each parameter a tensor [m, n]."""
+        # No wider than the basis that comes of them, and where that will be: they are the peak of a refresh.
         dtype = torch.float32 if self.subspace.basis_dtype == "fp32" else torch.bfloat16
         host = self._settings.basis_device == "host"
-        rows = [
+        found = [
             torch.empty(len(self.chunks), len(part), dtype=dtype, device="cpu" if host else part.device)
             for part in self._shards.weights()
         ]
         for chunk, gradients in self._passes.run(None, self.recorder):
-            for target, gradient in zip(rows, gradients, strict=True):
+            for target, gradient in zip(found, gradients, strict=True):
                 target[chunk] = gradient
             # These names would keep the gradients alive through the next chunk's pass.
             del gradients, gradient
-        return rows
+        return found
 
     def _stream(self, step: int) -> None:
         self.subspace.clear()
@@ -196,9 +197,9 @@ class Projector:
             self._streamed.add(chunk, gradients)
         self._estimate(self._streamed.estimate(position))
 
-    def _estimate(self, rows: list[Tensor]) -> None:
+    def _estimate(self, gradients: list[Tensor]) -> None:
         try:
-            self.subspace.estimate(rows, [chunk.name for chunk in self.chunks])
+            self.subspace.estimate(gradients, [chunk.name for chunk in self.chunks])
         except NotFiniteError as error:
             raise UserError(self._not_finite(self.chunks[error.index])) from None
         if self.subspace.effective_rank < self.subspace.rank:

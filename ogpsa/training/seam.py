@@ -48,7 +48,7 @@ class ProjectedTrainer(Trainer):
 
 
 def protect(trainer: Trainer, settings: ProjectionSettings, seed: int = 0) -> ProjectedTrainer:
-    """Make a trainer that is already built project from now on; its own class stays in charge of all else.
+    """Add the projection to a finished trainer, in place; its own class stays in charge of all else.
 
     Args:
         trainer: any ``transformers.Trainer``, a subclass or not, whose ``eval_dataset`` is a dict with the reference
@@ -91,15 +91,17 @@ class _ProjectionCallback(TrainerCallback):
         engine = trainer.accelerator.deepspeed_engine_wrapped.engine
         pieces = ZeroShards(engine)
 
-        def before_step() -> None:
+        def before_engine_steps() -> None:
             trainer.projector.project()
             trainer.projector.before_step()
 
-        def after_step() -> None:
+        def after_engine_steps() -> None:
             trainer.projector.after_step()
 
         # First, since building the projector may take reference passes.
-        trainer.accelerator.deepspeed_engine_wrapped = SteppedEngine(engine, pieces, before_step, after_step)
+        trainer.accelerator.deepspeed_engine_wrapped = SteppedEngine(
+            engine, pieces, before_engine_steps, after_engine_steps
+        )
         trainer.projector = Projector(trainer, self._settings, self._rows, pieces, trainer.resumed_from)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:

@@ -62,18 +62,18 @@ def build_trainer(
     rows = {name: _conversations(part, stage.name) for name, part in sets.items()}
     arguments = _arguments(config, stage, output)
     adapter = processes.on_all_processes(lambda: method.adapter(model, stage.name))
-    kind: type[Trainer] = StageSFTTrainer
-    settings: type[SFTConfig] | type[DPOConfig] = SFTConfig
+    base_class: type[Trainer] = StageSFTTrainer
+    arguments_class: type[SFTConfig] | type[DPOConfig] = SFTConfig
     if isinstance(stage, DPOSettings):
-        kind, settings = StageDPOTrainer, DPOConfig
-        # Precomputed log-probabilities spare the second model and work for one that is only in memory.
+        base_class, arguments_class = StageDPOTrainer, DPOConfig
+        # TRL then needs neither a second model nor a path to load one from.
         arguments |= {"beta": stage.beta, "loss_type": ["sigmoid"], "precompute_ref_log_probs": True}
         rows = {name: shared_rows(part, output / "rows" / name) for name, part in rows.items()}
         if adapter is not None and config.distributed.name == "fsdp2" and torch.cuda.is_available():
             # TRL computes them on the GPU with this model, which FSDP brings there only when training begins.
             model.to("cuda")
     # A subclass of one of TRL's, which take adapters as well.
-    make: Any = method.trainer_class(kind, stage.name)
+    make: Any = method.trainer_class(base_class, stage.name)
     with ExitStack() as held:
         if isinstance(stage, DPOSettings):
             facts = config.model.model_dump(mode="json", include={"attention", "precision", "dtype"})
@@ -83,7 +83,7 @@ def build_trainer(
             make = type(make.__name__, (make,), {"passes": held.enter_context(passes)})
         trainer: Trainer = make(
             model=model,
-            args=summing_in_fp32(settings(**arguments)),
+            args=summing_in_fp32(arguments_class(**arguments)),
             train_dataset=rows.pop("training"),
             eval_dataset=rows or None,
             processing_class=tokenizer,

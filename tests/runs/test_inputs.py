@@ -145,7 +145,9 @@ def test_other_rows_or_another_model_are_refused(
     change(stopped.root)
     # A complete folder says itself that a file of it was changed; this is a model from elsewhere.
     (stopped.root / "model" / "COMPLETE.json").unlink()
-    with pytest.raises(UserError, match=f"began with other inputs; changed since then: {named}; restore them"):
+    with pytest.raises(
+        UserError, match=f"began with other inputs; changed since then: {named}; restore them or choose"
+    ):
         check_run(stopped.config(), directory)
     with pytest.raises(UserError, match=named):
         run(stopped.config(), directory, evaluate)
@@ -192,7 +194,9 @@ def test_other_code_and_libraries_are_refused_or_accepted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(inputs, patched, value)
-    with pytest.raises(UserError, match=rf"{named}, .*, or accept it: accept_changed=\[{kind}\]"):
+    with pytest.raises(
+        UserError, match=rf"{named}, .*; restore them, accept it \(accept_changed=\[{kind}\]\), or choose"
+    ):
         check_run(stopped.config(), stopped.directory)
     assert caplog.messages == []
     check_run(stopped.config(f"accept_changed=[{kind}]"), stopped.directory)
@@ -231,5 +235,5 @@ def test_a_run_on_the_testbed_is_not_resumed_from_another_base(
     assert len(noted["rests_on"][name]) >= 16
     noted["rests_on"][name] = "0" * 64
     write_json(file, noted)
-    with pytest.raises(UserError, match=f"changed since then: {name}; restore them"):
+    with pytest.raises(UserError, match=f"changed since then: {name}; restore them or choose"):
         run(config, tmp_path / "run", evaluate)
