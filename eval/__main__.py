@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match
 
 COMMANDS = {
     "prefetch": "eval.prefetch",
@@ -42,22 +42,25 @@ COMMANDS = {
 def main(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name and return its exit code."""
     command = arguments[0] if arguments else "--help"
+    if command not in COMMANDS and (command == "--help" or {"-h", "--help"} & set(arguments)):
+        print(__doc__)
+        return EXIT_DONE if arguments else EXIT_USER_ERROR
+    from ogpsa.utils.command_line import run_program
+
+    return run_program(lambda: _run(command, arguments))
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
     if command in COMMANDS:
         code: int = import_module(COMMANDS[command]).main(arguments[1:])
         return code
-    if command == "--help" or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return EXIT_DONE if arguments else EXIT_USER_ERROR
-    try:
-        if "=" not in command:
-            allowed = ", ".join(COMMANDS)
-            hint = closest_match(command, COMMANDS)
-            raise UserError(f"'{command}': neither KEY=VALUE nor a command; commands: {allowed}{hint}")
-        from eval.checkpoint import run
+    if "=" not in command:
+        allowed = ", ".join(COMMANDS)
+        hint = closest_match(command, COMMANDS)
+        raise UserError(f"'{command}': neither KEY=VALUE nor a command; commands: {allowed}{hint}")
+    from eval.checkpoint import run
 
-        run(arguments)
-    except UserError as error:
-        return report(error)
+    run(arguments)
     return EXIT_DONE
 
 

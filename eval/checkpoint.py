@@ -15,10 +15,10 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from ogpsa.config import Evaluation, describe
-from ogpsa.runs.directory import CONFIG_FILE, read_stored_config
-from ogpsa.utils.command_line import Keys, one_of, read_pairs
+from ogpsa.runs.directory import CONFIG_FILE, checkpoints, read_stored_config
+from ogpsa.utils.command_line import Keys, one_of, path, read_pairs
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import exclusive
+from ogpsa.utils.files import check_writable, exclusive
 
 # What a run's evaluation takes from its model.
 PINS = "model.template_kwargs"
@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     from eval.evaluation import Until, evaluate
 
-    own_keys: Keys = {"checkpoint": Path, "output": Path, "until": one_of(*get_args(Until))}
+    own_keys: Keys = {"checkpoint": path, "output": path, "until": one_of(*get_args(Until))}
     given = read_pairs(arguments, {**own_keys, "eval": str, "eval.*": str, f"{PINS}*": str})
     given = {key.replace("eval.template_kwargs", PINS): value for key, value in given.items()}
     overrides = [
@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
         if key not in own_keys
     ]
     until: Until = given.get("until", "metrics")
-    checkpoint: Path | None = given.get("checkpoint")
+    checkpoint = _last_checkpoint(given["checkpoint"]) if "checkpoint" in given else None
     settings, own = _settings(checkpoint and checkpoint.parent, overrides)
     if settings.backend.name == "server":
         # Its weights are where they are; the name stands in the artefacts.
@@ -54,6 +54,8 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"eval.data_dir: {checkpoint} lies in no run directory; name a folder with <benchmark>.jsonl")
     rows = checkpoint.parent / "data" / "evaluation"
     output: Path = given.get("output") or _output(checkpoint, settings, own)
+
+    check_writable(output, "output")
 
     from ogpsa.utils.libraries import quiet_libraries
     from ogpsa.utils.temporary import own_temporary_folder
@@ -71,6 +73,20 @@ def run(arguments: Sequence[str]) -> None:
     entries = [entry for entry in scores.get("benchmarks", {}).values() if not entry["parts"]]
     if errors := [entry["error"] for entry in entries if entry["error"]]:
         raise UserError(*dict.fromkeys(errors))
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    """The last checkpoint of the run in ``folder``, or ``folder`` itself where it is no run's directory.
+
+    Raises:
+        UserError: the run has none yet.
+    """
+    if not (folder / CONFIG_FILE).is_file() or (folder / "config.json").is_file():
+        return folder
+    found = checkpoints(folder)
+    if not found:
+        raise UserError(f"checkpoint: {folder} is a run's directory without a finished checkpoint; let the run end")
+    return found[-1]
 
 
 def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation, Evaluation | None]:

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ogpsa.utils.command_line import Keys, read_pairs, run_command, whole_number, yes_or_no
+from ogpsa.utils.command_line import Keys, path, read_pairs, run_command, whole_number, yes_or_no
 from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError, closest_match
 
 MOST_SEEDS = 10_000
@@ -110,8 +110,8 @@ KEYS: Keys = {
     "suite": str,
     "rows": lambda text: text.split(","),
     "seeds": _seeds,
-    "output": Path,
-    "out": Path,
+    "output": path,
+    "out": path,
     "workers": whole_number(1),
     "slurm": yes_or_no,
 }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ogpsa.app.compose import Composer
-from ogpsa.utils.command_line import Parser
+from ogpsa.utils.command_line import Parser, run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 from slurm.sweep import Line, add_lines
 
@@ -34,4 +34,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ogpsa.runs.directory import read_metrics
-from ogpsa.utils.command_line import Parser
+from ogpsa.utils.command_line import Parser, run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 from ogpsa.utils.files import is_full
 from slurm.squeue import Task, tasks_of
@@ -241,4 +241,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ogpsa.runs.directory import METRICS_FILE, check_directory
+from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
-from ogpsa.utils.files import NO_SPACE, exclusive
+from ogpsa.utils.files import exclusive
 from slurm.squeue import call, tasks_of, write_words
 from slurm.sweep import Record, Row, Sweep, check_edits, compose_rows, find_sweep, read_lines
 
@@ -51,10 +52,6 @@ def main(arguments: Sequence[str]) -> int:
         submit(find_sweep(name), [option for option in options if option != "--test-only"], test_only)
     except UserError as error:
         return report(error)
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        return report(UserError(f"SWEEP: no space left for outputs/{Path(name).stem}; make room and submit again"))
     return EXIT_DONE
 
 
@@ -215,14 +212,11 @@ def _directory_problems(row: Row) -> list[str]:
 
 def _memory_problems(rows: Sequence[Row], nodes: int) -> list[tuple[Row, str]]:
     """Rows whose pre-flight does not fit in ``OGPSA_GPU_MEMORY_GB``."""
-    text = os.environ.get("OGPSA_GPU_MEMORY_GB", "")
-    if not text or not rows:
+    from ogpsa.preflight.report import fit, told_memory
+
+    memory = told_memory()
+    if memory is None or not rows:
         return []
-    try:
-        memory = float(text)
-    except ValueError:
-        raise UserError(f"OGPSA_GPU_MEMORY_GB: found '{text}'; expected a number") from None
-    from ogpsa.preflight.report import fit
     from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
@@ -271,4 +265,4 @@ def _queue(sweep: Sweep, rows: Sequence[Row], nodes: int, options: Sequence[str]
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_program(lambda: main(sys.argv[1:])))

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from ogpsa.config import Backend
+from ogpsa.models.files import adapter_problem
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import find_damage, is_complete
 
@@ -41,6 +42,8 @@ def checkpoint_folder(checkpoint: Path) -> Path:
         }.items()
         if not found
     ]
+    if "adapter_config.json" in names and "config.json" in absent:
+        raise UserError(f"checkpoint: {folder} {adapter_problem(folder)}")
     if absent:
         raise UserError(f"checkpoint: {folder} is no checkpoint: {', '.join(absent)} missing")
     if is_complete(folder) and (damage := find_damage(folder, contents=True)):

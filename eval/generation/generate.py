@@ -86,7 +86,8 @@ def generate(
     ordered = sorted(questions, key=lambda question: (-question.length, question.row_id))
     pending = [question for question in ordered if question.row_id not in kept.pieces]
     try:
-        backend.answer(pending, keep, safe_point)
+        with progress:
+            backend.answer(pending, keep, safe_point)
     except NotFiniteLogitsError as error:
         row = pending[error.rows[0]].row_id
         raise UserError(f"{label}: row '{row}': {error}, so that there is no answer and no score") from None

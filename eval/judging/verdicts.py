@@ -287,12 +287,13 @@ def _judge_by_weights(
     if pending:
         verdicts_of = judge.open(name, settings)
         progress = Progress(len(pending), label)
-        for start in range(0, len(pending), settings.batch_size):
-            batch = pending[start : start + settings.batch_size]
-            verdicts = verdicts_of([item for _, item in batch])
-            kept.keep({key: asdict(verdict) for (key, _), verdict in zip(batch, verdicts, strict=True)})
-            progress.show(start + len(batch))
-            safe_point()
+        with progress:
+            for start in range(0, len(pending), settings.batch_size):
+                batch = pending[start : start + settings.batch_size]
+                verdicts = verdicts_of([item for _, item in batch])
+                kept.keep({key: asdict(verdict) for (key, _), verdict in zip(batch, verdicts, strict=True)})
+                progress.show(start + len(batch))
+                safe_point()
     wording, model = prompt_hash(judge_prompt(name, settings)), judge_model(name, settings)
     return [Judgement(Verdict(**kept.pieces[key]), wording, model) for key in keys]
 

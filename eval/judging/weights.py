@@ -9,6 +9,7 @@ from eval.judging.judge import judge_weights
 from ogpsa.config import JudgeSettings
 from ogpsa.models.files import HUB_ID, SNAPSHOT_FILES, TOKENIZER_FILES, is_whole
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.network import ask_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,6 +92,7 @@ def _folder(weights: str, key: str) -> Path:
     if not folder.is_dir():
         if not HUB_ID.fullmatch(weights):
             raise UserError(f"{key}: {weights} is no folder and no hub id such as allenai/wildguard")
+        ask_hub()
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 

@@ -1,5 +1,6 @@
 import sys
 
 from eval.pareto.command import main
+from ogpsa.utils.command_line import run_program
 
-sys.exit(main())
+sys.exit(run_program(main))

@@ -6,6 +6,8 @@ starts any, and nothing is written unless all of them hold.
 """
 
 import os
+import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ogpsa.utils.command_line import expand_homes
 from ogpsa.utils.errors import UserError, closest_match
 
 if TYPE_CHECKING:  # the schema needs pydantic, which --help and --cfg do without
@@ -59,7 +62,7 @@ def compose_run(overrides: list[str]) -> tuple["Config", Path]:
     Raises:
         UserError: as ``compose_config``.
     """
-    composer = Composer()
+    composer, overrides = Composer(), expand_homes(overrides)
     composed = composer.compose(overrides)
     composer.check_mode(overrides, sweep=False)
     return _inspect(composed, "hydra.run.dir")
@@ -265,6 +268,11 @@ def _line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, OverrideParseException):
         reason = "; ".join(line for line in lines if line.strip("^") and not line.startswith(("Error parsing", "See ")))
+        quoted = _quoted(str(error.override))
+        if quoted is not None:
+            return (
+                f"invalid override '{error.override}' (Hydra reads some of its characters as its own); write {quoted}"
+            )
         return f"invalid override '{error.override}' ({reason}); write KEY=VALUE, 'KEY={{a: 1}}' or 'KEY=[a, b]'"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, found = error.missing_cfg_file.rpartition("/")
@@ -273,6 +281,20 @@ def _line(error: Exception) -> str:
         lines = lines[: lines.index("Config search path:")]
     cause = [_line(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else []
     return "; ".join(line.removesuffix(".") for line in [*lines, *cause] if line)
+
+
+def _quoted(text: str) -> str | None:
+    """A ``KEY=VALUE`` word with its value quoted, for a shell; None where that is no override either."""
+    key, equals, value = text.partition("=")
+    if not equals or value.startswith(("[", "{", "'", '"')):
+        return None
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", value))
+    word = f'{key}="{escaped}"'
+    try:
+        OverridesParser.create().parse_overrides([word])
+    except OverrideParseException:
+        return None
+    return shlex.quote(word)
 
 
 def _picks_option(override: Override, repository: IConfigRepository) -> bool:
@@ -319,7 +341,8 @@ def _mode_problems(override: Override, sweep: bool) -> list[str]:
         return [f"{key}: found {override.get_value_string()}, but Hydra's own settings cannot be swept; give one value"]
     if not sweep and override.is_sweep_override():
         values = override.get_value_string()
-        return [f"{key}: found {values}, a sweep; add --multirun to run each, or write [{values}] for a list"]
+        text = f", or {_quoted(f'{key}={values}')} for the text" if "/" in values else ""
+        return [f"{key}: found {values}, a sweep; add --multirun to run each, or write [{values}] for a list{text}"]
     return []
 
 

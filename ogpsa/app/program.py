@@ -19,7 +19,9 @@ from omegaconf import DictConfig
 from ogpsa import __version__
 from ogpsa.app.compose import COMPOSITION_ERRORS, Check, Composer, in_our_words, label, validate
 from ogpsa.distributed import processes
-from ogpsa.utils.errors import EXIT_FAILURE, UserError, closest_match, report
+from ogpsa.utils.command_line import expand_homes
+from ogpsa.utils.errors import EXIT_FAILURE, UserError, closest_match, interrupted, report
+from ogpsa.utils.refusals import refusal
 
 if TYPE_CHECKING:  # the schema needs pydantic, which --help and --cfg do without
     from ogpsa.config import Config
@@ -66,7 +68,8 @@ class Program:
                 code = _report(error)
                 if not self._points:
                     raise SystemExit(code) from None
-                lines = error.problems if isinstance(error, UserError) else traceback.format_exception_only(error)
+                mistake = _as_users(error)
+                lines = mistake.problems if mistake else traceback.format_exception_only(error)
                 self._failures.append(f"{label(overrides)}: {lines[-1].strip().splitlines()[-1]}")
                 return math.nan, math.nan
 
@@ -74,13 +77,19 @@ class Program:
 
     def start(self, main: Callable[[], None]) -> None:
         """Check the command line in ``sys.argv``, then let Hydra run ``main``; exits with a code if not all is well."""
+        sys.argv[1:] = expand_homes(sys.argv[1:])  # also what Hydra itself reads, as hydra.run.dir
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing and exiting
         try:
             points = processes.on_main_process(lambda: self._prepare(main))
             if points is not None:
                 self._points = points
                 main()
-        except UserError as error:
+            sys.stdout.flush()  # what cannot be written is found here
+        except KeyboardInterrupt:
+            sys.exit(interrupted())
+        except Exception as error:
+            if _as_users(error) is None:
+                raise
             sys.exit(_report(error))
         finally:
             for failure in self._failures:
@@ -144,7 +153,13 @@ def _inform(main: Callable[[], None], composer: Composer, overrides: list[str]) 
 
 def _report(error: Exception) -> int:
     """Print an error as its kind deserves and return its exit code."""
-    if isinstance(error, UserError):
-        return report(error)
+    mistake = _as_users(error)
+    if mistake is not None:
+        return report(mistake)
     traceback.print_exception(error)
     return EXIT_FAILURE
+
+
+def _as_users(error: Exception) -> UserError | None:
+    """The error as the user's to mend; None for one of ours."""
+    return error if isinstance(error, UserError) else refusal(error)

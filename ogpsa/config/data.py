@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ogpsa.config.section import Section
+from ogpsa.config.section import PathText, Section
 
 
 class TestbedData(Section):
@@ -30,8 +30,8 @@ class FileData(Section):
 
     name: Literal["files", "paper"]
     seed: int = Field(ge=0)
-    safety: str
-    reference_sets: dict[str, str]
+    safety: PathText
+    reference_sets: dict[str, PathText]
 
     @property
     def reference_set_names(self) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from ogpsa.config.identity import without_inert
-from ogpsa.config.section import Section
+from ogpsa.config.section import PathText, Section
 
 
 class EndpointSettings(Section):
@@ -51,11 +51,11 @@ class JudgeSettings(EndpointSettings):
     """
 
     # A run of an earlier revision does not say.
-    dir: str | None = None
+    dir: PathText | None = None
     model: str
     max_calls: int | None = Field(ge=0)
-    prompt_file: Annotated[dict[str, str], BeforeValidator(_without_null)]
-    weights: Annotated[dict[str, str], BeforeValidator(_without_null)]
+    prompt_file: Annotated[dict[str, PathText], BeforeValidator(_without_null)]
+    weights: Annotated[dict[str, PathText], BeforeValidator(_without_null)]
     batch_size: int = Field(ge=1)
 
 
@@ -72,9 +72,9 @@ class Evaluation(Section):
     limit: int | None = Field(ge=1)
     sample_seed: int | None = Field(ge=0)
     batch_size: int = Field(ge=1)
-    data_dir: str | None
+    data_dir: PathText | None
     # A run of an earlier revision does not say.
-    task_dir: str | None = None
+    task_dir: PathText | None = None
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     backend: Backend
     judge: JudgeSettings

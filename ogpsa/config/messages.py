@@ -43,6 +43,9 @@ def _line(path: tuple[str, ...], siblings: list[str], errors: list[ErrorDetails]
     hint = closest_match(str(first["input"]), options)
     if isinstance(first["input"], str) and any(details["type"] == "list_type" for details in errors):
         hint = f"; write [{first['input']}] for a list of one"
+    if first["type"] == "string_type" and isinstance(first["input"], list | dict | bool | int | float):
+        text = f"{first['input']}" if isinstance(first["input"], int | float) else "…"
+        hint = f"; a text that reads as something else takes quotes: '{key}=\"{text}\"'"
     return f"{key}: found {first['input']!r}; allowed is {', or '.join(messages)}{hint}"
 
 

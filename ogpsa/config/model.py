@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ogpsa.config.section import Section
+from ogpsa.config.section import PathText, Section
 from ogpsa.config.stage import Training
 
 
@@ -25,6 +25,25 @@ class BaseTraining(Section):
         return self
 
 
+class Architecture(Section):
+    """What of a model's ``config.json`` its sizes follow from, in transformers' words.
+
+    Attributes:
+        of: the hub id that has it.
+    """
+
+    of: str
+    model_type: Literal["qwen2", "llama"]
+    hidden_size: int = Field(ge=1)
+    intermediate_size: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    num_key_value_heads: int = Field(ge=1)
+    vocab_size: int = Field(ge=1)
+    tie_word_embeddings: bool
+    max_position_embeddings: int = Field(ge=1)
+
+
 class StageRecipe(Training):
     """One stage's training settings for one model; ``conf/stage`` reads them from here."""
 
@@ -40,7 +59,7 @@ class Model(Section):
     """The model to align: a hub id or a local folder, or (``path: null``) the testbed's own base."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    path: str | None = Field(min_length=1)
+    path: PathText | None = Field(min_length=1)
     revision: str | None = Field(min_length=1)
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     precision: Literal["fp32", "bf16"]
@@ -49,6 +68,8 @@ class Model(Section):
     # A run of an earlier revision does not say.
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     base: BaseTraining | None
+    # A run of an earlier revision does not say.
+    architecture: Architecture | None = None
     recipe: Recipe
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from ogpsa.config.eval import Evaluation
 from ogpsa.config.identity import identity_key, identity_name, without_inert
 from ogpsa.config.method import Method
 from ogpsa.config.model import BaseTraining, Model
-from ogpsa.config.section import Section
+from ogpsa.config.section import PathText, Section
 from ogpsa.config.stage import DPOSettings, SFTSettings, SFTThenDPOSettings, Stage, StageName
 from ogpsa.config.tracker import Tracker
 from ogpsa.utils.errors import UserError
@@ -27,8 +27,8 @@ class Config(Section):
     eval: Evaluation
     distributed: Distributed
     tracker: Tracker
-    cache_dir: str
-    stage_store: str | None
+    cache_dir: PathText
+    stage_store: PathText | None
     lock_wait: int = Field(default=0, ge=0)
     accept_changed: list[Literal["code", "libraries"]] = Field(default_factory=list)
     preflight: bool

@@ -1,6 +1,13 @@
 """The base of every section of the configuration."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from ogpsa.utils.command_line import home_expanded
+
+# A folder or file, or a hub id: ~ is the home folder.
+PathText = Annotated[str, AfterValidator(home_expanded)]
 
 
 class Section(BaseModel):

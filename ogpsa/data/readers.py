@@ -10,6 +10,7 @@ from typing import Any
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, read_text
 from ogpsa.utils.json_text import json_kind, parse_json
+from ogpsa.utils.network import ask_hub
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 Row = dict[str, Any]
@@ -112,6 +113,8 @@ def read_hub(hub: str, config: str | None, split: str, revision: str | None) -> 
     import datasets
     from huggingface_hub import HfApi
 
+    if not Path(hub).is_dir():
+        ask_hub()
     if not Path(hub).is_dir() and revision is None:
         revision = HfApi().dataset_info(hub).sha
     datasets.disable_progress_bars()

@@ -14,6 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ogpsa.utils.errors import EXIT_FAILURE, EXIT_USER_ERROR, UserError
+from ogpsa.utils.refusals import refusal
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -65,9 +66,11 @@ def on_main_process(work: Callable[[], T]) -> T:
             result = work()
         except (UserError, SystemExit) as error:
             end = error
-        except BaseException:
-            broadcast((None, SystemExit(EXIT_FAILURE)))
-            raise
+        except BaseException as error:
+            end = refusal(error)
+            if end is None:
+                broadcast((None, SystemExit(EXIT_FAILURE)))
+                raise
     result, end = broadcast((result, end))
     if isinstance(end, UserError) and not is_main():
         raise SystemExit(EXIT_USER_ERROR)

@@ -9,6 +9,8 @@ from typing import Any
 from ogpsa.config import Config, Model
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import find_damage, hash_files, is_complete
+from ogpsa.utils.network import ask_hub
+from ogpsa.utils.refusals import absent
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SNAPSHOT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
@@ -17,6 +19,8 @@ MODEL_FILES = (
     "*.safetensors", "*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "vocab*", "merges.txt",
 )  # fmt: skip
+# As ogpsa/runs/directory.py calls it.
+RUN_FILE = "config.yaml"
 HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 
 
@@ -36,6 +40,8 @@ def check_model(config: Config) -> None:
         check_weights(folder, "model.path", "write the checkpoint again")
     elif folder.exists():
         raise UserError(f"model.path: {folder} is a file; expected a folder with config.json and *.safetensors")
+    elif folder.is_symlink():
+        raise UserError(f"model.path: {folder}: {absent(folder)}")
     elif not HUB_ID.fullmatch(model.path):
         raise UserError(
             f"model.path: {folder} does not exist; give a folder or a hub id such as Qwen/Qwen2.5-7B-Instruct"
@@ -50,6 +56,11 @@ def check_weights(folder: Path, key: str, remedy: str) -> None:
     Raises:
         UserError: names ``key``, the file at fault and the remedy.
     """
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(f"{key}: {folder} {adapter_problem(folder)}")
+        if (folder / RUN_FILE).is_file() and (inside := sorted(map(str, folder.glob("[0-9][0-9]-*")))):
+            raise UserError(f"{key}: {folder} is a run's directory; name a checkpoint in it, as {inside[-1]}")
     if is_complete(folder) and (damage := find_damage(folder, contents=False)):
         raise UserError(f"{key}: {folder / damage}; {remedy}")
     if "model_type" not in _read_json(folder / "config.json", key, remedy):
@@ -70,6 +81,18 @@ def check_weights(folder: Path, key: str, remedy: str) -> None:
             raise UserError(f"{key}: {file} is damaged or truncated; {remedy}")
 
 
+def adapter_problem(folder: Path) -> str:
+    """What to do with a folder that holds an adapter in place of a model."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = "its model"
+    return (
+        f"holds an adapter of {base}, not a model; add it to the weights first (peft: merge_and_unload, then "
+        "save_pretrained) and keep the tokenizer beside them"
+    )
+
+
 def local_folder(model: Model) -> Path:
     """The folder of ``model.path``; a hub id's snapshot at the revision, fetched if it is not in the hub's cache.
 
@@ -79,6 +102,7 @@ def local_folder(model: Model) -> Path:
     path = str(model.path)
     if Path(path).is_dir():
         return Path(path)
+    ask_hub()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -369,6 +369,10 @@ def remedies(shape: ModelShape, setup: Setup, key: str, memory: float, batch: in
         f"{key}.micro_batch_size=1": replace(setup, rows=1, accumulates=True, reference_accumulates=True),
         "model.gradient_checkpointing=true": replace(setup, checkpointing=True),
     }
+    if shape.trained < shape.parameters and setup.weight_bytes == BASIS_BYTES["fp32"] and setup.mode != "zero3":
+        # Weights that adapters leave as they are; autocast is what it goes with.
+        words = "model.dtype=bf16" if setup.autocast else "model.dtype=bf16 model.precision=bf16"
+        changes[words] = replace(setup, weight_bytes=2, autocast=True)
     if setup.mode in ("single", "ddp"):
         changes[f"{key}.optimizer=adamw_8bit"] = replace(setup, optimizer="adamw_8bit")
     # Moments in 8 bits cannot be sharded.

@@ -5,6 +5,7 @@ own configuration; no weights are read. The memory is ``ogpsa/preflight/memory.p
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ogpsa.distributed.launch import accumulation_steps
 from ogpsa.preflight.memory import GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
 from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.network import ask_hub
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
@@ -70,8 +72,34 @@ def fit(config: Config, processes: int, memory: float) -> Fit:
     return max(found, key=lambda one: one.peak)
 
 
+MEMORY = "OGPSA_GPU_MEMORY_GB"
+
+
+def told_memory() -> float | None:
+    """GB of a GPU where the run is to be, as ``OGPSA_GPU_MEMORY_GB`` says; None where it says nothing.
+
+    Raises:
+        UserError: it is no number.
+    """
+    text = os.environ.get(MEMORY, "").strip()
+    try:
+        memory = float(text) if text else None
+    except ValueError:
+        memory = math.nan
+    if memory is not None and not 0 < memory < math.inf:
+        raise UserError(f"{MEMORY}: found '{text}'; expected a number of GB, as 80")
+    return memory
+
+
 def device_memory() -> float | None:
-    """Bytes of this machine's first GPU, if it has one."""
+    """Bytes of a GPU: what ``OGPSA_GPU_MEMORY_GB`` says, or this machine's first one's, if it has one.
+
+    Raises:
+        UserError: as ``told_memory``.
+    """
+    told = told_memory()
+    if told is not None:
+        return told * GB
     import torch
 
     return float(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None
@@ -140,10 +168,11 @@ def _table(rows: Sequence[dict[str, str]]) -> list[str]:
 def _verdict(shape: ModelShape, setup: Setup, key: str, memory: float | None, batch: int) -> list[str]:
     peak = estimate(shape, setup).peak
     if memory is None:
-        return ["no GPU on this machine to compare with"]
+        return [f"no GPU on this machine to compare with; {MEMORY}=80 says what another has"]
+    whose = "this GPU's" if told_memory() is None else f"{MEMORY}'s"
     if peak <= memory:
-        return [f"fits: {peak / GB:.1f} of this GPU's {memory / GB:.1f} GB"]
-    lines = [f"does not fit: {peak / GB:.1f} GB of this GPU's {memory / GB:.1f} GB; by what it saves:"]
+        return [f"fits: {peak / GB:.1f} of {whose} {memory / GB:.1f} GB"]
+    lines = [f"does not fit: {peak / GB:.1f} GB of {whose} {memory / GB:.1f} GB; by what it saves:"]
     for change, changed in remedies(shape, setup, key, memory, batch):
         fits = "fits" if changed.peak <= memory else "not enough alone"
         lines.append(f"  {change}: {changed.peak / GB:.1f} GB, {fits}")
@@ -287,7 +316,8 @@ def stage_shapes(config: Config, stage: StageName) -> tuple[ModelShape, ModelSha
 
 
 def meta_model(config: Config) -> "PreTrainedModel":
-    """The model without weights, from its configuration alone: a folder's, the hub's, or the testbed base's.
+    """The model without weights, from its configuration alone: a folder's, the one in ``conf/model``, the hub's, or
+    the testbed base's.
 
     Raises:
         UserError: the configuration cannot be found or read, or is not a causal language model's.
@@ -298,6 +328,8 @@ def meta_model(config: Config) -> "PreTrainedModel":
     model = config.model
     if model.path is None:
         described: Any = _testbed_config(config)
+    elif model.architecture is not None and model.architecture.of == model.path and not Path(model.path).is_dir():
+        described = AutoConfig.for_model(**model.architecture.model_dump(exclude={"of"}))
     else:
         try:
             folder = _config_folder(model.path, model.revision)
@@ -317,6 +349,7 @@ def meta_model(config: Config) -> "PreTrainedModel":
 def _config_folder(path: str, revision: str | None) -> Path:
     if Path(path).is_dir():
         return Path(path)
+    ask_hub()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

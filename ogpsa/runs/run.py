@@ -6,7 +6,7 @@ Every process of a run has one. All of them train; the rest is the main process'
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +24,9 @@ from ogpsa.runs.stage_cache import StageCache, evaluation_key, stage_key
 from ogpsa.runs.tracking import NoTracker, Tracker, tracker
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import COMPLETE_FILE, is_full, write_json
+from ogpsa.utils.files import COMPLETE_FILE, write_json
 from ogpsa.utils.libraries import quiet_libraries
+from ogpsa.utils.refusals import naming, refusal
 from ogpsa.utils.signals import Interruption
 from ogpsa.utils.temporary import own_temporary_folder
 
@@ -69,12 +70,12 @@ class Run:
         """Begin, or resume, a run in ``directory``, which this process owns: log, signals, provenance, mirror.
 
         Raises:
-            UserError: the disk is full.
+            UserError: the system refuses space or a file.
             SystemExit: code 85, with everything saved, when SIGTERM or SIGUSR1 asked for it.
         """
         own_temporary_folder()
         log_file = directory / "run.log" if processes.is_main() else None
-        with _full_disk_reported(directory), Interruption() as interruption, _logging(log_file):
+        with Interruption() as interruption, _logging(log_file):
             quiet_libraries()
             log.info("run directory: %s", directory)
             try:
@@ -85,8 +86,12 @@ class Run:
                 )
                 with tracker(config, directory, facts) if processes.is_main() else nullcontext(NoTracker()) as mirror:
                     yield cls(config, directory, data, evaluate, interruption, mirror)
-            except Exception:
-                file_log.exception("failed")
+            except Exception as error:
+                refused = None if isinstance(error, UserError) else refusal(error, directory)
+                with suppress(OSError):  # its disk may be the full one
+                    file_log.exception("failed")
+                if refused is not None:
+                    raise refused from error
                 raise
 
     def safe_point(self) -> None:
@@ -170,18 +175,15 @@ class Run:
         return metrics
 
 
-@contextmanager
-def _full_disk_reported(directory: Path) -> Iterator[None]:
-    """Libraries, and the log's own file, report it in words of their own."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if is_full(directory):
-            problem = f"hydra.run.dir: no space left on the disk of {directory}"
-            raise UserError(f"{problem}; make room and give the same command again") from error
-        raise
+class _LogFile(logging.FileHandler):
+    """A log whose disk is full ends the run, as any other file's."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            with naming(Path(self.baseFilename)):
+                raise error
+        super().handleError(record)
 
 
 @contextmanager
@@ -190,7 +192,7 @@ def _logging(file: Path | None) -> Iterator[None]:
     package = logging.getLogger("ogpsa")
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if file is not None:
-        handlers = [logging.StreamHandler(sys.stderr), logging.FileHandler(file, encoding="utf-8")]
+        handlers = [logging.StreamHandler(sys.stderr), _LogFile(file, encoding="utf-8")]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
         package.addHandler(handler)

@@ -80,7 +80,9 @@ def stage_key(config: Config, stage: SFTSettings | DPOSettings, data: Data, star
     return _digest(
         {
             "start": fingerprint(start),
-            "model": config.model.model_dump(mode="json", exclude={"name", "path", "revision", "base", "recipe"}),
+            "model": config.model.model_dump(
+                mode="json", exclude={"name", "path", "revision", "base", "architecture", "recipe"}
+            ),
             "seed": config.seed,
             "distributed": config.distributed.model_dump(),
             "stage": stage.model_dump(mode="json", exclude={"save_every"}),

@@ -4,16 +4,28 @@ import hashlib
 import logging
 import math
 import os
+import signal
+import subprocess
+import sys
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
+from urllib.request import Request, urlopen
 
 from ogpsa.config import Config, identity_key
 from ogpsa.config import Tracker as TrackerSettings
 from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError
+from ogpsa.utils.network import PROBE_SECONDS, UNREACHABLE, within
+from ogpsa.utils.signals import deaf_children
 
 log = logging.getLogger(__name__)
+# Seconds that W&B may keep a run waiting at its end for the rest of an upload.
+END_SECONDS = 5.0
+# As arguments: the seconds, then the command. The watcher ends the whole session.
+UPLOAD = 'exec 3<&0; { cat <&3 >/dev/null; sleep "$0"; kill -KILL 0; } & "$@" </dev/null; code=$?; kill $!; exit $code'
+LATER = "slurm/sync_wandb.sh uploads it later"
 BENCHMARK_COLUMNS = ("group", "value", "stderr", "n", "missing", "low", "high", "metric", "judge")
 
 
@@ -36,10 +48,17 @@ def check_tracker(settings: TrackerSettings) -> None:
 
 
 def tracker(config: Config, directory: Path, provenance: Mapping[str, Any]) -> AbstractContextManager[Tracker]:
-    """The configured tracker, closed however the run ends, so that the next one starts its own."""
+    """The configured tracker, closed however the run ends, so that the next one starts its own.
+
+    One that cannot be had costs the run a line in its log.
+    """
     if config.tracker.name == "none":
         return nullcontext(NoTracker())
-    return WandbRun.of_run(config.tracker, config.identity(), directory, provenance, directory, live=True)
+    try:
+        return WandbRun.of_run(config.tracker, config.identity(), directory, provenance, directory, live=True)
+    except Exception as error:  # noqa: BLE001  W&B has no one class for it
+        log.warning("W&B cannot be used (%s); the run continues without it", reason(error))
+        return nullcontext(NoTracker())
 
 
 class NoTracker:
@@ -55,7 +74,8 @@ class NoTracker:
 class WandbRun:
     """One W&B run, written by a run as it trains or from its files later; leaving ``with`` closes it.
 
-    Without ``WANDB_API_KEY`` it is kept offline, to be synced later.
+    W&B's own client only ever writes to disk here; ``_Upload`` sends that to the server. Without ``WANDB_API_KEY``, or
+    where the server does not answer, it is kept offline, to be synced later.
 
     Args:
         title: what W&B calls it.
@@ -77,12 +97,14 @@ class WandbRun:
     ) -> None:
         import wandb
 
-        mode: Any = settings.mode
+        mode: str = settings.mode
         if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+            mode = _chosen_mode()
         self.id = key
         self._live = live
         self._lost = False
+        online = mode == "online"
+        earlier = any((folder / "wandb").glob(f"*run-*-{key}"))
         self._run = wandb.init(
             project=settings.project,
             entity=settings.entity,
@@ -90,12 +112,23 @@ class WandbRun:
             tags=settings.tags,
             name=title,
             id=key,
-            resume="allow" if mode == "online" else None,
-            mode=mode,
+            # The upload of a resumed run begins where the server's history ends.
+            resume="allow" if live and online and earlier else None,
+            # "disabled" is W&B's own way of keeping nothing.
+            mode="disabled" if mode == "disabled" else "offline",
             dir=str(folder),
             config=dict(config),
-            settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                save_code=False,
+                init_timeout=20,
+                # Seconds until a row is on disk: what a kill takes from the file, no later session logs again.
+                x_transaction_log_flush_interval=1.0,
+            ),
         )
+        self._upload = _start_upload(Path(self._run.settings.sync_file).parent) if online else None
 
     @classmethod
     def of_run(
@@ -123,6 +156,8 @@ class WandbRun:
             # Its connection to a dead process would fail the next run of this one, and its exit.
             with suppress(Exception):
                 wandb.teardown(exit_code)
+        if self._upload is not None and not self._upload.ended(END_SECONDS if self._live else None):
+            log.warning("W&B has not taken everything; %s", LATER)
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Numbers and texts; a list of rows becomes a table, a path a picture.
@@ -157,7 +192,79 @@ class WandbRun:
             if not self._live:
                 raise
             self._lost = True
-            log.warning("W&B is lost (%s: %s); the run continues without it", type(error).__name__, error)
+            log.warning("W&B is lost (%s); the run continues without it", reason(error))
+
+
+def _chosen_mode() -> str:
+    """W&B's mode by the environment."""
+    word = os.environ.get("WANDB_MODE")
+    if word in ("online", "offline", "disabled"):
+        return word
+    return "online" if os.environ.get("WANDB_API_KEY") and not word else "offline"
+
+
+class _Upload:
+    """A process of its own that uploads an offline W&B run while it is written, so that no network delays the run.
+
+    It outlives this process by ``END_SECONDS`` at most, however that ends: its standard input is then closed.
+    """
+
+    def __init__(self, run: Path) -> None:
+        # Not to W&B's own process of this run, which would fail with the upload.
+        environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+        upload = [sys.executable, "-m", "wandb", "beta", "sync", "--live", "--yes", str(run)]
+        with (run / "logs" / "upload.log").open("ab") as said, deaf_children():
+            self._process = subprocess.Popen(
+                ["sh", "-c", UPLOAD, str(END_SECONDS), *upload],
+                stdin=subprocess.PIPE, stdout=said, stderr=said, env=environment, start_new_session=True,
+            )  # fmt: skip
+
+    def ended(self, seconds: float | None) -> bool:
+        """Whether everything is uploaded within ``seconds``; what is not is given up."""
+        if seconds is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            return self._process.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            return False
+
+
+def _start_upload(run: Path) -> _Upload | None:
+    """The upload of a W&B run to a server that answers; None, with a line that says why, where it does not."""
+    try:
+        ask_server()
+        return _Upload(run)
+    except UNREACHABLE as error:
+        log.warning("W&B cannot be reached (%s); the run is kept offline, %s", reason(error), LATER)
+        return None
+
+
+def ask_server() -> None:
+    """Ask W&B's server who we are, for at most ``PROBE_SECONDS``.
+
+    Raises:
+        Exception: one of ``UNREACHABLE``: it does not answer, or does not know the key.
+    """
+    import wandb
+
+    within(PROBE_SECONDS, lambda: _ask(wandb.setup().settings.base_url))
+
+
+def _ask(server: str) -> None:
+    key = os.environ.get("WANDB_API_KEY")
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = "Basic " + b64encode(f"api:{key}".encode()).decode()
+    asked = Request(f"{server}/graphql", data=b'{"query": "query { viewer { id } }"}', headers=headers)
+    with urlopen(asked, timeout=PROBE_SECONDS):
+        pass
+
+
+def reason(error: Exception) -> str:
+    """The error's class and what it says, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no reason given'}"
 
 
 def training_values(stage: str, step: int, numbers: Mapping[str, Any]) -> dict[str, Any]:

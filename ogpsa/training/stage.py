@@ -37,7 +37,7 @@ def train_stage(run: Run, stage: SFTSettings | DPOSettings, start: Path, folder:
     model, tokenizer = processes.on_all_processes(
         lambda: load_model(start, DTYPES[config.model.dtype], config.model.attention, config.model.template_kwargs)
     )
-    trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints)
+    trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints, run.interruption)
     trainer.add_callback(ReportCallback(stage.name, run.tracker))
     trainer.add_callback(InterruptionCallback(run.interruption))
     checkpoint = last_complete_checkpoint(checkpoints)

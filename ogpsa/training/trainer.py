@@ -1,6 +1,7 @@
 """A stage's TRL trainer over its training rows, with what the method attaches to it."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from ogpsa.config import Config, DPOSettings, SFTSettings, StageName
 from ogpsa.data.rows import Data, Row, row_place
@@ -16,7 +17,9 @@ from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import mode_arguments, shared_rows, summing_in_fp32
 from ogpsa.distributed.launch import accumulation_steps
 from ogpsa.training.finite import FiniteTrainer
+from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePasses
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.signals import Interruption
 
 # transformers' names.
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "sgd": "sgd"}
@@ -33,7 +36,7 @@ class StageSFTTrainer(FiniteTrainer, _NoModelCard, SFTTrainer):
     """Supervised fine-tuning."""
 
 
-class StageDPOTrainer(FiniteTrainer, _NoModelCard, DPOTrainer):
+class StageDPOTrainer(FiniteTrainer, _NoModelCard, KeptReferenceTrainer):
     """Direct preference optimization."""
 
 
@@ -44,11 +47,13 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     data: Data,
     output: Path,
+    interruption: Interruption | None = None,
 ) -> Trainer:
     """The stage's trainer: TRL's, or the method's own, after the method's ``attach``; checkpoints go to ``output``.
 
     Raises:
         UserError: rows hold no answer within ``max_length``, or the method refuses the trainer.
+        SystemExit: code 85, ``interruption`` asked for it while DPO's reference log-probabilities were computed.
     """
     method = config.method
     uses = method.set_uses(stage.name, len(data.safety))
@@ -69,14 +74,23 @@ def build_trainer(
             model.to("cuda")
     # A subclass of one of TRL's, which take adapters as well.
     make: Any = method.trainer_class(kind, stage.name)
-    trainer: Trainer = make(
-        model=model,
-        args=summing_in_fp32(settings(**arguments)),
-        train_dataset=rows.pop("training"),
-        eval_dataset=rows or None,
-        processing_class=tokenizer,
-        peft_config=adapter,
-    )
+    with ExitStack() as held:
+        if isinstance(stage, DPOSettings):
+            facts = config.model.model_dump(mode="json", include={"attention", "precision", "dtype"})
+            pairs = sum(map(len, rows.values()))
+            passes = ReferencePasses(output / "reference", pairs, interruption or Interruption(), facts)
+            # TRL computes them while the trainer is made.
+            make = type(make.__name__, (make,), {"passes": held.enter_context(passes)})
+        trainer: Trainer = make(
+            model=model,
+            args=summing_in_fp32(settings(**arguments)),
+            train_dataset=rows.pop("training"),
+            eval_dataset=rows or None,
+            processing_class=tokenizer,
+            peft_config=adapter,
+        )
+        if isinstance(trainer, KeptReferenceTrainer):
+            trainer.passes = None
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer, FiniteTrainer):
         trainer.row_place = partial(_training_row, config, data, stage.name)

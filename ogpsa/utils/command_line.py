@@ -1,12 +1,16 @@
 """Options and ``KEY=VALUE`` words of a command line; a mistake in them takes one line, as all of the user's."""
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NoReturn
 
-from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, interrupted, report
+from ogpsa.utils.refusals import refusal
 
 # What reads the value of each key, by ``ArgumentTypeError`` if it cannot.
 Keys = Mapping[str, Callable[[str], Any]]
@@ -64,6 +68,25 @@ def read_pairs(words: Sequence[str], keys: Keys) -> dict[str, Any]:
     return values
 
 
+def home_expanded(text: str) -> str:
+    """The text with the home folder in place of a ``~`` at its beginning."""
+    return os.path.expanduser(text)  # noqa: PTH111  it need not be a path
+
+
+def expand_homes(words: Sequence[str]) -> list[str]:
+    """``KEY=~/…`` words as the shell would have them, which expands no ``~`` behind a key with a dot."""
+    return [re.sub(r"^([^=]+=)(~[^/]*(?:/.*)?)$", lambda found: found[1] + home_expanded(found[2]), w) for w in words]
+
+
+def path(text: str) -> Path:
+    """A reader of paths, which may be quoted as Hydra would have them."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    found = text[1:-1] if quoted else text
+    if not found:
+        raise argparse.ArgumentTypeError("found nothing; expected a path")
+    return Path(home_expanded(found))
+
+
 def one_of(*allowed: str) -> Callable[[str], str]:
     """A reader of a value that takes one of the ``allowed`` words."""
 
@@ -93,6 +116,23 @@ def whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
+def run_program(main: Callable[[], int]) -> int:
+    """A program's exit code; a user's mistake, what the system refuses and Ctrl-C take one line each."""
+    try:
+        code = main()
+        sys.stdout.flush()  # what cannot be written is found here
+        return code
+    except UserError as error:
+        return report(error)
+    except KeyboardInterrupt:
+        return interrupted()
+    except Exception as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        return report(refused)
+
+
 def run_command(arguments: Sequence[str], usage: str | None, commands: Mapping[str, Callable[[list[str]], int]]) -> int:
     """Let the command that comes first in ``arguments`` have the rest, and return its exit code.
 
@@ -102,10 +142,11 @@ def run_command(arguments: Sequence[str], usage: str | None, commands: Mapping[s
         print(usage)
         return EXIT_DONE if arguments else EXIT_USER_ERROR
     command, *rest = arguments
-    try:
+
+    def run() -> int:
         if command not in commands:
             allowed = ", ".join(commands)
             raise UserError(f"'{command}' is no command; allowed: {allowed}{closest_match(command, commands)}")
         return commands[command](rest)
-    except UserError as error:
-        return report(error)
+
+    return run_program(run)

@@ -1,8 +1,9 @@
 """The one exception for a user's mistake, and the closest-match helper its messages use."""
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 
 EXIT_DONE = 0
@@ -51,9 +52,21 @@ class Problems:
 
 def report(error: UserError) -> int:
     """Print a user's mistake, one line per problem, and return its exit code."""
-    for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # the full disk may hold the log that stderr is
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What is left in it would be tried again at exit, and change the exit code.
+        sys.stdout = io.StringIO()
     return EXIT_USER_ERROR
+
+
+def interrupted() -> int:
+    """Say that Ctrl-C ended the program and return its exit code."""
+    print("\ninterrupted; the same command resumes with what is finished", file=sys.stderr, flush=True)
+    return EXIT_INTERRUPTED
 
 
 def closest_match(found: str, allowed: Iterable[str]) -> str:

@@ -19,14 +19,13 @@ from typing import Any, TextIO
 
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.json_text import json_kind, parse_json
+from ogpsa.utils.refusals import NO_SPACE, absent, naming
 
 COMPLETE_FILE = "COMPLETE.json"
 # Below a folder that is declared whole, but removed once it is.
 CHECKPOINTS = "checkpoints"
 # How ``write_atomically`` and ``build_folder`` name what they have not finished: .NAME.PID
 UNFINISHED = re.compile(r"\..+\.\d+")
-# Bytes; where they cannot be written nothing can go on.
-FULL_DISK = 1 << 20
 BYTE_ORDER_MARK = "\ufeff"
 # What files begin with that are no text.
 PACKED = {
@@ -37,8 +36,8 @@ PACKED = {
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or export it as CSV",
     b"PAR1": "Parquet: name it .parquet",
 }
-# How the system says so: the disk is full, or the user's share of it.
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Bytes; where they cannot be written nothing can go on.
+FULL_DISK = 1 << 20
 # How it says that files cannot be locked.
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
@@ -57,11 +56,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``content`` so that a reader, also after a kill, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as handle:
-        handle.write(content.encode() if isinstance(content, str) else content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    try:
+        with naming(path), temporary.open("wb") as handle:
+            handle.write(content.encode() if isinstance(content, str) else content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -130,7 +133,7 @@ def read_text(path: Path, expected: str) -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: {absent(path)}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: a folder; expected a file of {expected}") from None
     return decoded(content, path, expected)
@@ -183,6 +186,7 @@ def hash_files(paths: Iterable[Path]) -> dict[Path, str]:
 
 def mark_complete(folder: Path, facts: Mapping[str, Any]) -> None:
     """Declare ``folder`` whole, with the size and the hash of each file; call it after all of them are on disk."""
+    _share(folder)
     hashes = hash_files(_lasting_files(folder))
     files = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hashes[path]} for path in hashes}
     write_json(folder / COMPLETE_FILE, {**facts, "files": files})
@@ -195,6 +199,16 @@ def _lasting_files(folder: Path) -> list[Path]:
         for path, parts in inside.items()
         if parts != (COMPLETE_FILE,) and parts[0] != CHECKPOINTS and not any(part.startswith(".") for part in parts)
     ]
+
+
+def _share(folder: Path) -> None:
+    """Let others read the files of a folder as the umask says; safetensors keeps its own from them."""
+    umask = int(
+        re.findall(r"^Umask:\s*(\d+)$", Path("/proc/self/status").read_text(encoding="utf-8"), flags=re.M)[0], 8
+    )
+    for file in folder.rglob("*"):
+        if not file.is_symlink() and file.is_file() and file.stat().st_uid == os.geteuid():
+            file.chmod(file.stat().st_mode | (0o666 & ~umask))
 
 
 def is_complete(folder: Path) -> bool:

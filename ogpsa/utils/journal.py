@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.refusals import naming
 
 
 class Journal:
@@ -55,9 +56,10 @@ class Journal:
             self.path.unlink()
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        self._handle.write(json.dumps(dict(line), ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
+        with naming(self.path):
+            self._handle.write(json.dumps(dict(line), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
 
 
 def stamp_of(path: Path) -> dict[str, Any]:

@@ -2,12 +2,17 @@
 
 import os
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 
 def quiet_libraries() -> None:
     """Call before the heavy imports: some libraries read the environment once."""
+    _give_a_home()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # W&B's reports on itself, which a process waits for at its exit.
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
     if not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"
     # They deprecate names that they use themselves.
@@ -18,3 +23,20 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def _give_a_home() -> None:
+    """Where the user has no home that can be written, as in containers, libraries have one beside temporary files.
+
+    A hub's cache that can be read stays in use.
+    """
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111  Path.home() wants an account
+    if os.access(home, os.W_OK | os.X_OK):
+        return
+    place = Path(tempfile.gettempdir()) / f"ogpsa-home-{os.getuid()}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    if (home / ".cache" / "huggingface").is_dir():
+        os.environ.setdefault("HF_HOME", str(home / ".cache" / "huggingface"))
+    os.environ["HOME"] = str(place)
+    # Asked for where there is no account of the user's number.
+    os.environ.setdefault("USER", str(os.getuid()))

@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.architectures import ARCHITECTURES, Architecture
 from benchmarks.memory import Case, compare, peak_bytes
+from ogpsa.app.compose import compose_config
 from ogpsa.config import Config, TestbedData
-from ogpsa.data.rows import load_data
+from ogpsa.data.rows import Data, load_data
 from ogpsa.preflight.memory import BASIS_BYTES, GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
-from ogpsa.preflight.report import count, meta_model, report, stage_setup, stage_shapes
+from ogpsa.preflight.report import count, meta_model, report, stage_setup, stage_shapes, told_memory
 from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.testbed.tokenizer import build_tokenizer
@@ -174,6 +175,58 @@ def test_a_hub_model_needs_its_configuration_alone(
     (place / "snapshots" / "0123" / "config.json").write_text(json.dumps(config.to_dict()))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert shape_of(meta_model(small_config("model.path=somebody/qwen"))) == qwen
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [
+        # As the hub's pages count them.
+        ("qwen2_5_0_5b", 494_032_768),
+        ("qwen2_5_1_5b", 1_543_714_304),
+        ("qwen2_5_3b", 3_085_938_688),
+        ("qwen2_5_7b", 7_615_616_512),
+        ("llama3_2_1b", 1_235_814_400),
+        ("llama3_2_3b", 3_212_749_824),
+        ("llama3_1_8b", 8_030_261_248),
+    ],
+)
+def test_a_named_model_needs_no_network(model: str, parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object, **__: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
+    config = compose_config([f"model={model}", "data=files", "data.safety=rows.jsonl", "method=baseline"])
+    assert shape_of(meta_model(config)).parameters == parameters
+    assert "architecture" not in config.identity()["model"]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["method=lora"], "model.dtype=bf16: "),
+        (["method=lora", "model.precision=fp32"], "model.dtype=bf16 model.precision=bf16: "),
+        (["method=lora", "model.dtype=bf16"], None),
+        (["method=baseline"], None),
+    ],
+)
+def test_memory_that_the_environment_names_counts(
+    words: list[str], offered: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": "p", "chosen": "c", "rejected": "r"}] * 64
+    config = compose_config(["model=qwen2_5_7b", "stage=sft", "data=files", "data.safety=rows.jsonl", *words])
+    monkeypatch.setenv("OGPSA_GPU_MEMORY_GB", "24")
+    said = report(config, Data(rows, {}, {}))
+    assert "OGPSA_GPU_MEMORY_GB's 24.0 GB" in said
+    lines = [line.strip() for line in said.splitlines() if "model.dtype" in line]
+    assert len(lines) == (offered is not None)
+    assert offered is None or lines[0].startswith(offered)
+
+
+@pytest.mark.parametrize("text", ["much", "-3", "0", "nan"])
+def test_memory_that_is_no_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OGPSA_GPU_MEMORY_GB", text)
+    with pytest.raises(UserError, match=rf"^OGPSA_GPU_MEMORY_GB: found '{text}'; expected a number of GB, as 80$"):
+        told_memory()
 
 
 def test_another_kind_of_model_is_refused_by_name() -> None:

@@ -1,10 +1,15 @@
 """The W&B mirror: an offline run that W&B itself reads back, closed however the run ends."""
 
 import json
+import logging
 import os
+import socket
+import socketserver
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,17 @@ import pytest
 import wandb
 
 from eval.evaluation import evaluate
+from ogpsa.config import Config
+from ogpsa.runs.tracking import END_SECONDS, tracker
 from ogpsa.utils.files import read_json
-from tests.program import run_here
+from ogpsa.utils.network import PROBE_SECONDS
+from slurm.wandb_sessions import read_records
+from tests.program import ROOT, run_here
+from tests.wandb_server import Server, wandb_server
 
 pytestmark = pytest.mark.slow
 
+server = pytest.fixture(wandb_server)
 OVERRIDES = ["tracker=wandb", "stage=sft", "stage.max_steps=4", "stage.log_every=2", "hydra.run.dir=run"]
 
 
@@ -114,6 +125,125 @@ def test_the_end_of_wandbs_process_costs_the_run_nothing(
     result = run_here(*small, *OVERRIDES, "stage.max_steps=2", "hydra.run.dir=next", cwd=tmp_path)
     assert result.code == 0 and "lost" not in result.stderr
     assert read_back(tmp_path / "next")["exit_code"] == 0
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture
+def talking() -> Iterator[str]:
+    """An address where something answers that speaks no HTTP."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(b"220 mail\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_address[1]}"
+        listening.shutdown()
+
+
+@pytest.fixture
+def mirrored_config(small_config: Callable[..., Config]) -> Config:
+    return small_config("tracker=wandb")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "line"),
+    [
+        ("unreachable", "W&B cannot be reached (URLError: "),
+        ("silent", "W&B cannot be reached (TimeoutError: "),
+        ("no web server", "W&B cannot be reached (BadStatusLine: "),
+        ("refuses the key", "W&B cannot be reached (HTTPError: HTTP Error 401: "),
+        ("invalid address", "W&B cannot be used (ValidationError: "),
+        ("invalid mode", "W&B cannot be used (ValidationError: "),
+        ("no folder", "W&B cannot be used (NotADirectoryError: "),
+    ],
+)
+def test_what_w_and_b_refuses_costs_a_line(
+    trouble: str, line: str, mirrored_config: Config, server: Server, silent: str, talking: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    addresses = {
+        "unreachable": "http://127.0.0.1:9", "silent": silent, "no web server": talking, "invalid address": "nowhere"
+    }  # fmt: skip
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", addresses.get(trouble, server.address))
+    server.status = 401 if trouble == "refuses the key" else 200
+    if trouble == "invalid mode":
+        monkeypatch.setenv("WANDB_MODE", "sometimes")
+    if trouble == "no folder":
+        (tmp_path / "wandb").write_text("a file", encoding="utf-8")
+    wandb.teardown()  # which has read the environment once
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING), tracker(mirrored_config, tmp_path, {}) as mirror:
+        mirror.log({"sft/loss": 0.5})
+    assert time.monotonic() - began < PROBE_SECONDS + END_SECONDS + 5
+    [said] = [record.getMessage() for record in caplog.records if "W&B" in record.getMessage()]
+    assert said.startswith(line)
+    kept = list((tmp_path / "wandb").glob("offline-run-*")) if "used" not in line else []
+    assert len(kept) == ("reached" in line)
+
+
+def test_a_server_that_answers_has_the_history(
+    mirrored_config: Config, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    wandb.teardown()
+    with caplog.at_level(logging.WARNING), tracker(mirrored_config, tmp_path, {}) as mirror:
+        for step in range(3):
+            mirror.log({"train/global_step": step})
+    assert "W&B" not in caplog.text
+    [lines] = server.history.values()
+    assert [json.loads(line)["train/global_step"] for line in lines] == [0, 1, 2]
+    assert list(offline_run(tmp_path).glob("*.synced"))
+
+
+def test_a_server_that_falls_silent_is_left_after_seconds(
+    mirrored_config: Config, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    wandb.teardown()
+    with caplog.at_level(logging.WARNING):
+        with tracker(mirrored_config, tmp_path, {}) as mirror:
+            server.status = 503
+            mirror.log({"train/global_step": 1, "benchmarks": [{"value": 1}]})
+            began = time.monotonic()
+        assert time.monotonic() - began < END_SECONDS + 2
+    said = [message for message in caplog.messages if "W&B" in message]
+    assert said == ["W&B has not taken everything; slurm/sync_wandb.sh uploads it later"]
+
+
+KILLED = """
+import os, signal, time
+from pathlib import Path
+from ogpsa.app.compose import compose_config
+from ogpsa.runs.tracking import tracker
+mirror = tracker(compose_config(["tracker=wandb"]), Path("."), {})
+for step in range(3):
+    mirror.log({"train/global_step": step})
+while not list(Path(".").rglob("*.wandb")):  # W&B's own process takes its time on a busy machine
+    time.sleep(0.1)
+time.sleep(4)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_takes_no_row_that_is_older_than_a_second(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    assert subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=environment, check=False).returncode == -9
+    [file] = offline_run(tmp_path).glob("*.wandb")
+    assert sum(record.WhichOneof("record_type") == "history" for record in read_records(file)) == 3
 
 
 def test_is_off_when_asked(small: list[str], tmp_path: Path) -> None:

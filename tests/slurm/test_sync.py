@@ -4,76 +4,18 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import wandb
 
 from tests.program import ROOT
+from tests.wandb_server import Server, wandb_server
 
 pytestmark = pytest.mark.slow
+server = pytest.fixture(wandb_server)
 BROKEN = "offline-run-20260101_000000-broken"
-
-
-@dataclass
-class Server:
-    """What was uploaded: history lines by run, and names of files."""
-
-    address: str = ""
-    history: dict[str, list[str]] = field(default_factory=dict)
-    files: list[str] = field(default_factory=list)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            answer: dict[str, Any] = {}
-            if self.path == "/graphql":
-                answer = self._graphql(json.loads(body))
-            elif self.path.endswith("/file_stream"):
-                run = self.path.split("/")[-2]
-                lines = json.loads(body).get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
-                found.history.setdefault(run, []).extend(lines)
-            elif self.path.startswith("/upload/"):
-                found.files.append(self.path.removeprefix("/upload/"))
-            text = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        do_PUT = do_POST  # noqa: N815
-
-        def _graphql(self, asked: dict[str, Any]) -> dict[str, Any]:
-            given = asked.get("variables") or {}
-            if "createRunFiles" in asked["query"]:
-                names = given["files"]
-                files = [{"name": name, "uploadUrl": f"{found.address}/upload/{name}"} for name in names]
-                return {"data": {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}}
-            project = {"id": "project", "name": "ogpsa", "entity": {"id": "entity", "name": "us"}}
-            names = {"name": given.get("name"), "displayName": given.get("displayName"), "description": None}
-            bucket = names | {"id": "bucket", "config": "{}", "sweepName": None, "historyLineCount": 0}
-            bucket |= {"project": project}
-            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        found.address = f"http://127.0.0.1:{listening.server_address[1]}"
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield found
-        listening.shutdown()
 
 
 @pytest.fixture
@@ -111,6 +53,42 @@ def test_one_broken_run_stops_no_other(kept: Path, server: Server) -> None:
     assert "a" * 40 not in done.stdout + done.stderr
     again = sync(kept, **reach)
     assert again.stdout.splitlines()[-1] == "3 runs: 0 uploaded, 2 uploaded before, 1 failed"
+
+
+def test_the_sessions_of_a_requeued_run_are_one_history(tmp_path: Path, server: Server) -> None:
+    # The first was killed after step 5 with a checkpoint of step 3; long texts take more than a block of its file.
+    sessions = [[("sft", step) for step in range(1, 6)], [("sft", 4), ("sft", 5), ("sft", 6), ("dpo", 1)], [("dpo", 2)]]
+    for number, steps in enumerate(sessions):
+        with wandb.init(project="ogpsa", id="one", dir=tmp_path, mode="offline", settings={"silent": True}) as run:
+            for stage, step in steps:
+                row = {"train/stage": stage, "train/global_step": step, "session": number, "text": "x" * 20_000}
+                run.log(row)
+            if number == 2:
+                run.log({"benchmarks": 1})
+        time.sleep(1.1)  # W&B names the folders by the second
+    reach = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": "a" * 40}
+    done = sync(tmp_path, **reach)
+    assert done.stdout.splitlines()[-1] == "1 runs: 1 uploaded, 0 uploaded before, 0 failed", done.stderr
+    rows = [json.loads(line) for line in server.history["one"]]
+    assert [row["_step"] for row in rows] == list(range(9))
+    assert [(row["train/stage"], row["train/global_step"], row["session"]) for row in rows[:-1]] == [
+        ("sft", 1, 0), ("sft", 2, 0), ("sft", 3, 0), ("sft", 4, 1), ("sft", 5, 1), ("sft", 6, 1), ("dpo", 1, 1),
+        ("dpo", 2, 2),
+    ]  # fmt: skip
+    assert rows[-1]["benchmarks"] == 1
+    times = [row["_runtime"] for row in rows]
+    assert times == sorted(times)
+    again = sync(tmp_path, **reach)
+    assert again.stdout.splitlines()[-1] == "1 runs: 0 uploaded, 1 uploaded before, 0 failed"
+    assert len(server.history["one"]) == 9
+
+
+def test_without_a_network_it_says_so_in_a_line(kept: Path) -> None:
+    began = time.monotonic()
+    done = sync(kept, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY="a" * 40)
+    assert time.monotonic() - began < 30
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("error: W&B cannot be reached (URLError: ")
 
 
 def test_without_a_key_or_a_folder_it_says_so_in_a_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from ogpsa.config import EndpointSettings, Section, describe
+from ogpsa.config import EndpointSettings, PathText, Section, describe
 from ogpsa.utils.command_line import read_pairs
 from ogpsa.utils.errors import UserError, closest_match
 
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).with_name("recipes")
 class Source(Section):
     """Where the published rows are: a hub id, a folder laid out like one, or a file."""
 
-    path: str = Field(min_length=1)
+    path: PathText = Field(min_length=1)
     config: str | None
     split: str
     revision: str | None
@@ -30,11 +30,11 @@ class DataSet(Section):
 
     name: str
     source: Source
-    output: str = Field(min_length=1)
+    output: PathText = Field(min_length=1)
     seed: int = Field(ge=0)
     parts: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Annotated[int, Field(ge=1)]] = Field(min_length=1)
     max_characters: int | None = Field(ge=1)
-    exclude: list[str]
+    exclude: list[PathText]
     similarity: float = Field(gt=0, le=1)
 
 
@@ -48,7 +48,7 @@ class Endpoint(EndpointSettings):
 class Checkpoint(Section):
     """What writes the refusals in this process."""
 
-    path: str | None
+    path: PathText | None
     batch_size: int = Field(ge=1)
     template_kwargs: dict[str, Any]
 

@@ -1,0 +1,85 @@
+"""Bounds on what a network may cost."""
+
+import logging
+import os
+import ssl
+import threading
+from collections.abc import Callable
+from functools import cache
+from http.client import HTTPException
+from typing import TypeVar
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+T = TypeVar("T")
+# Seconds that a first answer may take.
+PROBE_SECONDS = 3.0
+# What a server that cannot be used is told by: none, no address, or something that speaks no HTTP.
+UNREACHABLE = (OSError, ValueError, HTTPException)
+log = logging.getLogger(__name__)
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """The result of ``work``, which goes on unheeded where it takes longer: looking up a name has no timeout.
+
+    Raises:
+        TimeoutError: there is none yet.
+        Exception: that of ``work``.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            results.append(work())
+        except Exception as error:  # noqa: BLE001  raised again where it is waited for
+            errors.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return results[0]
+
+
+@cache
+def ask_hub() -> None:
+    """Ask the model hub once a process whether it is there, and keep its client offline where it is not.
+
+    Its client would try again for most of a minute for each file; offline, it has what is in its cache, or says at
+    once that it is not there.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        within(PROBE_SECONDS, lambda: _probe(constants.ENDPOINT))
+    except UNREACHABLE as error:
+        log.warning("%s does not answer (%s); files come from the hub's cache alone", constants.ENDPOINT, error)
+        # For the processes that this one starts, and for what is imported already.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants.HF_HUB_OFFLINE = True
+        import datasets
+
+        datasets.config.HF_HUB_OFFLINE = True
+
+
+def _probe(address: str) -> None:
+    """Return once the server says anything at all.
+
+    Raises:
+        OSError: it does not.
+    """
+    try:
+        with urlopen(Request(address, method="HEAD"), timeout=PROBE_SECONDS):
+            pass
+    except HTTPError:
+        return
+    except URLError as error:
+        # Whose certificates count is its client's business.
+        if not isinstance(error.reason, ssl.SSLError):
+            raise
