@@ -207,7 +207,7 @@ def replies_by(lm: HFLM) -> Replying:
 
     def replies(prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool) -> list[dict[str, str]]:
         generator = Generator(lm.model, tokenizer, ends, max_tokens)
-        return generator.greedy(prompts, special_tokens=False, stop=stop, in_thought=in_thought)
+        return generator.replies(prompts, special_tokens=False, stop=stop, in_thought=in_thought)
 
     return replies
 

@@ -115,19 +115,7 @@ class Generator:
     def _chat(self) -> Chat:
         return Chat(self._tokenizer)
 
-    def replies(self, prompts: Sequence[str], special_tokens: bool) -> list[dict[str, str]]:
-        """As ``greedy``.
-
-        Raises:
-            UserError: a prompt leaves no room for a reply of ``max_tokens``, or its logits are no numbers.
-        """
-        try:
-            return self.greedy(prompts, special_tokens)
-        except NotFiniteLogitsError as error:
-            shown = " ".join(prompts[error.rows[0]].split())[-SHOWN:]
-            raise UserError(f"{self._tokenizer.name_or_path}: {error} for the prompt that ends in '{shown}'") from None
-
-    def greedy(
+    def replies(
         self, prompts: Sequence[str], special_tokens: bool, stop: Sequence[str] = (), in_thought: bool = False
     ) -> list[dict[str, str]]:
         """Each prompt's continuation as ``text``; ``finish_reason`` is ``stop``, or ``length`` if it is cut.

@@ -189,7 +189,7 @@ def said_locally(texts: list[str], cap: int, stop: list[str], in_thought: bool =
     model.__class__ = Scripted
     model.said = [tokenizer(text)["input_ids"] for text in texts]
     prompts = ["<user>hi<end><assistant>"] * len(texts)
-    return Generator(model, tokenizer, tokenizer.eos_token_id, cap).greedy(prompts, False, stop, in_thought)
+    return Generator(model, tokenizer, tokenizer.eos_token_id, cap).replies(prompts, False, stop, in_thought)
 
 
 def test_a_local_model_says_how_its_replies_end_and_keeps_the_marks_of_a_thought() -> None:
