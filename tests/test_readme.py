@@ -21,3 +21,17 @@ def test_links_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "experiments").rglob("*.md"), *ROOT.glob("*/README.md")]:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_situations_of_robustness_have_their_tests() -> None:
+    rows = [
+        line
+        for line in (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ") and not line.startswith(("| situation", "| ---"))
+    ]
+    assert rows
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{test}"
