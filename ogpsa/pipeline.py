@@ -35,7 +35,7 @@ def align(config: Config, run: "Run") -> dict[str, Any]:
     scores = {"base": run.evaluate(base, "base")}
     for stage in config.stages:
         train = partial(train_stage, run, stage, checkpoint)
-        trained = run.cached(stage, checkpoint, train)
+        trained = run.stage_result(stage, checkpoint, train)
         checkpoint = config.method.after_stage(stage.name, base, trained, run)
         for folder in dict.fromkeys([trained, checkpoint]):
             scores[folder.name] = run.evaluate(folder, folder.name)
@@ -156,7 +156,7 @@ def _print_preflight(config: Config, data: Data, directory: Path) -> None:
 
 def _check_testbed(config: Config, data: Data) -> None:
     """The rows by the tokenizer that the testbed's base will have; a run looks at the base itself."""
-    from ogpsa.preflight.answers import check_answers
+    from ogpsa.preflight.unfit_rows import check_answers
     from ogpsa.testbed.tokenizer import build_tokenizer
     from ogpsa.testbed.world import World
 

@@ -1,5 +1,8 @@
 """The method in one screen: an orthonormal basis of the capability subspace, and its removal.
 
+``orthonormal_basis`` and ``project`` are the formula for one matrix in one piece. Training runs ``Subspace``
+(``ogpsa/subspace/subspace.py``), which computes the same from the other functions here, over parameters and shards.
+
 Paper: arXiv 2602.07892. ``U`` spans the reference gradients ``R``; every safety gradient ``g`` becomes
 ``g - U Uᵀ g``, the steepest safety direction that leaves the reference losses unchanged to first order.
 Sums over parameters run in fp64: in fp32 they are off by 1e-4 over millions of elements.

@@ -1,4 +1,6 @@
-"""From command-line overrides to a validated ``Config``; with ``ogpsa/app/program.py``, all that knows Hydra.
+"""From command-line overrides to a validated ``Config``.
+
+With ``ogpsa/app/program.py`` and the decorator in ``train.py`` all that knows Hydra.
 
 Hydra makes a run's directory before the run's own code has a say, and a sweep meets its third point only
 after the first two have run. ``Composer.check`` therefore composes and validates every point before Hydra

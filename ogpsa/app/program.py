@@ -21,7 +21,7 @@ from ogpsa.app.compose import COMPOSITION_ERRORS, Check, Composer, in_our_words,
 from ogpsa.distributed import processes
 from ogpsa.utils.command_line import expand_homes
 from ogpsa.utils.errors import EXIT_FAILURE, UserError, closest_match, interrupted, report
-from ogpsa.utils.refusals import refusal
+from ogpsa.utils.system_errors import refusal
 
 if TYPE_CHECKING:  # the schema needs pydantic, which --help and --cfg do without
     from ogpsa.config import Config

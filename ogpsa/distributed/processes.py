@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ogpsa.utils.errors import EXIT_FAILURE, EXIT_USER_ERROR, UserError
-from ogpsa.utils.refusals import refusal
+from ogpsa.utils.system_errors import refusal
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

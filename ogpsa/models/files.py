@@ -10,7 +10,7 @@ from ogpsa.config import Config, Model
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import find_damage, hash_files, is_complete
 from ogpsa.utils.network import ask_hub
-from ogpsa.utils.refusals import absent
+from ogpsa.utils.system_errors import absent
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 SNAPSHOT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ogpsa.config import Config, DPOSettings, SFTSettings
 from ogpsa.data.rows import Data, Row
 from ogpsa.models.tokenizer import context_difference, context_length, load_tokenizer
-from ogpsa.preflight.answers import check_answers
+from ogpsa.preflight.unfit_rows import check_answers
 from ogpsa.utils.errors import UserError
 
 # Of each set: a template treats all rows alike.

@@ -1,6 +1,7 @@
 """A run at work: its directory, its log, its signals, its mirror, and what its processes do together.
 
-Every process of a run has one. All of them train; the rest is the main process's, while the others wait for its result.
+Every process holds a ``Run``. All of them train; the rest is the main process's work, while the others wait for its
+result.
 """
 
 import logging
@@ -26,8 +27,8 @@ from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import COMPLETE_FILE, write_json
 from ogpsa.utils.libraries import quiet_libraries
-from ogpsa.utils.refusals import naming, refusal
 from ogpsa.utils.signals import Interruption
+from ogpsa.utils.system_errors import naming, refusal
 from ogpsa.utils.temporary import own_temporary_folder
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ class Run:
         record_inputs(self.directory, digests | code_digests(self.config.method))
         return folder
 
-    def cached(self, stage: SFTSettings | DPOSettings, start: Path, train: Callable[[Path], None]) -> Path:
+    def stage_result(self, stage: SFTSettings | DPOSettings, start: Path, train: Callable[[Path], None]) -> Path:
         """The folder of a stage's result: linked from ``stage_store``, or made by ``train(folder)`` on all processes.
 
         ``train`` leaves a finished folder as it is.

@@ -154,13 +154,16 @@ class Projector:
         step = self._trainer.state.global_step
         if self._settings.streaming or self._due(step):
             with self.recorder.timed("refresh_seconds"):
-                self._stream(step) if self._settings.streaming else self.refresh()
+                if self._settings.streaming:
+                    self._stream(step)
+                else:
+                    self.refresh()
             self._refreshed_at = step
         self.recorder.add({"effective_rank": self.subspace.effective_rank, "basis_age": step - self._refreshed_at})
 
     def _due(self, step: int) -> bool:
         every = self._settings.refresh_every
-        # Where the rate rises from zero, the first step moves nothing.
+        # With warmup, the first step has learning rate zero.
         moved = 2 if self._trainer.args.get_warmup_steps(self._trainer.state.max_steps) else 1
         return (
             self.subspace.basis is None

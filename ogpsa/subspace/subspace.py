@@ -78,9 +78,10 @@ class Subspace:
         self.basis_device = basis_device
         self.layout = layout or Layout()
         self.basis: Basis | None = None
-        # The references' coordinates A [blocks, k, m] in the orthonormal frame. Parameters of a block share a basis.
+        # A block: the parameters that share a basis. A part: those of a block that lie in one layer group.
+        # The references' coordinates A [blocks, k, m] in the orthonormal frame.
         self.coordinates = torch.empty(0)
-        # Gram matrices [parts, k, k] of the stored basis; a part is what of a block lies in one layer group.
+        # Gram matrices [parts, k, k] of the stored basis.
         self._gram = torch.empty(0)
         # What follows from them: S^(-1/2) of each block, S⁻¹ of each part.
         self._roots = torch.empty(0)
@@ -105,12 +106,12 @@ class Subspace:
         """Set the basis to the leading directions of the references.
 
         Args:
-            references: per parameter the rows [m, n]: m reference gradients, flattened. The list is emptied,
-                so that no more than one parameter's rows are held twice.
+            references: per parameter a tensor [m, n]: m reference gradients, flattened. The list is emptied,
+                so that no more than one parameter's gradients are held twice.
             names: the m references' names, for the error.
 
         Raises:
-            NotFiniteError: a reference holds NaN or Inf; it is named, and the subspace stays as it was.
+            NotFiniteError: a reference holds NaN or Inf; it is named, and the estimate changes nothing.
         """
         blocks, _ = self._parts(len(references))
         gram = self._summed(_padded_dots(references), blocks)

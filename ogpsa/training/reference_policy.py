@@ -1,6 +1,8 @@
 """DPO's reference log-probabilities: kept batch by batch as they are computed, so that a signal loses none of them."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ogpsa.utils.signals import Interruption
 MODEL_HASH = "_precompute_model_hash"
 
 
-class ReferencePasses:
+class ReferencePolicyCache:
     """What the passes over a stage's pairs keep, say and heed.
 
     Args:
@@ -35,7 +37,7 @@ class ReferencePasses:
         self._pairs, self._done = pairs, 0
         self._progress = Progress(pairs, "dpo: log-probabilities of the reference policy")
 
-    def __enter__(self) -> "ReferencePasses":
+    def __enter__(self) -> "ReferencePolicyCache":
         if processes.is_main():
             self._progress.__enter__()
         return self
@@ -45,6 +47,14 @@ class ReferencePasses:
             self._progress.__exit__()
         if self._journal is not None:
             self._journal.close(discard=False)
+
+    @contextmanager
+    def used_by(self, trainer_class: type["KeptReferenceTrainer"]) -> Iterator[type["KeptReferenceTrainer"]]:
+        """A subclass whose passes go through this cache while its trainer is made, which is when TRL takes them."""
+        with self:
+            cached: type[KeptReferenceTrainer] = type(trainer_class.__name__, (trainer_class,), {"passes": self})
+            yield cached
+            cached.passes = None
 
     def kept(self, model: str, batch: dict[str, Any]) -> tuple[str, tuple[Tensor, Tensor] | None]:
         """A batch's key, and its numbers where every process has its own.
@@ -85,7 +95,7 @@ class ReferencePasses:
 class KeptReferenceTrainer(DPOTrainer):
     """TRL's, whose reference passes go through ``passes`` where a stage has some."""
 
-    passes: ReferencePasses | None = None
+    passes: ReferencePolicyCache | None = None
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if self.passes is None:

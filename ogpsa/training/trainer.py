@@ -17,7 +17,7 @@ from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import mode_arguments, shared_rows, summing_in_fp32
 from ogpsa.distributed.launch import accumulation_steps
 from ogpsa.training.finite import FiniteTrainer
-from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePasses
+from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePolicyCache
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.signals import Interruption
 
@@ -73,15 +73,14 @@ def build_trainer(
             # TRL computes them on the GPU with this model, which FSDP brings there only when training begins.
             model.to("cuda")
     # A subclass of one of TRL's, which take adapters as well.
-    make: Any = method.trainer_class(base_class, stage.name)
+    trainer_class: Any = method.trainer_class(base_class, stage.name)
     with ExitStack() as held:
         if isinstance(stage, DPOSettings):
             facts = config.model.model_dump(mode="json", include={"attention", "precision", "dtype"})
             pairs = sum(map(len, rows.values()))
-            passes = ReferencePasses(output / "reference", pairs, interruption or Interruption(), facts)
-            # TRL computes them while the trainer is made.
-            make = type(make.__name__, (make,), {"passes": held.enter_context(passes)})
-        trainer: Trainer = make(
+            cache = ReferencePolicyCache(output / "reference", pairs, interruption or Interruption(), facts)
+            trainer_class = held.enter_context(cache.used_by(trainer_class))
+        trainer: Trainer = trainer_class(
             model=model,
             args=summing_in_fp32(arguments_class(**arguments)),
             train_dataset=rows.pop("training"),
@@ -89,8 +88,6 @@ def build_trainer(
             processing_class=tokenizer,
             peft_config=adapter,
         )
-        if isinstance(trainer, KeptReferenceTrainer):
-            trainer.passes = None
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer, FiniteTrainer):
         trainer.row_place = partial(_training_row, config, data, stage.name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, interrupted, report
-from ogpsa.utils.refusals import refusal
+from ogpsa.utils.system_errors import refusal
 
 # What reads the value of each key, by ``ArgumentTypeError`` if it cannot.
 Keys = Mapping[str, Callable[[str], Any]]

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.json_text import json_kind, parse_json
-from ogpsa.utils.refusals import NO_SPACE, absent, naming
+from ogpsa.utils.system_errors import NO_SPACE, absent, naming
 
 COMPLETE_FILE = "COMPLETE.json"
 # Below a folder that is declared whole, but removed once it is.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.refusals import naming
+from ogpsa.utils.system_errors import naming
 
 
 class Journal:

@@ -17,7 +17,7 @@ from ogpsa.app.compose import compose_config
 from ogpsa.models.files import check_model
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_json, read_jsonl, write_json
-from ogpsa.utils.refusals import refusal
+from ogpsa.utils.system_errors import refusal
 from tests.program import PROGRAM, ROOT, run_here
 
 WHERE = Path("outputs/run")

@@ -10,7 +10,7 @@ from eval.benchmarks.definition import find_benchmarks
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.data.rows import load_data
-from ogpsa.preflight.answers import Unfit, check_answers, unfit_rows
+from ogpsa.preflight.unfit_rows import Unfit, check_answers, unfit_rows
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import write_jsonl
