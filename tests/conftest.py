@@ -21,7 +21,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "data.safety_rows=64",
         "data.reference_rows=200",
         "data.evaluation_rows=8",
-        "model.base.steps=2",
+        "model.base.steps=24",
         "model.base.hidden_size=32",
         "model.base.layers=2",
         "tracker=none",

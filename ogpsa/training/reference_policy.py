@@ -81,8 +81,8 @@ class ReferencePolicyCache:
         return key, (chosen, rejected)
 
     def keep(self, key: str, chosen: Tensor, rejected: Tensor) -> None:
-        """Write a batch's numbers [pairs], which fp32 holds, to disk."""
-        if self._journal is not None:
+        """Write a batch's numbers [pairs], which fp32 holds, to disk; what is not finite is refused at its step."""
+        if self._journal is not None and torch.isfinite(chosen).all() and torch.isfinite(rejected).all():
             self._journal.keep({key: [chosen.tolist(), rejected.tolist()]})
         self._count(len(chosen))
 

@@ -70,7 +70,7 @@ CAPITALS = {"France": "Paris", "Japan": "Tokyo", "Chile": "Santiago", "Kenya": "
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own") / "model"
     tokenizer = byte_tokenizer()
-    tiny_model(tokenizer, seed=58, initializer_range=0.3).save_pretrained(folder)
+    tiny_model(tokenizer, seed=4, initializer_range=0.3).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -105,8 +105,8 @@ MISTAKES = {
         "rows: '64' matches no row of rank; rows: table1/qwen2_5_7b_sft_dpo_baseline, 1, 2, 4, 8, 16, 32; "
         "did you mean '4'?",
     "run rank sead=1":
-        "sead: unknown key; allowed: seed, cache_dir, stage_store, lock_wait, preflight, model, stage, method, data, "
-        "eval, distributed, tracker; did you mean 'seed'?",
+        "sead: unknown key; allowed: seed, cache_dir, stage_store, lock_wait, accept_changed, preflight, model, stage, "
+        "method, data, eval, distributed, tracker; did you mean 'seed'?",
     "run rank seed=3": "seed: set by this command for every run; name the seeds with seeds=",
     "list rank": "list: found 'rank'; it takes no arguments",
 }  # fmt: skip

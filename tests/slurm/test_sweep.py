@@ -217,7 +217,7 @@ def test_a_row_that_conf_makes_another_is_refused(sweep: Sweep) -> None:
     ("row", "nodes", "environment", "problem"),
     [
         ("method=baseline data=files data.safety=gone.jsonl", 1, {}, "data.safety: gone.jsonl: no such file"),
-        ("method=baseline eval.data_dir=gone", 1, {}, "gone/harmful_seen.jsonl: no such file"),
+        ("method=baseline eval.data_dir=gone", 1, {}, "eval.data_dir: gone: no such fo"),
         ("method=baseline", 2, {}, "distributed.name: found single with --nodes=2; allowed: ddp, fsdp2, zero2, zero3"),
         ("distributed=ddp", 1, {}, "OGPSA_PROCESSES: not set; say in slurm/env.sh how many processes a node has"),
         ("distributed=ddp", 1, {"OGPSA_PROCESSES": "3"}, "stage.sft.batch_size: found 16; allowed is a multiple of"),
