@@ -18,7 +18,7 @@ from ogpsa.config import Evaluation, describe
 from ogpsa.runs.directory import CONFIG_FILE, checkpoints, read_stored_config
 from ogpsa.utils.command_line import Keys, one_of, path, read_pairs
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import check_writable, exclusive
+from ogpsa.utils.files import check_writable, exclusive, remove_unfinished
 
 # What a run's evaluation takes from its model.
 PINS = "model.template_kwargs"
@@ -65,6 +65,7 @@ def run(arguments: Sequence[str]) -> None:
     from ogpsa.runs.score_table import score_table
 
     with exclusive(output / ".lock", f"another process evaluates into {output}"):
+        remove_unfinished(output)
         scores = evaluate(checkpoint, rows, output, settings, until=until)
     if scores:
         print(score_table({checkpoint.name: scores}))

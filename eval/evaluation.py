@@ -35,6 +35,7 @@ from eval.scores.groups import check_groups
 from ogpsa.config import Evaluation
 from ogpsa.models.files import fingerprint
 from ogpsa.runs.directory import SCORES_FILE
+from ogpsa.runs.inputs import package_digests
 from ogpsa.utils.endpoint import Budget
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
@@ -209,7 +210,9 @@ def _generate(
     from eval.generation.generate import generate
 
     journal = _journal(work.generations)
-    answers = generate(backend, questions, work.benchmark.name, journal, _stamp(work.rows), safe_point)
+    # A half-made file of other code or libraries is begun again.
+    stamp = _stamp(work.rows) | {"made_by": package_digests()}
+    answers = generate(backend, questions, work.benchmark.name, journal, stamp, safe_point)
     write_jsonl(work.generations, [{**row, **answer} for row, answer in zip(work.rows, answers, strict=True)])
 
 

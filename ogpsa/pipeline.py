@@ -13,7 +13,7 @@ from ogpsa.config import Config
 from ogpsa.data.rows import Data, load_data
 from ogpsa.distributed import processes
 from ogpsa.distributed.launch import check_launch
-from ogpsa.models.files import check_model, check_weights
+from ogpsa.models.files import check_model, check_weights, here_already
 from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own, read_metrics
 from ogpsa.runs.inputs import check_rows, check_unchanged, code_digests, model_digests
 from ogpsa.runs.score_table import table
@@ -106,10 +106,11 @@ def check_files(config: Config, directory: Path) -> Data:
             check_weights(folder, "hydra.run.dir", f"delete {folder} to have it made again")
     problems.tell()
     check_rows(directory, data)
-    if config.model.path is not None and Path(config.model.path).is_dir():
-        check_unchanged(directory, model_digests(Path(config.model.path)))
+    model = here_already(config.model)
+    if model is not None:
+        check_unchanged(directory, partial(model_digests, model))
     if read_metrics(directory) is None:
-        check_unchanged(directory, code_digests(config.method), config.accept_changed)
+        check_unchanged(directory, partial(code_digests, config.method), config.accept_changed)
     return data
 
 
@@ -128,9 +129,9 @@ def check_tokenizer(config: Config, data: Data) -> Path | None:
     from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
-    from ogpsa.preflight.contexts import check_contexts, tokenizer_folder
+    from ogpsa.preflight.contexts import check_contexts
 
-    folder = tokenizer_folder(config)
+    folder = here_already(config.model)
     if folder is not None:
         check_contexts(config, data, folder)
     return folder

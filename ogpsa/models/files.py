@@ -93,6 +93,20 @@ def adapter_problem(folder: Path) -> str:
     )
 
 
+def here_already(model: Model) -> Path | None:
+    """The folder of ``model.path`` where nothing has to be fetched: a local one, or a snapshot in the hub's cache."""
+    if model.path is None:
+        return None
+    if Path(model.path).is_dir():
+        return Path(model.path)
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("config.json", "tokenizer_config.json")
+    cached = [try_to_load_from_cache(model.path, name, revision=model.revision) for name in names]
+    found = [Path(file).parent for file in cached if isinstance(file, str)]
+    return found[0] if len(found) == len(names) else None
+
+
 def local_folder(model: Model) -> Path:
     """The folder of ``model.path``; a hub id's snapshot at the revision, fetched if it is not in the hub's cache.
 

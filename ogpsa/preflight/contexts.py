@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
 from ogpsa.config import Config, DPOSettings, SFTSettings
@@ -66,16 +65,3 @@ def _first_difference(
             if difference is not None:
                 yield f"row {number}: {difference}"
                 return
-
-
-def tokenizer_folder(config: Config) -> Path | None:
-    """Where the tokenizer of ``model.path`` lies: its folder, or the hub's cache; None where it is not here."""
-    path = str(config.model.path)
-    if Path(path).is_dir():
-        return Path(path)
-    cached = [
-        try_to_load_from_cache(path, name, revision=config.model.revision)
-        for name in ("config.json", "tokenizer_config.json")
-    ]
-    found = [Path(file).parent for file in cached if isinstance(file, str)]
-    return found[0] if len(found) == len(cached) else None

@@ -6,7 +6,7 @@
 
 import hashlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from inspect import getfile
 from pathlib import Path
@@ -17,11 +17,11 @@ from ogpsa.data.rows import Data, Row
 from ogpsa.models.files import file_hashes
 from ogpsa.runs.directory import PROVENANCE_FILE
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import read_json, read_jsonl, write_json
+from ogpsa.utils.files import hash_file, read_json, read_jsonl, write_json
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parents[1]
-# Rooms whose code decides no result.
+# Packages whose code cannot change a result.
 NEUTRAL = {"ogpsa/app", "ogpsa/preflight", "eval/pareto", "eval/report"}
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "lm_eval")
 # Kinds of inputs that ``accept_changed`` may name.
@@ -35,33 +35,41 @@ def model_digests(folder: Path) -> dict[str, str]:
 
 def code_digests(method: Method) -> dict[str, str]:
     """The code that decides a result, room by room, a method's own files, and the libraries' versions."""
+    return package_digests() | {f"code/{path}": hash_file(path)[:16] for path in code_outside(method)}
+
+
+def package_digests() -> dict[str, str]:
+    """Our own code, room by room, with its prompts, tasks and templates, and the libraries' versions."""
     files: dict[str, list[Path]] = {}
     for package in (PACKAGE, PACKAGE.with_name("eval")):
-        for path in sorted(package.rglob("*.py")):
+        for path in sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
             room = path.relative_to(package.parent).parts[:2]
             files.setdefault("/".join(room), []).append(path)
     rooms = {f"code/{room}": _digest(paths) for room, paths in files.items() if room not in NEUTRAL}
-    own = {f"code/{path}": _digest([path]) for path in code_outside(method)}
-    return rooms | own | {f"libraries/{name}": version(name) for name in LIBRARIES}
+    return rooms | {f"libraries/{name}": version(name) for name in LIBRARIES}
 
 
 def code_outside(method: Method) -> list[Path]:
-    """The files outside this package that a method's class and its bases stand in."""
+    """The Python files outside this package beside which a method's class and its bases stand, their own among them."""
     files = {Path(getfile(kind)).resolve() for kind in type(method).mro() if issubclass(kind, Method)}
-    return sorted(file for file in files if not file.is_relative_to(PACKAGE))
+    return sorted({beside for file in files if not file.is_relative_to(PACKAGE) for beside in file.parent.glob("*.py")})
 
 
 def _digest(paths: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+        digest.update(f"{path.relative_to(PACKAGE.parent)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def record_inputs(directory: Path, digests: Mapping[str, str]) -> None:
-    """Add to the run's provenance what it rests on, where it does not say so yet."""
+    """Add to the run's provenance what it rests on, where it does not say so yet; to its session, what has changed."""
     facts = read_json(directory / PROVENANCE_FILE)
-    facts["rests_on"] = {**digests, **facts.get("rests_on", {})}
+    noted = facts.get("rests_on", {})
+    facts["rests_on"] = {**digests, **noted}
+    changed = {name: digest for name, digest in digests.items() if noted.get(name, digest) != digest}
+    if changed:
+        facts["sessions"][-1]["changed"] = changed
     write_json(directory / PROVENANCE_FILE, facts)
 
 
@@ -81,25 +89,28 @@ def check_rows(directory: Path, data: Data) -> None:
         _refuse(directory, [_changed_rows(directory, name, rows.get(name, [])) for name in changed])
 
 
-def check_unchanged(directory: Path, digests: Mapping[str, str], accepted: Collection[str] = ()) -> None:
+def check_unchanged(directory: Path, digests: Callable[[], Mapping[str, str]], accepted: Collection[str] = ()) -> None:
     """Refuse to resume a run on another model, code or libraries than it began with.
 
     Args:
-        digests: the present ones; kinds that are in none of them are not compared.
+        digests: gives the present ones, where there is something to compare; kinds that it leaves out are not compared.
         accepted: kinds whose changes are logged instead.
 
     Raises:
         UserError: names what differs.
     """
     noted: dict[str, str] = _provenance(directory).get("rests_on", {})
-    kinds = {_kind(name) for name in digests} & {_kind(name) for name in noted}
-    compared = {name for name in noted.keys() | digests.keys() if _kind(name) in kinds}
-    changed = sorted(name for name in compared if noted.get(name) != digests.get(name))
+    if not noted:
+        return
+    present = digests()
+    kinds = {_kind(name) for name in present} & {_kind(name) for name in noted}
+    compared = {name for name in noted.keys() | present.keys() if _kind(name) in kinds}
+    changed = sorted(name for name in compared if noted.get(name) != present.get(name))
     refused = [name for name in changed if _kind(name) not in accepted]
     if refused:
         acceptable = sorted({_kind(name) for name in refused})
         way_out = f", accept it (accept_changed=[{','.join(acceptable)}])," if {*acceptable} <= {*KINDS} else ""
-        _refuse(directory, [_changed(name, noted, digests) for name in refused], way_out)
+        _refuse(directory, [_changed(name, noted, present) for name in refused], way_out)
     if changed:
         log.warning("changed since the run began, and accepted: %s", ", ".join(changed))
 

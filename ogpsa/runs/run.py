@@ -122,7 +122,7 @@ class Run:
             folder = local_folder(self.config.model)
         rendered = rendered_hash(folder, self.config.model.template_kwargs)
         digests = model_digests(folder) | {"prompts/rendered": rendered}
-        check_unchanged(self.directory, digests)
+        check_unchanged(self.directory, lambda: digests)
         record_inputs(self.directory, digests | code_digests(self.config.method))
         return folder
 

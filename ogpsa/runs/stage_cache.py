@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ from ogpsa.config import Config, DPOSettings, SFTSettings
 from ogpsa.data.rows import COLUMNS, Data, Row
 from ogpsa.distributed import processes
 from ogpsa.models.files import fingerprint
-from ogpsa.runs.inputs import code_outside
+from ogpsa.runs.inputs import code_outside, package_digests
 from ogpsa.utils.files import build_folder, exclusive, find_damage, hash_file, is_complete, write_atomically
 
 log = logging.getLogger(__name__)
-PACKAGE = Path(__file__).resolve().parents[1]
 # In a folder: the key that it was begun under.
 KEY_FILE = "stage.key"
 
@@ -90,7 +88,7 @@ def stage_key(config: Config, stage: SFTSettings | DPOSettings, data: Data, star
             "method_code": [hash_file(file) for file in code_outside(config.method)],
             "rows": _rows_digest(data.training(stage.name), COLUMNS[stage.name]),
             "reference_sets": {name: _rows_digest(data.reference_sets[name], COLUMNS[stage.name]) for name in sets},
-            "made_by": _made_by(),
+            "made_by": _made_by(left_out=("code/eval/",)),
         }
     )
 
@@ -115,15 +113,11 @@ def _rows_digest(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return _digest([[row[column] for column in columns] for row in rows])
 
 
-def _made_by() -> dict[str, Any]:
+def _made_by(left_out: tuple[str, ...] = ()) -> dict[str, Any]:
     import torch
 
-    code = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        code.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
     return {
-        "code": code.hexdigest(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")},
+        "code": {name: digest for name, digest in package_digests().items() if not name.startswith(left_out)},
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "processes": processes.world_size(),

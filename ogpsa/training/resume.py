@@ -34,7 +34,8 @@ class CompletionCallback(TrainerCallback):
     ) -> None:
         if self.checkpoint is not None:
             facts = read_json(self.checkpoint / COMPLETE_FILE)
-            vars(self.trainer).update({attribute: facts[name] for name, attribute in COUNTERS.items()})
+            # One of an earlier revision holds fewer.
+            vars(self.trainer).update({attribute: facts[name] for name, attribute in COUNTERS.items() if name in facts})
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # What has not been logged is in no checkpoint, so nothing may be left over at a save.
@@ -44,9 +45,7 @@ class CompletionCallback(TrainerCallback):
         facts = {"step": state.global_step, "processes": args.world_size}
         facts |= {name: vars(self.trainer)[attribute] for name, attribute in COUNTERS.items()}
         processes.barrier()
-        if processes.is_main():
-            mark_complete(checkpoint_folder(args, state), facts)
-        processes.barrier()
+        processes.on_main_process(lambda: mark_complete(checkpoint_folder(args, state), facts))
 
     def on_log(
         self,
@@ -83,7 +82,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     Raises:
         UserError: it was saved by another number of processes.
     """
-    newest = processes.broadcast(_newest_whole(folder) if processes.is_main() else None)
+    newest = processes.on_main_process(lambda: _newest_whole(folder))
     if newest is not None:
         saved_by = read_json(newest / COMPLETE_FILE)["processes"]
         if saved_by != processes.world_size():

@@ -34,6 +34,8 @@ MARKS = re.compile(
     + ")",
     re.IGNORECASE,
 )
+# Those that no answer's own XML uses.
+CERTAIN_TAGS = ("think", "thinking", "thought", "thoughts", "antthinking", "longcat_think")
 # What some models wrap the answer in, behind the thought.
 WRAPPED = re.compile(
     r"\s*(?:<(?P<tag>answer|solution|response|output|final_answer)>(?P<tagged>.*?)(?:</(?P=tag)>\s*|\Z)"
@@ -71,7 +73,7 @@ class Reply:
     Attributes:
         thought: what was thought, without the marks; empty where there is none.
         answer: the rest; None where the thought does not end.
-        opened_before: a thought ends in the reply that the prompt began.
+        opened_before: the reply closes a thought that the prompt opened.
     """
 
     thought: str
@@ -97,6 +99,8 @@ def split_reply(text: str, in_thought: bool = False) -> Reply:
     start, tag = 0, ""
     for mark in MARKS.finditer(text):
         opening, number = _read(mark)
+        if not _is_used(text, mark, opening, kind is not None or bool(thoughts)):
+            continue
         piece = text[start : mark.start()]
         if (
             kind == number
@@ -149,6 +153,24 @@ def says_nothing(text: str) -> bool:
     rest = SPECIAL_TOKEN.sub("", text)
     # Letters, digits and symbols such as emoji, but for those that markup is made of.
     return not any(unicodedata.category(sign)[0] in "LNS" and sign not in MARKUP for sign in rest)
+
+
+def _is_used(text: str, mark: re.Match[str], opening: bool, has_thought: bool) -> bool:
+    """Whether a mark is used, not talked about: in fenced code, or within a sentence of the answer.
+
+    A thought opens the reply or a line, or follows a thought. A closing mark without an opening one ends what the
+    prompt opened, unless words of one line stand on both sides of it.
+    """
+    before, after = text[: mark.start()], text[mark.end() :]
+    if before.count("```") % 2 and "```" in after:
+        return False
+    line = before.rpartition("\n")[2]
+    if opening:
+        named = _tag(mark)
+        certain = not named or named in CERTAIN_TAGS
+        at_start = not SPECIAL_TOKEN.sub("", before).strip() or has_thought
+        return at_start or (certain and not line.strip())
+    return has_thought or not (line.endswith(" ") and line.strip() and re.match(r" +[\w(]", after))
 
 
 def _read(mark: re.Match[str]) -> tuple[bool, int]:

@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -24,12 +25,12 @@ def own_temporary_folder() -> Path:
         for left in root.glob(f"ogpsa-{os.getuid()}-*"):
             _remove_unless_in_use(left)
         folder = Path(tempfile.mkdtemp(prefix=f"ogpsa-{os.getuid()}-", dir=root))
-        held = exclusive(folder / LOCK, "in use")
-        held.__enter__()
+        held = ExitStack()
+        held.enter_context(exclusive(folder / LOCK, "in use"))
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
     def remove() -> None:
-        held.__exit__(None, None, None)
+        held.close()
         shutil.rmtree(folder, ignore_errors=True)
 
     # Called last: what libraries registered later is called before.

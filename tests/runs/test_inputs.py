@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from eval.benchmarks.definition import find_benchmarks
 from eval.evaluation import evaluate
@@ -15,6 +16,7 @@ from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.pipeline import run
 from ogpsa.runs import inputs
+from ogpsa.runs.directory import own_alone
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.errors import EXIT_REQUEUE, UserError
 from ogpsa.utils.files import read_json, read_jsonl, write_json, write_jsonl
@@ -190,6 +192,7 @@ def test_other_code_and_libraries_are_refused_or_accepted(
     kind: str,
     stopped: Place,
     finished: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -199,8 +202,17 @@ def test_other_code_and_libraries_are_refused_or_accepted(
     ):
         check_run(stopped.config(), stopped.directory)
     assert caplog.messages == []
-    check_run(stopped.config(f"accept_changed=[{kind}]"), stopped.directory)
+    accepting = stopped.config(f"accept_changed=[{kind}]")
+    check_run(accepting, stopped.directory)
     assert "changed since the run began, and accepted: " in caplog.text
+    resumed = tmp_path / "run"
+    shutil.copytree(stopped.directory, resumed)
+    run(accepting, resumed, evaluate)
+    before, after = (read_json(place / "provenance.json") for place in (stopped.directory, resumed))
+    assert after["rests_on"] == before["rests_on"]
+    changed = after["sessions"][-1]["changed"]
+    assert {name.partition("/")[0] for name in changed} == {kind}
+    assert all(before["rests_on"][name] != digest for name, digest in changed.items())
     # What is finished is as its provenance says.
     check_run(stopped.config(), finished)
 
@@ -237,3 +249,30 @@ def test_a_run_on_the_testbed_is_not_resumed_from_another_base(
     write_json(file, noted)
     with pytest.raises(UserError, match=f"changed since then: {name}; restore them or choose"):
         run(config, tmp_path / "run", evaluate)
+
+
+@pytest.mark.parametrize("name", ["eval/judging/judges/own.txt", "ogpsa/training/stage.py", "eval/benchmarks/own.yaml"])
+def test_code_counts_with_its_prompts_and_tasks(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in ("ogpsa/training", "ogpsa/app", "eval/judging/judges", "eval/benchmarks"):
+        (tmp_path / room).mkdir(parents=True)
+    monkeypatch.setattr(inputs, "PACKAGE", tmp_path / "ogpsa")
+    (tmp_path / name).write_text("a")
+    before = inputs.package_digests()
+    (tmp_path / "ogpsa" / "app" / "compose.py").write_text("a")
+    assert inputs.package_digests() == before
+    (tmp_path / name).write_text("b")
+    assert inputs.package_digests() != before
+
+
+def test_what_a_killed_run_left_half_written_goes(small_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = small_config("stage=sft", "method=baseline", "stage.max_steps=1")
+    left = [tmp_path / "run" / name for name in (".metrics.json.123", "data/.safety.jsonl.4", "eval/.base.77/x.json")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    kept = tmp_path / "run" / "eval" / ".facts.journal"
+    kept.write_text("a finished piece")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    with own_alone(tmp_path / "run", config):
+        assert not any(path.exists() for path in left)
+        assert kept.exists()

@@ -86,7 +86,7 @@ def test_other_weights_stages_rows_or_code_are_another_key(
     assert stage_key(naive, naive.stages[0], changed, BASE) != key(naive)
     ours = key(naive)
     (tmp_path / "code").mkdir()
-    monkeypatch.setattr("ogpsa.runs.stage_cache.PACKAGE", tmp_path / "code")
+    monkeypatch.setattr("ogpsa.runs.inputs.PACKAGE", tmp_path / "code")
     assert key(naive) != ours
 
 
@@ -170,8 +170,8 @@ def test_a_stage_of_other_code_is_kept_for_no_one_and_what_follows_by_its_conten
         shutil.rmtree(made)
     (directory / METRICS_FILE).unlink()
     (tmp_path / "code").mkdir()
-    monkeypatch.setattr("ogpsa.runs.stage_cache.PACKAGE", tmp_path / "code")
-    run(config, directory, eval.evaluation.evaluate)
+    monkeypatch.setattr("ogpsa.runs.inputs.PACKAGE", tmp_path / "code")
+    run(config.model_copy(update={"accept_changed": ["code"]}), directory, eval.evaluation.evaluate)
     assert (directory / METRICS_FILE).is_file()
     data, kept = load_data(config), {path.name for path in store.iterdir() if path.is_dir()}
     sft, dpo = config.stages
