@@ -26,12 +26,12 @@ class Answer:
 def find_answers(items: Sequence[Item]) -> list[Answer]:
     """The answers in the responses to one benchmark's rows, in their order.
 
-    Where most of the responses that came to their end close a thought that they did not open, the template opens it:
+    Where half of the responses that came to their end close a thought that they did not open, the template opens it:
     one that was cut before any such mark is a thought as well.
     """
     replies = [split_reply(item.response, item.in_thought) for item in items]
     ended = [reply.opened_before for item, reply in zip(items, replies, strict=True) if item.finish_reason != "length"]
-    template_opens = 2 * sum(ended) > len(ended)
+    template_opens = any(ended) and 2 * sum(ended) >= len(ended)
     answers = []
     for item, reply in zip(items, replies, strict=True):
         cut_early = template_opens and item.finish_reason == "length" and not (reply.thought or reply.opened_before)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,6 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Pretrained
 from ogpsa.models.template import CLOCK, RENDERING_ERRORS, RESERVED, Chat, check_repeatable, pin, template_variables
 from ogpsa.utils.errors import UserError
 
-log = logging.getLogger(__name__)
 ANSWER = "Certainly"
 # Fixed conversations whose text shows what a template does.
 PROBES: tuple[list[dict[str, str]], ...] = (
@@ -64,10 +62,7 @@ def load_tokenizer(folder: Path, template_kwargs: Mapping[str, Any]) -> PreTrain
     check_repeatable(tokenizer)
     rows = config.get_text_config().vocab_size
     token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if last >= rows and token in tokenizer.all_special_tokens and token not in str(tokenizer.chat_template):
-        # As Gemma's mark of an image, which no text holds.
-        log.warning("%s: token '%s' has id %d, but the model's embedding holds %d rows", folder, token, last, rows)
-    elif last >= rows:
+    if last >= rows:
         raise UserError(
             f"{folder}: token '{token}' has id {last}, but the model's embedding holds {rows} rows; take it out of the "
             "tokenizer's files, or resize the embedding"

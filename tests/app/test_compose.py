@@ -192,7 +192,10 @@ COMMAND_LINES: dict[tuple[str, ...], list[str]] = {
     ("seed=1", "-m", "stage=sft"): [
         "stage=sft: stands apart from the other overrides; put flags before or after all of them"
     ],
-    ("method=baseline", "data=files", "data.safety=nowhere.jsonl"): ["data.safety: nowhere.jsonl: no such file"],
+    ("method=baseline", "data=files", "data.safety=nowhere.jsonl"): [
+        "data.safety: nowhere.jsonl: no such file",
+        "model.path: null is the base of data=testbed, but data=files; give a path",
+    ],
     ("--config-dir", "/nowhere"): ["--config-dir: /nowhere is not a directory"],
     ("-m", "method=ogpsa,baseline", "seed=0,-1"): [
         "method=ogpsa seed=-1 and 1 more: seed: found -1; allowed is greater than or equal to 0"
