@@ -25,7 +25,7 @@ class CompletionCallback(TrainerCallback):
         checkpoint: the one that the trainer resumes from.
     """
 
-    def __init__(self, trainer: Trainer, checkpoint: Path | None) -> None:
+    def __init__(self, trainer: Trainer, checkpoint: Path | None = None) -> None:
         self.trainer = trainer
         self.checkpoint = checkpoint
 
