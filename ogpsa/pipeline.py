@@ -76,7 +76,7 @@ def check(config: Config, directory: Path) -> Data:
 
     Raises:
         UserError: the data, the model, the directory or the environment cannot serve this configuration, or the run
-            was begun with other ones.
+            was begun with other inputs.
     """
     check_launch(config)
     return check_files(config, directory)

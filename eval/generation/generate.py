@@ -15,7 +15,7 @@ from eval.generation.questions import Answer, Question, Questions, Row
 from ogpsa.config import Evaluation
 from ogpsa.models.generate import Generator, NotFiniteLogitsError, ReplyDecoder, load_for_generation
 from ogpsa.models.template import Chat
-from ogpsa.models.tokenizer import end_tokens, load_tokenizer
+from ogpsa.models.tokenizer import end_tokens, load_tokenizer, stop_tokens
 from ogpsa.utils.answers import ends_in_thought
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
@@ -229,7 +229,7 @@ def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
             add_bos_token=False,
         )  # fmt: skip
     lm.tokenizer.chat_template = tokenizer.chat_template
-    ends = [lm.eot_token_id]
+    ends = stop_tokens(checkpoint, tokenizer)
     decoder = ReplyDecoder(lm.tokenizer, ends)
 
     def replies(prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool) -> list[dict[str, str]]:

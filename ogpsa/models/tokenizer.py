@@ -83,6 +83,12 @@ def _generation_config(folder: Path, config: PretrainedConfig) -> GenerationConf
     return GenerationConfig.from_model_config(config)
 
 
+def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """``end_tokens`` of a model that is not loaded here."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return end_tokens(_generation_config(folder, config), tokenizer)
+
+
 def end_tokens(generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: those of the generation settings, and the tokenizer's."""
     given = generation.eos_token_id

@@ -50,7 +50,7 @@ def check_tracker(settings: TrackerSettings) -> None:
 def tracker(config: Config, directory: Path, provenance: Mapping[str, Any]) -> AbstractContextManager[Tracker]:
     """The configured tracker, closed however the run ends, so that the next one starts its own.
 
-    One that cannot be had costs the run a line in its log.
+    Where it is unavailable, the run logs one line and continues.
     """
     if config.tracker.name == "none":
         return nullcontext(NoTracker())

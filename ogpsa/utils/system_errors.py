@@ -32,6 +32,8 @@ WORDS = {
     r"does not appear to support flock|No locks available": errno.ENOLCK,
     r"os error 5\b|Input/output error": errno.EIO,
 }
+# Of safetensors and sqlite, by name: neither is imported for it.
+LIBRARY_ERRORS = {"SafetensorError", "OperationalError", "DatabaseError"}
 OTHERS = {
     errno.ELOOP: "a link that leads back to itself; name the folder or file itself",
     errno.ENAMETOOLONG: "a name longer than the file system allows; choose a shorter one",
@@ -99,6 +101,9 @@ def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         # A connection's are no file's.
         return None if isinstance(error, ConnectionError | TimeoutError) else error.errno
+    if not isinstance(error, OSError | RuntimeError) and type(error).__name__ not in LIBRARY_ERRORS:
+        # Its text may speak of such things without being one.
+        return None
     text = str(error)
     return next((number for words, number in WORDS.items() if re.search(words, text)), None)
 
