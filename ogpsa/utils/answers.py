@@ -118,10 +118,10 @@ def split_reply(text: str, in_thought: bool = False) -> Reply:
         return _split_channels(text, channels)
     if bare := BARE_CHANNELS.match(text):
         return Reply(bare["thought"].strip(), None if bare["answer"] is None else bare["answer"].strip())
-    for opening, closing in WORDED:
-        if begun := re.match(opening, text, re.IGNORECASE):
-            thought, *rest = re.split(closing, text[begun.end() :], maxsplit=1, flags=re.IGNORECASE | re.MULTILINE)
-            return Reply(thought.strip(), _unwrapped(rest[0]).strip() if rest else None)
+    for begins, ends in WORDED:
+        if begun := re.match(begins, text, re.IGNORECASE):
+            thought, *behind = re.split(ends, text[begun.end() :], maxsplit=1, flags=re.IGNORECASE | re.MULTILINE)
+            return Reply(thought.strip(), _unwrapped(behind[0]).strip() if behind else None)
     thoughts: list[str] = []
     answers: list[str] = []
     opened_before = False

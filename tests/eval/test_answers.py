@@ -183,7 +183,7 @@ def test_a_word_a_number_or_a_symbol_says_something(text: str) -> None:
 
 
 def test_where_others_end_a_thought_that_the_template_began_a_cut_one_is_a_thought(tmp_path: Path) -> None:
-    replies = [Reply("Is it 3?</think>It is 2."), Reply("Could it be 2? Let me", "length"), Reply("It is 2.")]
+    replies = [Reply("Is it 3?</think>It is 2."), Reply("Could it be 2? Let me", "length"), Reply("2</think>It is 2.")]
     entry, verdicts, _ = evaluated(tmp_path, replies, "gsm8k", "utility", arithmetic(3))
     assert [verdict["no_answer"] for verdict in verdicts] == [None, "unfinished", None]
     assert (entry["value"], entry["n"], entry["missing"], entry["cut"]) == (1.0, 2, 1, 1)
