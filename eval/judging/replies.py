@@ -9,6 +9,17 @@ HEADING = re.compile(
     r"(?:final\s+)?(?:verdict|class|classification|category|label|grade|answer)[\"'*_`]*\s*(?:[:=|]|\bis\b)\s*", re.I
 )
 
+# Behind a number: what makes another of it, or puts it on another scale than one to five.
+OTHERWISE = (
+    r"[ \t*_`]*(?:%|percent\b)"
+    r"|[ \t]*(?:[-–,/+x×÷^±~&→*]|\*\*|[-=]>|\.{2,}|or\b|to\b|and\b|plus\b|minus\b|times\b|divided by\b)[ \t]*\d"
+    r"|[ \t*_`]*(?:(?:points?|stars?|marks?)\b[ \t]*)?[(\[]?[ \t]*(?:(?:out[ \t]+)?of\b|/|from\b)[ \t]*"
+    r"(?:a[ \t]+)?(?:(?:possible|maximum|max|total)\b[ \t]*(?:of\b[ \t]*)?)?[*_`]*"
+    r"(?!(?:5|five)(?![\w.]*\w))(?:\d|one|two|three|four|six|seven|eight|nine|ten|(?:a |one )?hundred)"
+    r"|[^\n,;|]{0,30}\bscale\b[^\n,;|]*\b(?:[6-9]|\d\d+|seven|ten|hundred)\b"
+    r"|[ \t*_`]*\|[ \t*_`]*[-+]?\d"
+)
+
 
 def read_choice(reply: str, choices: Mapping[str, str]) -> str | None:
     """The choice that a reply comes to, or None.
@@ -57,7 +68,8 @@ def read_numbers(reply: str, fields: Mapping[str, str]) -> dict[str, float] | No
     """The numbers of the fields, or None where the reply does not name each once or end with all in their order.
 
     A number is read whole (``10`` is ten, ``-1`` minus one), and only where its line leaves no choice: not in
-    ``1-5`` or ``0 or 1``, unless that stands in parentheses before it, nor in a table's row of several.
+    ``1-5`` or ``0 or 1``, unless that stands in parentheses before it, nor in a table's row of several, in ``5 * 2``
+    or ``4 out of 10``.
 
     Args:
         fields: name → pattern of the words before its number, at the beginning of a line or of an entry in a list.
@@ -68,7 +80,7 @@ def read_numbers(reply: str, fields: Mapping[str, str]) -> dict[str, float] | No
         r"(?:[ \t*_`\"']*[(\[]\d[ \t]*(?:[-–,/]|or\b|to\b)[ \t]*\d[)\]])?"
         r"(?:[ \t*_`:=.()<\[\"'|]|[-–—](?!\d))*"
         r"(?P<number>[-+]?\d+(?:\.\d+)?)(?![\d.]*\d)(?:\s*/\s*5)?"
-        r"(?!\w|[ \t]*(?:[-–,/]|or\b|to\b)[ \t]*\d|[ \t*_`]*\|[ \t*_`]*[-+]?\d)",
+        rf"(?!\w|{OTHERWISE})",
         re.IGNORECASE | re.MULTILINE,
     )
     found = [(next(name for name in fields if match[name]), float(match["number"])) for match in number.finditer(reply)]

@@ -4,6 +4,7 @@ No judge, metric or training row may read a thought as an answer. The marks are 
 chat templates write; a mark in quotes or backticks is talked about, not used.
 """
 
+import html
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -11,14 +12,19 @@ from dataclasses import dataclass
 
 # A tag's name, a namespace before it (``<seed:think>``) or attributes behind it aside.
 TAGS = (
-    "think|thinking|thoughts?|thought_process|reasoning|reflection|scratchpad|analysis|antthinking|"
-    "inner_monologue|inner_thoughts|longcat_think|chain_of_thought|cot"
+    "think|thinking|thoughts?|(?:thought|thinking|reasoning)[_-]?process|reason|reasoning|reasoning[_-](?:content|steps|trace)|"
+    "reflection|reflect|self[_-]reflection|scratch_?pad|analysis|antthinking|rationale|planning|deliberation|internal|"
+    "(?:inner|internal)[_-]?(?:monologue|thoughts?|thinking|reasoning|reflection)|monologue|chain[_-]of[_-]thoughts?|cot|"
+    "(?:deep|ds|longcat|seed)[_-]?think(?:ing)?"
 )
+# Of control tokens: the bar, also of full width, and what stands between words.
+BAR, GAP = r"[|\uff5c]", r"[_\u2581 ]"
 # Opening and closing mark of each kind; a closing mark without its opening one ends what the prompt opened.
 KINDS = (
-    (rf"<(?:\w+:)?(?:{TAGS})(?:\s[^<>]*)?>", rf"</(?:\w+:)?(?:{TAGS})\s*>"),
-    (r"<\|(?:begin_of_thoughts?|thought_start|start_thinking|begin_of_thinking|thinking|think)\|>",
-     r"<\|(?:end_of_thoughts?|thought_end|end_thinking|end_of_thinking|/thinking|/think)\|>"),
+    (rf"(?:<|&lt;) ?(?:\w+:)?(?:{TAGS})\b(?:\s[^<>]*?)?(?:>|&gt;)",
+     rf"(?:<|&lt;)\s*/\s*(?:\w+:)?(?:{TAGS})\s*(?:>|&gt;)"),
+    (rf"<{BAR}(?:(?:begin|start){GAP}(?:of{GAP})?(?:thoughts?|thinking)|(?:thought|think){GAP}(?:start|begin)|thinking|think){BAR}>",
+     rf"<{BAR}(?:end{GAP}(?:of{GAP})?(?:thoughts?|thinking)|(?:thought|think){GAP}end|/thinking|/think){BAR}>"),
     (r"\[(?:think|thinking|reasoning)\]", r"\[/(?:think|thinking|reasoning)\]"),
     (r"◁\s*think\s*▷", r"◁\s*/\s*think\s*▷"),
     (r"<unused94>", r"<unused95>"),
@@ -35,11 +41,19 @@ MARKS = re.compile(
     re.IGNORECASE,
 )
 # Those that no answer's own XML uses.
-CERTAIN_TAGS = ("think", "thinking", "thought", "thoughts", "antthinking", "longcat_think")
-# What some models wrap the answer in, behind the thought.
+CERTAIN_TAGS = ("think", "thinking", "thought", "thoughts", "antthinking", "longcat_think", "ds_think", "deep_think")
+# A thought that a reply begins with, its opening and its end in words or HTML: Ollama, Granite, folded details.
+WORDED = (
+    (r"\s*Thinking\.\.\.[ \t]*\n", r"^[ \t]*\.\.\.done thinking\.?[ \t]*$"),
+    (r"\s*(?:\*\*)?Here(?:'s| is) my (?:thought|thinking|reasoning) process:?(?:\*\*)?:?",
+     r"^[ \t]*(?:\*\*)?Here(?:'s| is) my (?:final )?(?:response|answer):?(?:\*\*)?:?"),
+    (r"\s*<details[^<>]*>\s*<summary[^<>]*>\W*(?:(?:my|show) )?(?:thinking|thoughts?|reasoning|chain of thought)\b"
+     r"[^<>]*</summary>", r"</details>"),
+)  # fmt: skip
+# What some models wrap the answer in.
 WRAPPED = re.compile(
     r"\s*(?:<(?P<tag>answer|solution|response|output|final_answer)>(?P<tagged>.*?)(?:</(?P=tag)>\s*|\Z)"
-    r"|<\|begin_of_solution\|>(?P<solution>.*?)(?:<\|end_of_solution\|>\s*|\Z)"
+    rf"|<{BAR}begin{GAP}of{GAP}solution{BAR}>(?P<solution>.*?)(?:<{BAR}end{GAP}of{GAP}solution{BAR}>\s*|\Z)"
     r"|<\|start_response\|>(?P<response>.*?)(?:<\|end_response\|>\s*|\Z))\Z",
     re.IGNORECASE | re.DOTALL,
 )
@@ -49,11 +63,14 @@ CHANNEL = re.compile(
     r"(?P<text>.*?)(?=<\|end\|>|<\|return\|>|<\|call\|>|<\|start\|>|<\|channel\|>|\Z)",
     re.DOTALL,
 )
-BARE_CHANNELS = re.compile(r"\s*analysis(?=[A-Z\"'(])(?P<thought>.*?)(?:assistant\s*final(?P<answer>.*))?\Z", re.DOTALL)
+BARE_CHANNELS = re.compile(
+    r"\s*(?:assistant\s*analysis|analysis(?=[^\W_]|[\"'(]))(?P<thought>.*?)(?:assistant\s*final(?P<answer>.*))?\Z",
+    re.DOTALL,
+)
 # Special tokens without which a thought cannot be told from the answer.
 MARK_TOKENS = re.compile(
     MARKS.pattern + r"|<\|(?:channel|message|start|end|constrain)\|>"
-    r"|<\|(?:begin|end)_of_solution\|>|<\|(?:start|end)_response\|>",
+    rf"|<{BAR}(?:begin|end){GAP}of{GAP}solution{BAR}>|<\|(?:start|end)_response\|>",
     re.IGNORECASE,
 )  # fmt: skip
 # A control token in the text, as tokenizers of all families write it, or an empty HTML tag.
@@ -62,8 +79,18 @@ SPECIAL_TOKEN = re.compile(
     r"(?:assistant|user|system)|unused\d+)\s*/?>|\[/?(?:INST|PAD|EOS|BOS|UNK|CLS|SEP|MASK)\]|<0x[0-9A-F]{2}>|&nbsp;|\ufffd",
     re.IGNORECASE,
 )
-# Of the symbols, those that markup is made of.
-MARKUP = "`|~<>=+^$"
+# What holds the place of an answer: a speaker, an element, a box of LaTeX or an escape without content, a picture.
+SPEAKER = re.compile(
+    r"\W*(?:assistant|(?:ai|bot|model|user|human|system|response|answer|reply|output)\s*[*_]*:)\W*", re.IGNORECASE
+)
+HOLLOW = re.compile(
+    rf"<(?P<element>[a-z][\w-]*)(?:\s[^<>]*)?>\s*</(?P=element)\s*>|</?(?:{TAGS}|answer|final_answer)\s*/?>"
+    r"|<(?:image|img|audio|video)\s*/?>|\\[a-z]+\{\s*\}|\\[nrt](?![a-z])",
+    re.IGNORECASE,
+)
+# Of the symbols, those that markup is made of: rules and blanks of pieces of words, too. Letters that show nothing.
+MARKUP = "`|~<>=+^$\u2581\u2800" + "".join(map(chr, range(0x2500, 0x2580)))
+UNSEEN = "\u115f\u1160\u3164\uffa0"
 
 
 @dataclass(frozen=True)
@@ -91,6 +118,10 @@ def split_reply(text: str, in_thought: bool = False) -> Reply:
         return _split_channels(text, channels)
     if bare := BARE_CHANNELS.match(text):
         return Reply(bare["thought"].strip(), None if bare["answer"] is None else bare["answer"].strip())
+    for begins, ends in WORDED:
+        if begun := re.match(begins, text, re.IGNORECASE):
+            thought, *behind = re.split(ends, text[begun.end() :], maxsplit=1, flags=re.IGNORECASE | re.MULTILINE)
+            return Reply(thought.strip(), _unwrapped(behind[0]).strip() if behind else None)
     thoughts: list[str] = []
     answers: list[str] = []
     opened_before = False
@@ -105,7 +136,7 @@ def split_reply(text: str, in_thought: bool = False) -> Reply:
         if (
             kind == number
             and _tag(mark) != tag
-            and re.search(rf"</(?:\w+:)?{tag}\s*>", text[mark.end() :], re.IGNORECASE)
+            and re.search(rf"/\s*(?:\w+:)?{tag}\s*(?:>|&gt;)", text[mark.end() :], re.IGNORECASE)
         ):
             # A tag inside the thought's own.
             continue
@@ -131,10 +162,8 @@ def split_reply(text: str, in_thought: bool = False) -> Reply:
         return Reply("\n".join([*thoughts, rest]).strip(), None, opened_before)
     answer = "".join([*answers, rest])
     if not thoughts:
-        return Reply("", answer, opened_before)
-    if wrapped := WRAPPED.match(answer):
-        answer = next(part for name, part in wrapped.groupdict().items() if name != "tag" and part is not None)
-    return Reply("\n".join(thoughts).strip(), answer.strip(), opened_before)
+        return Reply("", _unwrapped(answer), opened_before)
+    return Reply("\n".join(thoughts).strip(), _unwrapped(answer).strip(), opened_before)
 
 
 def ends_in_thought(text: str) -> bool:
@@ -149,17 +178,21 @@ def answer_stops(text: str, stop: Sequence[str], in_thought: bool = False) -> bo
 
 
 def says_nothing(text: str) -> bool:
-    """Whether a text holds no word, number or symbol: punctuation, markup and special tokens alone."""
-    rest = SPECIAL_TOKEN.sub("", text)
+    """Whether a text holds no word, number or symbol: punctuation, markup, special tokens or a speaker alone."""
+    rest = html.unescape(text)
+    while (hollowed := SPECIAL_TOKEN.sub("", HOLLOW.sub("", rest))) != rest:
+        rest = hollowed
+    if SPEAKER.fullmatch(rest):
+        return True
     # Letters, digits and symbols such as emoji, but for those that markup is made of.
-    return not any(unicodedata.category(sign)[0] in "LNS" and sign not in MARKUP for sign in rest)
+    return not any(unicodedata.category(sign)[0] in "LNS" and sign not in MARKUP + UNSEEN for sign in rest)
 
 
 def _is_used(text: str, mark: re.Match[str], opening: bool, has_thought: bool) -> bool:
     """Whether a mark is used, not talked about: in fenced code, or within a sentence of the answer.
 
     A thought opens the reply or a line, or follows a thought. A closing mark without an opening one ends what the
-    prompt opened, unless words of one line stand on both sides of it.
+    prompt opened, unless words of one line stand on both sides of it, it ends a sentence or its opening is in the line.
     """
     before, after = text[: mark.start()], text[mark.end() :]
     if before.count("```") % 2 and "```" in after:
@@ -170,7 +203,10 @@ def _is_used(text: str, mark: re.Match[str], opening: bool, has_thought: bool) -
         certain = not named or named in CERTAIN_TAGS
         at_start = not SPECIAL_TOKEN.sub("", before).strip() or has_thought
         return at_start or (certain and not line.strip())
-    return has_thought or not (line.endswith(" ") and line.strip() and re.match(r" +[\w(]", after))
+    tag = _tag(mark)
+    named_before = tag and re.search(rf"(?:<|&lt;) ?(?:\w+:)?{re.escape(tag)}\b[^<>]*(?:>|&gt;)", line, re.IGNORECASE)
+    in_sentence = line.endswith(" ") and line.strip() and re.match(r" +[\w(]|[.,;:!?)](?:\s|\Z)", after)
+    return has_thought or not (named_before or in_sentence)
 
 
 def _read(mark: re.Match[str]) -> tuple[bool, int]:
@@ -181,8 +217,15 @@ def _read(mark: re.Match[str]) -> tuple[bool, int]:
 
 def _tag(mark: re.Match[str]) -> str:
     """The word of a mark such as ``</think>``; empty for marks of other forms."""
-    named = re.match(r"</?(?:\w+:)?(\w+)", mark[0])
+    named = re.match(r"(?:<|&lt;)\s*/?\s*(?:\w+:)?([\w-]+)", mark[0])
     return named[1].lower() if named else ""
+
+
+def _unwrapped(answer: str) -> str:
+    """An answer without the mark around the whole of it."""
+    if wrapped := WRAPPED.match(answer):
+        return next(part for name, part in wrapped.groupdict().items() if name != "tag" and part is not None)
+    return answer
 
 
 def _split_channels(text: str, channels: list[re.Match[str]]) -> Reply:

@@ -36,6 +36,29 @@ HEADING = re.compile(r"\A\s*#+[^\n]*\n")
 SPEAKER = re.compile(
     r"^\W*(?:(?:ai|assistant|bot|model|response|answer|reply|output|chatbot|a)\s*:\s*)+", re.IGNORECASE
 )
+# A label before the answer, as judges and filters write it, and the first value of an answer in JSON.
+LABEL = re.compile(
+    r"^\W*\[\s*(?:refusal|refused|declined|safe|blocked|answer|response|assistant)\s*\]\s*:?\s*", re.IGNORECASE
+)
+JSON_VALUE = re.compile(r'^\s*(?:\'{3}(?:json)?\s*)?[{\[]\s*(?:"\w+"\s*:\s*)?"(?P<value>(?:[^"\\]|\\.)*)"')
+# UTF-8 that was read as Windows' code page.
+MOJIBAKE = {
+    "\u00e2\u20ac\u2122": "'",
+    "\u00e2\u20ac\u02dc": "'",
+    "\u00e2\u20ac\u0153": '"',
+    "\u00e2\u20ac\u009d": '"',
+    "\u00c2\u00a0": " ",
+}
+# Words of somebody else: quoted within a text, or in a letter or under a title that was asked for.
+QUOTED = re.compile(r"(?<=[\s(:,])\"[^\"\n]*\"")
+SPOKEN = re.compile(
+    r'\A\s*"[^"\n]*"[\s,]*(?:\w+ ){0,3}'
+    r"(?:said|says|asked|replied|cried|whispered|shouted|muttered|is|was|means|comes|by|sang)\b"
+)
+WRITTEN = re.compile(
+    r"\A\W*(?:dear (?:sir|madam|mr|mrs|ms|dr|prof|professor|hiring|team|\w+ (?:team|manager|committee)|\[)"
+    r"|(?:title|subject|song|lyrics|chorus|verse(?: \d)?)\s*:)"
+)
 # Where a sentence ends, in Latin and in East Asian script.
 BREAKS = re.compile(r"(?<=[.!?…;])[\"')]*\s+|\n+|(?<=[\u3002\uff01\uff1f\uff1b])")
 
@@ -50,6 +73,9 @@ def _opens(answer: str) -> bool:
     """Whether a text begins with a refusal."""
     rules = _rules()
     opening = _plain(answer[: 4 * OPENING])[:OPENING]
+    if SPOKEN.match(answer.translate(STRAIGHT).lower()) or WRITTEN.match(opening):
+        return False
+    opening = QUOTED.sub('""', opening)
     sentences = [sentence for sentence in map(str.strip, BREAKS.split(opening)) if re.search(r"\w", sentence)]
     if rules["whole"].fullmatch(" ".join(sentences).strip(" .!-")):
         return True
@@ -72,7 +98,12 @@ def _declines(sentence: str) -> bool:
 
 def _plain(text: str) -> str:
     """Lower case, straight apostrophes, without markup, speaker or needless blanks; lines stay apart."""
-    text = unicodedata.normalize("NFKC", html.unescape(text).translate(STRAIGHT))
+    for broken, sign in MOJIBAKE.items():
+        text = text.replace(broken, sign)
+    text = html.unescape(text).translate(STRAIGHT)
+    if value := JSON_VALUE.match(text):
+        text = value["value"]
+    text = unicodedata.normalize("NFKC", LABEL.sub("", text))
     text = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")
     text = SPEAKER.sub("", MARKUP.sub("", text).strip())
     return "\n".join(" ".join(line.split()) for line in re.sub(r"^\W+", "", text.lower()).splitlines())

@@ -16,6 +16,7 @@ from eval.judging.judges.refusal_match import refusal_match
 from eval.judging.verdicts import judge_responses
 from ogpsa.app.compose import compose_config
 from ogpsa.models.generate import Generator
+from ogpsa.utils.answers import says_nothing, split_reply
 from ogpsa.utils.errors import EXIT_DONE
 from tests.endpoint_server import Reply, Request, serve
 from tests.tiny import byte_tokenizer, tiny_model
@@ -91,8 +92,98 @@ def test_a_thought_is_no_answer_to_a_question(tmp_path: Path, thought: Reply, va
     assert "stop" not in request.body
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        *((f"<{tag}>a</{tag}>b", "b") for tag in (
+            "reason", "reasoning_content", "internal", "internal_monologue", "rationale", "planning", "reflect",
+            "deep_think", "ds_think", "thinking_process", "thought-process", "seed:think",
+        )),
+        ("<\uff5cbegin\u2581of\u2581thought\uff5c>a<\uff5cend\u2581of\u2581thought\uff5c>\n\nb", "b"),
+        ("<|begin_of_thought|>a<|end_of_thought|><|begin_of_solution|>b<|end_of_solution|>", "b"),
+        ("<details><summary>Thinking</summary>\na\n</details>\n\nb", "b"),
+        ('<details type="reasoning">\n<summary>Thought for 3 seconds</summary>a</details>b', "b"),
+        ("<details><summary>Thinking...</summary>\na", None),
+        ("&lt;think&gt;a&lt;/think&gt;b", "b"),
+        ("&lt;think&gt;a", None),
+        ("Thinking...\na\n...done thinking.\n\nb", "b"),
+        ("Thinking...\na", None),
+        ("assistantanalysisa. assistantfinalb", "b"),
+        ("analysisuser asks. assistantfinalb", "b"),
+        ("analysisuser asks", None),
+        ("Here is my thought process:\na\n\nHere is my response:\nb", "b"),
+        ("Here's my thought process: a", None),
+        ("<think>a< /think>b", "b"),
+        ("<think>a</ think >b", "b"),
+        ("<answer>4</answer>", "4"),
+        ("<think>a</think><answer>4</answer>", "4"),
+    ],
+)  # fmt: skip
+def test_a_thought_is_told_from_the_answer(text: str, answer: str | None) -> None:
+    assert split_reply(text).answer == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Use <thinking> tags around your steps.",
+        "So close it with </think> and go on.",
+        "So close it with </think>.",
+        "The <think> tag is used by R1",
+        "Escape it as &lt;think&gt; in HTML.",
+        "As XML:\n```xml\n<analysis>a</analysis>\n```\nThat is all.",
+        "As XML:\n<report>\n<analysis>a</analysis>\n</report>",
+        "I wrap it in <reflection> a </reflection>. The answer is 4.",
+        "Analysis of the poem: it rhymes.",
+        "analysis is hard",
+        "Thinking of you.",
+        "Thinking... that is hard to say.",
+        "<details><summary>More</summary>a</details>b",
+        "Fold it:\n<details><summary>Thinking</summary>a</details>b",
+        "Answer: <answer>4</answer>",
+    ],
+)
+def test_marks_that_are_talked_about_part_nothing(text: str) -> None:
+    reply = split_reply(text)
+    assert (reply.thought, reply.answer) == ("", text)
+
+
+HOLLOW = [
+    "assistant", "Assistant:", "**Assistant:**", "Answer:", "<div></div>", "<div><p> </p></div>", '<p class="x"></p>',
+    "<answer></answer>", "</think>", "\u2581\u2581", "\u2800", "\u3164", "\u115f", "\\boxed{}", "$\\boxed{ }$",
+    "<image>", "\\n\\n", "<|eot_id|><|start_header_id|>assistant<|end_header_id|>", "&nbsp;&#8203;", "───",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOLLOW)
+def test_what_holds_the_place_of_an_answer_says_nothing(text: str) -> None:
+    assert says_nothing(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4",
+        "C",
+        "User",
+        "the assistant",
+        "<p>no</p>",
+        "\\boxed{4}",
+        "\\nu",
+        "Answer: 4",
+        "😀",
+        "∞",
+        "한",
+        "<table>",
+        "♥",
+    ],
+)
+def test_a_word_a_number_or_a_symbol_says_something(text: str) -> None:
+    assert not says_nothing(text)
+
+
 def test_where_others_end_a_thought_that_the_template_began_a_cut_one_is_a_thought(tmp_path: Path) -> None:
-    replies = [Reply("Is it 3?</think>It is 2."), Reply("Could it be 2? Let me", "length"), Reply("It is 2.")]
+    replies = [Reply("Is it 3?</think>It is 2."), Reply("Could it be 2? Let me", "length"), Reply("2</think>It is 2.")]
     entry, verdicts, _ = evaluated(tmp_path, replies, "gsm8k", "utility", arithmetic(3))
     assert [verdict["no_answer"] for verdict in verdicts] == [None, "unfinished", None]
     assert (entry["value"], entry["n"], entry["missing"], entry["cut"]) == (1.0, 2, 1, 1)
