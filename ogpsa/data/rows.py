@@ -28,7 +28,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {"sft": ("prompt", "chosen"), "dpo": ("pro
 # What people's rows hold beside a prompt, and what a model trained without it would not have been told: names without
 # case, signs and a plural's end.
 UNREAD = frozenset((
-    "system", "systemprompt", "systemmessage", "systeminstruction", "sysprompt", "sys", "history", "chathistory",
+    "system", "systemprompt", "systemmessage", "systeminstruction", "sysprompt", "history", "chathistory",
     "conversationhistory", "input", "tool", "function", "image", "video", "audio", "context", "document", "passage",
     "message", "conversation", "dialog", "dialogue", "instruction", "question", "query", "chattemplatekwarg",
 ))  # fmt: skip

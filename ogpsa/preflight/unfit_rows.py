@@ -147,13 +147,8 @@ def _lines(
         first = ", ".join(
             f"{row_place(config, name, number)} ({mark!r})" for number, mark in list(unfit.marks.items())[:NAMED]
         )
-        yield (
-            False,
-            (
-                f"{which}: {len(unfit.marks)} of the {rows} rows hold marks of the model's own turns, as if a turn began or "
-                f"ended inside a text, {first}; take them out of the texts"
-            ),
-        )
+        lost = f"{which}: a text holds a mark of the model's own turns, as if a turn ended there, in "
+        yield False, f"{lost}{len(unfit.marks)} of the {rows} rows, {first}; take the marks out"
     if unfit.without_answer:
         found = those(unfit.without_answer, "a prompt of ")
         yield False, f"{key}.max_length: {limit} leave no answer to train on {found}; raise it or take the rows out"
@@ -175,12 +170,12 @@ def _turn(role: str, text: str) -> Turn:
 def _turn_marks(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """What begins and ends a turn: end and padding tokens, and the tokens and bracketed marks of the chat template."""
     frame = "".join(text or "" for text in _texts(tokenizer, [*map(list, PROBES), list(PROBES[0])], ask=True))
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     ends = [token for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) if token]
-    marks = {*ends, *(token for token in special if token in frame), *BRACKETED.findall(frame)}
+    added = [token for token in tokenizer.get_added_vocab() if token in frame]
+    marks = {mark for mark in (*ends, *added, *BRACKETED.findall(frame)) if mark[0] in "<["}
     # An answer may hold a thought, which the template writes as it stands or is told by ``context_difference``.
     used = sorted(mark for mark in marks if split_reply(mark).answer == mark)
-    return re.compile("|".join(map(re.escape, used)))
+    return re.compile("|".join(map(re.escape, used)) or "(?!)")
 
 
 def _goes_on(asked: str | None, answer: str, text: str | None) -> bool:
