@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,8 @@ from ogpsa.utils.network import ask_hub
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 Row = dict[str, Any]
+# What stands between the cells of spreadsheets' other exports.
+SEPARATORS = (";", "\t", "|")
 
 
 def read_table(file: Path) -> list[Row]:
@@ -40,6 +43,8 @@ def read_table(file: Path) -> list[Row]:
         except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
             raise UserError(f"{file}: not readable as Parquet ({error})") from None
         return rows
+    if ending in (".tsv", ".tab") and file.is_file():
+        raise UserError(f"{file}: cells separated by tabs are not read; save it as CSV with commas, or as JSON lines")
     return read_jsonl(file)
 
 
@@ -82,13 +87,19 @@ def parse_csv(text: str, place: Path | str) -> tuple[list[str], list[dict[str, s
     """Header and rows of a text in CSV; ``place`` names it.
 
     Raises:
-        UserError: it is none, a column occurs twice, or a row is of another length.
+        UserError: it is none, its cells are separated by other than commas, a column occurs twice, or a row is of
+            another length.
     """
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:
         header = next(reader, [])
+        if header and re.match(r"\s*sep=", header[0], re.IGNORECASE):
+            raise UserError(f"{place}:1: the line '{','.join(header)}' is a spreadsheet's own note; take it out")
+        separator = next((sign for sign in SEPARATORS if len(header) == 1 and sign in header[0]), None)
+        if separator is not None:
+            raise UserError(f"{place}:1: the cells are separated by {separator!r}; save it with commas between them")
         for cells in reader:
             if cells and len(cells) != len(header):
                 raise UserError(f"{place}:{reader.line_num}: {len(cells)} cells; the header has {len(header)}")

@@ -6,6 +6,7 @@ for ``chosen``.
 
 import hashlib
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,14 +18,24 @@ from ogpsa.data.builders.settings import SCHEMAS
 from ogpsa.data.readers import place, read_table
 from ogpsa.testbed.rows import Rows, build_rows
 from ogpsa.testbed.world import World
+from ogpsa.utils.answers import says_nothing, split_reply
 from ogpsa.utils.errors import Problems, UserError, closest_match
 from ogpsa.utils.files import to_jsonl, write_jsonl
 from ogpsa.utils.json_text import json_kind
 
 Row = dict[str, Any]
 COLUMNS: dict[str, tuple[str, ...]] = {"sft": ("prompt", "chosen"), "dpo": ("prompt", "chosen", "rejected")}
-# What people's rows hold beside a prompt, and what a model trained without it would not have been told.
-UNREAD = ("system", "history", "input", "tools", "images")
+# What people's rows hold beside a prompt, and what a model trained without it would not have been told: names without
+# case, signs and a plural's end.
+UNREAD = frozenset((
+    "system", "systemprompt", "systemmessage", "systeminstruction", "sysprompt", "history", "chathistory",
+    "conversationhistory", "input", "tool", "function", "image", "video", "audio", "context", "document", "passage",
+    "message", "conversation", "dialog", "dialogue", "instruction", "question", "query", "chattemplatekwarg",
+))  # fmt: skip
+# Parts of a data set that are kept from training.
+HELD_OUT = frozenset(("test", "val", "valid", "validation", "dev", "eval", "evaluation", "heldout", "holdout"))
+# By a file's ending what its rows are.
+EXPECTED = {".csv": "rows below the header", ".json": "a list of objects", ".parquet": "a table with rows"}
 # Whitespace and what has no width: an answer of nothing else says nothing.
 INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\0\u00ad\u180e\u200b\u200c\u200d\u2060\ufeff"
 
@@ -136,7 +147,16 @@ def _read_rows(config: Config, path: str, key: str, stages: Set[StageName]) -> l
         hint = f"; build it: python -m ogpsa.data build {name}" if built else ""
         raise UserError(*(f"{key}: {problem}{hint}" for problem in error.problems)) from None
     if not found:
-        raise UserError(f"{key}: {path} holds no rows; expected one JSON object a line")
+        expected = EXPECTED.get(Path(path).suffix.lower(), "one JSON object a line")
+        raise UserError(f"{key}: {path} holds no rows; expected {expected}")
+    for column in ("split", "config"):
+        parts = sorted({row[column] for row in found if isinstance(row.get(column), str)})
+        held_out = [part for part in parts if _plain(part) in HELD_OUT]
+        if held_out and len(parts) > len(held_out):
+            raise UserError(
+                f"{key}: {path} holds the parts {', '.join(parts)}, and all of it would be trained on; keep the rows "
+                f"of '{held_out[0]}' in another file"
+            )
     columns = sorted({column for stage in stages for column in COLUMNS[stage]})
     # By kind of mistake what is wrong with the first row that has it, and all such rows.
     mistakes: dict[str, tuple[str, list[int]]] = {}
@@ -171,12 +191,27 @@ def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[Stag
                 f"{type(value)} {column}",
                 f": column '{column}' holds {json_kind(value)}; allowed: a text{hint}; {needed}",
             )
-    for column in UNREAD:
-        if row.get(column):
+    for column in ("chosen", "rejected"):
+        if column not in columns or not isinstance(row.get(column), str) or not row[column].strip(INVISIBLE):
+            continue
+        answer = split_reply(row[column]).answer
+        if answer is None and column == "chosen":
+            yield f"thought {column}", f": column '{column}' begins a thought that does not end; end it, or take it out"
+        elif answer is not None and says_nothing(answer):
+            found = f"{row[column]:.40}"
+            yield (
+                f"nothing {column}",
+                f": column '{column}' says nothing, but {found!r}; write an answer",
+            )
+    read = [row[column] for column in columns if isinstance(row.get(column), str)]
+    for column, value in row.items():
+        if column not in columns and _plain(str(column)).removesuffix("s") in UNREAD and _adds(value, read):
             yield column, f": column '{column}' is read by no stage; put it into the prompt, or take the column out"
+    if "completion" in row and (row.get("label") is False or str(row.get("label")).lower() == "false"):
+        yield "label", ": label is false, so that the completion is no answer to learn; take the row out"
     if "completion" in row and row["completion"] != row["chosen"]:
         yield "two answers", ": holds both 'chosen' and 'completion', and they differ; keep one"
-    equal = whole and "dpo" in stages and row["chosen"].strip() == row["rejected"].strip()
+    equal = whole and "dpo" in stages and row["chosen"].strip(INVISIBLE) == row["rejected"].strip(INVISIBLE)
     for stage in config.stages:
         if equal and isinstance(stage, DPOSettings) and not stage.equal_answers:
             yield (
@@ -184,6 +219,24 @@ def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[Stag
                 ": chosen and rejected are equal, and a pair without a difference has no gradient; take it out, or "
                 f"allow it by {config.stage_key(stage.name)}.equal_answers=true",
             )
+
+
+def _plain(name: str) -> str:
+    """A name without case, blanks and signs."""
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _adds(value: Any, read: Sequence[str]) -> bool:
+    """Whether a value says something that the texts that are read do not, as a number or their own copy does not."""
+    match value:
+        case str():
+            own = re.compile(rf"(?<!\w){re.escape(value.strip(INVISIBLE))}(?!\w)")
+            return not any(own.search(text) for text in read)
+        case list():
+            return any(_adds(entry, read) for entry in value)
+        case dict():
+            return any(_adds(entry, read) for name, entry in value.items() if name not in ("role", "from"))
+    return isinstance(value, bytes) and bool(value)
 
 
 def _others(numbers: Sequence[int]) -> str:

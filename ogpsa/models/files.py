@@ -8,11 +8,14 @@ from typing import Any
 
 from ogpsa.config import Config, Model
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import find_damage, hash_files, is_complete
+from ogpsa.utils.files import find_damage, hash_files, is_complete, read_text
+from ogpsa.utils.json_text import json_kind
 from ogpsa.utils.network import ask_hub
 from ogpsa.utils.system_errors import absent
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# What else transformers reads of JSON, where it is there.
+SETTINGS_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 SNAPSHOT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
 # What a model's responses depend on; a checkpoint's training state is none of it.
 MODEL_FILES = (
@@ -63,12 +66,27 @@ def check_weights(folder: Path, key: str, remedy: str) -> None:
             raise UserError(f"{key}: {folder} is a run's directory; name a checkpoint in it, as {inside[-1]}")
     if is_complete(folder) and (damage := find_damage(folder, contents=False)):
         raise UserError(f"{key}: {folder / damage}; {remedy}")
-    if "model_type" not in _read_json(folder / "config.json", key, remedy):
+    config = _read_json(folder / "config.json", key, remedy)
+    if "model_type" not in config:
         raise UserError(f"{key}: {folder / 'config.json'} names no model_type; {remedy}")
+    if config.get("quantization_config"):
+        raise UserError(
+            f"{key}: {folder / 'config.json'} has a quantization_config; quantized weights are not trained or "
+            "evaluated: give the folder of the whole ones, or take it out if these are"
+        )
+    if (folder / "adapter_config.json").is_file():
+        # transformers would load the adapter's own model in place of these weights.
+        raise UserError(f"{key}: {folder} holds a model and adapter_config.json; move the adapter's files elsewhere")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{key}: {folder} holds no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
-    if (folder / "tokenizer.json").is_file():
-        _read_json(folder / "tokenizer.json", key, remedy)
+    for name in SETTINGS_FILES:
+        if (folder / name).is_file():
+            _read_json(folder / name, key, remedy)
+    if (folder / "chat_template.jinja").is_file():
+        try:
+            read_text(folder / "chat_template.jinja", "a template of jinja")
+        except UserError as error:
+            raise UserError(f"{key}: {error}; {remedy}") from None
     if not (folder / "chat_template.jinja").is_file():
         settings = folder / "tokenizer_config.json"
         if not settings.is_file() or "chat_template" not in _read_json(settings, key, remedy):
@@ -136,10 +154,10 @@ def _read_json(file: Path, key: str, remedy: str) -> dict[str, Any]:
         raise UserError(f"{key}: {file.parent} holds no {file.name}; give a folder written by save_pretrained")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
+    except (ValueError, RecursionError):
+        raise UserError(f"{key}: {file} is not readable as JSON; {remedy}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{key}: {file} is not readable as JSON; {remedy}")
+        raise UserError(f"{key}: {file} holds {json_kind(found)}; expected an object; {remedy}")
     return found
 
 

@@ -13,6 +13,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from ogpsa.models.tokenizer import load_tokenizer, loading
 from ogpsa.utils.errors import UserError
 
+# Weights that a message names.
+NAMED = 3
+
 
 def load_model(
     folder: Path,
@@ -23,7 +26,8 @@ def load_model(
     """Weights and tokenizer (padding on the left, its template pinned) of a local folder.
 
     Raises:
-        UserError: the files cannot be read as a model, lack weights or hold NaN, or as ``load_tokenizer``.
+        UserError: the files cannot be read as a model, lack weights, hold others, NaN or zeros alone, or as
+            ``load_tokenizer``.
     """
     tokenizer = load_tokenizer(folder, template_kwargs)
     with loading(folder):
@@ -42,7 +46,15 @@ def load_model(
     unfilled = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
     if unfilled:
         raise UserError(f"{folder}: {len(unfilled)} weights are missing or misshapen, the first is {unfilled[0]}")
+    # Less what the model's class says it ignores. Layers that are left out make another model.
+    if unread := sorted(report["unexpected_keys"]):
+        named = ", ".join(unread[:NAMED]) + (", …" if len(unread) > NAMED else "")
+        raise UserError(
+            f"{folder}: {len(unread)} weights have no place in the model that config.json describes ({named}); write "
+            "config.json as it was when the weights were saved, or take them out"
+        )
     check_finite(model, folder)
+    _check_embeddings(model, folder)
     return model, tokenizer
 
 
@@ -58,4 +70,14 @@ def check_finite(model: nn.Module, folder: Path) -> None:
             place = (~torch.isfinite(weight)).nonzero()[0].tolist()
             raise UserError(
                 f"{folder}: weight {name} holds {weight[tuple(place)]:g} at {place}; write the checkpoint again"
+            )
+
+
+def _check_embeddings(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse zeros alone where every token passes, through which no gradient does."""
+    for name, layer in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
+        if isinstance(layer, nn.Embedding | nn.Linear) and not layer.weight.any():
+            raise UserError(
+                f"{folder}: the {name} embedding holds zeros alone, so that nothing can be learned; write the "
+                "checkpoint again"
             )

@@ -33,8 +33,8 @@ RESERVED = (
 PINS = re.compile(r"\A\{# pinned: (?P<values>.*?) #\}\n.*?\{# end of the pins #\}\n", re.DOTALL)
 # transformers' own tag, which plain jinja does not parse.
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-# What templates raise, beyond jinja's own errors, where a message is not as they want it.
-RENDERING_ERRORS = (TemplateError, TypeError, ValueError, KeyError)
+# A template is a program of others: what it raises, from ``raise_exception`` to a division by zero, is told as its own.
+RENDERING_ERRORS = (Exception,)
 
 
 def pin(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) -> None:
@@ -134,10 +134,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generatio
             )
         )
     except RENDERING_ERRORS as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise UserError(
-            f"{tokenizer.name_or_path}: the chat template does not take the turns {roles} ({_reason(error)})"
-        ) from None
+        raise UserError(f"{tokenizer.name_or_path}: {not_taken(messages, error)}") from None
 
 
 class Chat:
@@ -190,6 +187,12 @@ def check_repeatable(tokenizer: PreTrainedTokenizerBase) -> None:
     texts = {render(tokenizer, turns) for turns in (conversation, deepcopy(conversation))}
     if len(texts) > 1:
         raise UserError(f"{tokenizer.name_or_path}: the chat template makes two texts of one conversation")
+
+
+def not_taken(messages: Messages, error: Exception) -> str:
+    """What to say of a conversation that the chat template does not render."""
+    roles = ", ".join(message["role"] for message in messages)
+    return f"the chat template does not take the turns {roles} ({_reason(error)})"
 
 
 def _reason(error: Exception) -> str:

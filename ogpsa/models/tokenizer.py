@@ -7,12 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from ogpsa.models.template import CLOCK, RENDERING_ERRORS, RESERVED, Chat, check_repeatable, pin, template_variables
+from ogpsa.models.template import (
+    CLOCK,
+    RENDERING_ERRORS,
+    RESERVED,
+    Chat,
+    check_repeatable,
+    not_taken,
+    pin,
+    template_variables,
+)
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.json_text import json_kind
 
 ANSWER = "Certainly"
 # Fixed conversations whose text shows what a template does.
@@ -28,6 +36,8 @@ PROBES: tuple[list[dict[str, str]], ...] = (
 # What transformers brings.
 GIVEN = ("bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", CLOCK)
 TOKENS_SHOWN = 8
+# transformers checks little of what files of others hold, so that reading them can raise anything.
+READING_ERRORS = (Exception,)
 
 
 @contextmanager
@@ -39,9 +49,19 @@ def loading(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ImportError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: not loadable as a model ({reason})") from None
+    except (UserError, MemoryError):
+        raise
+    except READING_ERRORS as error:
+        raise UserError(f"{folder}: not loadable as a model ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error that says something, with the error's name where that is little."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[: 1 + bool(lines and lines[0].endswith(":"))])
+    if isinstance(error, KeyError):
+        return f"it lacks {text}, or transformers does not know it"
+    return text if isinstance(error, OSError | ImportError | ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def load_tokenizer(folder: Path, template_kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:
@@ -58,6 +78,11 @@ def load_tokenizer(folder: Path, template_kwargs: Mapping[str, Any]) -> PreTrain
         )
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         generation = _generation_config(folder, config)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise UserError(
+            f"{folder}/tokenizer_config.json: model_max_length is {json_kind(tokenizer.model_max_length)}; allowed: a "
+            "number"
+        )
     pin(tokenizer, template_kwargs)
     check_repeatable(tokenizer)
     rows = config.get_text_config().vocab_size
@@ -70,7 +95,7 @@ def load_tokenizer(folder: Path, template_kwargs: Mapping[str, Any]) -> PreTrain
     padding = config.get_text_config().pad_token_id
     if padding is not None and not -rows <= padding < rows:
         raise UserError(f"{folder}/config.json: pad_token_id is {padding}, but the model's embedding holds {rows} rows")
-    _check_end(folder, tokenizer, generation)
+    _check_end(folder, tokenizer, generation, rows)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -96,10 +121,21 @@ def end_tokens(generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase)
     return sorted({token for token in (*ids, tokenizer.eos_token_id) if token is not None})
 
 
-def _check_end(folder: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> None:
+def _check_end(folder: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig, rows: int) -> None:
     """Refuse a tokenizer without an end token, and a template that ends an answer otherwise than generation does."""
+    given = generation.eos_token_id
+    for token in given if isinstance(given, list) else [given]:
+        if token is not None and not (type(token) is int and 0 <= token < rows):
+            found = token if type(token) is int else json_kind(token)
+            raise UserError(
+                f"{folder}: eos_token_id of generation_config.json or config.json is {found}; allowed: the ids of the "
+                f"embedding's {rows} rows, one or a list"
+            )
     turns = [*PROBES[0], {"role": "assistant", "content": ANSWER}]
-    whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    try:
+        whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except RENDERING_ERRORS as error:
+        raise UserError(f"{folder}: {not_taken(turns, error)}") from None
     _, written, tail = whole.rpartition(ANSWER)
     if not written:
         raise UserError(f"{folder}: the chat template does not write the assistant's turn")
@@ -170,7 +206,7 @@ def _difference(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, va
         before = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **values))
         whole = str(tokenizer.apply_chat_template(told, tokenize=False, **values))
     except RENDERING_ERRORS as error:
-        return f"the chat template does not take the turns user, assistant ({' '.join(str(error).split())})"
+        return not_taken(told, error)
     evaluated, trained = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, whole))
     same = next((n for n, pair in enumerate(zip(evaluated, trained, strict=False)) if pair[0] != pair[1]), None)
     if same is not None or len(trained) < len(evaluated):

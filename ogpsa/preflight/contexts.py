@@ -13,7 +13,7 @@ from ogpsa.models.tokenizer import context_difference, context_length, load_toke
 from ogpsa.preflight.unfit_rows import check_answers
 from ogpsa.utils.errors import UserError
 
-# Of each set: a template treats all rows alike.
+# Of each set, whose tokens are compared; ``check_answers`` compares the text of every row.
 ROWS = 8
 
 

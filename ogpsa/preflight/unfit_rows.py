@@ -6,6 +6,7 @@ takes its share of every mean, and AdamW moves the weights by its moments alone.
 """
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,6 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ogpsa.config import Config, DPOSettings, SFTSettings
 from ogpsa.data.rows import COLUMNS, Data, Row, row_place
+from ogpsa.models.template import RENDERING_ERRORS
+from ogpsa.models.tokenizer import PROBES, context_difference
+from ogpsa.utils.answers import split_reply
 from ogpsa.utils.errors import UserError
 
 log = logging.getLogger("ogpsa.rows")
@@ -23,15 +27,24 @@ CHUNK = 256
 # Rows that a message names.
 NAMED = 5
 Turn = dict[str, str]
+# A mark of a turn that need not be one token, as [INST].
+BRACKETED = re.compile(r"<\|[^<>|\s]+\|>|</?[A-Za-z_]+>|\[/?[A-Z_]+\]")
 
 
 @dataclass
 class Unfit:
-    """The rows of one set that a stage cannot train on as they are: their places from 0, and the tokens they take."""
+    """The rows of one set that a stage cannot train on as they are: their places from 0, and the tokens they take.
+
+    Attributes:
+        otherwise: how training and evaluation, or row and template, differ (``context_difference``).
+        marks: the mark of a turn that a text holds, as if it ended there.
+    """
 
     without_answer: dict[int, int] = field(default_factory=dict)
     cut: dict[int, int] = field(default_factory=dict)
     equal: dict[int, int] = field(default_factory=dict)
+    otherwise: dict[int, str] = field(default_factory=dict)
+    marks: dict[int, str] = field(default_factory=dict)
 
 
 def check_answers(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -46,17 +59,17 @@ def check_answers(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase
     for stage in config.stages:
         for use in config.method.set_uses(stage.name, len(data.safety)):
             readers.setdefault(use.name, []).append(stage)
-    problems = []
+    problems, folder = [], tokenizer.name_or_path
     for name, stages in readers.items():
         rows = data.reference_sets[name] if name else data.safety
         for stage, unfit in zip(stages, unfit_rows(tokenizer, stages, rows), strict=True):
-            for allowed, line in _lines(config, stage, name, len(rows), unfit):
+            for allowed, line in _lines(config, stage, name, len(rows), unfit, folder):
                 if allowed:
                     log.warning("%s", line)
                 else:
                     problems.append(line)
     if problems:
-        raise UserError(*problems)
+        raise UserError(*dict.fromkeys(problems))
 
 
 def unfit_rows(
@@ -77,14 +90,29 @@ def _unfit_rows(
     Kept for the next run of a sweep: the same rows are tokenized once.
     """
     unfit = [Unfit() for _ in stages]
+    marks = _turn_marks(tokenizer)
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        wholes = [
-            _tokens(tokenizer, [[_turn("user", prompt), _turn("assistant", answer)] for prompt, answer in pairs])
-            for pairs in ([(row[0], row[column]) for row in part] for column in range(1, len(rows[0])))
-        ]
+        before = _texts(tokenizer, [[_turn("user", row[0])] for row in part], ask=True)
+        wholes, differences = [], []
+        for column in range(1, len(rows[0])):
+            told = [[_turn("user", row[0]), _turn("assistant", row[column])] for row in part]
+            texts = _texts(tokenizer, told)
+            differences.append(
+                [
+                    None if _goes_on(asked, row[column], text) else context_difference(tokenizer, row[0], row[column])
+                    for asked, row, text in zip(before, part, texts, strict=True)
+                ]
+            )
+            wholes.append(_ids(tokenizer, texts))
         for (answers, limit), found in zip(stages, unfit, strict=True):
             for number, (row, *whole) in enumerate(zip(part, *wholes[:answers], strict=True), start=start):
+                if mark := marks.search("\n".join(row[: answers + 1])):
+                    found.marks[number] = mark[0]
+                    continue
+                if unlike := next(filter(None, (column[number - start] for column in differences[:answers])), None):
+                    found.otherwise[number] = unlike
+                    continue
                 longest = max(map(len, whole))
                 prompt = _prompt_length(tokenizer, row[0], whole) if longest > limit else 0
                 if prompt >= limit:
@@ -98,18 +126,29 @@ def _unfit_rows(
 
 
 def _lines(
-    config: Config, stage: SFTSettings | DPOSettings, name: str, rows: int, unfit: Unfit
+    config: Config, stage: SFTSettings | DPOSettings, name: str, rows: int, unfit: Unfit, folder: str
 ) -> Iterator[tuple[bool, str]]:
     """What is to be said of a set's unfit rows, and whether the configuration allows them."""
     key = config.stage_key(stage.name)
     limit = f"{stage.max_length} tokens"
 
+    which = f"reference set '{name}'" if name else "safety set"
+
     def those(found: dict[int, int], what: str) -> str:
         first = [f"{row_place(config, name, number)} ({what}{size} tokens)" for number, size in found.items()][:NAMED]
         more = f" and {len(found) - len(first)} more" if len(found) > len(first) else ""
-        which = f"reference set '{name}'" if name else "safety set"
         return f"in {len(found)} of the {rows} rows of the {which}, {', '.join(first)}{more}"
 
+    if unfit.otherwise:
+        number, difference = next(iter(unfit.otherwise.items()))
+        others = f" (and {len(unfit.otherwise) - 1} more rows)" if len(unfit.otherwise) > 1 else ""
+        yield False, f"{folder}: {which}, {row_place(config, name, number)}: {difference}{others}"
+    if unfit.marks:
+        first = ", ".join(
+            f"{row_place(config, name, number)} ({mark!r})" for number, mark in list(unfit.marks.items())[:NAMED]
+        )
+        lost = f"{which}: a text holds a mark of the model's own turns, as if a turn ended there, in "
+        yield False, f"{lost}{len(unfit.marks)} of the {rows} rows, {first}; take the marks out"
     if unfit.without_answer:
         found = those(unfit.without_answer, "a prompt of ")
         yield False, f"{key}.max_length: {limit} leave no answer to train on {found}; raise it or take the rows out"
@@ -128,15 +167,42 @@ def _turn(role: str, text: str) -> Turn:
     return {"role": role, "content": text}
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, conversations: list[list[Turn]], ask: bool = False) -> list[list[int]]:
-    texts = tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=ask)
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+def _turn_marks(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """What begins and ends a turn: end and padding tokens, and the tokens and bracketed marks of the chat template."""
+    frame = "".join(text or "" for text in _texts(tokenizer, [*map(list, PROBES), list(PROBES[0])], ask=True))
+    ends = [token for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) if token]
+    added = [token for token in tokenizer.get_added_vocab() if token in frame]
+    marks = {mark for mark in (*ends, *added, *BRACKETED.findall(frame)) if mark[0] in "<["}
+    # An answer may hold a thought, which the template writes as it stands or is told by ``context_difference``.
+    used = sorted(mark for mark in marks if split_reply(mark).answer == mark)
+    return re.compile("|".join(map(re.escape, used)) or "(?!)")
+
+
+def _goes_on(asked: str | None, answer: str, text: str | None) -> bool:
+    """Whether a conversation's text is the prompt's with the answer behind it; None is a text that is not rendered."""
+    if asked is None or text is None or not text.startswith(asked):
+        return False
+    return text[len(asked) :].lstrip(" ").startswith(answer.strip())
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, turns: list[list[Turn]], ask: bool = False) -> list[str | None]:
+    """The conversations' texts; None where the template does not take one."""
+    try:
+        return list(map(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)))
+    except RENDERING_ERRORS:
+        if len(turns) == 1:
+            return [None]
+        return [text for conversation in turns for text in _texts(tokenizer, [conversation], ask)]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | None]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer([text or "" for text in texts], add_special_tokens=False)["input_ids"]
     return ids
 
 
 def _prompt_length(tokenizer: PreTrainedTokenizerBase, text: str, whole: Sequence[Sequence[int]]) -> int:
     """Tokens before the answer, as TRL counts them: those with which prompt and conversation both begin."""
-    [prompt] = _tokens(tokenizer, [[_turn("user", text)]], ask=True)
+    [prompt] = _ids(tokenizer, _texts(tokenizer, [[_turn("user", text)]], ask=True))
     return min(
         len(list(takewhile(lambda pair: pair[0] == pair[1], zip(prompt, tokens, strict=False)))) for tokens in whole
     )

@@ -44,6 +44,8 @@ def json_kind(value: Any) -> str:
             return f"a list of {len(value)}"
         case dict():
             return f"an object ({', '.join(value) or 'empty'})"
+        case bytes():
+            return "bytes"
     return f"a {type(value).__name__}"
 
 
