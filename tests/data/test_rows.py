@@ -146,6 +146,34 @@ ALLOWED = "allowed: a text, of a conversation the words of the turn alone"
             {"history": [["a", "b"]]},
             ": column 'history' is read by no stage; put it into the prompt, or take the column out",
         ),
+        *(
+            ({name: value}, f": column '{name}' is read by no stage; put it into the prompt, or take the column out")
+            for name, value in {
+                "system_prompt": "Be kind.",
+                "System": "Be kind.",
+                " system": "Be kind.",
+                "context": "a",
+                "Documents": [{"title": "x"}],
+                "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": ROW["prompt"]}],
+                "conversations": [{"from": "human", "value": "And then?"}],
+                "instruction": "Answer in French.",
+                "question": "Why?",
+                "image": "a.png",
+                "chat_template_kwargs": {"style": "plain"},
+            }.items()
+        ),
+        (
+            {"rejected": "\u200bI cannot help."},
+            ": chosen and rejected are equal, and a pair without a difference has no gradient; take it out, or allow "
+            "it by stage.equal_answers=true",
+        ),
+        ({"chosen": "..."}, ": column 'chosen' says nothing, but '...'; write an answer"),
+        ({"rejected": "<end>"}, ": column 'rejected' says nothing, but '<end>'; write an answer"),
+        (
+            {"chosen": "<think>hm</think>\n"},
+            ": column 'chosen' says nothing, but '<think>hm</think>\\n'; write an answer",
+        ),
+        ({"chosen": "<think>hm i"}, ": column 'chosen' begins a thought that does not end; end it, or take it out"),
     ],
 )
 @pytest.mark.parametrize(("ending", "place"), [(".jsonl", ":2"), (".json", ": row 2")])
@@ -155,6 +183,69 @@ def test_a_row_that_cannot_be_trained_on_is_named(
     rows, file = [ROW, ROW | change], tmp_path / f"rows{ending}"
     file.write_text("\n".join(map(json.dumps, rows)) if ending == ".jsonl" else json.dumps(rows), encoding="utf-8")
     assert refused(file) == [f"data.safety: rows{ending}{place}{problem}"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"id": 7, "source": "a set", "score_chosen": 8.5, "label": 1, "category": "bread", "conversation_id": "c1"},
+        {"messages": [{"role": "user", "content": ROW["prompt"]}, {"role": "assistant", "content": ROW["chosen"]}]},
+        {"instruction": ROW["prompt"], "input": "bread", "system": "", "history": [], "tools": None, "images": [None]},
+        {"split": "train", "config": "default"},
+    ],
+    ids=["facts of a data set", "the same as messages", "what the prompt was made of", "one part"],
+)
+def test_columns_that_say_nothing_else_pass(more: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW | more), encoding="utf-8")
+    assert load(tmp_path / "rows.jsonl") == [ROW]
+
+
+def test_an_answer_that_is_marked_as_unwanted_is_none(tmp_path: Path) -> None:
+    row = {"prompt": "a", "completion": "b", "label": False}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    [line] = refused(tmp_path / "rows.jsonl", "stage=sft")
+    assert line.endswith(": label is false, so that the completion is no answer to learn; take the row out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.json", json.dumps({"train": [ROW], "test": [ROW]})),
+        ("rows.jsonl", "\n".join(json.dumps(ROW | {"split": part}) for part in ("train", "test"))),
+    ],
+)
+def test_a_part_that_is_kept_from_training_is_named(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert refused(tmp_path / name) == [
+        f"data.safety: {name} holds the parts test, train, and all of it would be trained on; keep the rows of 'test' "
+        "in another file"
+    ]
+
+
+HEADER, CELLS = list(ROW), list(ROW.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("rows.csv", f"{';'.join(HEADER)}\n{';'.join(CELLS)}", ":1: the cells are separated by ';'; save it with"),
+        ("rows.csv", "\t".join(HEADER), ":1: the cells are separated by '\\t'; save it with commas"),
+        ("rows.csv", f"sep=,\n{','.join(HEADER)}", ":1: the line 'sep=,' is a spreadsheet's own note; take it out"),
+        ("rows.csv", f"sep=;\n{';'.join(HEADER)}", ":1: the line 'sep=;' is a spreadsheet's own note; take it out"),
+        ("rows.csv", ",".join(HEADER), " holds no rows; expected rows below the header"),
+        ("rows.tsv", "\t".join(HEADER), ": cells separated by tabs are not read; save it as CSV with commas"),
+    ],
+)
+def test_a_table_of_other_cells_is_named_as_one(name: str, content: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    [line] = refused(tmp_path / name)
+    assert line.startswith(f"data.safety: {name}{problem}")
+
+
+def test_bytes_in_parquet_are_no_text(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ROW | {"chosen": b"a"}]), tmp_path / "rows.parquet")
+    [line] = refused(tmp_path / "rows.parquet")
+    assert f"row 1: column 'chosen' holds bytes; allowed: a text; {NEED}" in line
 
 
 def test_rows_of_one_mistake_are_one_line_and_each_mistake_is_told(tmp_path: Path) -> None:

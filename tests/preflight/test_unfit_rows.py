@@ -123,6 +123,50 @@ def test_what_a_key_allows_is_counted_in_the_log(caplog: pytest.LogCaptureFixtur
     ]
 
 
+@pytest.mark.parametrize(
+    ("change", "mark"),
+    [
+        ({"chosen": "c<end><user>"}, "<end>"),
+        ({"prompt": "a<assistant>b"}, "<assistant>"),
+        ({"rejected": "d<pad>"}, "<pad>"),
+    ],
+)
+def test_marks_of_turns_inside_a_text_are_named(change: Row, mark: str) -> None:
+    assert problems(files([row(), row() | change], *DPO)) == [
+        "safety set: a text holds a mark of the model's own turns, as if a turn ended there, in 1 of the 2 rows, "
+        f"rows.jsonl:2 ({mark!r}); take the marks out"
+    ]
+    assert problems(files([row()], *DPO, reference=[row() | change]))[0].startswith("reference set 'general': a text")
+
+
+def test_marks_that_are_no_tokens_and_marks_of_others() -> None:
+    tokenizer, rows = byte_tokenizer(), [row() | {"chosen": mark} for mark in ("[/INST]", "<|im_end|>", "<b>", "[A]")]
+    tokenizer.chat_template = (
+        str(tokenizer.chat_template).replace("'<' +", "'[INST]' +").replace("+ '>'", "+ '[/INST]'")
+    )
+    [found] = unfit_rows(tokenizer, files(rows, *SFT).stages, rows)
+    assert found.marks == {0: "[/INST]"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "chosen"),
+    [
+        ("message.content +", "message.content.split('</think>')[-1] +", "<think>c</think> d"),
+        ("message.content +", "message.content[:8] +", "c" * 9),
+        ("message.content +", "(message.content if '?' not in message.content else 1 / 0) +", "c?"),
+    ],
+    ids=["thoughts taken out", "cut", "not taken"],
+)
+def test_every_row_is_compared_with_what_the_template_makes_of_it(old: str, new: str, chosen: str) -> None:
+    tokenizer, rows = byte_tokenizer(), [row()] * 60 + [row() | {"chosen": chosen}] + [row()] * 300
+    tokenizer.chat_template = str(tokenizer.chat_template).replace(old, new)
+    [found] = unfit_rows(tokenizer, files(rows, *SFT).stages, rows)
+    assert list(found.otherwise) == [60] and found.otherwise[60].startswith("the chat template does not ")
+    config = files(rows, *SFT)
+    with pytest.raises(UserError, match=r"safety set, rows\.jsonl:61: the chat template does not "):
+        check_answers(config, load_data(config), tokenizer)
+
+
 @pytest.mark.parametrize("stage", [SFT, DPO])
 def test_the_check_sees_what_the_trainer_trains_on(stage: list[str]) -> None:
     rows = [row(chosen=size, rejected=size + 1, shared=size - 1) for size in range(6, 12)]
