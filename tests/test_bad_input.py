@@ -315,7 +315,7 @@ MISTAKES = {
         remove("model/config.json"),
     ),
     "model with a damaged config.json": files(
-        "model.path: model/config.json is not readable as JSON; write the checkpoint again",
+        "model.path: model/config.json holds a list of 0; expected an object; write the checkpoint again",
         write("model/config.json", "[]"),
     ),
     "model without weights": files(

@@ -61,7 +61,6 @@ def each_mode(wanted: Callable[[Matrix, str], list[Case]]) -> pytest.MarkDecorat
                 case,
                 marks=[
                     *[pytest.mark.long] * (matrix == "long"),
-                    *[pytest.mark.smoke] * (matrix == "short" and mode == "fsdp2"),
                     *[WITHOUT_DEEPSPEED] * mode.startswith("zero"),
                 ],
                 id=f"{matrix}-{mode}-{case.name}",
