@@ -27,7 +27,7 @@ from eval.benchmarks.definition import OWN_METRIC, Benchmark
 from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
 from eval.generation.fingerprint import checkpoint_folder, server_fingerprint
 from eval.judging.answers import NO_ANSWER, Answer, find_answers, verdict_on_none
-from eval.judging.judge import Item, Verdict, judge_hash, missing, reading_hash
+from eval.judging.judge import Item, Verdict, missing, verdict_hash
 from eval.judging.verdicts import Estimate, Judgement, check_judge, estimate, judge_responses, print_total
 from eval.scores.aggregate import Result, aggregate
 from eval.scores.artefacts import content_hash
@@ -264,7 +264,7 @@ def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:
     stamp = {
         "benchmark": benchmark.name,
         "judge": f"{OWN_METRIC}:{benchmark.metric}" if own else benchmark.judge,
-        "judge_hash": f"{benchmark.task_hash} {reading_hash()}" if own else judge_hash(benchmark.judge, settings.judge),
+        "judge_hash": verdict_hash(benchmark, settings.judge),
         "generations_hash": content_hash(work.generations),
         "model_fingerprint": work.rows[0]["model_fingerprint"],
         "data_hash": work.rows[0]["data_hash"],

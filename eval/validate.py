@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from eval.benchmarks.definition import OWN_METRIC
 from eval.benchmarks.sources import MissingData, data_hash, load_rows
-from eval.judging.judge import judge_hash
+from eval.judging.judge import verdict_hash
 from eval.judging.verdicts import check_judge
 from eval.scores.artefacts import read_instrument
 from eval.scores.groups import check_groups
@@ -126,10 +126,9 @@ def check_unchanged(config: Config, directory: Path, hashes: Mapping[str, str]) 
     for folder in sorted((directory / "eval").glob("*")):
         for benchmark in check_groups(config.eval):
             noted = read_instrument(folder, benchmark.name)
-            own = benchmark.judge == OWN_METRIC
             present = {"rows": (noted.data, hashes.get(benchmark.name))}
             if not rows_alone:
-                judge = benchmark.task_hash if own else judge_hash(benchmark.judge, config.eval.judge)
+                judge = verdict_hash(benchmark, config.eval.judge)
                 present |= {"task": (noted.task, benchmark.task_hash), "judge": (noted.judge_version, judge)}
             for what, (before, now) in present.items():
                 if None not in (before, now) and before != now:

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from eval.benchmarks.definition import OWN_METRIC, Benchmark
 from eval.benchmarks.own_files import defined_in, named_files
 from eval.judging.prompts import Message, prompt_messages
 from ogpsa.config import JudgeSettings
@@ -216,6 +217,13 @@ def judge_hash(name: str, settings: JudgeSettings) -> str:
     elif weights := judge_weights(name, settings):
         digest.update(_weights_hash(Path(weights)).encode() if Path(weights).is_dir() else weights.encode())
     return digest.hexdigest()[:16]
+
+
+def verdict_hash(benchmark: Benchmark, settings: JudgeSettings) -> str:
+    """What a benchmark's verdicts rest on in addition to the responses: its judge's hash, or its own metric's."""
+    if benchmark.judge == OWN_METRIC:
+        return f"{benchmark.task_hash} {reading_hash()}"
+    return judge_hash(benchmark.judge, settings)
 
 
 def reading_hash() -> str:

@@ -11,7 +11,8 @@ import yaml
 
 from eval.benchmarks.definition import find_benchmarks
 from eval.evaluation import evaluate
-from eval.validate import check_run, check_runs
+from eval.scores.artefacts import read_instrument
+from eval.validate import check_run, check_runs, check_unchanged
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.pipeline import run
@@ -20,6 +21,7 @@ from ogpsa.runs.directory import own_alone
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.errors import EXIT_REQUEUE, UserError
 from ogpsa.utils.files import read_json, read_jsonl, write_json, write_jsonl
+from tests.endpoint_server import Reply, serve
 from tests.program import contents
 
 Change = Callable[[Path], None]
@@ -171,11 +173,24 @@ def test_other_benchmarks_are_refused(of: str, stopped: Place, finished: Path, r
 def test_another_way_of_asking_or_judging_is_refused_until_the_run_is_finished(
     stopped: Place, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eval.validate.judge_hash", lambda *_: "0123456789abcdef")
+    monkeypatch.setattr("eval.validate.verdict_hash", lambda *_: "0123456789abcdef")
     with pytest.raises(UserError, match="changed since then: the judge of "):
         check_run(stopped.config(), stopped.directory)
     check_run(stopped.config("accept_changed=[code]"), stopped.directory)
     check_run(stopped.config(), finished)
+
+
+def test_a_stopped_run_on_lm_evals_own_metrics_is_resumed(stopped: Place, tmp_path: Path) -> None:
+    place, rows = tmp_path / "run", tmp_path / "rows"
+    write_jsonl(rows / "gsm8k.jsonl", [{"question": "What is 1 + 1?", "answer": "so it is\n#### 2"}])
+    with serve(lambda request, before: Reply("It is 2.")) as server:
+        config = stopped.config(
+            "eval=quick", f"eval.data_dir={rows}", "eval.composites={}", "eval.utility=[gsm8k]", "eval.safety=[]",
+            "eval.over_refusal=[]", "eval.reported=[]", "eval.backend.name=server", "eval.backend.model=m",
+            f"eval.backend.base_url={server.url}",
+        )  # fmt: skip
+        evaluate(Path("m"), rows, place / "eval" / "base", config.eval)
+    check_unchanged(config, place, {"gsm8k": read_instrument(place / "eval" / "base", "gsm8k").data or ""})
 
 
 @pytest.mark.parametrize(
