@@ -65,7 +65,9 @@ def run(arguments: Sequence[str]) -> None:
     from ogpsa.runs.score_table import score_table
 
     with exclusive(output / ".lock", f"another process evaluates into {output}"):
-        remove_unfinished(output)
+        # No more of a folder that is the user's to choose.
+        for kind in ("generations", "verdicts"):
+            remove_unfinished(output / kind)
         scores = evaluate(checkpoint, rows, output, settings, until=until)
     if scores:
         print(score_table({checkpoint.name: scores}))

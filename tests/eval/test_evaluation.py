@@ -403,3 +403,16 @@ def test_a_checkpoint_in_a_run_directory_brings_its_rows_and_settings(
     assert contents(run / "eval" / "02-dpo") == contents(finished)
     [scores] = (tmp_path / "outputs" / "eval").glob("02-dpo-*/scores.json")
     assert json.loads(scores.read_text())["benchmarks"]["facts"]["n"] == 2
+
+
+def test_an_evaluation_removes_nothing_of_others(tmp_path: Path) -> None:
+    output = tmp_path / "results"
+    left = output / "generations" / ".facts.jsonl.123"
+    others = [output / ".notes.7", output / "mine" / ".cache.12" / "file"]
+    for path in (left, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("text")
+    arguments = [f"checkpoint={tmp_path}", f"output={output}", "eval=quick", f"eval.data_dir={tmp_path}"]
+    assert command.main(arguments) == EXIT_USER_ERROR
+    assert not left.exists()
+    assert all(path.is_file() for path in others)
