@@ -203,9 +203,8 @@ def _lasting_files(folder: Path) -> list[Path]:
 
 def _share(folder: Path) -> None:
     """Let others read the files of a folder as the umask says; safetensors keeps its own from them."""
-    umask = int(
-        re.findall(r"^Umask:\s*(\d+)$", Path("/proc/self/status").read_text(encoding="utf-8"), flags=re.M)[0], 8
-    )
+    # There is no other way to read it than to set it.
+    os.umask(umask := os.umask(0o077))
     for file in folder.rglob("*"):
         if not file.is_symlink() and file.is_file() and file.stat().st_uid == os.geteuid():
             file.chmod(file.stat().st_mode | (0o666 & ~umask))
