@@ -42,9 +42,11 @@ def package_digests() -> dict[str, str]:
     """Our own code, room by room, with its prompts, tasks and templates, and the libraries' versions."""
     files: dict[str, list[Path]] = {}
     for package in (PACKAGE, PACKAGE.with_name("eval")):
-        for path in sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
-            room = path.relative_to(package.parent).parts[:2]
-            files.setdefault("/".join(room), []).append(path)
+        for path in sorted(filter(Path.is_file, package.rglob("*"))):
+            parts = path.relative_to(package.parent).parts
+            # Not what editors and Python leave beside the code.
+            if not any(part.startswith((".", "__pycache__")) or part.endswith("~") for part in parts):
+                files.setdefault("/".join(parts[:2]), []).append(path)
     rooms = {f"code/{room}": _digest(paths) for room, paths in files.items() if room not in NEUTRAL}
     return rooms | {f"libraries/{name}": version(name) for name in LIBRARIES}
 

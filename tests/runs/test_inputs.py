@@ -273,7 +273,8 @@ def test_code_counts_with_its_prompts_and_tasks(name: str, tmp_path: Path, monke
     monkeypatch.setattr(inputs, "PACKAGE", tmp_path / "ogpsa")
     (tmp_path / name).write_text("a")
     before = inputs.package_digests()
-    (tmp_path / "ogpsa" / "app" / "compose.py").write_text("a")
+    for other in ("ogpsa/app/compose.py", "ogpsa/training/.stage.py.swp", "ogpsa/training/stage.py~"):
+        (tmp_path / other).write_text("a")
     assert inputs.package_digests() == before
     (tmp_path / name).write_text("b")
     assert inputs.package_digests() != before
