@@ -201,17 +201,22 @@ def _prepare(
             calls.append((stamped, questions))
     for work, _ in calls:
         _check_same_prompts(work)
-    return [partial(_generate, backend, work, questions) for work, questions in calls]
+    made_by = package_digests()
+    return [partial(_generate, backend, work, questions, made_by) for work, questions in calls]
 
 
 def _generate(
-    backend: "Answering", work: _Work, questions: "Sequence[Question]", safe_point: Callable[[], None]
+    backend: "Answering",
+    work: _Work,
+    questions: "Sequence[Question]",
+    made_by: Mapping[str, str],
+    safe_point: Callable[[], None],
 ) -> None:
     from eval.generation.generate import generate
 
     journal = _journal(work.generations)
     # A half-made file of other code or libraries is begun again.
-    stamp = _stamp(work.rows) | {"made_by": package_digests()}
+    stamp = _stamp(work.rows) | {"made_by": dict(made_by)}
     answers = generate(backend, questions, work.benchmark.name, journal, stamp, safe_point)
     write_jsonl(work.generations, [{**row, **answer} for row, answer in zip(work.rows, answers, strict=True)])
 

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from eval.judging.answers import find_answers, verdict_on_none
+from eval.judging.answers import Answer, find_answers, verdict_on_none
 from eval.judging.judge import (
     Item,
     LocalJudge,
@@ -114,7 +114,7 @@ def judge_responses(
     """
     judge = load_judge(name, settings.dir)
     answers = find_answers(items)
-    answered = _answered(items)
+    answered = _answered(items, answers)
     if isinstance(judge, RuleJudge):
         judged = [Judgement(judge.rule(item), None, None) for item in answered]
     else:
@@ -137,9 +137,9 @@ def judge_responses(
     ]
 
 
-def _answered(items: Sequence[Item]) -> list[Item]:
-    """Those with an answer, which is their response."""
-    found = zip(items, find_answers(items), strict=True)
+def _answered(items: Sequence[Item], answers: Sequence[Answer]) -> list[Item]:
+    """The items that have an answer, which takes the place of their response."""
+    found = zip(items, answers, strict=True)
     return [replace(item, response=answer.text) for item, answer in found if answer.none is None]
 
 
@@ -172,7 +172,7 @@ def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal:
         return Estimate()
     kept = Journal(journal, STAMP)
     kept.close(discard=False)
-    requests = _requests(name, judge, _answered(items), settings)[1]
+    requests = _requests(name, judge, _answered(items, find_answers(items)), settings)[1]
     return _estimate(judge, _pending(judge, requests, kept, min(ASKS, settings.attempts)))
 
 
