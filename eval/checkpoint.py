@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _last_checkpoint(folder: Path) -> Path:
-    """The last checkpoint of the run in ``folder``, or ``folder`` itself where it is no run's directory.
+    """Return the last checkpoint of the run in ``folder``, or ``folder`` itself if it is not a run directory.
 
     Raises:
         UserError: the run has none yet.

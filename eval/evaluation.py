@@ -222,7 +222,7 @@ def _generate(
 
 
 def _stamp(rows: Sequence[Row]) -> dict[str, Any]:
-    """What the answers to a benchmark's rows rest on."""
+    """The inputs that the answers to a benchmark's rows depend on."""
     return {key: rows[0].get(key) for key in STAMP} | {"rows": [row.get("id") for row in rows]}
 
 
@@ -245,7 +245,7 @@ def _check_same_prompts(work: _Work) -> None:
 
 
 def warn_of_responses(benchmarks: Sequence[Benchmark], entries: Mapping[str, Any]) -> None:
-    """Say in a line where many responses were cut at the cap on tokens, and in one where many are no answers."""
+    """Log one line naming the benchmarks with many responses cut at the cap on tokens, one with many non-answers."""
     cut, silent = [], []
     for benchmark in benchmarks:
         entry, name = entries[benchmark.name], benchmark.name
@@ -259,7 +259,7 @@ def warn_of_responses(benchmarks: Sequence[Benchmark], entries: Mapping[str, Any
     if cut:
         log.warning("warning: many responses met the cap on tokens and are cut: %s", ", ".join(cut))
     if silent:
-        log.warning("warning: many responses are no answers: %s", ", ".join(silent))
+        log.warning("warning: many responses hold no answer: %s", ", ".join(silent))
 
 
 def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:
@@ -353,7 +353,9 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
         numbers = {name: number for name, number in found.items() if isinstance(number, bool | int | float)}
         for name, number in numbers.items():
             if not math.isfinite(number):
-                raise UserError(f"{benchmark.name}: row '{row['id']}': lm-eval's {name} is {number}, which is no score")
+                raise UserError(
+                    f"{benchmark.name}: row '{row['id']}': lm-eval's {name} is {number}; a score must be finite"
+                )
         verdict = Verdict("right" if value else "wrong", value, detail=numbers)
         answer = answers.get(row["id"])
         if answer and answer.none:
@@ -363,7 +365,7 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
 
 
 def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:
-    """What a verdict file says of an answered row, in addition to what the verdict rests on.
+    """The fields of an answered row in a verdict file, apart from the inputs that the verdict depends on.
 
     Args:
         answer: None for options, which have no words, and what a filter kept back, which is no refusal of the model's.

@@ -33,7 +33,7 @@ def check_run(config: Config, directory: Path) -> None:
 
 
 def _check_all(config: Config, directory: Path, check: Callable[[Config, Path], Data]) -> None:
-    """Training's files and evaluation's, so that whatever is missing of either is told at once, and what rests on both.
+    """Check the files of training and evaluation together, so that all mistakes are reported at once.
 
     Raises:
         UserError: one line per problem.
@@ -46,7 +46,7 @@ def _check_all(config: Config, directory: Path, check: Callable[[Config, Path], 
         with problems.kept():
             hashes = check_evaluation(config, found[0].evaluation if found else {})
     problems.tell()
-    check_unchanged(config, directory, hashes)
+    check_benchmarks_unchanged(config, directory, hashes)
     _check_context(config, directory, found[0])
 
 
@@ -78,7 +78,7 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Row]]) -> dict[
         rows: the evaluation rows that the data section brings, by benchmark.
 
     Returns:
-        The hash of each benchmark's rows, where they are to be had.
+        The hash of each benchmark's rows, for benchmarks whose rows are available.
 
     Raises:
         UserError: an unknown benchmark or judge, rows that are not there, or a benchmark in the wrong average.
@@ -110,7 +110,7 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Row]]) -> dict[
     return hashes
 
 
-def check_unchanged(config: Config, directory: Path, hashes: Mapping[str, str]) -> None:
+def check_benchmarks_unchanged(config: Config, directory: Path, hashes: Mapping[str, str]) -> None:
     """Refuse to resume a run, or to show its result, with other benchmarks than it has been evaluated on.
 
     How they are asked and judged counts until the run is finished: afterwards it is as its provenance says.
@@ -135,8 +135,8 @@ def check_unchanged(config: Config, directory: Path, hashes: Mapping[str, str]) 
                     changed.setdefault(f"the {what} of {benchmark.name}")
     if changed:
         raise UserError(
-            f"hydra.run.dir: the run in {directory} was evaluated otherwise; changed since then: {', '.join(changed)}; "
-            "restore them or choose another directory"
+            f"hydra.run.dir: the run in {directory} was evaluated differently; changed since then: "
+            f"{', '.join(changed)}; restore them or choose another directory"
         )
 
 

@@ -136,7 +136,7 @@ class Findings:
         ]
 
     def details(self) -> dict[str, object]:
-        """What the .json file holds: the records, each run's scores, and the comparisons."""
+        """The content of the .json file: the records, each run's scores, and the comparisons."""
         return {
             "rows": self.records(),
             "runs": [

@@ -1,4 +1,4 @@
-"""What ``slurm/sync_wandb.sh`` uploads: the sessions of each W&B run in one, so that none is written over another.
+"""Joins the sessions of each W&B run for ``slurm/sync_wandb.sh``, so that no session overwrites another.
 
 A run that is requeued leaves a folder a session, all with one id, and ``wandb sync`` uploads each from the beginning
 of the run's history. Here the sessions' files become one file, in the order of their start: all rows of their
@@ -170,7 +170,7 @@ def _file(folder: Path) -> Path:
 
 
 def _joined(sessions: Sequence[Path]) -> Path:
-    """A folder of the sessions in one, made anew where one of them has grown."""
+    """A folder with the joined sessions, rebuilt if one of them has grown."""
     target = sessions[-1].parent / JOINED / sessions[-1].name
     files = [_file(session) for session in sessions]
     made = _file(target)

@@ -73,7 +73,7 @@ def generate(
         stamp: what the answers rest on.
 
     Raises:
-        UserError: the model's logits on a row are no numbers, or as the backend's ``answer``.
+        UserError: the model's logits for a row are not finite, or as the backend's ``answer``.
     """
     kept = Journal(journal, stamp)
     progress = Progress(len(questions), label, start=len(kept.pieces))
@@ -90,14 +90,14 @@ def generate(
             backend.answer(pending, keep, safe_point)
     except NotFiniteLogitsError as error:
         row = pending[error.rows[0]].row_id
-        raise UserError(f"{label}: row '{row}': {error}, so that there is no answer and no score") from None
+        raise UserError(f"{label}: row '{row}': {error}, so the row has neither answer nor score") from None
     finally:
         kept.close(discard=False)
     return [kept.pieces[question.row_id] for question in questions]
 
 
 class Replying(Protocol):
-    """What writes the replies of a model in this process."""
+    """Writes the replies of a model in this process."""
 
     def __call__(self, prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool) -> list[dict[str, str]]:
         """Each prompt's greedy reply, its ``text`` and ``finish_reason``."""
@@ -148,7 +148,7 @@ class LocalModel:
             try:
                 answers = self._answers(batch)
             except NotFiniteLogitsError:
-                # lm-eval orders a batch anew, so that its rows do not say whose they are.
+                # lm-eval reorders a batch, so a position in it does not identify the row.
                 alone = [number for number, question in enumerate(batch, start=start) if self._fails(question)]
                 raise NotFiniteLogitsError(alone or range(start, start + len(batch))) from None
             keep({question.row_id: answer for question, answer in zip(batch, answers, strict=True)})

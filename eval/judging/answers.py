@@ -13,7 +13,7 @@ NO_ANSWER: tuple[NoAnswer, ...] = get_args(NoAnswer)
 
 @dataclass(frozen=True)
 class Answer:
-    """What a response answers.
+    """The answer in a response.
 
     Attributes:
         none: why there is no answer: ``empty``, it says nothing, or ``unfinished``, the response ends in a thought.

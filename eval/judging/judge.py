@@ -220,7 +220,7 @@ def judge_hash(name: str, settings: JudgeSettings) -> str:
 
 
 def verdict_hash(benchmark: Benchmark, settings: JudgeSettings) -> str:
-    """What a benchmark's verdicts rest on in addition to the responses: its judge's hash, or its own metric's."""
+    """The hash of whatever judges a benchmark: its judge's, or its own metric's."""
     if benchmark.judge == OWN_METRIC:
         return f"{benchmark.task_hash} {reading_hash()}"
     return judge_hash(benchmark.judge, settings)

@@ -101,12 +101,12 @@ class Artefacts:
         return read_jsonl(path) if path.exists() else []
 
     def instrument(self, benchmark: str) -> Instrument:
-        """What the benchmark's verdicts rest on."""
+        """The inputs that the benchmark's verdicts depend on."""
         return read_instrument(self.folder, benchmark)
 
 
 def read_instrument(folder: Path, benchmark: str) -> Instrument:
-    """What a benchmark's verdicts in an evaluation's folder rest on, from the first row of each file.
+    """The inputs that a benchmark's verdicts in an evaluation's folder depend on, read from the first rows.
 
     Raises:
         UserError: such a row is damaged.

@@ -26,7 +26,7 @@ class BaseTraining(Section):
 
 
 class Architecture(Section):
-    """What of a model's ``config.json`` its sizes follow from, in transformers' words.
+    """The values of a model's ``config.json`` that determine its size, by transformers' names.
 
     Attributes:
         of: the hub id that has it.

@@ -87,8 +87,8 @@ def parse_csv(text: str, place: Path | str) -> tuple[list[str], list[dict[str, s
     """Header and rows of a text in CSV; ``place`` names it.
 
     Raises:
-        UserError: it is none, its cells are separated by other than commas, a column occurs twice, or a row is of
-            another length.
+        UserError: it is not CSV, its cells are not separated by commas, a column occurs twice, or a row has another
+            length than the header.
     """
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)

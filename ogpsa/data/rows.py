@@ -34,7 +34,7 @@ UNREAD = frozenset((
 ))  # fmt: skip
 # Parts of a data set that are kept from training.
 HELD_OUT = frozenset(("test", "val", "valid", "validation", "dev", "eval", "evaluation", "heldout", "holdout"))
-# By a file's ending what its rows are.
+# What a file of each ending should hold.
 EXPECTED = {".csv": "rows below the header", ".json": "a list of objects", ".parquet": "a table with rows"}
 # Whitespace and what has no width: an answer of nothing else says nothing.
 INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\0\u00ad\u180e\u200b\u200c\u200d\u2060\ufeff"
@@ -173,7 +173,7 @@ def _read_rows(config: Config, path: str, key: str, stages: Set[StageName]) -> l
 
 
 def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[StageName]) -> Iterator[tuple[str, str]]:
-    """What is wrong with a row that stages would read, each mistake with its kind."""
+    """The mistakes in a row that stages would read, each with its kind."""
     row = {"chosen": row["completion"], **row} if "completion" in row else row
     needed = f"{' and '.join(sorted(stages))} need {', '.join(columns)}"
     whole = True

@@ -100,7 +100,7 @@ def check_weights(folder: Path, key: str, remedy: str) -> None:
 
 
 def adapter_problem(folder: Path) -> str:
-    """What to do with a folder that holds an adapter in place of a model."""
+    """The message for a folder that holds an adapter instead of a model."""
     try:
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError):

@@ -19,7 +19,7 @@ SHOWN = 80
 
 
 class NotFiniteLogitsError(ArithmeticError):
-    """A model's logits are no numbers, and whatever follows from them would be an answer of nobody's.
+    """A model's logits hold NaN or Inf, so nothing that follows from them is the model's answer.
 
     Attributes:
         rows: those of the batch, in the order in which the model got them.
@@ -39,7 +39,7 @@ def load_for_generation(folder: Path, template_kwargs: Mapping[str, Any]) -> tup
     Args:
         template_kwargs: pinned in the chat template.
 
-    The model raises ``NotFiniteLogitsError`` where its logits are no numbers.
+    The model raises ``NotFiniteLogitsError`` if its logits hold NaN or Inf.
 
     Raises:
         UserError: the folder cannot be loaded as a model.
@@ -102,7 +102,7 @@ class Generator:
         """Each conversation's next turn, by the chat template, as ``replies`` gives it.
 
         Raises:
-            UserError: as ``replies``, or the model's logits are no numbers; names the prompt.
+            UserError: as ``replies``, or the model's logits are not finite; names the prompt.
         """
         prompts = [self._chat.render(messages) for messages in conversations]
         try:
@@ -127,7 +127,7 @@ class Generator:
 
         Raises:
             UserError: a prompt leaves no room for a reply of ``max_tokens``.
-            NotFiniteLogitsError: the model's logits are no numbers.
+            NotFiniteLogitsError: the model's logits are not finite.
         """
         inputs: Any = self._tokenizer(
             list(prompts), return_tensors="pt", padding=True, add_special_tokens=special_tokens

@@ -59,7 +59,7 @@ def load_model(
 
 
 def check_finite(model: nn.Module, folder: Path) -> None:
-    """Refuse weights that are no numbers, which would make every answer and every score one of nothing.
+    """Refuse weights that hold NaN or Inf: every answer and score would be meaningless.
 
     Raises:
         UserError: names the first weight that holds NaN or Inf.

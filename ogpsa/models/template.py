@@ -190,7 +190,7 @@ def check_repeatable(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def not_taken(messages: Messages, error: Exception) -> str:
-    """What to say of a conversation that the chat template does not render."""
+    """The message for a conversation that the chat template does not render."""
     roles = ", ".join(message["role"] for message in messages)
     return f"the chat template does not take the turns {roles} ({_reason(error)})"
 

@@ -122,7 +122,7 @@ def end_tokens(generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase)
 
 
 def _check_end(folder: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig, rows: int) -> None:
-    """Refuse a tokenizer without an end token, and a template that ends an answer otherwise than generation does."""
+    """Refuse a tokenizer without an end token, and a template that ends an answer with a token generation ignores."""
     given = generation.eos_token_id
     for token in given if isinstance(given, list) else [given]:
         if token is not None and not (type(token) is int and 0 <= token < rows):

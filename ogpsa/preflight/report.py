@@ -79,7 +79,7 @@ def told_memory() -> float | None:
     """GB of a GPU where the run is to be, as ``OGPSA_GPU_MEMORY_GB`` says; None where it says nothing.
 
     Raises:
-        UserError: it is no number.
+        UserError: it is not a positive number.
     """
     text = os.environ.get(MEMORY, "").strip()
     try:

@@ -85,7 +85,7 @@ def unfit_rows(
 def _unfit_rows(
     tokenizer: PreTrainedTokenizerBase, stages: tuple[tuple[int, int], ...], rows: tuple[tuple[str, ...], ...]
 ) -> list[Unfit]:
-    """The same of prompts with their answers, for stages by how many answers they read and how many tokens they take.
+    """``unfit_rows`` for prompts with their answers; each stage is given by its number of answers and its token limit.
 
     Kept for the next run of a sweep: the same rows are tokenized once.
     """
@@ -128,7 +128,7 @@ def _unfit_rows(
 def _lines(
     config: Config, stage: SFTSettings | DPOSettings, name: str, rows: int, unfit: Unfit, folder: str
 ) -> Iterator[tuple[bool, str]]:
-    """What is to be said of a set's unfit rows, and whether the configuration allows them."""
+    """The messages about a set's unfit rows, each with whether the configuration allows them."""
     key = config.stage_key(stage.name)
     limit = f"{stage.max_length} tokens"
 
@@ -168,7 +168,7 @@ def _turn(role: str, text: str) -> Turn:
 
 
 def _turn_marks(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """What begins and ends a turn: end and padding tokens, and the tokens and bracketed marks of the chat template."""
+    """A pattern of marks of turns: end and padding tokens, and the chat template's tokens and bracketed marks."""
     frame = "".join(text or "" for text in _texts(tokenizer, [*map(list, PROBES), list(PROBES[0])], ask=True))
     ends = [token for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) if token]
     added = [token for token in tokenizer.get_added_vocab() if token in frame]

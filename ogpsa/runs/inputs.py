@@ -1,7 +1,7 @@
-"""What a run rests on, by content: noted when it begins, compared whenever it is started again.
+"""Fingerprints of a run's inputs: recorded when it begins, compared whenever it is started again.
 
 ``provenance.json`` holds the digests: of the rows as ``data``; of the model's files, of code and libraries as
-``rests_on``. Benchmarks and judges are compared by ``eval/validate.py``: an evaluation's files say what they rest on.
+``rests_on``. Benchmarks and judges are compared by ``eval/validate.py``: an evaluation's files record their inputs.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ def _digest(paths: list[Path]) -> str:
 
 
 def record_inputs(directory: Path, digests: Mapping[str, str]) -> None:
-    """Add to the run's provenance what it rests on, where it does not say so yet; to its session, what has changed."""
+    """Record the run's inputs in its provenance unless they are there; record in its session those that changed."""
     facts = read_json(directory / PROVENANCE_FILE)
     noted = facts.get("rests_on", {})
     facts["rests_on"] = {**digests, **noted}

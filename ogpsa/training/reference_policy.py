@@ -20,7 +20,7 @@ MODEL_HASH = "_precompute_model_hash"
 
 
 class ReferencePolicyCache:
-    """What the passes over a stage's pairs keep, say and heed.
+    """Keeps the results of the passes over a stage's pairs, reports progress, and stops on a signal.
 
     Args:
         folder: one file a process, which lasts as long as the stage's checkpoints.

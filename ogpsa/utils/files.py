@@ -27,7 +27,7 @@ CHECKPOINTS = "checkpoints"
 # How ``write_atomically`` and ``build_folder`` name what they have not finished: .NAME.PID
 UNFINISHED = re.compile(r"\..+\.\d+")
 BYTE_ORDER_MARK = "\ufeff"
-# What files begin with that are no text.
+# First bytes of files that are not text.
 PACKED = {
     b"\x1f\x8b": "compressed by gzip: unpack it by gunzip",
     b"BZh": "compressed by bzip2: unpack it by bunzip2",

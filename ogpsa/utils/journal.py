@@ -63,7 +63,7 @@ class Journal:
 
 
 def stamp_of(path: Path) -> dict[str, Any]:
-    """What the pieces of the journal at ``path`` rest on; empty where there is none."""
+    """The stamp of the journal at ``path``; empty if there is no journal."""
     if not path.is_file():
         return {}
     with path.open("rb") as lines:

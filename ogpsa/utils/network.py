@@ -23,7 +23,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     """The result of ``work``, which goes on unheeded where it takes longer: looking up a name has no timeout.
 
     Raises:
-        TimeoutError: there is none yet.
+        TimeoutError: ``work`` has not finished.
         Exception: that of ``work``.
     """
     results: list[T] = []

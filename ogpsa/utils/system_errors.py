@@ -1,4 +1,4 @@
-"""What the system refuses (space, permission, links, locks) in one line each, whatever raised it.
+"""Refusals of the operating system (space, permission, links, locks) as one line each, whatever raised them.
 
 Libraries report the same refusal in words of their own: ``OSError``, ``SafetensorError`` (``os error 28``), torch's
 ``PytorchStreamWriter``, sqlite's ``database or disk is full``. Nothing is asked of the disk: by the time it could
@@ -48,7 +48,7 @@ OTHERS = {
 
 
 def refusal(error: BaseException, where: Path | None = None) -> UserError | None:
-    """What the system refused, as the user's to mend; None for any other failure.
+    """The system's refusal behind an error, as a user's mistake; None for any other failure.
 
     Args:
         where: the folder that was being written, for libraries that do not name the file.
@@ -99,7 +99,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
-        # A connection's are no file's.
+        # A connection's error does not concern a file.
         return None if isinstance(error, ConnectionError | TimeoutError) else error.errno
     if not isinstance(error, OSError | RuntimeError) and type(error).__name__ not in LIBRARY_ERRORS:
         # Its text may speak of such things without being one.

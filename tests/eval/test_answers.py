@@ -217,7 +217,7 @@ def test_a_model_that_says_nothing_has_no_over_refusal(
     }
     assert (entry["value"], entry["empty"], entry["cut"]) == (None, len(NOTHING), 0)
     assert f"{len(NOTHING)} empty)" in capsys.readouterr().out
-    assert caplog.text.count("many responses are no answers: xstest_safe 13 empty of 13") == 1
+    assert caplog.text.count("many responses hold no answer: xstest_safe 13 empty of 13") == 1
 
 
 def test_answers_at_the_cap_on_tokens_are_counted_and_said(

@@ -12,7 +12,7 @@ import yaml
 from eval.benchmarks.definition import find_benchmarks
 from eval.evaluation import evaluate
 from eval.scores.artefacts import read_instrument
-from eval.validate import check_run, check_runs, check_unchanged
+from eval.validate import check_benchmarks_unchanged, check_run, check_runs
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.pipeline import run
@@ -164,10 +164,10 @@ def test_other_benchmarks_are_refused(of: str, stopped: Place, finished: Path, r
     directory = finished if of == "finished" else stopped.directory
     name = stopped.benchmarks[0]
     write_jsonl(stopped.root / "benchmarks" / f"{name}.jsonl", [{"id": "1", "prompt": "a", "target": "c"}])
-    with pytest.raises(UserError, match="was evaluated otherwise; changed since then: the rows of "):
+    with pytest.raises(UserError, match="was evaluated differently; changed since then: the rows of "):
         check_run(stopped.config(), directory)
     [(_, problem)] = check_runs([("row", stopped.config(), directory)])
-    assert "was evaluated otherwise" in problem
+    assert "was evaluated differently" in problem
 
 
 def test_another_way_of_asking_or_judging_is_refused_until_the_run_is_finished(
@@ -190,7 +190,7 @@ def test_a_stopped_run_on_lm_evals_own_metrics_is_resumed(stopped: Place, tmp_pa
             f"eval.backend.base_url={server.url}",
         )  # fmt: skip
         evaluate(Path("m"), rows, place / "eval" / "base", config.eval)
-    check_unchanged(config, place, {"gsm8k": read_instrument(place / "eval" / "base", "gsm8k").data or ""})
+    check_benchmarks_unchanged(config, place, {"gsm8k": read_instrument(place / "eval" / "base", "gsm8k").data or ""})
 
 
 @pytest.mark.parametrize(

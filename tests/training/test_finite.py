@@ -151,7 +151,7 @@ def test_logits_that_are_no_numbers_stop_an_evaluation_at_their_row(name: str, h
     assert result.code == 2
     lines = result.stderr.splitlines()
     assert lines[-1] == (
-        f"error: {name}: row 'item-2': the model's logits hold NaN or Inf, so that there is no answer and no score"
+        f"error: {name}: row 'item-2': the model's logits hold NaN or Inf, so the row has neither answer nor score"
     )
     assert "Traceback" not in result.stderr
     assert not list(here.glob("run/eval/*/scores.json"))
@@ -165,7 +165,7 @@ def test_so_do_log_likelihoods_of_options(capsys: pytest.CaptureFixture[str]) ->
     given = ["checkpoint=model", "output=scores", "eval.utility=[hhh]", *groups, "eval.data_dir=benchmarks"]
     assert main(given) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "error: hhh: row 'hhh-002': the model's logits hold NaN or Inf, so that there is no answer and no score"
+        "error: hhh: row 'hhh-002': the model's logits hold NaN or Inf, so the row has neither answer nor score"
     )
 
 

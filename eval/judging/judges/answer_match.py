@@ -15,7 +15,7 @@ ARTICLES = ("the", "a", "an")
 UNSPACED = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\U00020000-\U0003ffff"
 )
-# Vowel signs of Indian scripts, which are no letters to ``re``.
+# Vowel signs of Indian scripts, which ``re`` does not count as letters.
 VOWELS = "".join(sign for sign in map(chr, range(0x900, 0xE00)) if unicodedata.category(sign).startswith("M"))
 WORDS = re.compile(
     rf"(?P<number>(?:(?<![\w)\]%.-])(?<!\d )-)?(?:\d+(?:[.,]\d+)*|(?<![\w.])\.\d+))|[{UNSPACED}]"

@@ -93,7 +93,7 @@ def _template(templates: Sequence[str], seed: int, prompt: str) -> str:
 
 
 def _answer(reply: Reply) -> str:
-    """What a reply says without its thoughts, which are not to be trained on."""
+    """A reply without its thoughts, which must not be trained on."""
     return (split_reply(reply["text"]).answer or "").strip()
 
 
@@ -113,7 +113,7 @@ def _check_share(settings: Refusals, problems: Sequence[str | None], replies: Se
     if len(given_way) > settings.template_share * len(problems):
         first = given_way[0]
         raise UserError(
-            f"{SECTION}.template_share: {len(given_way)} of {len(problems)} replies are no refusal that can be used, "
+            f"{SECTION}.template_share: {len(given_way)} of {len(problems)} replies cannot be used as refusals, "
             f"above the share of {settings.template_share:g} for which a template may stand in; the first is "
             f"{problems[first]}: '{' '.join(replies[first]['text'].split())[:SHOWN]}'; change {SECTION}.system_prompt "
             f"or the writer, or allow it by {SECTION}.template_share=1 (no reply is asked for again)"
