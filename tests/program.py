@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,3 +67,18 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+class KilledError(Exception):
+    """Raised in place of a kill."""
+
+
+def killed_after(calls: int) -> Callable[[], None]:
+    """A safe point that ends the work when it is called once more."""
+    left = iter(range(calls))
+
+    def safe_point() -> None:
+        if next(left, None) is None:
+            raise KilledError
+
+    return safe_point

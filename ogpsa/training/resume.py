@@ -29,9 +29,7 @@ class CompletionCallback(TrainerCallback):
         self.trainer = trainer
         self.checkpoint = checkpoint
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         if self.checkpoint is not None:
             facts = read_json(self.checkpoint / COMPLETE_FILE)
             # One of an earlier revision holds fewer.
@@ -47,16 +45,10 @@ class CompletionCallback(TrainerCallback):
         processes.barrier()
         processes.on_main_process(lambda: mark_complete(checkpoint_folder(args, state), facts))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        logs: dict[str, float] = event["logs"]
         # The trainer divides by the steps since it was resumed.
-        if logs is not None and "train_loss" in logs:
+        if "train_loss" in logs:
             total = vars(self.trainer)[COUNTERS["total_loss"]]
             logs["train_loss"] = state.log_history[-1]["train_loss"] = total / state.global_step
 

@@ -26,6 +26,7 @@ from eval.evaluation import evaluate
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Evaluation
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from tests.program import KilledError, killed_after
 from tests.tiny import tiny_model
 
 SPECIAL = ["<pad>", "<unk>", "<user>", "<assistant>", "<end>"]
@@ -85,20 +86,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 def identities(folder: Path) -> dict[str, tuple[int, int]]:
     """Which file each name stands for: rewriting a file atomically changes it."""
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("*.jsonl")}
-
-
-class KilledError(Exception):
-    pass
-
-
-def killed_after(calls: int) -> Callable[[], None]:
-    left = iter(range(calls))
-
-    def check() -> None:
-        if next(left, None) is None:
-            raise KilledError
-
-    return check
 
 
 @pytest.fixture(scope="module")

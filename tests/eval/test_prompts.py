@@ -1,7 +1,6 @@
 """Prompts as the chat template renders them: alike on every day, told in every artefact, never two kinds in a file."""
 
 import json
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ogpsa.config import Evaluation
 from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import read_jsonl, write_jsonl
 from tests.endpoint_server import Reply, serve
-from tests.program import contents
+from tests.program import KilledError, contents, killed_after
 from tests.tiny import byte_tokenizer, save_tiny
 
 DATED = "{{ strftime_now('%d %b %Y') }}{{ style }}"
@@ -43,20 +42,6 @@ def rows(tmp_path: Path) -> Path:
         made = [{"id": f"{name}-{number}", "prompt": f"question {number}", "target": "a"} for number in range(4)]
         write_jsonl(tmp_path / "rows" / f"{name}.jsonl", made)
     return tmp_path / "rows"
-
-
-class KilledError(Exception):
-    pass
-
-
-def killed_after(calls: int) -> Callable[[], None]:
-    left = iter(range(calls))
-
-    def check() -> None:
-        if next(left, None) is None:
-            raise KilledError
-
-    return check
 
 
 def set_day(monkeypatch: pytest.MonkeyPatch, day: int) -> None:

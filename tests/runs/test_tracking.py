@@ -191,13 +191,18 @@ def test_what_w_and_b_refuses_costs_a_line(
     assert len(kept) == ("reached" in line)
 
 
+def use(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have W&B talk to ``server`` from now on."""
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    wandb.teardown()
+
+
 def test_a_server_that_answers_has_the_history(
     mirrored_config: Config, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", server.address)
-    wandb.teardown()
+    use(server, monkeypatch)
     with caplog.at_level(logging.WARNING), tracker(mirrored_config, tmp_path, {}) as mirror:
         for step in range(3):
             mirror.log({"train/global_step": step})
@@ -211,9 +216,7 @@ def test_a_server_that_falls_silent_is_left_after_seconds(
     mirrored_config: Config, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", server.address)
-    wandb.teardown()
+    use(server, monkeypatch)
     with caplog.at_level(logging.WARNING):
         with tracker(mirrored_config, tmp_path, {}) as mirror:
             server.status = 503

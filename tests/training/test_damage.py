@@ -119,22 +119,20 @@ def test_the_checkpoint_before_a_damaged_one_is_resumed_from(
     check_equal(tmp_path / "01-sft", unbroken)
 
 
-def test_a_whole_checkpoint_is_resumed_from(
-    config: Config, stopped: Path, unbroken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("damaged", "resumed_from"), [((), STOPPED), ((BEFORE, STOPPED), None)])
+def test_the_newest_whole_checkpoint_is_resumed_from_or_the_stage_begins_again(
+    damaged: tuple[str, ...],
+    resumed_from: str | None,
+    config: Config,
+    stopped: Path,
+    unbroken: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, logger="ogpsa")
-    resume(config, stopped, tmp_path / "01-sft", {})
-    assert f"sft: resumes from {STOPPED}" in caplog.text
-    check_equal(tmp_path / "01-sft", unbroken)
-
-
-def test_the_stage_begins_again_where_no_checkpoint_is_whole(
-    config: Config, stopped: Path, unbroken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="ogpsa")
-    damaged = {Path("checkpoints", name, "optimizer.pt"): cut for name in (BEFORE, STOPPED)}
-    resume(config, stopped, tmp_path / "01-sft", damaged)
-    assert "resumes from" not in caplog.text
+    resume(config, stopped, tmp_path / "01-sft", {Path("checkpoints", name, "optimizer.pt"): cut for name in damaged})
+    assert caplog.text.count("resumes from") == (resumed_from is not None)
+    assert resumed_from is None or f"sft: resumes from {resumed_from}" in caplog.text
     check_equal(tmp_path / "01-sft", unbroken)
 
 
