@@ -76,7 +76,8 @@ def check_finite(model: nn.Module, folder: Path) -> None:
 def _check_embeddings(model: PreTrainedModel, folder: Path) -> None:
     """Refuse zeros alone where every token passes, through which no gradient does."""
     for name, layer in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
-        if isinstance(layer, nn.Embedding | nn.Linear) and not layer.weight.any():
+        # ZeRO-3 keeps the values elsewhere and leaves an empty weight.
+        if isinstance(layer, nn.Embedding | nn.Linear) and layer.weight.numel() and not layer.weight.any():
             raise UserError(
                 f"{folder}: the {name} embedding holds zeros alone, so that nothing can be learned; write the "
                 "checkpoint again"

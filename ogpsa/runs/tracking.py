@@ -116,7 +116,8 @@ class WandbRun:
             resume="allow" if live and online and earlier else None,
             # "disabled" is W&B's own way of keeping nothing.
             mode="disabled" if mode == "disabled" else "offline",
-            dir=str(folder),
+            # W&B's own process may have another working directory.
+            dir=str(folder.absolute()),
             config=dict(config),
             settings=wandb.Settings(
                 silent=True,

@@ -138,6 +138,7 @@ def server(folder: Path, slow: str = "") -> Iterator[tuple[str, list[str]]]:
             asked.append(self.path.removeprefix("/"))
             if asked[-1] == slow and asked.count(slow) == 1:
                 time.sleep(60)
+                return
             super().do_GET()
 
         def log_message(self, format: str, *args: Any) -> None:
