@@ -27,8 +27,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@[ -x $(BIN)/pip ] || $(PYTHON) -c '$(CHECK_PYTHON)' 2>/dev/null || \
 	  { echo "$(PYTHON) ($$($(PYTHON) -V 2>&1 | tail -n 1)) does not fit; ogpsa $(NEEDS_PYTHON)" >&2; exit 2; }
 	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.lock
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo "installing the packages of requirements.lock into .venv; pip's own words are in .venv/install.log"
+	@{ $(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.lock && \
+	  $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .; } \
+	  > .venv/install.log 2>&1 || { tail -n 20 .venv/install.log >&2; exit 1; }
 	@touch $@
 
 # Not in the lock: its build needs torch to be there, and differs with and without a GPU.
@@ -52,8 +54,9 @@ install-submitit: $(INSTALLED) ## Add Hydra's submitit launcher to the environme
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 
 .PHONY: demo
-demo: $(INSTALLED) ## Run the main job on the testbed: SFT, then DPO, with projection
-	$(BIN)/python train.py method=ogpsa stage=sft_dpo $(ARGS)
+demo: $(INSTALLED) ## Run the main job on the testbed, SFT, then DPO, without and with projection, and compare
+	$(BIN)/python train.py -m method=baseline,ogpsa stage=sft_dpo $(ARGS)
+	$(BIN)/python -m eval.pareto outputs
 
 .PHONY: experiments
 experiments: $(INSTALLED) ## Repeat every table and figure on the testbed (seeds=1: one seed, a fifth of the time)

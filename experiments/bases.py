@@ -1,13 +1,14 @@
-"""Measure the testbed's untuned models: ``python -m experiments.bases [--worlds 0,1,2] [--out DIR]``.
+"""Measure the testbed's untuned models: ``python -m experiments.bases [--worlds 0,1,2] [--out DIR] [--ship]``.
 
-For each world (``data.seed``): accuracy on every general task, safety, and how far the gradients of two
-halves of each reference set agree at the first step of each stage (a base at a stationary point of its
-reference sets has no reference gradient to protect). Writes ``base.json`` and ``base.md``. The rest of the testbed's
-calibration is the experiment ``calibration``.
+For each world (``data.seed``): accuracy on every general task, safety, and how far the gradients of two halves of each
+reference set agree at the first step of each stage (a base at a stationary point of its reference sets has no reference
+gradient to protect). Writes ``base.json`` and ``base.md``. The rest of the testbed's calibration is the experiment
+``calibration``. ``--ship`` trains the base of world 0 once more and puts it into the package.
 """
 
 import argparse
 import math
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -23,10 +24,10 @@ from ogpsa.config import Config
 from ogpsa.data.rows import load_data
 from ogpsa.models.load import load_model
 from ogpsa.projection import dots
-from ogpsa.testbed.cache import ensure_base
+from ogpsa.testbed.cache import RECIPE, WEIGHTS, ensure_base, recipe
 from ogpsa.training.seam import ProjectedTrainer
 from ogpsa.training.trainer import build_trainer
-from ogpsa.utils.files import write_atomically, write_json
+from ogpsa.utils.files import COMPLETE_FILE, write_atomically, write_json
 from ogpsa.utils.libraries import quiet_libraries
 from ogpsa.utils.table import Table, markdown
 
@@ -37,13 +38,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.bases", description=__doc__)
     parser.add_argument("--worlds", default="0,1,2", help="values of data.seed, separated by commas")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of base.json and base.md (default: %(default)s)")
+    parser.add_argument("--ship", action="store_true", help="put the base of world 0 into the package, and end")
     arguments = parser.parse_args()
     quiet_libraries()
+    if arguments.ship:
+        ship(compose_config([]))
+        return
     worlds = {int(seed): measure(int(seed)) for seed in arguments.worlds.split(",")}
     write_json(arguments.out / "base.json", worlds)
     text = markdown(table(worlds)).rstrip() + "\n"
     write_atomically(arguments.out / "base.md", text)
     sys.stdout.write(text)
+
+
+def ship(config: Config) -> None:
+    """Train the base that the package brings, and put it there with its recipe."""
+    RECIPE.unlink(missing_ok=True)
+    base = ensure_base(config)
+    shutil.rmtree(WEIGHTS, ignore_errors=True)
+    shutil.copytree(base, WEIGHTS, ignore=shutil.ignore_patterns(COMPLETE_FILE))
+    write_json(RECIPE, recipe(config))
 
 
 def measure(seed: int) -> dict[str, Any]:

@@ -163,10 +163,11 @@ def front_membership(rows: Sequence[Row]) -> list[Membership]:
         members = [row for row in rows if (row.group, row.pipeline) == place and row.by_seed()]
         if not members:
             continue
-        untuned = (members[0].base["safety"], members[0].base["utility"])
+        untuned = _coordinates(members[0].base)
+        bases = {seed: _coordinates(result.base) for seed, result in members[0].by_seed().items()}
         common = set.intersection(*(set(row.by_seed()) for row in members))
         on_mean = _on_front({row.name: _mean_point(row, 1.0) for row in members}, untuned)
-        on_seed = {seed: _on_front({row.name: _point(row, seed) for row in members}, untuned) for seed in common}
+        on_seed = {seed: _on_front({row.name: _point(row, seed) for row in members}, bases[seed]) for seed in common}
         every = {(row.name, strength): _mean_point(row, strength) for row in members for strength in row.strengths
                  if row.by_seed(strength)}  # fmt: skip
         on_any = _on_front(every, untuned)
@@ -188,16 +189,20 @@ def _mean_point(row: Row, strength: float) -> Coordinates:
 
 
 def _point(row: Row, seed: int) -> Coordinates:
-    scores = row.by_seed()[seed].scores
+    return _coordinates(row.by_seed()[seed].scores)
+
+
+def _coordinates(scores: Mapping[str, float]) -> Coordinates:
     return scores["safety"], scores["utility"]
 
 
 def _utility_at_distance(row: Row, seed: int, distance: float) -> float | None:
     results = [row.by_seed(strength).get(seed) for strength in row.strengths]
-    points = sorted((one.scores["moved"], one.scores["utility"]) for one in results if one and "moved" in one.scores)
-    if len(points) < len(results):
+    there = [one for one in results if one and "moved" in one.scores]
+    if len(there) < len(results):
         return None
-    distances, utilities = zip((0.0, row.base["utility"]), *points, strict=True)
+    points = sorted((one.scores["moved"], one.scores["utility"]) for one in there)
+    distances, utilities = zip((0.0, there[0].base["utility"]), *points, strict=True)
     if distance > distances[-1]:
         return None
     from scipy.interpolate import PchipInterpolator

@@ -27,7 +27,7 @@ def weights_of(config: Config, directory: Path) -> Weights | None:
         return None
     from ogpsa.testbed.cache import base_key
 
-    base = Path(config.cache_dir) / "bases" / base_key(config, threads=1)  # as the workers that ran it
+    base = Path(config.cache_dir) / "bases" / base_key(config)
     tuned = checkpoints(directory)
     return Weights(base, tuned[-1]) if base.is_dir() and tuned else None
 

@@ -144,8 +144,10 @@ class Row:
 
     @property
     def base(self) -> dict[str, float]:
-        """The untuned model's scores, which all of a group's runs share; nothing before one has run."""
-        return next((result.base for result in self.results), {})
+        """The untuned model's scores, of which a seed may have its own: means over seeds; empty before one has run."""
+        bases = list({result.point.seed: result.base for result in self.results}.values())
+        shared = set.intersection(*map(set, bases)) if bases else ()
+        return {name: fmean(base[name] for base in bases) for name in bases[0] if name in shared} if bases else {}
 
     def course(self, stage: StageName, key: str) -> list[tuple[int, float]]:
         """Step and mean over seeds of what was logged under ``key``, or under keys that begin with it and a slash."""

@@ -22,6 +22,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "data.reference_rows=200",
         "data.evaluation_rows=8",
         "model.base.steps=24",
+        "model.base.accuracy=0",
         "model.base.hidden_size=32",
         "model.base.layers=2",
         "tracker=none",

@@ -19,6 +19,7 @@ from pathlib import Path
 
 SMALL = [
     "data.safety_rows=64", "data.reference_rows=200", "data.evaluation_rows=8", "model.base.steps=2",
+    "model.base.accuracy=0",
     "model.base.hidden_size=32", "model.base.layers=2", "tracker=none", "eval.limit=4",
 ]  # fmt: skip
 SHORT = ["stage.batch_size=8", "stage.micro_batch_size=4", "stage.max_steps=9"]

@@ -22,8 +22,8 @@ from ogpsa.runs.directory import CONFIG_FILE, flatten
 from ogpsa.utils.errors import UserError, closest_match
 
 REQUIRED_SETTINGS = ("seed", "stage.name", "method.name", "eval.name", *BASE_SETTINGS)
-# What changes no result, and the recipe: what it sets shows in the stage's own keys.
-IGNORED_SECTIONS = (*INERT_SECTIONS, "model.recipe")
+# What changes no result, the recipe, which shows in the stage's own keys, and a base's seed, which its scores show.
+IGNORED_SECTIONS = (*INERT_SECTIONS, "model.recipe", "model.base.seed")
 # Base values that differ by less differ in the order of summation alone.
 BASE_TOLERANCE = 1e-9
 

@@ -11,12 +11,16 @@ from ogpsa.config.stage import Training
 class BaseTraining(Section):
     """How the testbed's base model is trained from scratch (``ogpsa/testbed/base.py``)."""
 
+    # A run of an earlier revision does not say this, accuracy and max_cycles.
+    seed: int = Field(default=0, ge=0)
     hidden_size: int = Field(ge=8, multiple_of=4)
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    accuracy: float = Field(default=0.0, ge=0, le=1)
+    max_cycles: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> "BaseTraining":

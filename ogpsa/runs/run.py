@@ -26,7 +26,7 @@ from ogpsa.runs.tracking import NoTracker, Tracker, tracker
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import COMPLETE_FILE, write_json
-from ogpsa.utils.libraries import quiet_libraries
+from ogpsa.utils.libraries import one_thread, quiet_libraries
 from ogpsa.utils.signals import Interruption
 from ogpsa.utils.system_errors import naming, refusal
 from ogpsa.utils.temporary import own_temporary_folder
@@ -76,8 +76,10 @@ class Run:
         """
         own_temporary_folder()
         log_file = directory / "run.log" if processes.is_main() else None
-        with Interruption() as interruption, _logging(log_file):
+        with Interruption() as interruption, _logging(log_file), ExitStack() as held:
             quiet_libraries()
+            if config.model.path is None:
+                held.enter_context(one_thread())
             log.info("run directory: %s", directory)
             try:
                 facts = processes.on_main_process(

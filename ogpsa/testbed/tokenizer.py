@@ -1,5 +1,7 @@
 """A word-level tokenizer with a chat template, made from the world's vocabulary."""
 
+from collections.abc import Mapping
+
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -29,7 +31,7 @@ def build_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def encode(vocabulary: dict[str, int], prompt: str, target: str) -> tuple[list[int], int]:
+def encode(vocabulary: Mapping[str, int], prompt: str, target: str) -> tuple[list[int], int]:
     """Token ids of one exchange, as the chat template renders it, and how many of them are the prompt's.
 
     The template itself costs more than a training step of a model this small.

@@ -1,9 +1,11 @@
-"""The libraries' bars, telemetry and advice, kept out of the log."""
+"""The libraries' bars, telemetry and advice, kept out of the log, and their threads."""
 
 import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -23,6 +25,22 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread in this block.
+
+    More threads round sums in another order, and slow a model of the testbed's size down where another process is busy.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _give_a_home() -> None:
