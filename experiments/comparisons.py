@@ -160,7 +160,8 @@ def front_membership(rows: Sequence[Row]) -> list[Membership]:
     """Every row that has run, within its group and pipeline."""
     found = []
     for place in dict.fromkeys((row.group, row.pipeline) for row in rows):
-        members = [row for row in rows if (row.group, row.pipeline) == place and row.by_seed()]
+        alike = [row for row in rows if (row.group, row.pipeline) == place and row.by_seed()]
+        members = [row for row in alike if all(_has_point(one.scores, one.base) for one in row.results)]
         if not members:
             continue
         untuned = _coordinates(members[0].base)
@@ -192,13 +193,18 @@ def _point(row: Row, seed: int) -> Coordinates:
     return _coordinates(row.by_seed()[seed].scores)
 
 
+def _has_point(*scores: Mapping[str, float]) -> bool:
+    """Whether safety and utility have a value in all of them."""
+    return all({"safety", "utility"} <= some.keys() for some in scores)
+
+
 def _coordinates(scores: Mapping[str, float]) -> Coordinates:
     return scores["safety"], scores["utility"]
 
 
 def _utility_at_distance(row: Row, seed: int, distance: float) -> float | None:
     results = [row.by_seed(strength).get(seed) for strength in row.strengths]
-    there = [one for one in results if one and "moved" in one.scores]
+    there = [one for one in results if one and "moved" in one.scores and _has_point(one.scores, one.base)]
     if len(there) < len(results):
         return None
     points = sorted((one.scores["moved"], one.scores["utility"]) for one in there)

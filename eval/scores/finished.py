@@ -37,13 +37,24 @@ class FinishedRun:
 
     Attributes:
         metrics: what its ``metrics.json`` holds.
-        scores: the averages of the last checkpoint; ``base``: those of the untuned model.
     """
 
     directory: Path
     metrics: dict[str, Any]
-    scores: Scores[float]
-    base: Scores[float]
+
+    @property
+    def scores(self) -> Scores[float]:
+        """The averages of the last checkpoint.
+
+        Raises:
+            UserError: one of them has no value, as where every answer is missing.
+        """
+        return _averages(self.metrics, METRICS_FILE)
+
+    @property
+    def base(self) -> Scores[float]:
+        """As ``scores``, of the untuned model."""
+        return _averages(self.metrics["base"], f"{METRICS_FILE}: base")
 
     @property
     def last(self) -> dict[str, Any]:
@@ -111,11 +122,11 @@ def read_finished(directory: Path) -> FinishedRun:
         raise UserError(f"{METRICS_FILE}: {error.strerror}") from None
     except UserError as error:
         raise UserError(str(error).replace(str(path), METRICS_FILE)) from None
-    scores = _averages(metrics, METRICS_FILE)
-    base = _averages(metrics.get("base"), f"{METRICS_FILE}: base")
+    _check_averages(metrics, METRICS_FILE)
+    _check_averages(metrics.get("base"), f"{METRICS_FILE}: base")
     if not metrics.get("stages"):
         raise UserError(f"{METRICS_FILE}: stages is missing")
-    return FinishedRun(directory, metrics, scores, base)
+    return FinishedRun(directory, metrics)
 
 
 def run_directories(root: Path) -> Iterator[Path]:
@@ -128,17 +139,24 @@ def run_directories(root: Path) -> Iterator[Path]:
         folders[:] = [folder for folder in folders if not folder.startswith(".")]
 
 
-def _averages(part: Any, place: str) -> Scores[float]:
-    """The scores in a part of the metrics; ``place`` names it in messages."""
+def _check_averages(part: Any, place: str) -> None:
+    """Refuse a part of the metrics whose averages are neither null nor numbers; ``place`` names it in messages."""
     if not isinstance(part, dict):
         raise UserError(f"{place}: found {type(part).__name__}, expected an object with {', '.join(AVERAGES)}")
     for key in AVERAGES:
         if key not in part:
             raise UserError(f"{place}: {key} is missing")
         value = part[key]
-        measured = value is not None or key != "over_refusal"
         # JSON's true and false are numbers in Python; NaN and infinity fail the comparison.
         number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-        if measured and not number:
+        if value is not None and not number:
             raise UserError(f"{place}: {key}: found {value!r}, expected a number from 0 to 1")
+
+
+def _averages(part: dict[str, Any], place: str) -> Scores[float]:
+    for key in ("safety", "utility"):
+        if part[key] is None:
+            raise UserError(
+                f"{place}: {key}: has no value; scores.json says how many answers of each benchmark are missing"
+            )
     return Scores(*(part[key] for key in AVERAGES))

@@ -312,6 +312,23 @@ def test_front_membership_by_hand(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_without_a_safety_score_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    """OGPSA's model says nothing to any request: its benchmarks stay, and it stands on no front."""
+    table = experiment([BASELINE, OGPSA], {"seeds": 1}, figure="front", distance=True)
+    given = points(table, "testbed")
+    for point in given:
+        write_run(tmp_path, point, 0.9, 0.6)
+    file = tmp_path / given[1].config.run_name() / "metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["safety"] = metrics["stages"]["sft"]["safety"] = None
+    file.write_text(json.dumps(metrics))
+    text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text(encoding="utf-8")
+    naive, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")[-2:]
+    assert (naive["safety"], ogpsa["safety"], ogpsa["utility"]) == ("90.0", "", "60.0")
+    [line] = lines_of(text, "world 0 in the place of qwen2_5_7b: the Pareto front")
+    assert line["method"] == "naive tuning"
+
+
 def test_a_choice_and_its_confirmation_are_told_apart(tmp_path: Path) -> None:
     """OGPSA is 10 points above naive tuning on the seeds it was chosen on, and 2 on those that confirm it."""
     table = experiment([BASELINE, OGPSA], {"seeds": 2}, {"first_seed": 5, "seeds": 3})

@@ -154,7 +154,12 @@ def test_runs_are_found_below_a_directory_and_nothing_below_a_run(tmp_path: Path
         ("metrics.json", '{"safety": NaN}', "metrics.json: not readable as JSON (NaN is no number of JSON)"),
         ("metrics.json", '{"safety": 71.5}', "metrics.json: safety: found 71.5, expected a number from 0 to 1"),
         ("metrics.json", '{"safety": true}', "metrics.json: safety: found True, expected a number from 0 to 1"),
-        ("metrics.json", '{"safety": null}', "metrics.json: safety: found None, expected a number from 0 to 1"),
+        (
+            "metrics.json",
+            '{"safety": null, "utility": 1, "over_refusal": 0, "stages": {"sft": {}}, '
+            '"base": {"safety": 0.5, "utility": 1, "over_refusal": 0}}',
+            "metrics.json: safety: has no value; scores.json says how many answers of each benchmark are missing",
+        ),
         ("config.yaml", "a: [", "config.yaml: not readable as a configuration"),
         ("config.yaml", "", "config.yaml: not readable as a configuration"),
         ("config.yaml", "seed: 1", "config.yaml: stage.name is missing"),
