@@ -324,9 +324,9 @@ def test_a_run_without_a_safety_score_leaves_the_others_as_they_are(tmp_path: Pa
     file.write_text(json.dumps(metrics))
     text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text(encoding="utf-8")
     naive, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")[-2:]
-    assert (naive["safety"], ogpsa["safety"], ogpsa["utility"]) == ("90.0", "", "60.0")
+    assert (naive["safety ↑"], ogpsa["safety ↑"], ogpsa["utility ↑"]) == ("90.0", "", "60.0")
     [line] = lines_of(text, "world 0 in the place of qwen2_5_7b: the Pareto front")
-    assert line["method"] == "naive tuning"
+    assert "naive tuning" in line.values()
 
 
 def test_a_choice_and_its_confirmation_are_told_apart(tmp_path: Path) -> None:
