@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ogpsa.app.compose import CONF, compose_config
 from ogpsa.config import Config
-from ogpsa.testbed.cache import base_key, ensure_base
+from ogpsa.models.load import load_model
+from ogpsa.testbed.base import accuracies
+from ogpsa.testbed.cache import base_key, ensure_base, is_shipped
 from ogpsa.testbed.rows import BASE_MIXTURE, Rows, base_stream, build_rows
 from ogpsa.testbed.tokenizer import build_tokenizer, encode
 from ogpsa.testbed.world import (
@@ -26,6 +29,7 @@ from ogpsa.testbed.world import (
     SKILLS,
     World,
 )
+from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import build_folder, exclusive, is_complete
 
 SEEDS = [0, 1, 2]
@@ -230,6 +234,57 @@ def test_an_interrupted_training_is_resumed(small: list[str], tmp_path: Path) ->
     assert len(steps) == 3
     assert contents(resumed) == contents(unbroken)
     assert sorted(path.name for path in (tmp_path / "bases").iterdir()) == [key, f"{key}.lock"]
+
+
+def test_a_base_below_its_accuracy_is_trained_for_another_cycle(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the training is interrupted in between."""
+    given = [*small, "model.base.steps=2", "model.base.accuracy=0.9", "model.base.max_cycles=2"]
+    found = iter([0.89, 0.9])
+    monkeypatch.setattr("ogpsa.testbed.base.accuracies", lambda *_: {"facts": 1.0, "addition": next(found)})
+    unbroken = ensure_base(elsewhere(given, tmp_path / "unbroken"))
+    found = iter([0.89])
+    steps: list[bool] = []
+
+    def stop() -> None:
+        steps.append(True)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure_base(elsewhere(given, tmp_path), stop)
+    found = iter([0.9])
+    assert contents(ensure_base(elsewhere(given, tmp_path))) == contents(unbroken)
+    found = iter([0.5, 0.6])
+    with pytest.raises(
+        UserError, match=r"model\.base\.accuracy: 0\.60 on addition after 2 cycles of 2 steps; expected"
+    ):
+        ensure_base(elsewhere(given, tmp_path / "never"))
+
+
+def test_the_base_of_world_0_comes_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is copied, and knows every task as a base that is trained here would."""
+    config = compose_config([f"cache_dir={tmp_path}"])
+    monkeypatch.setattr("ogpsa.testbed.base.train_base", None)
+    base = ensure_base(config)
+    assert set(known(base)) == GENERAL_BENCHMARKS | {"look_alike"}
+    assert min(known(base).values()) >= config.testbed_base()[1].accuracy > 0.5
+    assert not is_shipped(compose_config(["model.base.seed=1"]))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_base_of_world_0_can_be_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ogpsa.testbed.cache.RECIPE", tmp_path / "recipe.json")
+    config = compose_config([f"cache_dir={tmp_path}"])
+    assert min(known(ensure_base(config)).values()) >= config.testbed_base()[1].accuracy
+
+
+def known(base: Path) -> dict[str, float]:
+    """A base's accuracy on the rows of world 0."""
+    model, tokenizer = load_model(base, torch.float32)
+    return accuracies(model, tokenizer.get_vocab(), rows_of(0, SIZES).evaluation)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "generation_config.json", "COMPLETE.json"])
