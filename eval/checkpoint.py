@@ -134,7 +134,9 @@ def _output(checkpoint: Path, settings: Evaluation, own: Evaluation | None) -> P
     """
     if own and settings.key() == own.key():
         return checkpoint.parent / "eval" / checkpoint.name
-    asked = settings.model_dump(include={"name", "limit", "sample_seed", "data_dir", "template_kwargs"})
+    asked = settings.model_dump(
+        include={"name", "limit", "sample_seed", "max_new_tokens", "data_dir", "template_kwargs"}
+    )
     backend = settings.backend.model_dump(include={"name", "base_url", "model"})
     text = json.dumps([str(checkpoint.resolve()), sorted(settings.benchmarks), asked, backend])
     return (

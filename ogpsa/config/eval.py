@@ -71,6 +71,8 @@ class Evaluation(Section):
     judges: dict[str, str]
     limit: int | None = Field(ge=1)
     sample_seed: int | None = Field(ge=0)
+    # A run of an earlier revision does not say.
+    max_new_tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(ge=1)
     data_dir: PathText | None
     # A run of an earlier revision does not say.

@@ -7,7 +7,7 @@ from ogpsa.utils.table import Table, aligned
 
 Scores = Mapping[str, Any]
 GROUPS = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓"}
-METRICS = {"accuracy": "accuracy", "refusal_rate": "refusal rate", "goodness": "goodness"}
+METRICS = {"accuracy": "accuracy", "refusal_rate": "refusal rate", "goodness": "goodness", "loss": "nats per token ↓"}
 
 
 def table(base_scores: Scores, stage_scores: Mapping[str, Scores]) -> str:
