@@ -170,7 +170,7 @@ def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation
     }
     return _Work(
         benchmark,
-        [{**row, **stamp} for row in sample_rows(rows, settings.limit, settings.sample_seed)],
+        [{**row, **stamp} for row in sample_rows(rows, settings.rows_of(benchmark.name), settings.sample_seed)],
         len(rows),
         output / "generations" / f"{benchmark.name}.jsonl",
         output / "verdicts" / f"{benchmark.name}.jsonl",

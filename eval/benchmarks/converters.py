@@ -251,10 +251,10 @@ def _harmbench(published: Iterable[Published]) -> Iterator[Row]:
 
 
 def _instructions(name: str) -> Conversion:
-    """Requests in a bare list called ``instructions``."""
+    """Requests in a bare list called ``instructions``; other lists beside it do not count."""
 
     def convert(published: Iterable[Published]) -> Iterator[Row]:
-        for number, row in enumerate(published):
+        for number, row in enumerate(row for row in published if "instructions" in row):
             yield {"id": f"{name}-{number:03d}", "prompt": row["instructions"], "target": ""}
 
     return Conversion(("instructions",), (), convert)

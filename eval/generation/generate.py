@@ -24,6 +24,8 @@ from ogpsa.utils.signals import deaf_children
 
 # Behind it in a rendered prompt stands what the template begins the answer with.
 REQUEST = "request"
+# Texts that a CPU scores at once: more of them gain nothing there, and pad the shorter ones.
+CPU_TEXTS = 4
 
 
 class Answering(Protocol):
@@ -212,8 +214,9 @@ def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
         return _in_vllm(checkpoint, settings)
     with isolated_and_silent():
         model, tokenizer = load_for_generation(checkpoint, settings.template_kwargs)
+        scored_at_once = min(settings.batch_size, CPU_TEXTS) if model.device.type == "cpu" else settings.batch_size
         # As in training: what begins or ends a sequence is the template's to write.
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size, add_bos_token=False)
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=scored_at_once, add_bos_token=False)
     return LocalModel(lm, settings.batch_size, replies_by(lm))
 
 
