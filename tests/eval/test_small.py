@@ -1,4 +1,4 @@
-"""``eval=small`` on a tiny and on the real model: options by their texts, losses in nats per token, a cap on responses."""
+"""``eval=small`` on a tiny and on the real model: texts of options, losses in nats per token, a cap on responses."""
 
 import json
 from pathlib import Path
