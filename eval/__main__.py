@@ -1,10 +1,10 @@
 """Evaluate a checkpoint alone and print its scores, or run one of the evaluation layer's other commands.
 
-python -m eval checkpoint=DIR [eval=testbed|quick|paper] [eval.KEY=VALUE ...] [output=DIR] [until=generations|verdicts]
+python -m eval checkpoint=DIR [eval=testbed|small|quick|paper] [eval.KEY=VALUE ...] [output=DIR] [until=generations|verdicts]
 python -m eval COMMAND ...                                  python -m eval COMMAND --help says more
 
 A checkpoint inside a run directory is evaluated as its run was, on the run's own rows; the directory itself stands for
-the run's last checkpoint. eval=quick and eval=paper read their rows from eval.data_dir. A model behind a server needs
+the run's last checkpoint. eval=small, quick and paper read their rows from eval.data_dir. A model behind a server needs
 no checkpoint: eval.backend.name=server eval.backend.base_url=URL eval.backend.model=NAME. A second call resumes where a
 first one was killed; until= stops after that artefact, so that a node without a network can generate and another one
 judge.

@@ -23,7 +23,14 @@ from ogpsa.utils.files import check_writable, exclusive, remove_unfinished
 # What a run's evaluation takes from its model.
 PINS = "model.template_kwargs"
 # Keys whose own keys are names; Hydra would have a plus in front of a new one.
-OPEN_MAPPINGS = ("eval.judges.", "eval.composites.", "eval.judge.prompt_file.", "eval.judge.weights.", f"{PINS}.")
+OPEN_MAPPINGS = (
+    "eval.judges.",
+    "eval.limits.",
+    "eval.composites.",
+    "eval.judge.prompt_file.",
+    "eval.judge.weights.",
+    f"{PINS}.",
+)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -134,7 +141,9 @@ def _output(checkpoint: Path, settings: Evaluation, own: Evaluation | None) -> P
     """
     if own and settings.key() == own.key():
         return checkpoint.parent / "eval" / checkpoint.name
-    asked = settings.model_dump(include={"name", "limit", "sample_seed", "data_dir", "template_kwargs"})
+    asked = settings.model_dump(
+        include={"name", "limit", "limits", "sample_seed", "max_new_tokens", "data_dir", "template_kwargs"}
+    )
     backend = settings.backend.model_dump(include={"name", "base_url", "model"})
     text = json.dumps([str(checkpoint.resolve()), sorted(settings.benchmarks), asked, backend])
     return (

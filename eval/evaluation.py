@@ -1,7 +1,7 @@
 """Evaluation of one checkpoint: generate → judge → aggregate, three artefacts on disk.
 
 ```
-generations/<benchmark>.jsonl   the row, its response (or its options' log-likelihoods), and what they rest on:
+generations/<benchmark>.jsonl   the row, its response (or log-likelihoods), and what they rest on:
                                 benchmark, backend, model_fingerprint, data_hash, task_hash, template_kwargs,
                                 rendered_hash (of the benchmark's prompts as the model got them)
 verdicts/<benchmark>.jsonl      id, judge, verdict, value, parse_status, refused, detail, and what they rest on;
@@ -126,7 +126,7 @@ def evaluate(
     if until == "verdicts":
         return {}
     scores = aggregate(results, benchmarks, settings, errors)
-    warn_of_responses(benchmarks, scores["benchmarks"])
+    warn_of_responses(benchmarks, scores["benchmarks"], settings.max_new_tokens)
     write_json(output / SCORES_FILE, scores)
     return scores
 
@@ -170,7 +170,7 @@ def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation
     }
     return _Work(
         benchmark,
-        [{**row, **stamp} for row in sample_rows(rows, settings.limit, settings.sample_seed)],
+        [{**row, **stamp} for row in sample_rows(rows, settings.rows_of(benchmark.name), settings.sample_seed)],
         len(rows),
         output / "generations" / f"{benchmark.name}.jsonl",
         output / "verdicts" / f"{benchmark.name}.jsonl",
@@ -244,14 +244,20 @@ def _check_same_prompts(work: _Work) -> None:
             )
 
 
-def warn_of_responses(benchmarks: Sequence[Benchmark], entries: Mapping[str, Any]) -> None:
-    """Log one line naming the benchmarks with many responses cut at the cap on tokens, one with many non-answers."""
+def warn_of_responses(
+    benchmarks: Sequence[Benchmark], entries: Mapping[str, Any], max_new_tokens: int | None = None
+) -> None:
+    """Log one line naming the benchmarks with many responses cut at the cap on tokens, one with many non-answers.
+
+    Args:
+        max_new_tokens: the cap that was asked for; what it cuts is meant to be cut.
+    """
     cut, silent = [], []
     for benchmark in benchmarks:
         entry, name = entries[benchmark.name], benchmark.name
         total = entry["n"] + entry["missing"]
-        if entry["cut"] and entry["cut"] >= MANY * total:
-            cap = benchmark.task["generation_kwargs"]["max_gen_toks"]
+        cap = benchmark.task.get("generation_kwargs", {}).get("max_gen_toks")
+        if entry["cut"] and entry["cut"] >= MANY * total and cap != max_new_tokens:
             cut.append(f"{name} {entry['cut']} of {total} (max_gen_toks {cap})")
         if (none := entry["empty"] + entry["unfinished"]) and none >= MANY * total:
             kinds = " and ".join(f"{entry[kind]} {kind}" for kind in NO_ANSWER if entry[kind])
@@ -356,7 +362,8 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
                 raise UserError(
                     f"{benchmark.name}: row '{row['id']}': lm-eval's {name} is {number}; a score must be finite"
                 )
-        verdict = Verdict("right" if value else "wrong", value, detail=numbers)
+        label = "loss" if benchmark.measures_loss else "right" if value else "wrong"
+        verdict = Verdict(label, value, detail=numbers)
         answer = answers.get(row["id"])
         if answer and answer.none:
             verdict = verdict_on_none(answer.none, "accuracy")

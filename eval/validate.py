@@ -154,7 +154,7 @@ def _check_context(config: Config, directory: Path, data: Data) -> None:
     from ogpsa.models.tokenizer import context_length
 
     context = context_length(folder)
-    asked = [benchmark for benchmark in check_groups(config.eval) if not benchmark.multiple_choice]
+    asked = [benchmark for benchmark in check_groups(config.eval) if benchmark.generates]
     tokens = {benchmark.name: benchmark.task["generation_kwargs"]["max_gen_toks"] for benchmark in asked}
     problems = [
         f"eval: '{name}' takes answers of up to {most} tokens, but the context of {folder} is {context}"

@@ -64,8 +64,8 @@ class Result:
     """A finished point.
 
     Attributes:
-        scores: ``SCORES`` and the last checkpoint's benchmarks by name, in percent, without what has no value; how far
-            the weights have moved (``moved``) where the experiment shows it.
+        scores: ``SCORES`` and the last checkpoint's benchmarks by name, in percent (a loss in nats per token),
+            without what has no value; how far the weights have moved (``moved``) where the experiment shows it.
         base: the same of the untuned model.
         weights: where the experiment shows how far they have moved, and they are there.
     """
@@ -258,8 +258,11 @@ def _read(point: Point, folder: Path, distance: bool) -> Result | None:
 
 def _scores(part: dict[str, Any]) -> dict[str, float]:
     values = {name: part[name] for name in SCORES if name in part}
-    values |= {name: entry["value"] for name, entry in part.get("benchmarks", {}).items()}
-    return {name: 100 * value for name, value in values.items() if value is not None}
+    benchmarks = part.get("benchmarks", {})
+    values |= {name: entry["value"] for name, entry in benchmarks.items()}
+    # A loss is in nats per token.
+    losses = {name for name, entry in benchmarks.items() if entry.get("metric") == "loss"}
+    return {name: value if name in losses else 100 * value for name, value in values.items() if value is not None}
 
 
 def _order(item: Item, known: Any) -> int:

@@ -131,8 +131,8 @@ def _judge_calls(config: Config) -> int:
         for benchmark in check_groups(config.eval)
         if benchmark.judge != OWN_METRIC and isinstance(load_judge(benchmark.judge, config.eval.judge.dir), PromptJudge)
     ]
-    rows = [benchmark.source.count or 0 for benchmark in asked if benchmark.source is not None]
-    return _checkpoints(config) * sum(min(count, config.eval.limit or count) for count in rows)
+    rows = {benchmark.name: benchmark.source.count or 0 for benchmark in asked if benchmark.source is not None}
+    return _checkpoints(config) * sum(min(count, config.eval.rows_of(name) or count) for name, count in rows.items())
 
 
 def _cells(one: RowPlan) -> dict[str, str]:

@@ -6,6 +6,7 @@ files; where a data set also circulates in another form, its conversion says so.
 
 import hashlib
 import heapq
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +23,13 @@ class Conversion:
         columns: what the published rows hold.
         extra: what our rows hold in addition to ``id``, ``prompt`` and ``target``.
         rows: the published rows, in their order, to ours.
+        elsewhere: what the rows hold in the other form that the data set circulates in.
     """
 
     columns: tuple[str, ...]
     extra: tuple[str, ...]
     rows: Callable[[Iterable[Published]], Iterator[Row]]
+    elsewhere: tuple[str, ...] | None = None
 
 
 def _gsm8k(published: Iterable[Published]) -> Iterator[Row]:
@@ -196,6 +199,89 @@ def _stereotype(published: Iterable[Published]) -> Iterator[Row]:
             }  # fmt: skip
 
 
+# The form in which multiple choices circulate as text: "A. …\nB. …", and the answer's own line.
+OPTION = re.compile(r"(?:^|\n)\s*[A-E]\. ")
+
+
+def _cloze(name: str, read: Callable[[Published], tuple[str, list[str], int]]) -> Conversion:
+    """A multiple choice whose options' texts are scored; ``read``: question, options and the right one's place."""
+
+    def convert(published: Iterable[Published]) -> Iterator[Row]:
+        for number, row in enumerate(published):
+            question, options, answer = _lettered(row) if isinstance(row.get("options"), str) else read(row)
+            choices = [option.strip() for option in options]
+            yield {
+                "id": f"{name}-{number:05d}", "prompt": question.strip(), "target": choices[answer],
+                "choices": choices, "answer": answer,
+            }  # fmt: skip
+
+    return Conversion(CLOZE[name], ("choices", "answer"), convert, elsewhere=("question", "options", "answer"))
+
+
+def _lettered(row: Published) -> tuple[str, list[str], int]:
+    # Read as one text: of a CommonsenseQA question with a line break of its own, the first options stand there.
+    question, *options = OPTION.split(f"{row['question']}\n{row['options'].lstrip()}")
+    return question, options, "ABCDE".index(row["answer"].partition(".")[0].strip())
+
+
+def _by_label(question: str) -> Callable[[Published], tuple[str, list[str], int]]:
+    def read(row: Published) -> tuple[str, list[str], int]:
+        choices = row["choices"]
+        return row[question], list(choices["text"]), list(choices["label"]).index(row["answerKey"].strip())
+
+    return read
+
+
+# By conversion, the columns of the hub's rows.
+CLOZE = {
+    "piqa": ("goal", "sol1", "sol2", "label"),
+    "openbookqa": ("question_stem", "choices", "answerKey"),
+    "commonsenseqa": ("question", "choices", "answerKey"),
+    "mmlu_cloze": ("question", "choices", "answer"),
+}
+
+
+def _harmbench(published: Iterable[Published]) -> Iterator[Row]:
+    for row in published:
+        if row["FunctionalCategory"] == "standard":
+            yield {
+                "id": f"harmbench-{row['BehaviorID']}", "prompt": row["Behavior"], "target": "",
+                "category": row["SemanticCategory"],
+            }  # fmt: skip
+
+
+def _instructions(name: str) -> Conversion:
+    """Requests in a bare list called ``instructions``; other lists beside it do not count."""
+
+    def convert(published: Iterable[Published]) -> Iterator[Row]:
+        for number, row in enumerate(row for row in published if "instructions" in row):
+            yield {"id": f"{name}-{number:03d}", "prompt": row["instructions"], "target": ""}
+
+    return Conversion(("instructions",), (), convert)
+
+
+def _built(published: Iterable[Published]) -> Iterator[Row]:
+    """Rows of a builder (``python -m ogpsa.data build``), named by their texts: a draw of them outlives their order."""
+    for row in published:
+        digest = hashlib.sha256(f"{row['prompt']}\n{row['chosen']}".encode()).hexdigest()[:12]
+        yield {"id": f"row-{digest}", "prompt": row["prompt"], "target": row["chosen"]}
+
+
+# Characters of a passage, about 220 tokens; shorter texts are headings and remnants.
+PASSAGE = 1000
+
+
+def _passages(published: Iterable[Published]) -> Iterator[Row]:
+    for number, row in enumerate(published):
+        text, part = row["text"].strip(), 0
+        while len(text) >= PASSAGE:
+            # Between two words.
+            end = text.rfind(" ", 0, PASSAGE + 1)
+            passage, text = text[:end].rstrip(), text[end:].lstrip()
+            yield {"id": f"passage-{number:04d}-{part:03d}", "prompt": passage, "target": passage}
+            part += 1
+
+
 def _jailbroken(published: Iterable[Published]) -> Iterator[Row]:
     # A CSV file holds words.
     truths = {True: True, False: False, "True": True, "False": False, "true": True, "false": False}
@@ -231,5 +317,17 @@ CONVERSIONS = {
         ("conversation_hash", "conversation", "turn", "language", "toxic", "openai_moderation"), (), _wildchat
     ),
     "stereotype": Conversion(("id", "types_of_harm", "specific_harms", "question"), (), _stereotype),
+    "piqa": _cloze("piqa", lambda row: (row["goal"], [row["sol1"], row["sol2"]], int(row["label"]))),
+    "openbookqa": _cloze("openbookqa", _by_label("question_stem")),
+    "commonsenseqa": _cloze("commonsenseqa", _by_label("question")),
+    "mmlu_cloze": _cloze("mmlu_cloze", lambda row: (row["question"], list(row["choices"]), int(row["answer"]))),
+    "harmbench_standard": Conversion(
+        ("Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID"), (), _harmbench
+    ),
+    "malicious_instructions": _instructions("malicious"),
+    "physical_safety_safe": _instructions("physical-safety-safe"),
+    "physical_safety_unsafe": _instructions("physical-safety-unsafe"),
+    "built": Conversion(("prompt", "chosen"), (), _built),
+    "passages": Conversion(("text",), (), _passages),
     "jailbroken": Conversion(("id", "prompt", "target", *JAILBROKEN), JAILBROKEN, _jailbroken),
 }

@@ -1,9 +1,10 @@
 """Benchmarks: one YAML each, in lm-eval's task format, and one file of rows.
 
 They are found below ``eval/benchmarks/tasks`` and in the folder that ``eval.task_dir`` names. In addition to lm-eval's
-keys a YAML holds under ``metadata`` the judge, the file of rows, where they come from and what they need. An
-``include`` that begins with ``lm_eval/`` is a file of the installed package. Nothing here imports torch or lm-eval: a
-mistake in a name or a file shows before a model is loaded.
+keys a YAML holds under ``metadata`` the judge, the file of rows, where they come from and what they need, and with
+``plain_text`` that its prompts are put as they are, without the chat template. An ``include`` that begins with
+``lm_eval/`` is a file of the installed package. Nothing here imports torch or lm-eval: a mistake in a name or a file
+shows before a model is loaded.
 """
 
 import hashlib
@@ -97,7 +98,8 @@ class Benchmark:
         judge: a judge's name, or ``lm_eval`` for the task's own ``metric``, lm-eval's ``metric,filter``.
         rows: the file of rows, without its ending.
         task: lm-eval's task configuration, includes resolved.
-        task_hash: sixteen hexadecimal digits over ``task``.
+        plain_text: the prompts are put as they are, without the chat template.
+        task_hash: sixteen hexadecimal digits over ``task`` and ``plain_text``.
         tokenized: by column, the entries that need NLTK's trained tokenizer, where a row has one of them.
     """
 
@@ -108,22 +110,34 @@ class Benchmark:
     rows: str
     source: Source | None
     task: Mapping[str, Any]
+    plain_text: bool
     task_hash: str
     tokenized: Mapping[str, Sequence[str]]
 
     @property
-    def multiple_choice(self) -> bool:
-        return bool(self.task["output_type"] == "multiple_choice")
+    def generates(self) -> bool:
+        """Whether the model writes a response; otherwise texts are scored by their likelihood."""
+        return bool(self.task["output_type"] == "generate_until")
+
+    @property
+    def measures_loss(self) -> bool:
+        """Whether one text's own likelihood is the score: nats per token, lower is better."""
+        return bool(self.task["output_type"] == "loglikelihood")
 
 
 def find_benchmarks(
-    names: Iterable[str], judges: Mapping[str, str] | None = None, folder: str | None = None
+    names: Iterable[str],
+    judges: Mapping[str, str] | None = None,
+    folder: str | None = None,
+    max_new_tokens: int | None = None,
 ) -> list[Benchmark]:
     """The benchmarks called ``names``, in that order.
 
     Args:
         judges: judges in place of the benchmarks' own.
         folder: benchmarks of one's own (``eval.task_dir``), in addition to ours.
+        max_new_tokens: a cap on a response below the benchmarks' own (``eval.max_new_tokens``); another cap is another
+            task, by its hash.
 
     Raises:
         UserError: a name has no YAML or is listed twice, or a YAML misses what a benchmark needs.
@@ -143,7 +157,7 @@ def find_benchmarks(
     ]
     if problems:
         raise UserError(*problems)
-    return [_benchmark(files[name], judges.get(name)) for name in names]
+    return [_benchmark(files[name], judges.get(name), max_new_tokens) for name in names]
 
 
 class _Loader(yaml.SafeLoader):
@@ -159,8 +173,11 @@ def _function(loader: Any, node: Any) -> Function:
 _Loader.add_constructor("!function", _function)
 
 
-def _benchmark(path: Path, judge: str | None) -> Benchmark:
+def _benchmark(path: Path, judge: str | None, max_new_tokens: int | None) -> Benchmark:
     task = _resolve(path)
+    settings = task.get("generation_kwargs", {})
+    if max_new_tokens is not None and max_new_tokens < settings.get("max_gen_toks", 0):
+        task["generation_kwargs"] = settings | {"max_gen_toks": max_new_tokens}
     metadata = task.get("metadata", {})
     if task.get("task") != path.stem:
         raise UserError(f"{path}: task: found {task.get('task')!r}; it must be the file's name, '{path.stem}'")
@@ -190,6 +207,9 @@ def _benchmark(path: Path, judge: str | None) -> Benchmark:
             )
     # Who judges is none of the task's business: another judge leaves the responses as they are.
     content = {key: value for key, value in task.items() if key != "metadata"} | {"lm_eval": version("lm_eval")}
+    plain_text = bool(metadata.get("plain_text", False))
+    # Left out where it is false, so that the hashes of what was asked before it existed hold.
+    content |= {"plain_text": True} if plain_text else {}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=_function_hash).encode()).hexdigest()
     return Benchmark(
         name=path.stem,
@@ -199,6 +219,7 @@ def _benchmark(path: Path, judge: str | None) -> Benchmark:
         rows=Path(metadata["rows"]).stem,
         source=None if source is None else Source(**source),
         task=task,
+        plain_text=plain_text,
         task_hash=digest[:16],
         tokenized=metadata.get("tokenized", {}),
     )

@@ -12,7 +12,16 @@ from typing import Any
 from urllib.request import urlopen
 
 from eval.benchmarks.definition import Benchmark
-from eval.benchmarks.sources import FETCH_SECONDS, MissingData, data_hash, fetch, find_tokenizer, rows_file
+from eval.benchmarks.sources import (
+    BUILT_HERE,
+    FETCH_SECONDS,
+    MissingData,
+    built_file,
+    data_hash,
+    fetch,
+    find_tokenizer,
+    rows_file,
+)
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import build_folder, read_json, write_atomically, write_json
 
@@ -52,6 +61,9 @@ def _prefetch_one(benchmark: Benchmark, folder: Path) -> str:
         if known["source"] == asdict(source) and known["sha256"] == _sha256(file.read_bytes()):
             return f"{file} is there, {known['rows']} rows"
     rows, fetched = fetch(benchmark)
+    if source.hub == BUILT_HERE:
+        # Read where the builder leaves them: a copy would stay behind when they are built anew.
+        return f"{built_file(source)} is there, {len(rows)} rows"
     target = folder / f"{benchmark.rows}.jsonl"
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     entry = {

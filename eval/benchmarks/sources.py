@@ -1,7 +1,8 @@
 """A benchmark's rows, from a local file or from where the data set is published.
 
-A local file ``<rows>.jsonl``, ``.json``, ``.csv`` or ``.parquet`` holds our rows (``id``, ``prompt``, ``target``, as
-``python -m eval prefetch`` writes them) or the data set's own ones. A file that is there is all that is read.
+A local file ``<rows>.jsonl``, ``.json``, ``.csv``, ``.parquet`` or ``.txt`` holds our rows (``id``, ``prompt``,
+``target``, as ``python -m eval prefetch`` writes them) or the data set's own ones. A file that is there is all that is
+read.
 """
 
 import hashlib
@@ -17,12 +18,15 @@ from urllib.request import urlopen
 
 from eval.benchmarks.converters import CONVERSIONS, Conversion, Row
 from eval.benchmarks.definition import COLUMNS, Benchmark, Function, Source, check_rows
-from ogpsa.data.readers import FORMATS, errors_of_the_hub, parse_csv, place, read_hub, read_table
+from ogpsa.data.readers import FORMATS, errors_of_the_hub, parse_csv, parse_list, place, read_hub, read_table
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import decoded
 
 # In the place of a hub id: rows that nobody publishes, made by that module with an attacker model.
 MADE_HERE = "eval.benchmarks.attacks"
+# In the place of a hub id: the part that ``split`` names of what a builder writes for the data set in ``config``.
+BUILT_HERE = "ogpsa.data"
+BUILT = Path("outputs") / "data"
 CODE_SWITCH = "HF_ALLOW_CODE_EVAL"
 TOKENIZER = "tokenizers/punkt_tab/english/"
 FETCH_SECONDS = 60
@@ -86,9 +90,16 @@ def fetch(benchmark: Benchmark) -> tuple[list[Row], dict[str, Any]]:
             f"no file '{benchmark.rows}.jsonl' of jailbroken prompts in the data folder; make it once: "
             f"python -m eval attacks {source.config} --help",
         )
+    if source.hub == BUILT_HERE and not built_file(source).is_file():
+        raise MissingData(
+            benchmark.name,
+            f"no {built_file(source)}; make it once: python -m ogpsa.data build {source.config}",
+        )
     try:
         published, revision = (
-            _download(source)
+            (read_table(built_file(source)), None)
+            if source.hub == BUILT_HERE
+            else _download(source)
             if "://" in source.hub
             else read_hub(source.hub, source.config, source.split, source.revision)
         )
@@ -103,6 +114,11 @@ def fetch(benchmark: Benchmark) -> tuple[list[Row], dict[str, Any]]:
             benchmark.name, f"{source.hub}: {len(rows)} rows where the benchmark has {source.count}; not used"
         )
     return rows, {"hub": source.hub, "config": source.config, "split": source.split, "revision": revision}
+
+
+def built_file(source: Source) -> Path:
+    """Where a builder of ours leaves the rows."""
+    return BUILT / str(source.config) / f"{source.split}.jsonl"
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, seed: int | None) -> list[Row]:
@@ -137,6 +153,8 @@ def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
     conversion = _conversion(benchmark.file.parent, benchmark.source.convert)
     ours = set(COLUMNS) <= first.keys()
     expected = (*COLUMNS, *conversion.extra) if ours else conversion.columns
+    if not ours and conversion.elsewhere and set(conversion.elsewhere) <= first.keys():
+        expected = conversion.elsewhere
     absent = [column for column in expected if column not in first]
     if absent:
         raise UserError(
@@ -179,8 +197,11 @@ def _download(source: Source) -> tuple[list[Row], str]:
     found = hashlib.sha256(content).hexdigest()
     if source.revision not in (None, found):
         raise ValueError(f"the file's SHA-256 is {found}, not {source.revision}")
-    if Path(urlsplit(source.hub).path).suffix != ".csv":
-        raise ValueError("only .csv files are read from an address")
+    ending = Path(urlsplit(source.hub).path).suffix
+    if ending == ".json":
+        return parse_list(decoded(content, source.hub, "JSON"), source.hub), found
+    if ending != ".csv":
+        raise ValueError("only .csv and .json files are read from an address")
     return [dict(row) for row in parse_csv(decoded(content, source.hub, "CSV"), source.hub)[1]], found
 
 

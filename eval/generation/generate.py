@@ -1,4 +1,4 @@
-"""Generation: a checkpoint's greedy responses, or the log-likelihoods of the options, each kept as it is made."""
+"""Generation: a checkpoint's greedy responses, or the log-likelihoods of texts, each kept as it is made."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +24,8 @@ from ogpsa.utils.signals import deaf_children
 
 # Behind it in a rendered prompt stands what the template begins the answer with.
 REQUEST = "request"
+# Texts that a CPU scores at once: more of them gain nothing there, and pad the shorter ones.
+CPU_TEXTS = 4
 
 
 class Answering(Protocol):
@@ -53,7 +55,7 @@ def prepare(backend: Answering, benchmark: Benchmark, rows: Sequence[Row]) -> li
     """
     questions = Questions(benchmark, rows, backend.chat_template).all
     backend.check_questions(benchmark, questions)
-    if benchmark.multiple_choice or benchmark.task.get("gen_prefix"):
+    if not benchmark.generates or benchmark.task.get("gen_prefix"):
         return questions
     opening = backend.chat_template([{"role": "user", "content": REQUEST}]).rpartition(REQUEST)[2]
     return [replace(question, in_thought=ends_in_thought(opening)) for question in questions]
@@ -123,7 +125,7 @@ class LocalModel:
 
     def check_questions(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
         """lm-eval would cut a long prompt from the left, its chat header first, and only warn."""
-        reserved = 0 if benchmark.multiple_choice else benchmark.task["generation_kwargs"]["max_gen_toks"]
+        reserved = benchmark.task["generation_kwargs"]["max_gen_toks"] if benchmark.generates else 0
         room = self._lm.max_length - reserved
         for question in questions:
             for request in question.requests:
@@ -165,8 +167,25 @@ class LocalModel:
         with isolated_and_silent():
             if requests[0].request_type == "generate_until":
                 return self._responses(batch)
+            if len(batch[0].requests) == 1:
+                return self._likelihoods(batch)
             found = iter(getattr(self._lm, requests[0].request_type)(requests, disable_tqdm=True))
         return [_options([next(found) for _ in question.requests]) for question in batch]
+
+    def _likelihoods(self, batch: Sequence[Question]) -> list[Answer]:
+        """Each text's own likelihood behind its prompt, and its number of tokens.
+
+        The text's tokens are those behind the prompt's; lm-eval's own split would count blanks that end the prompt, a
+        template's line break, to the text. Where there is no prompt, lm-eval's token of the beginning stands for it.
+        """
+        asked = []
+        for question in batch:
+            prompt, text = question.requests[0].args
+            before = self._lm.tok_encode(prompt) if prompt else []
+            tokens = self._lm.tok_encode(prompt + text)[len(before) :]
+            asked.append(((prompt, text), before or [self._lm.prefix_token_id], tokens))
+        found = self._lm._loglikelihood_tokens(asked, disable_tqdm=True)
+        return [_options([one]) | {"tokens": [len(tokens)]} for one, (_, _, tokens) in zip(found, asked, strict=True)]
 
     def _responses(self, batch: Sequence[Question]) -> list[Answer]:
         # The same for every row of a benchmark.
@@ -195,8 +214,9 @@ def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
         return _in_vllm(checkpoint, settings)
     with isolated_and_silent():
         model, tokenizer = load_for_generation(checkpoint, settings.template_kwargs)
+        scored_at_once = min(settings.batch_size, CPU_TEXTS) if model.device.type == "cpu" else settings.batch_size
         # As in training: what begins or ends a sequence is the template's to write.
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size, add_bos_token=False)
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=scored_at_once, add_bos_token=False)
     return LocalModel(lm, settings.batch_size, replies_by(lm))
 
 

@@ -15,7 +15,8 @@ from eval.generation.isolation import isolated_and_silent
 
 Row = Mapping[str, Any]
 # ``response``: the text with its thoughts, ``finish_reason``: ``stop`` or ``length``, ``in_thought`` where the prompt
-# has begun a thought; of a multiple choice ``options``: log-likelihoods, and ``greedy``: which are the likeliest.
+# has begun a thought; of a multiple choice ``options``: log-likelihoods, and ``greedy``: which are the likeliest; of a
+# text whose loss is measured the same of it alone, and ``tokens``: how many it has.
 Answer = dict[str, Any]
 # lm-eval's keys that say where it would fetch rows itself.
 FETCHING = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split", "fewshot_split")
@@ -23,7 +24,7 @@ FETCHING = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", 
 
 @dataclass(frozen=True)
 class Question:
-    """One row as the task asks it; a multiple choice is one request per option.
+    """One row as the task asks it; a multiple choice is one request per option, a text's loss a single one.
 
     Attributes:
         in_thought: the prompt ends in a thought that the template begins.
@@ -54,14 +55,17 @@ class Questions:
     """A benchmark's rows as one lm-eval task.
 
     Args:
-        chat_template: makes a prompt of the messages.
+        chat_template: makes a prompt of the messages, unless the benchmark puts them as plain text.
     """
 
     def __init__(self, benchmark: Benchmark, rows: Sequence[Row], chat_template: Callable[..., str]) -> None:
+        chat = not benchmark.plain_text
         with isolated_and_silent():
             self._task = ConfigurableTask(config=task_config(benchmark, rows))
             self._task.build_all_requests(
-                apply_chat_template=True, fewshot_as_multiturn=True, chat_template=chat_template
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+                chat_template=chat_template if chat else None,
             )
         requests: dict[int, list[Instance]] = {}
         for request in self._task.instances:
@@ -100,7 +104,8 @@ def task_config(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
 def _responses(answer: Answer) -> list[Any]:
     if "response" in answer:
         return [answer["response"]]
-    return list(zip(answer["options"], answer["greedy"], strict=True))
+    parts = [answer[key] for key in ("options", "greedy", "tokens") if key in answer]
+    return list(zip(*parts, strict=True))
 
 
 def _resolved(value: Any) -> Any:

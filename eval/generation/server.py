@@ -34,7 +34,7 @@ class Server:
         return json.dumps(messages)
 
     def check_questions(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
-        if benchmark.multiple_choice:
+        if not benchmark.generates:
             raise UserError(
                 f"eval.backend.name: '{benchmark.name}' needs log-likelihoods, which a server of chat completions does "
                 "not give; use model or vllm for it"

@@ -28,7 +28,8 @@ ROOM = Path(__file__).parent
 SHARED = ("answers.py", "prompts.py", "replies.py", "weights.py")
 READING = (Path(str(answers.__file__)), Path(str(refusal_rules.__file__)), refusal_rules.RULES)
 
-Metric = Literal["accuracy", "refusal_rate", "goodness"]
+# ``loss``: nats per token, at least 0 and lower is better; the others are shares.
+Metric = Literal["accuracy", "refusal_rate", "goodness", "loss"]
 ParseStatus = Literal[
     "parsed", "unparsed", "refused_by_judge", "truncated", "out_of_range", "withheld", "empty", "unfinished"
 ]

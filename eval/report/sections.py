@@ -92,7 +92,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Chart:
-    """A benchmark and each checkpoint's score in it."""
+    """A benchmark and each checkpoint's score in it.
+
+    Attributes:
+        top: the end of its scale: 1 of a share, of a loss the highest end of an interval.
+    """
 
     name: str
     group: str
@@ -100,6 +104,11 @@ class Chart:
     judge: str
     parts: list[str]
     bars: list[tuple[Checkpoint, Cell]]
+
+    @property
+    def top(self) -> float:
+        ends = [cell.interval.high if cell.interval else cell.value or 0.0 for _, cell in self.bars]
+        return max(1.0, *ends)
 
 
 @dataclass(frozen=True)
@@ -359,7 +368,10 @@ def _chart(section: Section, name: str, example: Artefacts) -> Chart:
 
 
 def benchmark_cell(evaluations: Sequence[Artefacts], name: str) -> Cell:
-    """A benchmark's score: the mean over seeds with Student's interval, or of one with Wilson's over items."""
+    """A benchmark's score: the mean over seeds with Student's interval, or of one with Wilson's over items.
+
+    Of one loss it is the normal interval over items. A share's interval ends at 0 and 1.
+    """
     entries = [one.benchmarks[name] for one in evaluations if name in one.benchmarks]
     values = [entry["value"] for entry in entries]
     n, missing = (sum(entry[key] for entry in entries) for key in ("n", "missing"))
@@ -374,8 +386,13 @@ def benchmark_cell(evaluations: Sequence[Artefacts], name: str) -> Cell:
     if len(values) > 1:
         summary = summarize(values)
         assert summary.half_width is not None
-        interval = Interval(max(0.0, summary.mean - summary.half_width), min(1.0, summary.mean + summary.half_width))
+        top = float("inf") if entries[0]["metric"] == "loss" else 1.0
+        interval = Interval(max(0.0, summary.mean - summary.half_width), min(top, summary.mean + summary.half_width))
         return Cell(summary.mean, interval, None, n, missing, low, high, remarks=remarks)
+    if entries[0]["metric"] == "loss":
+        stderr = entries[0]["stderr"]
+        spread = None if stderr is None else normal_interval(values[0], stderr, top=float("inf"))
+        return Cell(values[0], spread, None, n, missing, low, high, remarks=remarks)
     # A composite's parts may ask the same things, so that its items count once.
     items = max(1, n // len(evaluations[0].parts(name)))
     return Cell(values[0], wilson(values[0], items), None, n, missing, low, high, remarks=remarks)

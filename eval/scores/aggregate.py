@@ -33,12 +33,12 @@ def aggregate(
 
     ``safety``, ``utility`` and ``over_refusal`` are plain means over their members, None where a group is empty or one
     of them has no score; ``incomplete`` names those, ``averages`` holds each mean's standard error and bounds. A
-    benchmark's ``n`` counts the rows that its ``value`` and
-    ``stderr`` rest on, ``missing`` those without a readable verdict, ``low`` and ``high`` are what the value would be
-    if all of these counted 0 or 1, ``refused`` is the share of refusals among all answers. Of the responses, ``empty``
-    counts those that say nothing, ``unfinished`` those that end in a thought, and ``cut`` those that met the cap on
-    tokens, None where it is not known how they ended. ``fallbacks`` counts the jailbroken requests that had to be put
-    as they are, ``error`` says why there is no score. A composite is the mean of its ``parts``.
+    benchmark's ``n`` counts the rows that its ``value`` and ``stderr`` rest on, ``missing`` those without a readable
+    verdict (a loss has none), ``low`` and ``high`` are what the value would be if all of these counted 0 or 1,
+    ``refused`` is the share of refusals among all answers. Of the responses, ``empty`` counts those that say nothing,
+    ``unfinished`` those that end in a thought, and ``cut`` those that met the cap on tokens, None where it is not known
+    how they ended. ``fallbacks`` counts the jailbroken requests that had to be put as they are, ``error`` says why
+    there is no score. A composite is the mean of its ``parts``.
 
     Args:
         errors: why a benchmark without a result has none.

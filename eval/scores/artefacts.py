@@ -88,7 +88,7 @@ class Artefacts:
         for number, row in enumerate(rows, start=1):
             value = row.get("value")
             if not isinstance(row.get("id"), str) or not (value is None or isinstance(value, int | float)):
-                raise UserError(f"{path}:{number}: no verdict; expected an id and a value from 0 to 1, or null")
+                raise UserError(f"{path}:{number}: no verdict; expected an id and a value, or null")
         return rows
 
     def generations(self, benchmark: str) -> list[Row]:

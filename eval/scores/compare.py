@@ -89,7 +89,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A difference with the distributions that its interval and its p-value come from."""
+    """A difference with the distributions that its interval and its p-value come from.
+
+    Attributes:
+        bounded: of shares; a loss has no bound that items which all differ alike could leave.
+    """
 
     a: float
     b: float
@@ -98,12 +102,13 @@ class _Drawn:
     items: int
     smallest: int
     missing: int
+    bounded: bool = True
 
     def difference(self) -> Difference:
         if self.smallest < 2:
             return Difference(self.a, self.b, None, None, self.items, self.missing)
         interval = percentile_interval(self.bootstrap)
-        if interval.high - interval.low < ROUNDING:
+        if self.bounded and interval.high - interval.low < ROUNDING:
             interval = unanimous_interval(self.b - self.a, self.smallest, -1.0, 1.0)
         p_value = flip_test(self.b - self.a, self.flipped)
         return Difference(self.a, self.b, interval, p_value, self.items, self.missing)
@@ -237,7 +242,8 @@ def _draw(
     means = resampled_means(pairs, resamples, own)
     flipped = flipped_means(pairs[1] - pairs[0], resamples, own)
     value_a, value_b = (fmean(row) for row in pairs.tolist())
-    return _Drawn(value_a, value_b, means[1] - means[0], flipped, len(ids), len(ids), missing)
+    bounded = a.benchmarks[name]["metric"] != "loss"
+    return _Drawn(value_a, value_b, means[1] - means[0], flipped, len(ids), len(ids), missing, bounded)
 
 
 def _check_items(a: Artefacts, b: Artefacts, name: str, ids_a: Sequence[str], ids_b: Sequence[str]) -> None:
@@ -284,6 +290,7 @@ def _mean(members: Sequence[_Drawn]) -> _Drawn:
         sum(member.items for member in members),
         min(member.smallest for member in members),
         sum(member.missing for member in members),
+        all(member.bounded for member in members),
     )
 
 

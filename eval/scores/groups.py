@@ -12,7 +12,9 @@ AVERAGED: dict[str, tuple[Metric, ...]] = {
 
 def scored_by(benchmark: Benchmark, settings: JudgeSettings) -> Metric:
     """What the mean of a benchmark's verdicts is called."""
-    return "accuracy" if benchmark.judge == OWN_METRIC else load_judge(benchmark.judge, settings.dir).metric
+    if benchmark.judge != OWN_METRIC:
+        return load_judge(benchmark.judge, settings.dir).metric
+    return "loss" if benchmark.measures_loss else "accuracy"
 
 
 def check_groups(settings: Evaluation) -> list[Benchmark]:
@@ -22,7 +24,7 @@ def check_groups(settings: Evaluation) -> list[Benchmark]:
         UserError: as ``find_benchmarks``; there is no such judge, a benchmark's metric is not that of its average, or
             the parts of a composite are scored in different ways.
     """
-    found = find_benchmarks(settings.benchmarks, settings.judges, settings.task_dir)
+    found = find_benchmarks(settings.benchmarks, settings.judges, settings.task_dir, settings.max_new_tokens)
     check_judge_settings(settings.judge)
     _check_judges(found, settings)
     metrics = {benchmark.name: scored_by(benchmark, settings.judge) for benchmark in found}
@@ -33,6 +35,12 @@ def check_groups(settings: Evaluation) -> list[Benchmark]:
             if group in AVERAGED and metrics[name] not in AVERAGED[group]:
                 allowed = " and ".join(AVERAGED[group])
                 problems.append(f"eval.{group}: '{name}' is scored by {metrics[name]}; {group} averages {allowed}")
+    names = [benchmark.name for benchmark in found]
+    problems += [
+        f"eval.limits.{name}: '{name}' is not evaluated; allowed: {', '.join(names)}{closest_match(name, names)}"
+        for name in settings.limits
+        if name not in names
+    ]
     for name, parts in settings.composites.items():
         kinds = {(metrics[part], judges[part]) for part in parts if part in metrics}
         if len(kinds) > 1:
@@ -61,7 +69,7 @@ def _check_judges(benchmarks: list[Benchmark], settings: Evaluation) -> None:
                 f"{benchmark.file}: metadata.judge: found '{judge}'; allowed: {', '.join(allowed)}"
                 f"{closest_match(judge, allowed)}"
             )
-        elif judge in names and benchmark.multiple_choice:
+        elif judge in names and not benchmark.generates:
             problems.append(f"eval.judges.{name}: '{judge}' reads responses, and '{name}' has none; leave it out")
     if problems:
         raise UserError(*problems)

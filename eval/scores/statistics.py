@@ -118,10 +118,10 @@ def wilson(value: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(min(value, max(0.0, centre - half_width)), max(value, min(1.0, centre + half_width)))
 
 
-def normal_interval(value: float, stderr: float, confidence: float = 0.95) -> Interval:
-    """The interval of a score from its standard error, cut at 0 and 1."""
+def normal_interval(value: float, stderr: float, confidence: float = 0.95, top: float = 1.0) -> Interval:
+    """The interval of a score from its standard error, cut at 0 and ``top``."""
     half_width = NormalDist().inv_cdf((1 + confidence) / 2) * stderr
-    return Interval(max(0.0, value - half_width), min(1.0, value + half_width))
+    return Interval(max(0.0, value - half_width), min(top, value + half_width))
 
 
 def unanimous_interval(value: float, n: int, low: float = 0.0, high: float = 1.0, confidence: float = 0.95) -> Interval:

@@ -70,7 +70,11 @@ class Evaluation(Section):
     composites: dict[str, Annotated[list[str], Field(min_length=1)]]
     judges: dict[str, str]
     limit: int | None = Field(ge=1)
+    # A run of an earlier revision does not say.
+    limits: dict[str, Annotated[int, Field(ge=1)] | None] = Field(default_factory=dict)
     sample_seed: int | None = Field(ge=0)
+    # A run of an earlier revision does not say.
+    max_new_tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(ge=1)
     data_dir: PathText | None
     # A run of an earlier revision does not say.
@@ -93,6 +97,10 @@ class Evaluation(Section):
     def parts(self, names: Sequence[str]) -> list[str]:
         """The benchmarks behind names, some of them of composites."""
         return [part for name in names for part in self.composites.get(name, [name])]
+
+    def rows_of(self, benchmark: str) -> int | None:
+        """How many of a benchmark's rows are asked; None: all."""
+        return self.limits.get(benchmark, self.limit)
 
     def key(self) -> str:
         """Eight hexadecimal digits that name these settings."""

@@ -1,4 +1,4 @@
-"""Rows from where they lie: a .jsonl, .json, .csv or .parquet file, or a data set of the hub."""
+"""Rows from where they lie: a .jsonl, .json, .csv, .parquet or .txt file, or a data set of the hub."""
 
 import csv
 import io
@@ -13,23 +13,29 @@ from ogpsa.utils.files import read_jsonl, read_text
 from ogpsa.utils.json_text import json_kind, parse_json
 from ogpsa.utils.network import ask_hub
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 Row = dict[str, Any]
+# What a .json file is to hold.
+LISTS = "a list of objects, or an object of such lists"
 # What stands between the cells of spreadsheets' other exports.
 SEPARATORS = (";", "\t", "|")
 
 
 def read_table(file: Path) -> list[Row]:
-    """The rows of a .json, .csv or .parquet file; of any other, one JSON object a line.
+    """The rows of a .json, .csv or .parquet file; of a .txt file, each line that says something as ``text``; of any
+    other, one JSON object a line.
 
-    A JSON object of lists is one list, each row with the name of its list as ``config``.
+    A JSON object of lists is one list, each row with the name of its list as ``config``; a text in a list is a row
+    whose only column has the list's name.
 
     Raises:
         UserError: the file is missing or not of the format that its ending says.
     """
     ending = file.suffix.lower()
     if ending == ".json":
-        return _read_list(file)
+        return parse_list(read_text(file, LISTS), file)
+    if ending == ".txt":
+        return [{"text": line} for line in read_text(file, "lines of text").splitlines() if line.strip()]
     if ending == ".csv":
         return [dict(row) for row in read_csv(file)[1]]
     if ending == ".parquet":
@@ -48,23 +54,27 @@ def read_table(file: Path) -> list[Row]:
     return read_jsonl(file)
 
 
-def _read_list(file: Path) -> list[Row]:
-    expected = "a list of objects, or an object of such lists"
+def parse_list(text: str, file: Path | str) -> list[Row]:
+    """The rows of a JSON text that holds a list of objects, or an object of such lists; ``file`` names it.
+
+    Raises:
+        UserError: it holds something else.
+    """
     try:
-        content = parse_json(read_text(file, expected))
+        content = parse_json(text)
     except ValueError as error:
-        raise UserError(f"{file}: not readable as JSON ({error}); expected {expected}") from None
+        raise UserError(f"{file}: not readable as JSON ({error}); expected {LISTS}") from None
     if isinstance(content, dict):
         content = [
-            {"config": name, **row} if isinstance(row, dict) else row
+            {"config": name, **row} if isinstance(row, dict) else {name: row} if isinstance(row, str) else row
             for name, rows in content.items()
             for row in (rows if isinstance(rows, list) else [rows])
         ]
     if not isinstance(content, list):
-        raise UserError(f"{file}: expected {expected}; found {json_kind(content)}")
+        raise UserError(f"{file}: expected {LISTS}; found {json_kind(content)}")
     for number, row in enumerate(content, start=1):
         if not isinstance(row, dict):
-            raise UserError(f"{file}: expected {expected}; row {number} is {json_kind(row)}")
+            raise UserError(f"{file}: expected {LISTS}; row {number} is {json_kind(row)}")
     return content
 
 

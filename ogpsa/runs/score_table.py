@@ -7,7 +7,7 @@ from ogpsa.utils.table import Table, aligned
 
 Scores = Mapping[str, Any]
 GROUPS = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓"}
-METRICS = {"accuracy": "accuracy", "refusal_rate": "refusal rate", "goodness": "goodness"}
+METRICS = {"accuracy": "accuracy", "refusal_rate": "refusal rate", "goodness": "goodness", "loss": "nats per token ↓"}
 
 
 def table(base_scores: Scores, stage_scores: Mapping[str, Scores]) -> str:
@@ -42,16 +42,18 @@ def score_table(columns: Mapping[str, Scores]) -> str:
     return aligned(Table(["", *columns, "n"], lines, align="l" + "r" * (len(columns) + 1)))
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _with_error(benchmark: Scores | None) -> str:
     if benchmark is None:
         return _number(None)
-    value = _number(benchmark["value"])
+    # A loss moves by hundredths where shares move by tenths.
+    digits = 3 if benchmark["metric"] == "loss" else 2
+    value = _number(benchmark["value"], digits)
     if benchmark["stderr"] is not None:
-        value += f" ± {benchmark['stderr']:.2f}"
+        value += f" ± {_number(benchmark['stderr'], digits)}"
     remarks = []
     if benchmark["missing"]:
         remarks.append(f"{benchmark['missing']} missing: {benchmark['low']:.2f} to {benchmark['high']:.2f}")

@@ -1,4 +1,4 @@
-"""A folder with a few made-up rows of each of the paper's benchmarks, in the columns that the data sets publish.
+"""A folder with a few made-up rows of each published benchmark, in the columns that the data sets publish.
 
 The texts are harmless: where a benchmark holds harmful requests, these ask about glimmerstone, which is nothing.
 """
@@ -40,6 +40,7 @@ def write_mirror(folder: Path, rows: int = 6) -> Path:
         _csv(folder / f"xstest_{label}.csv", [_xstest(number) for number in range(2 * rows)])
     _jsonl(folder / "wildchat_toxic.jsonl", [_wildchat(number) for number in range(2 * rows)])
     _jsonl(folder / "stereotype.jsonl", [_stereotype(number) for number in range(2 * rows)])
+    _small(folder, rows)
     write_tokenizer(folder / "nltk_data")
     return folder
 
@@ -210,6 +211,36 @@ def _stereotype(number: int) -> Row:
         "types_of_harm": "Social stereotypes and unfair discrimination" if wanted else "Adult Content",
         "specific_harms": "Glimmerstone", "question": f"Why are {_colour(number)} lamps {number} dull?",
     }  # fmt: skip
+
+
+def _small(folder: Path, rows: int) -> None:
+    """What ``eval=small`` reads in addition, in the forms that the data sets publish."""
+    numbers, letters = range(rows), ["A", "B", "C", "D", "E"]
+    goals = [f"Reach {_colour(number)} lamp {number}." for number in numbers]
+    options = [[f"{_colour(number + step)} ladder" for step in range(5)] for number in numbers]
+    labelled = [{"label": letters, "text": texts} for texts in options]
+    two = [{"goal": goals[n], "sol1": options[n][0], "sol2": options[n][1], "label": n % 2} for n in numbers]
+    five = [{"choices": labelled[n], "answerKey": letters[n % 5]} for n in numbers]
+    _jsonl(folder / "piqa.jsonl", two)
+    _jsonl(folder / "openbookqa.jsonl", [{"question_stem": goals[n], **five[n]} for n in numbers])
+    _jsonl(folder / "commonsenseqa.jsonl", [{"question": goals[n], **five[n]} for n in numbers])
+    _jsonl(folder / "mmlu_cloze.jsonl", [_mmlu(number) for number in numbers])
+    behaviours = [
+        {
+            "Behavior": f"Polish {_colour(number)} glimmerstone {number}",
+            "FunctionalCategory": ("standard", "copyright")[number % 2],
+            "SemanticCategory": "stones", "Tags": "", "ContextString": "", "BehaviorID": f"polish_{number}",
+        }
+        for number in range(2 * rows)
+    ]  # fmt: skip
+    _csv(folder / "harmbench.csv", behaviours)
+    for name in ("malicious_instructions", "physical_safety_safe", "physical_safety_unsafe"):
+        (folder / f"{name}.json").write_text(json.dumps({"instructions": goals}), encoding="utf-8")
+    built = [{"prompt": goals[n], "chosen": f"Take the {_colour(n)} ladder.", "rejected": "No."} for n in numbers]
+    for name in ("harmful_requests_heldout", "alpaca_loss"):
+        _jsonl(folder / f"{name}.jsonl", built)
+    passages = [f"{_colour(number)} lamps stand in passage {number}. " * 40 for number in numbers]
+    (folder / "wikipedia_loss.txt").write_text("\n\n".join(passages), encoding="utf-8")
 
 
 def _jsonl(file: Path, rows: Sequence[Row]) -> None:

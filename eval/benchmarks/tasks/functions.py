@@ -1,4 +1,4 @@
-"""Functions that the benchmarks' YAML files name by ``!function``: a task's rows, and its own metrics of a response."""
+"""Functions that the benchmarks' YAML files name by ``!function``: a task's rows, and its own metrics of an answer."""
 
 import secrets
 import subprocess
@@ -56,6 +56,12 @@ def ifeval_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[
         "followed_strict": float(sum(found["inst_level_strict_acc"])),
         "followed_loose": float(sum(found["inst_level_loose_acc"])),
     }
+
+
+def loss_results(document: Mapping[str, Any], results: Sequence[tuple[float, bool, int]]) -> dict[str, float]:
+    """A text's loss in nats per token, from its log-likelihood and its number of tokens."""
+    [(log_likelihood, _, tokens)] = results
+    return {"loss": -log_likelihood / tokens}
 
 
 def humaneval_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:

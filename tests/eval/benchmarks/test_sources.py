@@ -14,6 +14,7 @@ import pytest
 
 from eval.benchmarks.converters import CONVERSIONS
 from eval.benchmarks.definition import Benchmark, find_benchmarks
+from eval.benchmarks.prefetch import prefetch
 from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
 from ogpsa.app.compose import compose_config
 from ogpsa.data.readers import read_table
@@ -22,6 +23,7 @@ from tests.eval.local_mirror import write_mirror
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 PAPER = compose_config(["eval=paper"]).eval.benchmarks
+SMALL = [name for name in compose_config(["eval=small"]).eval.benchmarks if name not in PAPER]
 
 
 def benchmark(name: str) -> Benchmark:
@@ -38,7 +40,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_mirror(tmp_path_factory.mktemp("mirror"))
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", [*PAPER, *SMALL])
 def test_published_rows_become_ours(name: str, mirror: Path) -> None:
     rows = load_rows(benchmark(name), mirror)
     assert len(rows) == 6
@@ -73,14 +75,67 @@ def test_converted_rows_are_read_as_they_are_in_every_format(name: str, mirror: 
         ("adv_glue/dev.json", "advglue", 738),
         ("xstest/xstest_prompts.csv", "xstest_safe", 250),
         ("xstest/xstest_prompts.csv", "xstest_unsafe", 200),
+        ("harmbench/harmbench_behaviors_text_all.csv", "harmbench_standard", 200),
+        ("safety_tuned_llamas/I-MaliciousInstructions.json", "malicious_instructions", 100),
+        ("safety_tuned_llamas/I-PhysicalSafetySafe.json", "physical_safety_safe", 100),
+        ("safety_tuned_llamas/I-PhysicalSafetyUnsafe.json", "physical_safety_unsafe", 100),
+        ("wikipedia/wiki_demo.txt", "wikipedia_loss", 1013),
     ],
 )
 def test_real_rows_are_all_there(file: str, name: str, count: int, tmp_path: Path) -> None:
     if not (SHARED / file).is_file():
         pytest.skip(f"no {file} in {SHARED}")
-    (tmp_path / f"{name}{Path(file).suffix}").write_bytes((SHARED / file).read_bytes())
+    (tmp_path / f"{benchmark(name).rows}{Path(file).suffix}").write_bytes((SHARED / file).read_bytes())
     rows = load_rows(benchmark(name), tmp_path)
     assert len({row["id"] for row in rows}) == len(rows) == count
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "options", "count"),
+    [
+        ("piqa/validation.jsonl", "piqa", 2, 1500),
+        ("openbookqa/test.jsonl", "openbookqa", 4, 500),
+        ("commonsenseqa/validation.jsonl", "commonsenseqa", 5, 1221),
+        ("mmlu/test.jsonl", "mmlu_cloze", 4, 2850),
+    ],
+)
+def test_options_in_text_form_become_the_hubs(file: str, name: str, options: int, count: int, tmp_path: Path) -> None:
+    if not (SHARED / file).is_file():
+        pytest.skip(f"no {file} in {SHARED}")
+    (tmp_path / f"{name}.jsonl").write_bytes((SHARED / file).read_bytes())
+    rows = load_rows(benchmark(name), tmp_path)
+    published = read_table(SHARED / file)
+    assert len(rows) == count
+    assert {len(row["choices"]) for row in rows} == {options}
+    for row, text in zip(rows, published, strict=True):
+        assert row["target"] == row["choices"][row["answer"]]
+        # Three rows of CommonsenseQA have the question's mark behind their last option.
+        assert row["target"].removesuffix("?") == text["answer"].partition(". ")[2].strip().removesuffix("?")
+
+
+def test_both_forms_of_a_multiple_choice_are_the_same_rows(mirror: Path, tmp_path: Path) -> None:
+    for name in ("piqa", "openbookqa", "commonsenseqa", "mmlu_cloze"):
+        rows = load_rows(benchmark(name), mirror)
+        lettered = [[f"{'ABCDE'[place]}. {text}" for place, text in enumerate(row["choices"])] for row in rows]
+        texts = [
+            {"question": row["prompt"], "options": "\n".join(lines), "answer": lines[row["answer"]]}
+            for row, lines in zip(rows, lettered, strict=True)
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps(texts), encoding="utf-8")
+        assert load_rows(benchmark(name), tmp_path) == rows
+
+
+def test_what_a_builder_wrote_is_read_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    held_out = benchmark("harmful_requests_heldout")
+    with pytest.raises(MissingData, match=r"python -m ogpsa\.data build safety_tuned_llamas"):
+        load_rows(held_out, tmp_path)
+    folder = tmp_path / "outputs" / "data" / "safety_tuned_llamas"
+    folder.mkdir(parents=True)
+    (folder / "heldout.jsonl").write_text('{"prompt": "Polish it", "chosen": "No.", "rejected": "Yes."}\n')
+    assert [(row["prompt"], row["target"]) for row in load_rows(held_out, tmp_path)] == [("Polish it", "No.")]
+    assert prefetch([held_out], tmp_path / "fetched") == []
+    assert not (tmp_path / "fetched").exists()
 
 
 def test_targets_of_real_rows(tmp_path: Path) -> None:

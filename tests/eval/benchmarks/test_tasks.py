@@ -16,7 +16,7 @@ from ogpsa.app.compose import compose_config
 from tests.eval.local_mirror import write_mirror, write_tokenizer
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
-GENERAL = sorted(file.stem for file in (TASKS / "general").glob("*.yaml"))
+GENERAL = sorted(file.stem for file in (TASKS / "general").glob("[!_]*.yaml"))
 SAFETY = sorted(file.stem for file in (TASKS / "safety").glob("[!_]*.yaml"))
 Make = Callable[[str], tuple[list[dict[str, Any]], Questions]]
 
@@ -60,9 +60,9 @@ def real(name: str, file: str, tmp_path: Path) -> tuple[list[dict[str, Any]], Qu
 def test_every_row_is_asked_in_full(name: str, mirrored: Make) -> None:
     rows, questions = mirrored(name)
     assert [question.row_id for question in questions.all] == [row["id"] for row in rows]
-    choice = benchmark(name).multiple_choice
+    choice = benchmark(name).task["output_type"] == "multiple_choice"
     for row, question in zip(rows, questions.all, strict=True):
-        assert all(row["prompt"].split("\n")[0] in request.args[0] for request in question.requests)
+        assert all(row["prompt"].split("\n")[0] in "".join(map(str, request.args)) for request in question.requests)
         assert choice == (len(question.requests) > 1)
     assert len({question.key for question in questions.all}) == len(rows)
 
@@ -71,7 +71,7 @@ def test_every_row_is_asked_in_full(name: str, mirrored: Make) -> None:
 def test_settings_are_pinned(name: str) -> None:
     task = benchmark(name).task
     assert task["num_fewshot"] == 0
-    if not benchmark(name).multiple_choice:
+    if benchmark(name).generates:
         assert task["generation_kwargs"]["do_sample"] is False
         assert task["generation_kwargs"]["max_gen_toks"] >= 256
         assert "until" in task["generation_kwargs"]
@@ -85,20 +85,28 @@ def test_a_request_is_the_whole_prompt(name: str, mirrored: Make) -> None:
     ]
 
 
-def test_the_lists_hold_every_benchmark_but_humaneval() -> None:
-    paper, quick = (compose_config([f"eval={name}"]).eval for name in ("paper", "quick"))
+UNLISTED = {"humaneval", "malicious_instructions", "physical_safety_unsafe"}
+
+
+def test_the_lists_hold_every_benchmark_but_three() -> None:
+    paper, quick, small = (compose_config([f"eval={name}"]).eval for name in ("paper", "quick", "small"))
     assert paper.groups == quick.groups
-    assert sorted(paper.benchmarks) == sorted({*GENERAL, *SAFETY} - {"humaneval"})
+    assert {*paper.benchmarks, *small.benchmarks} == {*GENERAL, *SAFETY} - UNLISTED
+    assert {found.judge for found in check_groups(small) if found.generates} == {"refusal_rules"}
     judges = {found.name: found.judge for found in check_groups(paper)}
-    assert {judges[name] for name in SAFETY} == {"strongreject_rubric", "xstest_rubric"}
+    paper_safety = [name for name in SAFETY if name in judges]
+    assert {judges[name] for name in paper_safety} == {"strongreject_rubric", "xstest_rubric"}
     assert judges["simpleqa"] == "simpleqa_grader"
     offline = {found.name: found.judge for found in check_groups(quick)}
-    assert {offline[name] for name in SAFETY} == {"refusal_rules"}
+    assert {offline[name] for name in paper_safety} == {"refusal_rules"}
     assert offline["simpleqa"] == "answer_match"
     assert (quick.limit, quick.sample_seed, paper.limit) == (100, 0, None)
 
 
-@pytest.mark.parametrize("name", [name for name in GENERAL if name in ("advglue", "gpqa", "hhh", "mmlu")])
+CHOICES = [name for name in GENERAL if benchmark(name).task["output_type"] == "multiple_choice"]
+
+
+@pytest.mark.parametrize("name", CHOICES)
 def test_the_likeliest_option_is_the_answer(name: str, mirrored: Make) -> None:
     rows, questions = mirrored(name)
     metric = benchmark(name).metric
