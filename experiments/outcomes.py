@@ -13,7 +13,7 @@ import yaml
 from eval.scores.finished import FinishedRun, is_finished, read_finished
 from eval.scores.statistics import Summary, average_gain, summarize
 from experiments.distance import Weights, relative_distance, weights_of
-from experiments.rows import PUBLISHED_FILE, Experiment, Point, row_model
+from experiments.rows import PUBLISHED_FILE, Experiment, Point, load_suite, row_model
 from ogpsa.config import Config, Section, StageName
 from ogpsa.runs.directory import flatten
 from ogpsa.subspace.settings import ProjectionSettings
@@ -174,7 +174,7 @@ def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folde
         config = min(own, key=lambda point: point.strength != 1).config
         model = row_model(name)
         group = f"world {config.data.seed} in the place of {model}"
-        if suite == "paper":
+        if not load_suite(suite).models:
             group = model if config.model.name == model else f"{config.model.name} in the place of {model}"
         results = [result for point in own if (result := _read(point, folder, experiment.settings.distance))]
         rows.append(Row(name, group, model, row_label(experiment, name, config), config, own, results))
