@@ -5,13 +5,13 @@ python -m experiments plan NAME…   [suite=testbed|paper|small|check] [rows=PAT
 python -m experiments run NAME…    [suite=…] [rows=…] [seeds=…] [output=DIR] [workers=N] [slurm=true]
 python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=DIR] [out=DIR]
 
-list names the experiments and their suites; NAME may be all: those of the suite. plan says what would run, what is done and what it takes. run does what is
-not done, and resumes where it was stopped; slurm=true adds the runs to slurm/sweeps/NAME.txt, one per line, in place of
-running. report prints the table and writes it as .md, .tex and .csv, also before anything has run, into
-<out>/<suite>/NAME; out=experiments/results is for what is committed.
+list names the experiments and their suites; NAME may be all: those of the suite. plan says what would run, what is done
+and what it takes. run does what is not done, and resumes where it was stopped; slurm=true adds the runs to
+slurm/sweeps/NAME.txt, one per line, in place of running. report prints the table and writes it as .md, .tex and .csv,
+also before anything has run, into <out>/<suite>/NAME; out=experiments/results is for what is committed.
 
-suite: testbed (default): every table in small, on a CPU; paper: full size; small: real weights and rows of small_sft and
-small_dpo, on a CPU; check: two steps of every row.
+suite: testbed (default): every table in small, on a CPU; paper: full size; small: small_sft and small_dpo, on real
+weights and rows, on a CPU; check: two steps of every row.
 rows: names of rows, * for any part of one, as rows=qwen2_5_7b_sft*. seeds: 3 for the first three, 5-9 or 0,2,4 for
 those. output: the folder of all runs (outputs); out: of all tables (<output>/reports). workers: runs at a time, each on
 one thread (as many as there are cores). Any other KEY=VALUE goes to every run, as eval=quick or distributed=zero2.

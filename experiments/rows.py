@@ -57,6 +57,14 @@ class Grid(Section):
     strengths: list[float] = Field(default=[1.0])
 
 
+class Level(Section):
+    """Benchmarks of ``safety`` and ``over_refusal``; the latter is read off where the former is ``at``, in percent."""
+
+    safety: str
+    over_refusal: str
+    at: list[float]
+
+
 class ExperimentSettings(Section):
     """``experiments/definitions/<name>.yaml``.
 
@@ -67,6 +75,7 @@ class ExperimentSettings(Section):
         distance: show how far the weights have moved.
         costs: show what projection costs.
         losses: show how utility was lost.
+        levels: safeties at which over-refusal is read off the rows' strengths.
     """
 
     title: str
@@ -79,6 +88,7 @@ class ExperimentSettings(Section):
     distance: bool = False
     costs: bool = False
     losses: bool = False
+    levels: list[Level] = Field(default_factory=list)
     suites: dict[SuiteName, list[Grid]]
 
 
