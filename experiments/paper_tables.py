@@ -81,10 +81,10 @@ OVER_REFUSAL_NOTE = (
 )
 LEVEL_NOTE = (
     "The lowest refusal (in %) of harmless requests that a row reaches at a refusal of harmful ones, seed by seed: "
-    "read off the Pareto front of the untuned model and the row's points, one a strength, interpolated "
-    "linearly between neighbours; seeds whose points all refuse less have no number. Highest common: what every row of the pipeline "
-    "reaches in every seed that has run. Minus the reference: paired over the seeds that both have a number for, 95% "
-    "t-interval; p: two-sided paired t-test, corrected by Holm over the rows at that level."
+    "read off the Pareto front of the untuned model and the row's points, one a strength, interpolated linearly "
+    "between neighbours; seeds whose points all refuse less have no number. Highest common: what every row of the "
+    "pipeline reaches in every seed that has run. Minus the reference: paired over the seeds that both have a number "
+    "for, 95% t-interval; p: two-sided paired t-test, corrected by Holm over the rows at that level."
 )
 LOSS_NOTE = (
     "In %, by multiple of the row's learning rates, mean over seeds: what is missing to a utility of 100 are answers "

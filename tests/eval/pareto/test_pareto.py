@@ -382,7 +382,7 @@ def test_all_files_are_written_whole_beside_the_runs(tmp_path: Path, capsys: pyt
         ("o1", 1, 0.71),
         ("o2", 2, 0.72),
     ]
-    assert stored["worlds"][0]["base"] == BASE
+    assert stored["worlds"][0]["base"] == BASE | {"balanced": pytest.approx(0.7)}
 
 
 @pytest.mark.parametrize("worlds", [1, 3])
