@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, utility_at_safety
 from experiments.comparisons import at_levels, compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
 from experiments.costs import costs
-from experiments.distance import Weights
+from experiments.distance import Weights, relative_distance, weights_of
 from experiments.outcomes import publication, published, read_rows
 from experiments.report import report
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
@@ -337,6 +337,26 @@ def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         if point.row == OGPSA:
             write_weights(tmp_path / point.config.run_name(), [1.0, 0.03, 0.0])
     assert compare_at_equal_distance(read_rows(table, "testbed", given, tmp_path)) == []
+
+
+def test_distance_of_a_model_that_lies_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that only one of the two files holds, as one tied to another, does not count."""
+    (point,) = points(experiment([SMALL[0]], {"seeds": 1}, suite="check"), "check")
+    folders = {name: tmp_path / name for name in ("untuned", "tuned")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        numbers = [3.0, 4.0] if name == "untuned" else [3.0, 4.5]
+        tied = {"head": torch.ones(2)} if name == "tuned" else {}
+        save_file({"weight": torch.tensor(numbers), **tied}, folder / "model.safetensors")
+    monkeypatch.setattr("experiments.distance.checkpoints", lambda directory: [folders["tuned"]])
+
+    def config(path: str) -> Config:
+        return point.config.model_copy(update={"model": point.config.model.model_copy(update={"path": path})})
+
+    weights = weights_of(config(str(folders["untuned"])), tmp_path)
+    assert weights == Weights(folders["untuned"], folders["tuned"])
+    assert relative_distance(weights) == pytest.approx(0.1)
+    assert weights_of(config("nobody/nothing"), tmp_path) is None
 
 
 def test_front_membership_by_hand(tmp_path: Path) -> None:
