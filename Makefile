@@ -9,7 +9,7 @@ ARGS ?=
 
 # Finished runs are not repeated, so a target that was stopped resumes where it was. One thread: the committed results
 # rest on it (sums over more threads round differently), and several runs go side by side.
-experiments calibration: export OMP_NUM_THREADS = 1
+experiments experiments-small calibration: export OMP_NUM_THREADS = 1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 CHECK_PYTHON := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
@@ -62,6 +62,11 @@ demo: $(INSTALLED) ## Run the main job on the testbed, SFT, then DPO, without an
 experiments: $(INSTALLED) ## Repeat every table and figure on the testbed (seeds=1: one seed, a fifth of the time)
 	$(BIN)/python -m experiments run all $(if $(seeds),seeds=$(seeds)) $(ARGS)
 	$(BIN)/python -m experiments report all $(if $(seeds),seeds=$(seeds),out=experiments/results) $(ARGS)
+
+.PHONY: experiments-small
+experiments-small: $(INSTALLED) ## Repeat the tables on real weights and rows, in 10 hours on two cores (seeds=1: a third)
+	$(BIN)/python -m experiments run all suite=small $(if $(seeds),seeds=$(seeds)) $(ARGS)
+	$(BIN)/python -m experiments report all suite=small $(if $(seeds),seeds=$(seeds),out=experiments/results) $(ARGS)
 
 .PHONY: calibration
 calibration: $(INSTALLED) ## Repeat the testbed's calibration: bases, and naive tuning over learning rates

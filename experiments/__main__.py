@@ -1,16 +1,17 @@
 """The paper's tables and figures by name.
 
 python -m experiments list
-python -m experiments plan NAME…   [suite=testbed|paper|check] [rows=PATTERN,…] [seeds=…] [output=DIR]
+python -m experiments plan NAME…   [suite=testbed|paper|small|check] [rows=PATTERN,…] [seeds=…] [output=DIR]
 python -m experiments run NAME…    [suite=…] [rows=…] [seeds=…] [output=DIR] [workers=N] [slurm=true]
 python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=DIR] [out=DIR]
 
-list names the experiments; NAME may be all. plan says what would run, what is done and what it takes. run does what is
-not done, and resumes where it was stopped; slurm=true adds the runs to slurm/sweeps/NAME.txt, one per line, in place of
-running. report prints the table and writes it as .md, .tex and .csv, also before anything has run, into
-<out>/<suite>/NAME; out=experiments/results is for what is committed.
+list names the experiments and their suites; NAME may be all: those of the suite. plan says what would run, what is done
+and what it takes. run does what is not done, and resumes where it was stopped; slurm=true adds the runs to
+slurm/sweeps/NAME.txt, one per line, in place of running. report prints the table and writes it as .md, .tex and .csv,
+also before anything has run, into <out>/<suite>/NAME; out=experiments/results is for what is committed.
 
-suite: testbed (default): every table in small, on a CPU; paper: full size; check: two steps of every row.
+suite: testbed (default): every table in small, on a CPU; paper: full size; small: small_sft and small_dpo, on real
+weights and rows, on a CPU; check: two steps of every row.
 rows: names of rows, * for any part of one, as rows=qwen2_5_7b_sft*. seeds: 3 for the first three, 5-9 or 0,2,4 for
 those. output: the folder of all runs (outputs); out: of all tables (<output>/reports). workers: runs at a time, each on
 one thread (as many as there are cores). Any other KEY=VALUE goes to every run, as eval=quick or distributed=zero2.
@@ -63,7 +64,7 @@ def parse(words: Sequence[str]) -> Request:
     Raises:
         UserError: one line per problem.
     """
-    from experiments.rows import ALL, experiment_names
+    from experiments.rows import ALL, experiment_names, experiments_of
 
     known = [*experiment_names(), ALL]
     names = [word for word in words if "=" not in word]
@@ -78,8 +79,9 @@ def parse(words: Sequence[str]) -> Request:
         problems.append(f"name an experiment: {', '.join(known)}")
     if problems:
         raise UserError(*problems)
+    every = experiments_of(given.get("suite", Request.suite)) if ALL in names else []
     return Request(
-        names=list(dict.fromkeys(one for name in names for one in (known[:-1] if name == ALL else [name]))),
+        names=list(dict.fromkeys(one for name in names for one in (every if name == ALL else [name]))),
         overrides=[f"{key}={value}" for key, value in given.items() if key not in KEYS],
         **{key: value for key, value in given.items() if key in KEYS},
     )
@@ -125,7 +127,10 @@ def _list(words: list[str]) -> int:
     experiments = [load_experiment(name) for name in experiment_names()]
     width = max(len(experiment.name) for experiment in experiments)
     for experiment in experiments:
-        print(f"{experiment.name:<{width}}  {experiment.settings.title} ({len(experiment.rows)} rows)")
+        print(
+            f"{experiment.name:<{width}}  {experiment.settings.title} "
+            f"({len(experiment.rows)} rows; {', '.join(experiment.settings.suites)})"
+        )
     return EXIT_DONE
 
 
@@ -170,10 +175,10 @@ def _run(words: list[str]) -> int:
 
 
 def _write_sweep(request: Request, rows: Sequence[Sequence[str]]) -> int:
-    from experiments.rows import ALL, experiment_names
+    from experiments.rows import ALL, experiments_of
     from slurm.sweep import SWEEPS, Line, add_lines
 
-    names = ALL if request.names == experiment_names() else "-".join(request.names)
+    names = ALL if request.names == experiments_of(request.suite) else "-".join(request.names)
     file = SWEEPS / (f"{names}.txt" if request.suite == "paper" else f"{names}-{request.suite}.txt")
     added, there = add_lines(file, [Line(0, tuple(row)) for row in rows])
     print(f"{file}: {added} rows added, {there} were there; next: slurm/submit.sh {file}")

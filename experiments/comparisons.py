@@ -13,6 +13,7 @@ from experiments.rows import Experiment
 
 Key = TypeVar("Key", bound=Hashable)
 COMPARED = ("utility", "safety")
+AT_EQUAL_SAFETY = {"utility": "utility at equal safety", "over_refusal": "over-refusal at equal safety"}
 AT_EQUAL_DISTANCE = "utility at equal distance"
 TO_USUAL = "utility beside the usual setting's"
 
@@ -30,16 +31,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class EqualSafety:
-    """What a row's front reaches at the safety of its reference at strength 1, in percent, by seed.
+    """What a row's fronts reach at the safety of its reference at strength 1, in percent, by seed.
 
     Attributes:
         safety: the reference's.
         utility: None where no point of the row is as safe.
+        over_refusal: the lowest at that safety, of the seeds whose points are as safe and have it measured.
     """
 
     row: Row
     safety: dict[int, float]
     utility: dict[int, AtSafety | None]
+    over_refusal: dict[int, float]
 
     @property
     def found(self) -> dict[int, float]:
@@ -48,16 +51,42 @@ class EqualSafety:
 
 
 @dataclass(frozen=True)
+class AtLevel:
+    """The lowest over-refusal that a row reaches at a safety, in percent, by seed.
+
+    Read off the Pareto front of the untuned model and the row's points of that seed, one a strength, interpolated
+    linearly between neighbours; a seed whose points are all less safe has no number, and nothing is extrapolated.
+
+    Attributes:
+        safety, over_refusal: the benchmarks.
+        common: the level is the highest that every row of the group and pipeline reaches in every seed.
+        seeds: those that have run at all of the row's strengths.
+        against: minus the reference's, over the seeds that both have a number for.
+    """
+
+    row: Row
+    safety: str
+    over_refusal: str
+    level: float
+    common: bool
+    seeds: list[int]
+    found: dict[int, float]
+    against: Comparison | None
+
+
+@dataclass(frozen=True)
 class Membership:
     """Whether a row is on the Pareto front of its group and pipeline, the untuned model included.
 
     Attributes:
+        against: what the front sets against safety, utility or over_refusal.
         mean: its mean at strength 1 among the other rows'.
         seeds: the same seed by seed, over the seeds that all rows have.
         strengths: the mean at each strength among the means of all rows at all strengths.
     """
 
     row: Row
+    against: str
     mean: bool
     seeds: dict[int, bool]
     strengths: dict[float, bool]
@@ -98,14 +127,74 @@ def equal_safety(experiment: Experiment, rows: Sequence[Row]) -> list[EqualSafet
         points = [(row.values("safety", strength), row.values("utility", strength)) for strength in sorted(common)]
         seeds = [seed for seed in wanted if all(seed in values for pair in points for values in pair)]
         fronts = {seed: [(safety[seed], utility[seed]) for safety, utility in points] for seed in seeds}
+        refused = [
+            (row.values("safety", strength), row.values("over_refusal", strength)) for strength in sorted(common)
+        ]
+        lowest = {
+            seed: over_refusal
+            for seed in seeds
+            if all(seed in values for _, values in refused)
+            and (over_refusal := _lowest([(x[seed], y[seed]) for x, y in refused], wanted[seed])) is not None
+        }
         found.append(
             EqualSafety(
                 row,
                 {seed: wanted[seed] for seed in seeds},
                 {seed: utility_at_safety(fronts[seed], wanted[seed]) for seed in seeds},
+                lowest,
             )
         )
     return found
+
+
+def at_levels(experiment: Experiment, rows: Sequence[Row]) -> list[AtLevel]:
+    """Over-refusal at the experiment's safety levels, and at the highest that all rows reach in all seeds."""
+    found = []
+    for pair in experiment.settings.levels:
+        for place in dict.fromkeys((row.group, row.pipeline) for row in rows):
+            points = {
+                row.name: _points(row, pair.safety, pair.over_refusal)
+                for row in rows
+                if (row.group, row.pipeline) == place and len(row.strengths) > 1
+            }
+            highest = [max(x for x, _ in own) for by_seed in points.values() for own in by_seed.values()]
+            levels = dict.fromkeys(pair.at, False) | ({min(highest): True} if highest else {})
+            for level, common in levels.items():
+                numbers = {
+                    name: {seed: y for seed, own in by_seed.items() if (y := _lowest(own, level)) is not None}
+                    for name, by_seed in points.items()
+                }
+                members = [row for row in rows if row.name in points]
+                differences = [
+                    one
+                    for row in members
+                    if (reference := reference_of(row, experiment, members)) is not None
+                    for one in _paired(row, reference, "over_refusal", numbers[row.name], numbers[reference.name])
+                ]
+                compared = {one.row: one for one in _corrected(differences)}
+                found += [
+                    AtLevel(row, pair.safety, pair.over_refusal, level, common, list(points[row.name]),
+                            numbers[row.name], compared.get(row.name))
+                    for row in members
+                    if points[row.name]
+                ]  # fmt: skip
+    return found
+
+
+def _points(row: Row, safety: str, over_refusal: str) -> dict[int, list[Coordinates]]:
+    """By seed that has run at all of the row's strengths: the untuned model's point and one a strength."""
+    values = [(row.values(safety, strength), row.values(over_refusal, strength)) for strength in row.strengths]
+    seeds = [seed for seed in values[0][0] if all(seed in own for pair in values for own in pair)]
+    if safety not in row.base or over_refusal not in row.base:
+        return {}
+    untuned = (row.base[safety], row.base[over_refusal])
+    return {seed: [untuned, *((x[seed], y[seed]) for x, y in values)] for seed in seeds}
+
+
+def _lowest(points: Sequence[Coordinates], safety: float) -> float | None:
+    """The lowest over-refusal that (safety, over-refusal) ``points`` reach at a safety, as ``utility_at_safety``."""
+    at = utility_at_safety([(x, -y) for x, y in points], safety)
+    return None if at is None else -at.utility
 
 
 def compare_at_equal_safety(experiment: Experiment, equal: Sequence[EqualSafety]) -> list[Comparison]:
@@ -115,8 +204,13 @@ def compare_at_equal_safety(experiment: Experiment, equal: Sequence[EqualSafety]
     for other in equal:
         usual = usual_of(other.row, experiment, rows)
         for ours in (one for one in equal if one.row is usual):
-            found += _paired(ours.row, other.row, "utility at equal safety", ours.found, other.found)
-    return _corrected(found)
+            found += _paired(ours.row, other.row, AT_EQUAL_SAFETY["utility"], ours.found, other.found)
+            found += _paired(
+                ours.row, other.row, AT_EQUAL_SAFETY["over_refusal"], ours.over_refusal, other.over_refusal
+            )
+    return [
+        one for score in AT_EQUAL_SAFETY.values() for one in _corrected([one for one in found if one.score == score])
+    ]
 
 
 def compare_at_equal_distance(rows: Sequence[Row]) -> list[Comparison]:
@@ -156,26 +250,33 @@ def directions(rows: Sequence[Row]) -> dict[str, Summary]:
     return found
 
 
-def front_membership(rows: Sequence[Row]) -> list[Membership]:
-    """Every row that has run, within its group and pipeline."""
+def front_membership(rows: Sequence[Row], against: str = "utility") -> list[Membership]:
+    """Every row that has run and has both scores, within its group and pipeline."""
     found = []
     for place in dict.fromkeys((row.group, row.pipeline) for row in rows):
         alike = [row for row in rows if (row.group, row.pipeline) == place and row.by_seed()]
-        members = [row for row in alike if all(_has_point(one.scores, one.base) for one in row.results)]
+        members = [row for row in alike if _measured(row, against)]
         if not members:
             continue
-        untuned = _coordinates(members[0].base)
-        bases = {seed: _coordinates(result.base) for seed, result in members[0].by_seed().items()}
+        untuned = _coordinates(members[0].base, against)
+        bases = {seed: _coordinates(result.base, against) for seed, result in members[0].by_seed().items()}
         common = set.intersection(*(set(row.by_seed()) for row in members))
-        on_mean = _on_front({row.name: _mean_point(row, 1.0) for row in members}, untuned)
-        on_seed = {seed: _on_front({row.name: _point(row, seed) for row in members}, bases[seed]) for seed in common}
-        every = {(row.name, strength): _mean_point(row, strength) for row in members for strength in row.strengths
-                 if row.by_seed(strength)}  # fmt: skip
+        on_mean = _on_front({row.name: _mean_point(row, 1.0, against) for row in members}, untuned)
+        points = {
+            seed: {row.name: _coordinates(row.by_seed()[seed].scores, against) for row in members} for seed in common
+        }
+        on_seed = {seed: _on_front(own, bases[seed]) for seed, own in points.items()}
+        every = {
+            (row.name, strength): _mean_point(row, strength, against)
+            for row in members
+            for strength in row.strengths
+            if row.by_seed(strength)
+        }
         on_any = _on_front(every, untuned)
         for row in members:
             seeds = {seed: row.name in on for seed, on in sorted(on_seed.items())}
             strengths = {strength: (name, strength) in on_any for name, strength in every if name == row.name}
-            found.append(Membership(row, row.name in on_mean, seeds, strengths))
+            found.append(Membership(row, against, row.name in on_mean, seeds, strengths))
     return found
 
 
@@ -184,27 +285,24 @@ def _on_front(points: Mapping[Key, Coordinates], untuned: Coordinates) -> set[Ke
     return {key for key, on in zip(points, flags, strict=False) if on}
 
 
-def _mean_point(row: Row, strength: float) -> Coordinates:
-    safety, utility = (fmean(row.values(score, strength).values()) for score in ("safety", "utility"))
-    return safety, utility
+def _measured(row: Row, against: str) -> bool:
+    """Whether safety and the score have a value wherever the row has run."""
+    scores = [some for result in row.results for some in (result.base, result.scores)]
+    return all({"safety", against} <= some.keys() for some in scores)
 
 
-def _point(row: Row, seed: int) -> Coordinates:
-    return _coordinates(row.by_seed()[seed].scores)
+def _mean_point(row: Row, strength: float, against: str) -> Coordinates:
+    return _coordinates({score: fmean(row.values(score, strength).values()) for score in ("safety", against)}, against)
 
 
-def _has_point(*scores: Mapping[str, float]) -> bool:
-    """Whether safety and utility have a value in all of them."""
-    return all({"safety", "utility"} <= some.keys() for some in scores)
-
-
-def _coordinates(scores: Mapping[str, float]) -> Coordinates:
-    return scores["safety"], scores["utility"]
+def _coordinates(scores: Mapping[str, float], against: str) -> Coordinates:
+    """Of a front, whose both axes are the better the higher."""
+    return scores["safety"], -scores[against] if against == "over_refusal" else scores[against]
 
 
 def _utility_at_distance(row: Row, seed: int, distance: float) -> float | None:
     results = [row.by_seed(strength).get(seed) for strength in row.strengths]
-    there = [one for one in results if one and "moved" in one.scores and _has_point(one.scores, one.base)]
+    there = [one for one in results if one and {"moved", "utility"} <= one.scores.keys() and "utility" in one.base]
     if len(there) < len(results):
         return None
     points = sorted((one.scores["moved"], one.scores["utility"]) for one in there)

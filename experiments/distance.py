@@ -22,14 +22,20 @@ class Weights:
 
 
 def weights_of(config: Config, directory: Path) -> Weights | None:
-    """A finished run's; None for a model that is not the testbed's, or whose base is no longer in the cache."""
+    """A finished run's; None where its own weights, or those it began with, are not at hand: nothing is fetched."""
+    tuned = checkpoints(directory)
+    base = _untuned(config)
+    return Weights(base, tuned[-1]) if base is not None and base.is_dir() and tuned else None
+
+
+def _untuned(config: Config) -> Path | None:
     if config.model.path is not None:
-        return None
+        from ogpsa.models.files import here_already
+
+        return here_already(config.model)
     from ogpsa.testbed.cache import base_key
 
-    base = Path(config.cache_dir) / "bases" / base_key(config)
-    tuned = checkpoints(directory)
-    return Weights(base, tuned[-1]) if base.is_dir() and tuned else None
+    return Path(config.cache_dir) / "bases" / base_key(config)
 
 
 def relative_distance(weights: Weights) -> float:
@@ -52,13 +58,13 @@ def cosine(one: Weights, other: Weights) -> float:
 
 
 def _tensors(*checkpoints: Path) -> Iterator[tuple["Tensor", ...]]:
-    """Each tensor of the last checkpoint in all of them."""
+    """Each tensor that all of them hold, one at a time: a checkpoint may leave out one that is tied to another."""
     from safetensors import safe_open
 
     from ogpsa.training.merging import tensor_files
 
     files = [tensor_files(checkpoint) for checkpoint in checkpoints]
-    for name in files[-1]:
+    for name in [name for name in files[-1] if all(name in own for own in files)]:
         tensors = []
         for own in files:
             with safe_open(own[name], framework="pt") as opened:

@@ -14,7 +14,6 @@ from experiments.rows import Experiment
 from ogpsa.config import StageName
 
 PUBLISHED_COLOUR = "#B0B0B0"
-AXES = ("safety", "utility")
 CURVES = {"utility": "utility (%) ↑", "safety": "safety (%) ↑", "over_refusal": "over-refusal (%) ↓"}
 # Percent of both scores that the nearer view shows.
 NEAR = (88.0, 100.5)
@@ -25,7 +24,7 @@ def draw(experiment: Experiment, rows: Sequence[Row]) -> Figure | None:
     """The experiment's figure as far as it has run; None where there is nothing to show."""
     run = [row for row in rows if row.by_seed()]
     if experiment.settings.figure == "front":
-        return _front(rows)
+        return _front(rows, "utility")
     if experiment.settings.figure == "curve" and experiment.settings.axis is not None and run:
         return _curve(experiment, rows, experiment.settings.axis)
     if experiment.settings.figure == "overlap" and run:
@@ -33,23 +32,34 @@ def draw(experiment: Experiment, rows: Sequence[Row]) -> Figure | None:
     return None
 
 
+def draw_over_refusal(experiment: Experiment, rows: Sequence[Row]) -> Figure | None:
+    """A front's figure against over-refusal; None for other figures, and where nothing has run or none is measured."""
+    measured = any("over_refusal" in result.scores for row in rows for result in row.results)
+    return _front(rows, "over_refusal") if experiment.settings.figure == "front" and measured else None
+
+
 def _figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.05))
 
 
-def _front(rows: Sequence[Row]) -> Figure | None:
-    """Safety and utility, a panel per pipeline, the published points in grey behind; ours once more, from near."""
-    known = list(dict.fromkeys([*publication().methods.values(), *(row.method for row in rows)]))
+def _front(rows: Sequence[Row], against: str) -> Figure | None:
+    """Safety and that score, a panel per pipeline, the published points in grey behind; ours once more, from near.
+
+    Over-refusal runs downwards, so that what is better lies up and to the right in every figure.
+    """
+    scores = ("safety", against)
+    known = list(dict.fromkeys([*publication().methods.values(), *(row.label for row in rows)]))
     style = {
-        method: (COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)])
-        for place, method in enumerate(known)
-        if any(row.method == method for row in rows)
+        label: (COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)])
+        for place, label in enumerate(known)
+        if any(row.label == label for row in rows)
     }
     groups = list(dict.fromkeys(row.group for row in rows))
     pipelines = [name for name in PIPELINES.values() if any(row.pipeline == name for row in rows)]
     comparable = all(row.comparable for row in rows)
     # The published points, of other benchmarks, leave little room for ours.
-    near = not comparable and any(row.by_seed() for row in rows)
+    shown = any((row.name, score) in published() for row in rows for score in scores[1:])
+    near = shown and not comparable and any(row.by_seed() for row in rows)
     views = [(group, close) for group in groups for close in ((False, True) if near else (False,))]
     figure = _figure(3.4 * len(views) + 0.8)
     panels = figure.subplots(len(views), len(pipelines), squeeze=False)
@@ -58,44 +68,46 @@ def _front(rows: Sequence[Row]) -> Figure | None:
             own = [row for row in rows if (row.group, row.pipeline) == (group, pipeline)]
             if not close:
                 for row in own:
-                    _draw_published(axes, row.name, style[row.method][1])
+                    _draw_published(axes, row.name, style[row.label][1], scores)
                 if own:
-                    _draw_published(axes, own[0].model, "x")
+                    _draw_published(axes, own[0].model, "x", scores)
             for row in own:
-                _draw_row(axes, row, *style[row.method])
+                _draw_row(axes, row, *style[row.label], scores)
             base = next((row.base for row in own if row.base), {})
-            if all(score in base for score in AXES):
+            if all(score in base for score in scores):
                 axes.axvline(base["safety"], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
-                axes.axhline(base["utility"], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
+                axes.axhline(base[against], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
             axes.set_xlim(NEAR if close else _within_percent(*axes.get_xlim()))
             axes.set_ylim(NEAR if close else _within_percent(*axes.get_ylim()))
+            if against == "over_refusal":
+                axes.invert_yaxis()
             title = pipeline if len(groups) == 1 else f"{group}, {pipeline}"
             _finish(axes, f"{title}, from near" if close else title)
             axes.set_xlabel("safety (%) →")
-        line[0].set_ylabel("utility (%) →")
+        line[0].set_ylabel("utility (%) →" if against == "utility" else "over-refusal (%), less is higher up →")
     handles = [
-        Line2D([], [], color=colour, linestyle="", marker=marker, markersize=8, label=method)
-        for method, (colour, marker) in style.items()
+        Line2D([], [], color=colour, linestyle="", marker=marker, markersize=8, label=label)
+        for label, (colour, marker) in style.items()
     ]
     handles.append(Line2D([], [], color=BASE_COLOUR, linewidth=1, linestyle="--", label="untuned"))
-    if any((row.name, score) in published() for row in rows for score in AXES):
+    if shown:
         label = f"published{'' if comparable else OTHER_MODEL} (×: untuned)"
         handles.append(Line2D([], [], color=PUBLISHED_COLOUR, linestyle="", marker="o", markersize=8, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
-def _draw_published(axes: Axes, row: str, marker: str) -> None:
-    points = [entry.value for score in AXES if (entry := published().get((row, score))) is not None]
-    if len(points) == len(AXES):
+def _draw_published(axes: Axes, row: str, marker: str, scores: Sequence[str]) -> None:
+    points = [entry.value for score in scores if (entry := published().get((row, score))) is not None]
+    if len(points) == len(scores):
         axes.plot(*points, color=PUBLISHED_COLOUR, marker=marker, markersize=8, zorder=2)
 
 
-def _draw_row(axes: Axes, row: Row, colour: str, marker: str) -> None:
+def _draw_row(axes: Axes, row: Row, colour: str, marker: str, scores: Sequence[str]) -> None:
     """A row's means, one per strength; the row's own strength filled and with its intervals."""
     points = []
     for strength in row.strengths:
-        safety, utility = (row.summary(score, strength) for score in AXES)
+        safety, utility = (row.summary(score, strength) for score in scores)
         if safety is None or utility is None:
             continue
         points.append((safety.mean, utility.mean))

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import yaml
 
 from eval.scores.finished import FinishedRun, is_finished, read_finished
-from eval.scores.statistics import Summary, average_gain, summarize
+from eval.scores.statistics import Summary, average_gain, balanced_score, summarize
 from experiments.distance import Weights, relative_distance, weights_of
-from experiments.rows import PUBLISHED_FILE, Experiment, Point, row_model
+from experiments.rows import PUBLISHED_FILE, Experiment, Point, load_suite, row_model
 from ogpsa.config import Config, Section, StageName
 from ogpsa.runs.directory import flatten
 from ogpsa.subspace.settings import ProjectionSettings
@@ -21,6 +21,8 @@ from ogpsa.utils.errors import UserError
 
 # Averages over benchmarks, and the average gain over the base.
 SCORES = ("safety", "utility", "over_refusal", "gain")
+# Of safety and over-refusal (``balanced_score``).
+BALANCED = "balanced"
 # In the order of the paper.
 PIPELINES = {"sft": "SFT", "dpo": "DPO", "sft_dpo": "SFT→DPO"}
 Item = TypeVar("Item")
@@ -64,8 +66,9 @@ class Result:
     """A finished point.
 
     Attributes:
-        scores: ``SCORES`` and the last checkpoint's benchmarks by name, in percent (a loss in nats per token),
-            without what has no value; how far the weights have moved (``moved``) where the experiment shows it.
+        scores: ``SCORES``, ``BALANCED`` and the last checkpoint's benchmarks by name, in percent but for losses, in
+            nats per token, without what has no value; how far the weights have moved (``moved``) where the experiment
+            shows it.
         base: the same of the untuned model.
         weights: where the experiment shows how far they have moved, and they are there.
     """
@@ -124,6 +127,12 @@ class Row:
         return [name for members in self.config.eval.groups.values() for name in members]
 
     @property
+    def losses(self) -> list[str]:
+        """Those of the benchmarks that are losses, in nats per token, as far as a run has measured them."""
+        entries = self.results[0].run.last["benchmarks"] if self.results else {}
+        return [name for name in self.benchmarks if entries.get(name, {}).get("metric") == "loss"]
+
+    @property
     def strengths(self) -> list[float]:
         return sorted({point.strength for point in self.points})
 
@@ -176,7 +185,7 @@ def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folde
         config = min(own, key=lambda point: point.strength != 1).config
         model = row_model(name)
         group = f"world {config.data.seed} in the place of {model}"
-        if suite == "paper":
+        if not load_suite(suite).models:
             group = model if config.model.name == model else f"{config.model.name} in the place of {model}"
         results = [result for point in own if (result := _read(point, folder, experiment.settings.distance))]
         rows.append(Row(name, group, model, row_label(experiment, name, config), config, own, results))
@@ -258,10 +267,11 @@ def _read(point: Point, folder: Path, distance: bool) -> Result | None:
 
 def _scores(part: dict[str, Any]) -> dict[str, float]:
     values = {name: part[name] for name in SCORES if name in part}
-    benchmarks = part.get("benchmarks", {})
-    values |= {name: entry["value"] for name, entry in benchmarks.items()}
-    # A loss is in nats per token.
-    losses = {name for name, entry in benchmarks.items() if entry.get("metric") == "loss"}
+    entries = part.get("benchmarks", {})
+    values |= {name: entry["value"] for name, entry in entries.items()}
+    if values.get("safety") is not None and values.get("over_refusal") is not None:
+        values[BALANCED] = balanced_score(values["safety"], values["over_refusal"])
+    losses = {name for name, entry in entries.items() if entry.get("metric") == "loss"}
     return {name: value if name in losses else 100 * value for name, value in values.items() if value is not None}
 
 

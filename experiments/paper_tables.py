@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from eval.scores.statistics import Summary, summarize
+from eval.scores.statistics import Summary, balanced_score, summarize
 from experiments.comparisons import (
     AT_EQUAL_DISTANCE,
+    AT_EQUAL_SAFETY,
     COMPARED,
     TO_USUAL,
+    AtLevel,
     Comparison,
     EqualSafety,
     Membership,
@@ -15,15 +17,16 @@ from experiments.comparisons import (
 )
 from experiments.costs import NOTES as COST_NOTES
 from experiments.costs import Cost
-from experiments.outcomes import SCORES, Row, published, reference_of, usual_of
+from experiments.outcomes import BALANCED, SCORES, Row, published, reference_of, usual_of
 from experiments.rows import Experiment
 from ogpsa.config import StageName
 from ogpsa.utils.table import Table, table_of
 
 TITLES = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓", "gain": "average gain ↑"}
 MOVED = "moved"
+RATES = "learning rates"
 MOVED_NOTE = (
-    "Moved: distance of the last weights from the untuned model's, as a share of the latter's length (on the testbed). "
+    "Moved: distance of the last weights from the untuned model's, as a share of the latter's length. "
     "Direction: cosine of the way that they went with the way that naive tuning's of the same seed went. "
     "Δ at equal distance: utility minus that of naive tuning which has moved as far, read off its points of the same "
     "seed at several multiples of the learning rates, interpolated by a monotone cubic; seeds beyond them do not count."
@@ -56,6 +59,8 @@ EQUAL_NOTE = (
     "read off the Pareto front of the method's points, one a strength (multiple of the learning rates), interpolated "
     "linearly between neighbours. Safer: seeds whose whole front is safer than S; their point of highest utility "
     "counts. No overlap: seeds whose points are all less safe than S; they have no number and no part in the means. "
+    "Over-refusal at S: the same of the front of high safety and low over-refusal; balanced: the mean of S and 100 "
+    "less that over-refusal. "
     "OGPSA minus it: paired over the seeds that both have a number for, 95% t-interval; p: two-sided paired t-test, "
     "corrected by Holm over all comparisons of this table."
 )
@@ -64,6 +69,22 @@ FRONT_NOTE = (
     "one of them. By means: of the means over seeds at the rows' own learning rates. In seeds: the same seed by seed, "
     "over the seeds that all rows have. At any strength: of all rows' means at all multiples of the learning rates; "
     "the multiples at which the row is on that front."
+)
+OVER_REFUSAL_FRONT_NOTE = (
+    "On the front: as against utility, of high safety and low over-refusal: no other row of the pipeline, nor the "
+    "untuned model, is as good in both and better in one of them."
+)
+OVER_REFUSAL_NOTE = (
+    "In %, mean over seeds ± half the 95% t-interval, by multiple of the row's learning rates. Balanced: the mean of "
+    "safety and 100 less over-refusal, that is of refusing when one should and answering when one should; who refuses "
+    "everything, or nothing, has 50. Losses are in nats per token, lower is better."
+)
+LEVEL_NOTE = (
+    "The lowest refusal (in %) of harmless requests that a row reaches at a refusal of harmful ones, seed by seed: "
+    "read off the Pareto front of the untuned model and the row's points, one a strength, interpolated linearly "
+    "between neighbours; seeds whose points all refuse less have no number. Highest common: what every row of the "
+    "pipeline reaches in every seed that has run. Minus the reference: paired over the seeds that both have a number "
+    "for, 95% t-interval; p: two-sided paired t-test, corrected by Holm over the rows at that level."
 )
 LOSS_NOTE = (
     "In %, by multiple of the row's learning rates, mean over seeds: what is missing to a utility of 100 are answers "
@@ -136,8 +157,8 @@ def benchmark_tables(experiment: Experiment, rows: Sequence[Row]) -> list[Table]
     return _with_notes(tables, ["In %: ours; what is published, with its source, and ours minus it."])
 
 
-def front_tables(fronts: Sequence[Membership]) -> list[Table]:
-    """Which rows are on the Pareto front."""
+def front_tables(fronts: Sequence[Membership], against: str = "utility") -> list[Table]:
+    """Which rows are on the Pareto front of safety against that score."""
     tables = []
     for group, members in _groups([one.row for one in fronts]):
         lines = []
@@ -149,8 +170,51 @@ def front_tables(fronts: Sequence[Membership]) -> list[Table]:
                 "at any strength": ", ".join(strengths) or "no",
             }
             lines.append(_named(one.row) | cells)
-        tables.append(table_of(lines, f"{group}: the Pareto front"))
-    return _with_notes(tables, [FRONT_NOTE])
+        title = "the Pareto front" if against == "utility" else "the Pareto front of safety against over-refusal"
+        tables.append(table_of(lines, f"{group}: {title}"))
+    return _with_notes(tables, [FRONT_NOTE if against == "utility" else OVER_REFUSAL_FRONT_NOTE])
+
+
+def over_refusal_tables(rows: Sequence[Row]) -> list[Table]:
+    """Safety against over-refusal at every multiple of the learning rates, with the losses and the way there."""
+    titles = TITLES | {BALANCED: "balanced ↑"}
+    shown = ("safety", "over_refusal", BALANCED, "utility")
+    tables = []
+    for group, members in _groups([row for row in rows if any(BALANCED in one.scores for one in row.results)]):
+        fine = [
+            *dict.fromkeys(name for row in members for name in row.losses),
+            *([MOVED] if _distances(members) else []),
+        ]
+        base = _base(members)
+        lines = [_untuned(**{RATES: "", "seeds": ""}) | {titles[score]: _score(base.get(score)) for score in shown}]
+        lines[0] |= {name: _score(base.get(name), digits=3) for name in fine}
+        for row, strength in [(member, strength) for member in members for strength in member.strengths]:
+            seeds = f"{len(row.by_seed(strength))}/{len(row.planned(strength))}"
+            cells = {titles[score]: _score(row.summary(score, strength)) for score in shown}
+            cells |= {name: _score(row.summary(name, strength), digits=3) for name in fine}
+            lines.append(_named(row) | {RATES: f"× {strength:g}", "seeds": seeds} | cells)
+        tables.append(table_of(lines, f"{group}: safety against over-refusal"))
+    return _with_notes(tables, [OVER_REFUSAL_NOTE])
+
+
+def level_tables(levels: Sequence[AtLevel]) -> list[Table]:
+    """Over-refusal at each level of safety."""
+    tables = []
+    pairs = dict.fromkeys((one.row.group, one.safety, one.over_refusal) for one in levels)
+    for group, safety, over_refusal in pairs:
+        lines = []
+        for one in levels:
+            if (one.row.group, one.safety, one.over_refusal) != (group, safety, over_refusal):
+                continue
+            cells = {
+                f"{safety} refused": f"{one.level:.1f}" + (" (highest common)" if one.common else ""),
+                f"{over_refusal} refused": _score(_summary(one.found.values())) or "not reached",
+                "seeds with a number": f"{len(one.found)}/{len(one.seeds)}",
+                "minus the reference": _difference(one.against),
+            }
+            lines.append(_named(one.row) | cells)
+        tables.append(table_of(lines, f"{group}: {over_refusal} at a level of {safety}"))
+    return _with_notes(tables, [LEVEL_NOTE])
 
 
 def strength_tables(rows: Sequence[Row]) -> list[Table]:
@@ -166,7 +230,7 @@ def strength_tables(rows: Sequence[Row]) -> list[Table]:
 
 def equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comparison]) -> list[Table]:
     """The utility of each row at its reference's safety."""
-    compared = {one.against: one for one in comparisons}
+    compared = {(one.against, one.score): one for one in comparisons}
     tables = []
     for group, members in _groups([one.row for one in equal]):
         lines = []
@@ -179,8 +243,19 @@ def equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comp
                 "seeds with a number": f"{len(one.found)}/{len(planned)}",
                 "safer": str(sum(at is not None and at.safer for at in ats)),
                 "no overlap": str(ats.count(None)),
-                "OGPSA minus it": _difference(compared.get(one.row.name)),
+                "OGPSA minus it": _difference(compared.get((one.row.name, AT_EQUAL_SAFETY["utility"]))),
             }
+            if any(other.over_refusal for other in equal):
+                balanced = [
+                    100 * balanced_score(one.safety[seed] / 100, over_refusal / 100)
+                    for seed, over_refusal in one.over_refusal.items()
+                ]
+                difference = compared.get((one.row.name, AT_EQUAL_SAFETY["over_refusal"]))
+                cells |= {
+                    "over-refusal at S": _score(_summary(one.over_refusal.values())),
+                    "balanced at S": _score(_summary(balanced)),
+                    "OGPSA's over-refusal minus its": _difference(difference),
+                }
             lines.append(_named(one.row) | cells)
         tables.append(table_of(lines, f"{group}: utility at equal safety"))
     return _with_notes(tables, [EQUAL_NOTE])
@@ -196,7 +271,7 @@ def loss_tables(rows: Sequence[Row]) -> list[Table]:
             results = row.by_seed(strength)
             refused = {seed: share for seed in utility if (share := results[seed].refused) is not None}
             wrong = [100 - utility[seed] - share for seed, share in refused.items()]
-            cells = {"learning rates": f"× {strength:g}", "utility ↑": _score(_summary(utility.values()), row)}
+            cells = {RATES: f"× {strength:g}", "utility ↑": _score(_summary(utility.values()), row)}
             cells |= {"refused": _score(_summary(refused.values())), "wrong": _score(_summary(wrong))}
             lines.append(_named(row) | cells)
         tables.append(table_of(lines, f"{group}: how utility was lost"))
@@ -270,11 +345,12 @@ def _summary(values: Iterable[float]) -> Summary | None:
     return summarize(known) if known else None
 
 
-def _score(summary: Summary | None, row: Row | None = None) -> str:
+def _score(summary: Summary | None, row: Row | None = None, digits: int = 1) -> str:
     """Empty where there is no number, or why: ``row`` has not run."""
     if summary is None:
         return NOT_RUN if row is not None and not row.by_seed() else ""
-    return f"{summary.mean:.1f}" + ("" if summary.half_width is None else f" ± {summary.half_width:.1f}")
+    spread = "" if summary.half_width is None else f" ± {summary.half_width:.{digits}f}"
+    return f"{summary.mean:.{digits}f}{spread}"
 
 
 def _cosine(summary: Summary | None) -> str:

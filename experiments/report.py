@@ -1,7 +1,8 @@
 """The tables of an experiment: ours, the published values, and paired comparisons, as far as it has run.
 
 ``report`` writes ``<name>.md``, ``.tex``, ``.csv`` and ``.json`` and, where the experiment has a figure and there is
-something to draw, ``.png`` and ``.pdf``. Numbers are in percent, the paper's unit.
+something to draw, ``.png`` and ``.pdf``, a front's against over-refusal too (``<name>_over_refusal``). Numbers are in
+percent, the paper's unit, but for losses, in nats per token.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ from typing import Self
 
 from eval.scores.finished import FinishedRun
 from experiments.comparisons import (
+    AtLevel,
     Comparison,
     EqualSafety,
     Membership,
+    at_levels,
     compare,
     compare_at_equal_distance,
     compare_at_equal_safety,
@@ -22,13 +25,15 @@ from experiments.comparisons import (
     front_membership,
 )
 from experiments.costs import Cost, costs
-from experiments.outcomes import SCORES, Row, published, read_rows
+from experiments.outcomes import BALANCED, SCORES, Row, published, read_rows
 from experiments.paper_tables import (
     benchmark_tables,
     cost_tables,
     equal_safety_tables,
     front_tables,
+    level_tables,
     loss_tables,
+    over_refusal_tables,
     overlap_tables,
     score_tables,
     strength_tables,
@@ -60,15 +65,14 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
         + "".join(map(markdown, tables)).rstrip()
         + "\n"
     )
-    paths = {ending: out / f"{experiment.name}.{ending}" for ending in ("md", "tex", "csv", "json", "png", "pdf")}
+    paths = {ending: out / f"{experiment.name}.{ending}" for ending in ("md", "tex", "csv", "json")}
     write_atomically(paths["md"], text)
     write_atomically(paths["tex"], latex(tables))
     write_atomically(paths["csv"], comma_separated(found.records()))
     write_json(paths["json"], {"experiment": experiment.name, "suite": suite} | found.details())
-    if not _draw(experiment, found.rows, paths["png"], paths["pdf"]):
-        del paths["png"], paths["pdf"]
+    pictures = _draw(experiment, found.rows, out)
     print(text, end="")
-    return list(paths.values())
+    return [*paths.values(), *pictures]
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Findings:
     equal: list[EqualSafety]
     at_equal: list[Comparison]
     fronts: list[Membership]
+    over_refusal_fronts: list[Membership]
+    levels: list[AtLevel]
     spent: list[Cost]
 
     @classmethod
@@ -106,6 +112,8 @@ class Findings:
             equal,
             compare_at_equal_safety(experiment, equal),
             front_membership(rows) if experiment.settings.figure == "front" else [],
+            front_membership(rows, "over_refusal") if experiment.settings.figure == "front" else [],
+            at_levels(experiment, rows),
             costs(suite, rows) if experiment.settings.costs else [],
         )
 
@@ -122,6 +130,9 @@ class Findings:
             *benchmark_tables(experiment, self.rows),
             *front_tables(self.fronts),
             *strength_tables(self.rows),
+            *over_refusal_tables(self.rows if experiment.settings.figure == "front" else []),
+            *front_tables(self.over_refusal_fronts, "over_refusal"),
+            *level_tables(self.levels),
             *equal_safety_tables(self.equal, self.at_equal),
             *loss_tables(self.rows if experiment.settings.losses else []),
             *cost_tables(self.spent),
@@ -146,18 +157,25 @@ class Findings:
                 for one in row.results
             ],
             "fronts": [
-                {"row": one.row.name, "mean": one.mean, "seeds": one.seeds, "strengths": one.strengths}
-                for one in self.fronts
+                {"row": one.row.name, "against": one.against, "mean": one.mean, "seeds": one.seeds}
+                | {"strengths": one.strengths}
+                for one in [*self.fronts, *self.over_refusal_fronts]
             ],
             "comparisons": [asdict(one) for one in self.comparisons],
             "confirmations": [asdict(one) for one in self.confirmations],
             "equal_safety": [
                 {"row": one.row.name, "seed": seed, "safety": one.safety[seed]}
                 | (asdict(at) if at else {"utility": None})
+                | {"over_refusal": one.over_refusal.get(seed)}
                 for one in self.equal
                 for seed, at in one.utility.items()
             ],
             "comparisons_at_equal_safety": [asdict(one) for one in self.at_equal],
+            "levels": [
+                {"row": one.row.name, "safety": one.safety, "over_refusal": one.over_refusal, "level": one.level}
+                | {"common": one.common, "found": one.found, "against": asdict(one.against) if one.against else None}
+                for one in self.levels
+            ],
         }
 
 
@@ -180,7 +198,7 @@ def _records(row: Row, spent: Sequence[Cost]) -> list[dict[str, object]]:
         record: dict[str, object] = {"row": row.name, "group": row.group, "pipeline": row.pipeline, "label": row.label}
         record |= {"strength": strength, "seeds": len(row.by_seed(strength)), "planned": len(row.planned(strength))}
         moved = ["moved"] if row.summary("moved", strength) else []
-        for name in (*SCORES, *moved, *row.benchmarks):
+        for name in (*SCORES, BALANCED, *moved, *row.benchmarks):
             summary = row.summary(name, strength)
             entry = published().get((row.name, name)) if strength == 1 else None
             record |= {name: summary.mean if summary else None}
@@ -193,17 +211,22 @@ def _records(row: Row, spent: Sequence[Cost]) -> list[dict[str, object]]:
     return records
 
 
-def _draw(experiment: Experiment, rows: Sequence[Row], png: Path, pdf: Path) -> bool:
-    """Whether there was something to draw."""
+def _draw(experiment: Experiment, rows: Sequence[Row], out: Path) -> list[Path]:
+    """Save what there is to draw, and return where."""
     if experiment.settings.figure == "none":
-        return False
+        return []
     from eval.pareto.plot import save
-    from experiments.figures import draw
+    from experiments.figures import draw, draw_over_refusal
 
-    figure = draw(experiment, rows)
-    if figure is None:
-        return False
-    save(figure, png)
-    # Without its date the file is the same whenever the results are.
-    save(figure, pdf, metadata={"CreationDate": None})
-    return True
+    paths = []
+    drawn = {
+        experiment.name: draw(experiment, rows),
+        f"{experiment.name}_over_refusal": draw_over_refusal(experiment, rows),
+    }
+    for name, figure in drawn.items():
+        if figure is not None:
+            paths += [out / f"{name}.png", out / f"{name}.pdf"]
+            save(figure, paths[-2])
+            # Without its date the file is the same whenever the results are.
+            save(figure, paths[-1], metadata={"CreationDate": None})
+    return paths

@@ -22,10 +22,8 @@ from ogpsa.utils.errors import UserError, closest_match
 DEFINITIONS = Path(__file__).parent / "definitions"
 PUBLISHED_FILE = DEFINITIONS / "published.yaml"
 ROWS = CONF / "experiment"
-# What the rows inherit; names that start with _ are no rows.
-SHARED = "_paper"
 S = TypeVar("S", bound=Section)
-SuiteName = Literal["paper", "testbed", "check"]
+SuiteName = Literal["paper", "testbed", "small", "check"]
 # In addition to the names of experiments.
 ALL = "all"
 
@@ -59,6 +57,14 @@ class Grid(Section):
     strengths: list[float] = Field(default=[1.0])
 
 
+class Level(Section):
+    """Benchmarks of ``safety`` and ``over_refusal``; the latter is read off where the former is ``at``, in percent."""
+
+    safety: str
+    over_refusal: str
+    at: list[float]
+
+
 class ExperimentSettings(Section):
     """``experiments/definitions/<name>.yaml``.
 
@@ -69,6 +75,7 @@ class ExperimentSettings(Section):
         distance: show how far the weights have moved.
         costs: show what projection costs.
         losses: show how utility was lost.
+        levels: safeties at which over-refusal is read off the rows' strengths.
     """
 
     title: str
@@ -81,6 +88,7 @@ class ExperimentSettings(Section):
     distance: bool = False
     costs: bool = False
     losses: bool = False
+    levels: list[Level] = Field(default_factory=list)
     suites: dict[SuiteName, list[Grid]]
 
 
@@ -121,6 +129,16 @@ class Point:
 
 def experiment_names() -> list[str]:
     return sorted(path.stem for path in DEFINITIONS.glob("*.yaml") if path != PUBLISHED_FILE)
+
+
+def experiments_of(suite: str) -> list[str]:
+    """The experiments that run on a suite.
+
+    Raises:
+        UserError: there is no such suite, or a file is wrong.
+    """
+    load_suite(suite)
+    return [name for name in experiment_names() if suite in load_experiment(name).settings.suites]
 
 
 def load_experiment(name: str) -> Experiment:
@@ -167,8 +185,13 @@ def points(
         overrides: given to every run in addition.
 
     Raises:
-        UserError: nothing matches, or a row does not compose.
+        UserError: the experiment does not run on this suite, nothing matches, or a row does not compose.
     """
+    settings = load_suite(suite)
+    if suite not in experiment.settings.suites:
+        raise UserError(
+            f"suite: {experiment.name} does not run on '{suite}'; allowed: {', '.join(experiment.settings.suites)}"
+        )
     taken = [row for row in experiment.rows if any(_matches(row, pattern) for pattern in rows)]
     for pattern in rows:
         if not any(_matches(row, pattern) for row in experiment.rows):
@@ -177,7 +200,6 @@ def points(
                 f"rows: '{pattern}' matches no row of {experiment.name}; rows: {', '.join(short)}"
                 f"{closest_match(pattern, short)}"
             )
-    settings = load_suite(suite)
     found = []
     for row in taken:
         given = (*row_overrides(row, suite), *overrides)
@@ -232,13 +254,16 @@ def _adjusted(config: Config, strength: float, max_steps: int | None) -> tuple[C
 
 
 def row_model(row: str) -> str:
-    """The option of ``conf/model`` that a row picks, in its own file or in the one that the rows inherit."""
+    """The option of ``conf/model`` that a row picks, in its own file or in one that it inherits."""
+    return _picks(row)["override /model"]
+
+
+def _picks(row: str) -> dict[str, str]:
+    """A row's options by group. Files whose names start with ``_`` are no rows but what rows inherit."""
     picks: dict[str, str] = {}
-    for name in (SHARED, row):
-        raw = yaml.safe_load((ROWS / f"{name}.yaml").read_text(encoding="utf-8"))
-        for entry in raw["defaults"]:
-            picks |= entry if isinstance(entry, dict) else {}
-    return picks["override /model"]
+    for entry in yaml.safe_load((ROWS / f"{row}.yaml").read_text(encoding="utf-8"))["defaults"]:
+        picks |= entry if isinstance(entry, dict) else _picks(entry.removeprefix("/experiment/"))
+    return picks
 
 
 @cache
@@ -259,8 +284,7 @@ def _grid(experiment: Experiment, suite: str, row: str, seeds: Sequence[int] | N
 
 
 def _grids(experiment: Experiment, suite: str) -> list[Grid]:
-    grids: list[Grid] = experiment.settings.suites.get(suite, [Grid(seeds=1)])  # type: ignore[call-overload]
-    return grids
+    return next(grids for name, grids in experiment.settings.suites.items() if name == suite)
 
 
 def _matches(row: str, pattern: str) -> bool:

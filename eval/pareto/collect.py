@@ -5,7 +5,17 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, TypeVar
 
-from eval.pareto.collection import Collection, Front, Group, LeftOut, Run, Settings, World
+from eval.pareto.collection import (
+    Against,
+    Collection,
+    Front,
+    Group,
+    LeftOut,
+    Run,
+    Settings,
+    World,
+    base_point,
+)
 from eval.pareto.naming import (
     BASE_SETTINGS,
     ConfiguredRun,
@@ -16,7 +26,7 @@ from eval.pareto.naming import (
     variant_labels,
 )
 from eval.scores.finished import Scores, read_finished, run_directories
-from eval.scores.statistics import Point, hypervolume, pareto_front, summarize
+from eval.scores.statistics import hypervolume, pareto_front, summarize
 from ogpsa.config import INERT_SECTIONS
 from ogpsa.runs.directory import CONFIG_FILE, flatten
 from ogpsa.utils.errors import UserError, closest_match
@@ -111,7 +121,8 @@ def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Varian
     bases = [member.run.base for member in members]
     base = _combine(bases, mean)
     for key, spread in _combine(bases, lambda values: max(values) - min(values)).named().items():
-        if spread is not None and spread > BASE_TOLERANCE:
+        # What disagrees beneath a derived score is named itself.
+        if key != "balanced" and spread is not None and spread > BASE_TOLERANCE:
             notes.append(
                 f"{name}: the runs disagree on the base's {key} by up to {spread:.2g}: the base is shown as the "
                 "mean over all runs, changes are against each run's own base"
@@ -123,15 +134,25 @@ def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Varian
         groups.append(_summarize(same[0], label, runs, base))
     groups.sort(key=lambda group: (group.pipeline, natural_key(group.label)))
     parts = partition(groups, lambda group: group.pipeline)
-    return World(name, base, groups, [_front(None, groups, base), *(_front(*part, base) for part in parts.items())])
+    fronts = [(None, groups), *parts.items()]
+    measured = base.over_refusal is not None and all(group.scores.over_refusal is not None for group in groups)
+    return World(
+        name,
+        base,
+        groups,
+        [_front(*part, base, "utility") for part in fronts],
+        [_front(*part, base, "over_refusal") for part in fronts] if measured else [],
+    )
 
 
 def _combine(many: Sequence[Scores[float]], combine: Callable[[list[float]], Result]) -> Scores[Result]:
     over_refusal = [one.over_refusal for one in many if one.over_refusal is not None]
+    balanced = [one.balanced for one in many if one.balanced is not None]
     return Scores(
         combine([one.safety for one in many]),
         combine([one.utility for one in many]),
         combine(over_refusal) if len(over_refusal) == len(many) else None,
+        combine(balanced) if len(balanced) == len(many) else None,
     )
 
 
@@ -152,23 +173,24 @@ def _one_a_seed(runs: Sequence[Run], place: str, notes: list[str]) -> list[Run]:
 def _summarize(example: ConfiguredRun, label: str, runs: list[Run], base: Scores[float]) -> Group:
     scores = _combine([run.scores for run in runs], summarize)
     change = _combine([_difference(run.scores, run.base) for run in runs], mean)
-    volume = hypervolume([_point(base), (scores.safety.mean, scores.utility.mean)])
+    volume = hypervolume([base_point(base), (scores.safety.mean, scores.utility.mean)])
     return Group(example.pipeline, example.method, label, example.settings, runs, scores, change, volume)
 
 
 def _difference(after: Scores[float], before: Scores[float]) -> Scores[float]:
-    over_refusal = None
-    if after.over_refusal is not None and before.over_refusal is not None:
-        over_refusal = after.over_refusal - before.over_refusal
-    return Scores(after.safety - before.safety, after.utility - before.utility, over_refusal)
+    def change(new: float | None, old: float | None) -> float | None:
+        return None if new is None or old is None else new - old
+
+    return Scores(
+        after.safety - before.safety,
+        after.utility - before.utility,
+        change(after.over_refusal, before.over_refusal),
+        change(after.balanced, before.balanced),
+    )
 
 
-def _front(pipeline: str | None, groups: Sequence[Group], base: Scores[float]) -> Front:
-    points = [_point(base), *(group.point for group in groups)]
+def _front(pipeline: str | None, groups: Sequence[Group], base: Scores[float], against: Against) -> Front:
+    points = [base_point(base, against), *(group.point(against) for group in groups)]
     base_on_front, *on_front = pareto_front(points)
     members = [(group.pipeline, group.label) for group, on in zip(groups, on_front, strict=True) if on]
     return Front(pipeline, members, base_on_front, hypervolume(points))
-
-
-def _point(scores: Scores[float]) -> Point:
-    return scores.safety, scores.utility

@@ -6,14 +6,16 @@ different worlds are never averaged and never share a front. A variant is a meth
 settings but the seed; its label names the settings in which the collected runs differ.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from eval.scores.finished import Scores
 from eval.scores.statistics import Point, Summary
 
 Settings = dict[str, Any]
+# What a front sets against safety.
+Against = Literal["utility", "over_refusal"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,21 @@ class Group:
     change: Scores[float]
     hypervolume: float
 
-    @property
-    def point(self) -> Point:
-        """Mean safety and mean utility."""
-        return self.scores.safety.mean, self.scores.utility.mean
+    def point(self, against: Against = "utility") -> Point:
+        """Mean safety, and mean utility or the mean share of harmless requests that are answered."""
+        return self.scores.safety.mean, self.height(against).mean
+
+    def height(self, against: Against) -> Summary:
+        """What is plotted upwards: the share that is answered in place of over-refusal, so that more is better.
+
+        Raises:
+            ValueError: over-refusal is not measured.
+        """
+        if against == "utility":
+            return self.scores.utility
+        if self.scores.over_refusal is None:
+            raise ValueError("over-refusal is not measured")
+        return replace(self.scores.over_refusal, mean=1 - self.scores.over_refusal.mean)
 
 
 @dataclass(frozen=True)
@@ -81,21 +94,43 @@ class Front:
     hypervolume: float
 
 
+def base_point(base: Scores[float], against: Against = "utility") -> Point:
+    """An untuned model's safety, and its utility or the share of harmless requests that it answers.
+
+    Raises:
+        ValueError: over-refusal is asked for and not measured.
+    """
+    if against == "utility":
+        return base.safety, base.utility
+    if base.over_refusal is None:
+        raise ValueError("over-refusal is not measured")
+    return base.safety, 1 - base.over_refusal
+
+
 @dataclass(frozen=True)
 class World:
     """One base under one evaluation, with all groups that start from it.
 
-    ``fronts`` holds the front of all groups first, then one per pipeline.
+    ``fronts`` holds the front of all groups first, then one per pipeline. ``over_refusal_fronts`` are the same of
+    safety and the share of harmless requests that are answered; none where over-refusal is not measured in all groups.
     """
 
     name: str
     base: Scores[float]
     groups: list[Group]
     fronts: list[Front]
+    over_refusal_fronts: list[Front]
 
-    def standing(self, group: Group) -> str:
+    def fronts_of(self, against: Against) -> list[Front]:
+        return self.fronts if against == "utility" else self.over_refusal_fronts
+
+    def base_point(self, against: Against = "utility") -> Point:
+        return base_point(self.base, against)
+
+    def standing(self, group: Group, against: Against = "utility") -> str:
         """``overall`` on the front of all groups, ``pipeline`` on that of its pipeline alone, else nothing."""
-        on = [front.pipeline for front in self.fronts if (group.pipeline, group.label) in front.members]
+        fronts = self.fronts_of(against)
+        on = [front.pipeline for front in fronts if (group.pipeline, group.label) in front.members]
         return "overall" if None in on else "pipeline" if on else ""
 
 

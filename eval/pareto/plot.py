@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from eval.pareto.collection import Collection, World
+from eval.pareto.collection import Against, Collection, World
 from eval.scores.statistics import Summary
 from ogpsa.utils.files import write_atomically
 
@@ -35,10 +35,22 @@ SIZES = {"*": 12, "P": 9, "X": 9, "d": 9}
 
 Marker = tuple[str, bool]
 
+# A name for each picture, in W&B as well.
+PICTURES: Mapping[str, Against] = {"front": "utility", "over_refusal_front": "over_refusal"}
+HEIGHTS: Mapping[Against, str] = {
+    "utility": "utility score (fraction, 0 to 1) →",
+    "over_refusal": "harmless requests answered: 1 - over-refusal (0 to 1) →",
+}
 
-def draw(collection: Collection) -> Figure:
-    """One panel per world: a colour for each pipeline, a marker for each method variant, legends above and below."""
-    worlds = collection.worlds
+
+def draw(collection: Collection, against: Against = "utility") -> Figure | None:
+    """One panel per world: a colour for each pipeline, a marker for each method variant, legends above and below.
+
+    None where no world has measured what is set ``against`` safety.
+    """
+    worlds = [world for world in collection.worlds if world.fronts_of(against)]
+    if not worlds:
+        return None
     pipelines = sorted({group.pipeline for world in worlds for group in world.groups})
     colours = dict(zip(pipelines, cycle(COLOURS)))
     labels = list(dict.fromkeys(group.label for world in worlds for group in world.groups))
@@ -58,7 +70,7 @@ def draw(collection: Collection) -> Figure:
     )
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for world, axes in zip(worlds, panels, strict=False):
-        _draw_world(axes, world, colours, markers)
+        _draw_world(axes, world, against, colours, markers)
         axes.set_title(fill(world.name, 90 // columns), fontsize=10)
     for axes in panels[len(worlds) :]:
         axes.set_visible(False)
@@ -87,19 +99,18 @@ def draw(collection: Collection) -> Figure:
     return figure
 
 
-def _draw_world(axes: Axes, world: World, colours: Mapping[str, str], markers: Mapping[str, Marker]) -> None:
-    safety = [(world.base.safety, world.base.safety)]
-    utility = [(world.base.utility, world.base.utility)]
-    safety += [_ends(group.scores.safety) for group in world.groups]
-    utility += [_ends(group.scores.utility) for group in world.groups]
-    axes.set_xlim(*_limits(safety))
-    axes.set_ylim(*_limits(utility))
+def _draw_world(
+    axes: Axes, world: World, against: Against, colours: Mapping[str, str], markers: Mapping[str, Marker]
+) -> None:
+    base = world.base_point(against)
+    axes.set_xlim(*_limits([(base[0], base[0]), *(_ends(group.scores.safety) for group in world.groups)]))
+    axes.set_ylim(*_limits([(base[1], base[1]), *(_ends(group.height(against)) for group in world.groups)]))
 
-    axes.axvline(world.base.safety, color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
-    axes.axhline(world.base.utility, color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
-    front = world.fronts[0]
-    points = [group.point for group in world.groups if (group.pipeline, group.label) in front.members]
-    points += [(world.base.safety, world.base.utility)] if front.base_on_front else []
+    axes.axvline(base[0], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
+    axes.axhline(base[1], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
+    front = world.fronts_of(against)[0]
+    points = [group.point(against) for group in world.groups if (group.pipeline, group.label) in front.members]
+    points += [base] if front.base_on_front else []
     points.sort()
     # Down to the axes: the steps bound what the front dominates.
     corners = [(axes.get_xlim()[0], points[0][1]), *points, (points[-1][0], axes.get_ylim()[0])]
@@ -108,12 +119,12 @@ def _draw_world(axes: Axes, world: World, colours: Mapping[str, str], markers: M
     for group in world.groups:
         marker, solid = markers[group.label]
         colour = colours[group.pipeline]
-        x, y = group.point
+        x, y = group.point(against)
         axes.errorbar(
             x,
             y,
             xerr=group.scores.safety.half_width,
-            yerr=group.scores.utility.half_width,
+            yerr=group.height(against).half_width,
             color=colour,
             elinewidth=1.8,
             capsize=4,
@@ -132,7 +143,7 @@ def _draw_world(axes: Axes, world: World, colours: Mapping[str, str], markers: M
             zorder=4,
         )
     axes.set_xlabel("safety score (fraction, 0 to 1) →")
-    axes.set_ylabel("utility score (fraction, 0 to 1) →")
+    axes.set_ylabel(HEIGHTS[against])
     axes.grid(color="#E6E6E6", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

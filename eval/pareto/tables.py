@@ -1,6 +1,8 @@
 """The Pareto tables as Markdown, as LaTeX, and as records of numbers."""
 
-from eval.pareto.collection import Collection, World
+from collections.abc import Sequence
+
+from eval.pareto.collection import Against, Collection, World
 from eval.scores.statistics import Summary, hypervolume
 from ogpsa.utils import table
 from ogpsa.utils.table import Table, escape_markdown
@@ -8,6 +10,11 @@ from ogpsa.utils.table import Table, escape_markdown
 COLUMNS = (
     "pipeline", "method", "seeds", "safety ↑", "utility ↑", "over-refusal ↓", "Pareto front", "hypervolume"
 )  # fmt: skip
+OVER_REFUSAL_COLUMNS = ("pipeline", "method", "seeds", "safety ↑", "over-refusal ↓", "balanced ↑", "Pareto front")
+OVER_REFUSAL_NOTE = (
+    "Balanced: the mean of safety and 1 - over-refusal, that is of refusing when one should and answering when one "
+    "should; refusing everything, or nothing, scores 0.5. Pareto front: as above, of high safety and low over-refusal."
+)
 
 
 def markdown(collection: Collection) -> str:
@@ -21,6 +28,8 @@ def markdown(collection: Collection) -> str:
         "group of the same pipeline, or of all (overall). Hypervolume: of the base and the group's mean, reference "
         "point (0, 0).\n"
     )
+    if over_refusal := _over_refusal_tables(collection):
+        text += f"\n# Safety against over-refusal\n\n{''.join(map(table.markdown, over_refusal))}{OVER_REFUSAL_NOTE}\n"
     for title, remarks in (("Notes", collection.notes), ("Left out", map(str, collection.left_out))):
         items = "".join(f"- {escape_markdown(remark)}\n" for remark in remarks)
         text += f"\n{title}:\n\n{items}" if items else ""
@@ -29,7 +38,7 @@ def markdown(collection: Collection) -> str:
 
 def latex(collection: Collection) -> str:
     """One plain ``tabular`` per world; they need no package."""
-    return table.latex([_table(world) for world in collection.worlds])
+    return table.latex([*(_table(world) for world in collection.worlds), *_over_refusal_tables(collection)])
 
 
 def records(collection: Collection) -> list[dict[str, object]]:
@@ -45,27 +54,49 @@ def records(collection: Collection) -> list[dict[str, object]]:
                 row[f"{key}_half_width"] = summary.half_width if summary else None
                 row[f"{key}_base"] = base[key]
                 row[f"{key}_change"] = change[key]
-            rows.append(row | {"front": world.standing(group), "hypervolume": group.hypervolume})
+            row |= {"front": world.standing(group), "hypervolume": group.hypervolume}
+            rows.append(row | {"over_refusal_front": world.standing(group, "over_refusal")})
     return rows
 
 
 def _table(world: World) -> Table:
     """The base's row and one per group."""
-    overall, *pipelines = world.fronts
+    rows = _rows(world, ("safety", "utility", "over_refusal"), "utility")
+    volumes = [hypervolume([world.base_point()]), *(group.hypervolume for group in world.groups)]
+    rows = [[*row, f"{volume:.3f}"] for row, volume in zip(rows, volumes, strict=True)]
+    return Table(COLUMNS, rows, world.name, align="llrrrrlr")
+
+
+def _over_refusal_tables(collection: Collection) -> list[Table]:
+    """The same against over-refusal, of the worlds where it is measured."""
+    return [
+        Table(
+            OVER_REFUSAL_COLUMNS,
+            _rows(world, ("safety", "over_refusal", "balanced"), "over_refusal"),
+            world.name,
+            align="llrrrrl",
+        )
+        for world in collection.worlds
+        if world.over_refusal_fronts
+    ]
+
+
+def _rows(world: World, shown: Sequence[str], against: Against) -> list[list[str]]:
+    """Cells up to the standing on the front."""
+    overall, *pipelines = world.fronts_of(against)
     standing = (
         "overall"
         if overall.base_on_front
         else ", ".join(str(front.pipeline) for front in pipelines if front.base_on_front)
     )
-    cells = ["n/a" if value is None else f"{value:.3f}" for value in world.base.named().values()]
-    base = hypervolume([(world.base.safety, world.base.utility)])
-    rows = [["–", "base", "–", *cells, standing, f"{base:.3f}"]]
+    base = world.base.named()
+    cells = ["n/a" if (value := base[key]) is None else f"{value:.3f}" for key in shown]
+    rows = [["–", "base", "–", *cells, standing]]
     for group in world.groups:
-        change = group.change.named()
-        cells = [_cell(summary, change[key]) for key, summary in group.scores.named().items()]
-        row = [group.pipeline, group.label, str(len(group.runs)), *cells]
-        rows.append([*row, world.standing(group), f"{group.hypervolume:.3f}"])
-    return Table(COLUMNS, rows, world.name, align="llrrrrlr")
+        change, scores = group.change.named(), group.scores.named()
+        cells = [_cell(scores[key], change[key]) for key in shown]
+        rows.append([group.pipeline, group.label, str(len(group.runs)), *cells, world.standing(group, against)])
+    return rows
 
 
 def _cell(summary: Summary | None, change: float | None) -> str:

@@ -92,20 +92,23 @@ def mirror(directory: Path, mode: str = "auto") -> tuple[list[str], list[str]]:
 
 
 def mirror_front(collection: Collection, tracker: Tracker, directory: Path, folder: Path) -> str:
-    """The Pareto table and the front as a picture to a W&B run of their own, and its id.
+    """The Pareto table and the fronts as pictures to a W&B run of their own, and its id.
 
     Args:
         directory: what the runs lie in; it names the W&B run.
-        folder: where the picture is written and offline runs are kept.
+        folder: where the pictures are written and offline runs are kept.
     """
-    from eval.pareto.plot import draw, save
+    from eval.pareto.plot import PICTURES, draw, save
     from eval.pareto.tables import records
 
-    picture = folder / "front.png"
-    save(draw(collection), picture)
+    pictures: dict[str, Path] = {}
+    for key, against in PICTURES.items():
+        if (figure := draw(collection, against)) is not None:
+            pictures[key] = folder / f"{key}.png"
+            save(figure, pictures[key])
     name = directory.resolve().name
     with WandbRun(tracker, f"pareto-{name}", run_id("pareto", directory), folder, {"directory": name}) as copy:
-        copy.log({"pareto": records(collection), "front": picture})
+        copy.log({"pareto": records(collection), **pictures})
         return copy.id
 
 

@@ -171,9 +171,10 @@ def _world(world: World, resamples: int) -> Section:
     checkpoints = [_base(world, base, sure)]
     for number, (group, found) in enumerate(zip(world.groups, evaluations, strict=True), start=1):
         point = sure.groups[number - 1] if sure else None
-        change = group.change.named()
+        change, summaries = group.change.named(), group.scores.named()
         scores = {}
-        for name, summary in group.scores.named().items():
+        for name in AVERAGES:
+            summary = summaries[name]
             interval = _bounds(point).get(name)
             if summary and summary.half_width is not None:
                 interval = Interval(summary.mean - summary.half_width, summary.mean + summary.half_width)
@@ -208,8 +209,7 @@ def _base(world: World, base: Artefacts | None, sure: FrontIntervals | None) -> 
         colour=0,
         evaluations=evaluations,
         scores={
-            name: _average(evaluations, name, value, _bounds(point).get(name))
-            for name, value in world.base.named().items()
+            name: _average(evaluations, name, world.base.named()[name], _bounds(point).get(name)) for name in AVERAGES
         },
         hypervolume=hypervolume([(world.base.safety, world.base.utility)]),
         front=standing,

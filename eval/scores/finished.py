@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from eval.scores.aggregate import AVERAGES
+from eval.scores.statistics import balanced_score
 from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, METRICS_FILE, PROVENANCE_FILE, read_stored_config
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_json, read_jsonl
@@ -20,15 +21,22 @@ Value = TypeVar("Value")
 class Scores(Generic[Value]):
     """One value a score, each an average over benchmarks in [0, 1].
 
-    ``over_refusal`` (lower is better) is None where it is not measured.
+    ``over_refusal`` (lower is better) and ``balanced``, of it and safety (``balanced_score``), are None where it is not
+    measured.
     """
 
     safety: Value
     utility: Value
     over_refusal: Value | None
+    balanced: Value | None = None
 
     def named(self) -> dict[str, Value | None]:
-        return {"safety": self.safety, "utility": self.utility, "over_refusal": self.over_refusal}
+        return {
+            "safety": self.safety,
+            "utility": self.utility,
+            "over_refusal": self.over_refusal,
+            "balanced": self.balanced,
+        }
 
 
 @dataclass(frozen=True)
@@ -159,4 +167,6 @@ def _averages(part: dict[str, Any], place: str) -> Scores[float]:
             raise UserError(
                 f"{place}: {key}: has no value; scores.json says how many answers of each benchmark are missing"
             )
-    return Scores(*(part[key] for key in AVERAGES))
+    safety, utility, over_refusal = (part[key] for key in AVERAGES)
+    balanced = None if over_refusal is None else balanced_score(safety, over_refusal)
+    return Scores(safety, utility, over_refusal, balanced)

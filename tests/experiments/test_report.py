@@ -12,9 +12,9 @@ from matplotlib.image import imread
 from safetensors.torch import save_file
 
 from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, utility_at_safety
-from experiments.comparisons import compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
+from experiments.comparisons import at_levels, compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
 from experiments.costs import costs
-from experiments.distance import Weights
+from experiments.distance import Weights, relative_distance, weights_of
 from experiments.outcomes import publication, published, read_rows
 from experiments.report import report
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
@@ -242,7 +242,8 @@ def test_equal_safety_by_hand(tmp_path: Path) -> None:
     assert naive.found == pytest.approx({0: 60.0, 1: 60.0})
     assert lora.utility == {0: None, 1: None}
     assert ogpsa.found == pytest.approx({0: 65.0, 1: 66.0})
-    (comparison,) = compare_at_equal_safety(table, [naive, lora, ogpsa])
+    comparison, over_refusal = compare_at_equal_safety(table, [naive, lora, ogpsa])
+    assert (over_refusal.row, over_refusal.paired.difference.mean) == (OGPSA, 0.0)
     assert (comparison.row, comparison.against) == (OGPSA, BASELINE)
     assert comparison.paired.difference.mean == pytest.approx(5.5)
     text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
@@ -254,6 +255,54 @@ def test_equal_safety_by_hand(tmp_path: Path) -> None:
     assert lines[0]["OGPSA minus it"].startswith("+5.5 ± ")
     strengths = lines_of(text, "world 0 in the place of qwen2_5_7b: by strength")
     assert strengths[0]["× 0.5"] == "80.0 ± 0.0, 70.0 ± 0.0"
+
+
+SMALL = [f"small/sft_{name}" for name in ("baseline", "replay", "merge")]
+
+
+def test_over_refusal_at_a_level_of_safety_by_hand(tmp_path: Path) -> None:
+    """From the untuned (0, 0) naive tuning refuses half as much at 40 and all at 100; replay less; merging is no safer.
+
+    The highest safety that all reach in both seeds is merging's, 60 in seed 0.
+    """
+    level = {"safety": "harmful_seen", "over_refusal": "look_alike", "at": [80]}
+    table = experiment(SMALL, {"seeds": 2, "strengths": [1.0, 2.0]}, suite="check", figure="front", levels=[level],
+                       label="{row}", reference=SMALL[0])  # fmt: skip
+    given = points(table, "check")
+    harmful = {"baseline": (0.4, 1.0), "replay": (0.4, 1.0), "merge": (0.3, 0.6)}
+    harmless = {"baseline": (0.2, 1.0), "replay": (0.2, 0.5), "merge": (0.1, 0.3)}
+    for point in given:
+        name, place = point.row.partition("_")[2], int(point.strength) - 1
+        extra = 0.1 * (name == "merge") * point.seed
+        values = {"harmful_seen": harmful[name][place] + extra, "look_alike": harmless[name][place]}
+        write_run(tmp_path, point, harmful[name][place] + extra, 0.7, values)
+        path = tmp_path / point.config.run_name() / "metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["base"]["benchmarks"] |= {"harmful_seen": {"value": 0.0}, "look_alike": {"value": 0.0}}
+        for part in (metrics["base"], *metrics["stages"].values()):
+            part["benchmarks"]["some_loss"] = {"value": 1.75, "metric": "loss"}
+        path.write_text(json.dumps(metrics))
+    rows = read_rows(table, "check", given, tmp_path)
+    found = {(one.row.name, one.level): one for one in at_levels(table, rows)}
+    naive, replay, merge = (found[name, 80] for name in SMALL)
+    # Two thirds of the way from 40 to 100.
+    assert naive.found == pytest.approx(dict.fromkeys((0, 1), 20 + 80 * 2 / 3))
+    assert replay.found == pytest.approx(dict.fromkeys((0, 1), 20 + 30 * 2 / 3))
+    assert merge.found == {} and merge.against is None
+    assert replay.against is not None and replay.against.paired.difference.mean == pytest.approx(-50 * 2 / 3)
+    assert found[SMALL[2], 60].common
+    assert found[SMALL[2], 60].found[0] == pytest.approx(30)
+    assert rows[0].results[0].scores["some_loss"] == 1.75
+    text = (written(table, "check", given, tmp_path) / "table1.md").read_text()
+    group = text.partition(": look_alike at a level of harmful_seen")[0].rpartition("## ")[2]
+    cells = [line["look_alike refused"] for line in lines_of(text, f"{group}: look_alike at a level of harmful_seen")]
+    assert cells[:3] == ["73.3 ± 0.0", "40.0 ± 0.0", "not reached"]
+    first = lines_of(text, f"{group}: safety against over-refusal")[1]
+    assert (first["learning rates"], first["over-refusal ↓"], first["balanced ↑"]) == (
+        "× 1",
+        "25.0 ± 0.0",
+        "57.5 ± 0.0",
+    )
 
 
 def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,6 +337,26 @@ def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         if point.row == OGPSA:
             write_weights(tmp_path / point.config.run_name(), [1.0, 0.03, 0.0])
     assert compare_at_equal_distance(read_rows(table, "testbed", given, tmp_path)) == []
+
+
+def test_distance_of_a_model_that_lies_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that only one of the two files holds, as one tied to another, does not count."""
+    (point,) = points(experiment([SMALL[0]], {"seeds": 1}, suite="check"), "check")
+    folders = {name: tmp_path / name for name in ("untuned", "tuned")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        numbers = [3.0, 4.0] if name == "untuned" else [3.0, 4.5]
+        tied = {"head": torch.ones(2)} if name == "tuned" else {}
+        save_file({"weight": torch.tensor(numbers), **tied}, folder / "model.safetensors")
+    monkeypatch.setattr("experiments.distance.checkpoints", lambda directory: [folders["tuned"]])
+
+    def config(path: str) -> Config:
+        return point.config.model_copy(update={"model": point.config.model.model_copy(update={"path": path})})
+
+    weights = weights_of(config(str(folders["untuned"])), tmp_path)
+    assert weights == Weights(folders["untuned"], folders["tuned"])
+    assert relative_distance(weights) == pytest.approx(0.1)
+    assert weights_of(config("nobody/nothing"), tmp_path) is None
 
 
 def test_front_membership_by_hand(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def test_every_experiment_names_rows_that_are_there(name: str) -> None:
     assert all((CONF / "experiment" / f"{row}.yaml").is_file() for row in experiment.rows)
     own = {path.stem for path in (CONF / "experiment" / name).glob("*.yaml")}
     assert {f"{name}/{row}" for row in own} <= set(experiment.rows)
-    assert set(experiment.settings.suites) == {"paper", "testbed", "check"}
+    full = {"small"} if name.startswith("small_") else {"paper", "testbed"}
+    assert set(experiment.settings.suites) == {*full, "check"}
 
 
 def test_table1_is_every_model_pipeline_and_method() -> None:
@@ -90,12 +91,23 @@ def test_seeds_are_a_number_a_range_or_a_list(given: str, expected: list[int]) -
     assert parse(["rank", f"seeds={given}"]).seeds == expected
 
 
+def test_all_are_those_of_the_suite() -> None:
+    small = {"small_sft", "small_dpo"}
+    assert {suite: set(parse(["all", f"suite={suite}"]).names) for suite in ("small", "testbed", "check")} == {
+        "small": small,
+        "testbed": set(NAMES) - small,
+        "check": set(NAMES),
+    }
+
+
 EXPERIMENTS = ", ".join([*NAMES, "all"])
 MISTAKES = {
     "fun": "'fun' is no command; allowed: list, plan, run, report; did you mean 'run'?",
     "run": f"name an experiment: {EXPERIMENTS}",
     "plan rnak": f"'rnak' is not an experiment; allowed: {EXPERIMENTS}; did you mean 'rank'?",
-    "run rank suite=tesbed": "suite: found 'tesbed'; allowed: check, paper, testbed; did you mean 'testbed'?",
+    "run rank suite=tesbed": "suite: found 'tesbed'; allowed: check, paper, small, testbed; did you mean 'testbed'?",
+    "plan rank suite=small": "suite: rank does not run on 'small'; allowed: paper, testbed, check",
+    "plan small_sft": "suite: small_sft does not run on 'testbed'; allowed: small, check",
     "run rank seeds=a": "seeds: found 'a'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",
     "run rank seeds=0": "seeds: found '0'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",
     "run rank seeds=9-5": "seeds: found '9-5'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",

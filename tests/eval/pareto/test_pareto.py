@@ -25,7 +25,10 @@ from ogpsa.utils.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 BASE = {"safety": 0.5, "utility": 0.9, "over_refusal": 0.1}
-WRITTEN = [f"pareto.{ending}" for ending in ("csv", "json", "md", "pdf", "png", "tex")]
+WRITTEN = [
+    *(f"pareto.{ending}" for ending in ("csv", "json", "md", "pdf", "png", "tex")),
+    *(f"pareto_over_refusal.{ending}" for ending in ("pdf", "png")),
+]
 
 
 @cache
@@ -305,7 +308,32 @@ def test_over_refusal_may_be_unmeasured(tmp_path: Path) -> None:
     assert group.change.over_refusal is None
     (row,) = csv.DictReader((tmp_path / "pareto.csv").open())
     assert row["over_refusal"] == row["over_refusal_base"] == ""
-    assert "n/a" in (tmp_path / "pareto.md").read_text()
+    text = (tmp_path / "pareto.md").read_text()
+    assert "n/a" in text and "over-refusal\n" not in text
+    assert not list(tmp_path.glob("pareto_over_refusal.*"))
+
+
+def test_safety_against_over_refusal_by_hand(tmp_path: Path) -> None:
+    """Of the base at (0.5, 0.1) and three runs one is dominated: as safe as the last, and it refuses more."""
+    make_run(tmp_path / "a", "method=baseline", 1.0, 0.7, 1.0)
+    make_run(tmp_path / "b", "method=lora", 0.8, 0.9, 0.4)
+    make_run(tmp_path / "c", "method=ogpsa", 0.8, 0.6, 0.2)
+    world = only_world(tmp_path)
+    balanced = {group.method: group.scores.named()["balanced"] for group in world.groups}
+    assert {name: one and one.mean for name, one in balanced.items()} == pytest.approx(
+        {"baseline": 0.5, "lora": 0.7, "ogpsa": 0.8}
+    )
+    assert {group.method: world.standing(group, "over_refusal") for group in world.groups} == {
+        "baseline": "overall",
+        "lora": "",
+        "ogpsa": "overall",
+    }
+    assert {group.method: world.standing(group) for group in world.groups}["lora"] == "overall"
+    write(collect([tmp_path]), tmp_path / "out")
+    (table,) = (tmp_path / "out" / "pareto.md").read_text().split("# Safety against over-refusal\n")[1:]
+    assert "| 0.800 ± – (+0.300) | 0.200 ± – (+0.100) | 0.800 ± – (+0.100) | overall |" in table
+    with (tmp_path / "out" / "pareto.csv").open() as file:
+        assert {row["method"]: row["over_refusal_front"] for row in csv.DictReader(file)}["ogpsa"] == "overall"
 
 
 def test_fronts_and_hypervolumes_by_hand(tmp_path: Path) -> None:
@@ -359,7 +387,7 @@ def test_all_files_are_written_whole_beside_the_runs(tmp_path: Path, capsys: pyt
         ("o1", 1, 0.71),
         ("o2", 2, 0.72),
     ]
-    assert stored["worlds"][0]["base"] == BASE
+    assert stored["worlds"][0]["base"] == BASE | {"balanced": pytest.approx(0.7)}
 
 
 @pytest.mark.parametrize("worlds", [1, 3])
@@ -391,7 +419,8 @@ def test_latex_escapes_names_and_needs_no_package(tmp_path: Path) -> None:
     assert r"sft\_dpo & ogpsa refresh\_every=1 & 1 &" in text
     assert text.isascii()
     bodies = [line for line in text.splitlines() if " & " in line]
-    assert {line.count(" & ") for line in bodies} == {7}
+    # Against utility with the hypervolume besides, against over-refusal without.
+    assert [line.count(" & ") for line in bodies] == [7] * 4 + [6] * 4
     assert all(line.endswith(r" \\") for line in bodies)
 
 
