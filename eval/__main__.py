@@ -1,6 +1,7 @@
 """Evaluate a checkpoint alone and print its scores, or run one of the evaluation layer's other commands.
 
-python -m eval checkpoint=DIR [eval=testbed|small|quick|paper] [eval.KEY=VALUE ...] [output=DIR] [until=generations|verdicts]
+python -m eval checkpoint=DIR [eval=testbed|small|quick|paper] [eval.KEY=VALUE ...] [output=DIR]
+               [until=generations|verdicts]
 python -m eval COMMAND ...                                  python -m eval COMMAND --help says more
 
 A checkpoint inside a run directory is evaluated as its run was, on the run's own rows; the directory itself stands for
