@@ -25,6 +25,7 @@ def check_groups(settings: Evaluation) -> list[Benchmark]:
             the parts of a composite are scored in different ways.
     """
     found = find_benchmarks(settings.benchmarks, settings.judges, settings.task_dir, settings.max_new_tokens)
+    find_benchmarks(settings.limits, folder=settings.task_dir)
     check_judge_settings(settings.judge)
     _check_judges(found, settings)
     metrics = {benchmark.name: scored_by(benchmark, settings.judge) for benchmark in found}
@@ -35,12 +36,6 @@ def check_groups(settings: Evaluation) -> list[Benchmark]:
             if group in AVERAGED and metrics[name] not in AVERAGED[group]:
                 allowed = " and ".join(AVERAGED[group])
                 problems.append(f"eval.{group}: '{name}' is scored by {metrics[name]}; {group} averages {allowed}")
-    names = [benchmark.name for benchmark in found]
-    problems += [
-        f"eval.limits.{name}: '{name}' is not evaluated; allowed: {', '.join(names)}{closest_match(name, names)}"
-        for name in settings.limits
-        if name not in names
-    ]
     for name, parts in settings.composites.items():
         kinds = {(metrics[part], judges[part]) for part in parts if part in metrics}
         if len(kinds) > 1:

@@ -36,7 +36,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(folder: Path, output: str) -> list[str]:
     return [
-        f"checkpoint={folder / 'model'}", "eval=small", "eval.limit=2", "eval.limits={}",
+        f"checkpoint={folder / 'model'}", "eval=small", "eval.limit=2",
         f"eval.data_dir={folder / 'rows'}", f"output={folder / output}",
     ]  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_options_are_put_as_plain_text_and_weighed_by_character(evaluated: Path)
 
 def test_a_capped_response_is_judged_and_counted_as_cut(evaluated: Path) -> None:
     entry = json.loads((evaluated / "out" / "scores.json").read_text())["benchmarks"]["xstest_safe"]
-    assert (entry["n"], entry["missing"], entry["cut"]) == (2, 0, 2)
+    assert (entry["n"], entry["missing"], entry["cut"]) == (6, 0, 6)
     # A token is a byte.
     assert all(len(row["response"]) <= 8 for row in generations(evaluated, "xstest_safe"))
 
@@ -133,8 +133,8 @@ def test_piqa_is_within_two_points_of_the_published_figure(tmp_path: Path) -> No
         if not needed.exists():
             pytest.skip(f"no {needed}")
     (tmp_path / "piqa.jsonl").write_bytes(PIQA.read_bytes())
-    groups = ["eval.safety=[]", "eval.over_refusal=[]", "eval.reported=[]", "eval.utility=[piqa]", "eval.limits={}"]
+    groups = ["eval.safety=[]", "eval.over_refusal=[]", "eval.reported=[]", "eval.utility=[piqa]"]
     place = [f"checkpoint={REAL_MODEL}", f"eval.data_dir={tmp_path}", f"output={tmp_path / 'out'}"]
-    assert command.main([*place, "eval=small", "eval.limit=null", *groups]) == EXIT_DONE
+    assert command.main([*place, "eval=small", "eval.limits.piqa=null", *groups]) == EXIT_DONE
     # Published of SmolLM2-135M-Instruct.
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["utility"] == pytest.approx(0.663, abs=0.02)
