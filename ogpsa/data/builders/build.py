@@ -104,7 +104,7 @@ def _check_parts(settings: SafetyTunedLlamas) -> None:
 
 
 def _add_rejected(settings: Rejected, parts: dict[str, list[Candidate]], journal: Path) -> dict[str, Any]:
-    """Give the rows of ``settings.parts`` the checkpoint's answers, and drop those without; returns the card's facts."""
+    """Give the rows of ``settings.parts`` the checkpoint's answers, drop those without; returns the card's facts."""
     named = {name: parts[name] for name in parts if name in settings.parts}
     prompts = [candidate.prompt for part in named.values() for candidate in part]
     written, facts = write_rejected(settings, prompts, journal)
