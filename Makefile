@@ -75,8 +75,8 @@ data-small: export OMP_NUM_THREADS = 1
 data-small: $(SMALL_MODEL) ## Build the rows of data=small (copies=DIR: from local files; rows=640)
 	$(BUILD) safety_tuned_llamas parts.train=$(rows) $(call copy,safety_tuned_llamas/safety_only.json) \
 	  $(if $(copies),'exclude=[$(patsubst %,$(copies)/%$(comma),$(harmful))]')
-	$(BUILD) alpaca $(call copy,alpaca/alpaca_en_demo.json)
-	$(BUILD) halueval parts.reference=200 $(call copy,halueval/general_400.jsonl)
+	$(BUILD) halueval parts.reference=200 $(if $(copies),,source.config=general) $(call copy,halueval/general_400.jsonl)
+	$(BUILD) alpaca $(call copy,alpaca/alpaca_en_demo.json) exclude=[outputs/data/halueval/reference.jsonl]
 	$(BUILD) ultrafeedback 'parts={reference: 100}' $(call copy,preference/dpo_en_demo_300.json)
 
 .PHONY: demo

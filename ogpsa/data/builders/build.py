@@ -20,6 +20,8 @@ from ogpsa.utils.files import check_writable, exclusive, write_json, write_jsonl
 
 CARD = "card.json"
 JOURNAL = "refusals.journal"
+# The part that is a benchmark, to which no other may come near.
+HELD_OUT = "heldout"
 REJECTED_JOURNAL = "rejected.journal"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -145,8 +147,25 @@ def draw(settings: DataSet) -> Drawn:
     eligible.sort(key=lambda candidate: hashlib.sha256(f"{settings.seed} {candidate.prompt}".encode()).digest())
     ordered = iter(eligible)
     parts = {name: [next(ordered) for _ in range(number)] for name, number in settings.parts.items()}
-    counts = {"read": read, "dropped": dict(dropped), "eligible": len(eligible), "drawn": wanted}
+    _keep_from_held_out(parts, settings.similarity, dropped)
+    counts = {
+        "read": read,
+        "dropped": {reason: n for reason, n in dropped.items() if n},
+        "eligible": len(eligible),
+        "drawn": wanted,
+    }
     return Drawn(parts, counts, source, {str(file): _sha256(file) for file in excluded})
+
+
+def _keep_from_held_out(parts: dict[str, list[Candidate]], similarity: float, dropped: Counter[str]) -> None:
+    """Take near duplicates of held-out prompts out of the other parts, which are smaller by them."""
+    held_out = [candidate.prompt for candidate in parts.get(HELD_OUT, [])]
+    for name, part in parts.items():
+        if held_out and name != HELD_OUT:
+            found = duplicates([candidate.prompt for candidate in part], held_out, similarity)
+            near = {pair.left for pair in found}
+            dropped[f"of {name}, nearly in {HELD_OUT}"] += len(near)
+            part[:] = [candidate for number, candidate in enumerate(part) if number not in near]
 
 
 def _eligible(settings: DataSet, published: Iterable[Row], dropped: Counter[str]) -> tuple[list[Candidate], int]:
