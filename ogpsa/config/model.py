@@ -48,6 +48,18 @@ class Architecture(Section):
     max_position_embeddings: int = Field(ge=1)
 
 
+class LocalCopy(Section):
+    """A folder that takes the place of the hub's files where it is there.
+
+    Attributes:
+        of: the hub id in whose place; another ``model.path`` is not touched.
+        path: the folder.
+    """
+
+    of: str
+    path: PathText = Field(min_length=1)
+
+
 class StageRecipe(Training):
     """One stage's training settings for one model; ``conf/stage`` reads them from here."""
 
@@ -74,6 +86,8 @@ class Model(Section):
     base: BaseTraining | None
     # A run of an earlier revision does not say.
     architecture: Architecture | None = None
+    # A run of an earlier revision does not say.
+    local_copy: LocalCopy | None = None
     recipe: Recipe
 
     @model_validator(mode="after")

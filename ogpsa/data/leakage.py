@@ -23,7 +23,9 @@ REPORT = "leakage.json"
 WIDTH = 5
 # Where a row's prompt stands, in our files and in those that data sets publish; the first one that is there counts.
 # A question is a prompt without the words around it.
-PROMPTS = ("question", "Question", "prompt", "instruction", "forbidden_prompt", "problem", "user_query", "inputs")
+PROMPTS = (
+    "question", "Question", "prompt", "instruction", "forbidden_prompt", "problem", "user_query", "inputs", "Behavior",
+)  # fmt: skip
 # Texts that are compared with all others at a time.
 BLOCK = 256
 FACTOR = np.uint64(0x9E3779B97F4A7C15)

@@ -21,6 +21,11 @@ LISTS = "a list of objects, or an object of such lists"
 SEPARATORS = (";", "\t", "|")
 
 
+def ending(file: Path) -> str:
+    """The ending that names a file's format: of rows.jsonl.gz, .jsonl."""
+    return Path(file.stem if file.suffix == ".gz" else file).suffix.lower()
+
+
 def read_table(file: Path) -> list[Row]:
     """The rows of a .json, .csv or .parquet file; of a .txt file, each line that says something as ``text``; of any
     other, one JSON object a line.
@@ -31,14 +36,14 @@ def read_table(file: Path) -> list[Row]:
     Raises:
         UserError: the file is missing or not of the format that its ending says.
     """
-    ending = file.suffix.lower()
-    if ending == ".json":
+    kind = ending(file)
+    if kind == ".json":
         return parse_list(read_text(file, LISTS), file)
-    if ending == ".txt":
+    if kind == ".txt":
         return [{"text": line} for line in read_text(file, "lines of text").splitlines() if line.strip()]
-    if ending == ".csv":
+    if kind == ".csv":
         return [dict(row) for row in read_csv(file)[1]]
-    if ending == ".parquet":
+    if kind == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
@@ -49,7 +54,7 @@ def read_table(file: Path) -> list[Row]:
         except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
             raise UserError(f"{file}: not readable as Parquet ({error})") from None
         return rows
-    if ending in (".tsv", ".tab") and file.is_file():
+    if kind in (".tsv", ".tab") and file.is_file():
         raise UserError(f"{file}: cells separated by tabs are not read; save it as CSV with commas, or as JSON lines")
     return read_jsonl(file)
 
@@ -123,7 +128,9 @@ def parse_csv(text: str, place: Path | str) -> tuple[list[str], list[dict[str, s
     return header, rows
 
 
-def read_hub(hub: str, config: str | None, split: str, revision: str | None) -> tuple[Iterable[Row], str | None]:
+def read_hub(
+    hub: str, config: str | None, split: str, revision: str | None, data_dir: str | None = None
+) -> tuple[Iterable[Row], str | None]:
     """The rows of a data set on the hub, or in a folder laid out like one, and its revision.
 
     Of several configurations, ``a, b``, each row names its own as ``config``.
@@ -140,7 +147,9 @@ def read_hub(hub: str, config: str | None, split: str, revision: str | None) -> 
         revision = HfApi().dataset_info(hub).sha
     datasets.disable_progress_bars()
     names = [name.strip() for name in (config or "").split(",")]
-    parts = [datasets.load_dataset(hub, name or None, split=split, revision=revision) for name in names]
+    parts = [
+        datasets.load_dataset(hub, name or None, data_dir=data_dir, split=split, revision=revision) for name in names
+    ]
     if len(names) == 1:
         return parts[0], revision
     return ({"config": name, **row} for name, part in zip(names, parts, strict=True) for row in part), revision

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ MODEL_FILES = (
 )  # fmt: skip
 # As ogpsa/runs/directory.py calls it.
 RUN_FILE = "config.yaml"
+log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 
 
@@ -39,7 +41,9 @@ def check_model(config: Config) -> None:
         config.testbed_base()
         return
     folder = Path(model.path)
-    if folder.is_dir():
+    if (copy := local_copy(model)) is not None:
+        check_weights(copy, "model.local_copy.path", "remove the folder, and write it again")
+    elif folder.is_dir():
         check_weights(folder, "model.path", "write the checkpoint again")
     elif folder.exists():
         raise UserError(f"model.path: {folder} is a file; expected a folder with config.json and *.safetensors")
@@ -111,12 +115,22 @@ def adapter_problem(folder: Path) -> str:
     )
 
 
+def local_copy(model: Model) -> Path | None:
+    """The folder in place of the hub id ``model.path``, where one is named and there; a folder goes before it."""
+    copy = model.local_copy
+    if copy is None or copy.of != model.path or Path(model.path).is_dir() or not Path(copy.path).is_dir():
+        return None
+    return Path(copy.path)
+
+
 def here_already(model: Model) -> Path | None:
     """The folder of ``model.path`` where nothing has to be fetched: a local one, or a snapshot in the hub's cache."""
     if model.path is None:
         return None
     if Path(model.path).is_dir():
         return Path(model.path)
+    if (copy := local_copy(model)) is not None:
+        return copy
     from huggingface_hub import try_to_load_from_cache
 
     names = ("config.json", "tokenizer_config.json")
@@ -126,7 +140,7 @@ def here_already(model: Model) -> Path | None:
 
 
 def local_folder(model: Model) -> Path:
-    """The folder of ``model.path``; a hub id's snapshot at the revision, fetched if it is not in the hub's cache.
+    """The folder of ``model.path``; of a hub id, its local copy, or its snapshot at the revision, fetched if need be.
 
     Raises:
         UserError: the hub does not have it, or cannot be reached.
@@ -134,6 +148,9 @@ def local_folder(model: Model) -> Path:
     path = str(model.path)
     if Path(path).is_dir():
         return Path(path)
+    if (copy := local_copy(model)) is not None:
+        log.info("model.local_copy: %s stands in for %s, whose own weights may be others", copy, path)
+        return copy
     ask_hub()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gzip
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -122,7 +124,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def read_text(path: Path, expected: str) -> str:
-    """The text of a UTF-8 file, without its mark of byte order.
+    """The text of a UTF-8 file, without its mark of byte order; one that is named .gz is unpacked.
 
     Args:
         expected: what the file should hold, for messages to the user.
@@ -136,6 +138,11 @@ def read_text(path: Path, expected: str) -> str:
         raise UserError(f"{path}: {absent(path)}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: a folder; expected a file of {expected}") from None
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path}: not readable as gzip ({error}); fetch it again") from None
     return decoded(content, path, expected)
 
 

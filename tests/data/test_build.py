@@ -1,6 +1,7 @@
 """Building data sets from made-up rows with the columns that the real ones have, and from slices of real ones."""
 
 import csv
+import gzip
 import json
 import os
 import signal
@@ -23,11 +24,12 @@ from ogpsa.app.compose import compose_config
 from ogpsa.data.__main__ import main
 from ogpsa.data.builders.settings import FOLDER, SCHEMAS, load_settings
 from ogpsa.data.rows import load_data
+from ogpsa.models.files import fingerprint
 from ogpsa.models.load import load_model
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from ogpsa.utils.files import read_json, read_jsonl
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data"
@@ -83,9 +85,21 @@ MADE_UP: dict[str, list[Row]] = {
         {"question": f"Which number follows {n}?", "subject": "", "choices": [str(n + k) for k in (3, 1, 2, 5)],
          "answer": 1} for n in range(12)
     ],
+    "safety_tuned_llamas": [
+        {"instruction": f"Help me to steal {n}.", "input": "", "output": f"I won't: {n}."} for n in range(12)
+    ],
+    "hh_rlhf": [
+        {answer: f"\n\nHuman: How do I rob {n}?\n\nAssistant: {answer} {n}" for answer in ("chosen", "rejected")}
+        for n in range(12)
+    ],
+    "alpaca": [
+        {"instruction": f"Add one to {n}.", "input": f"It is {n}." * (n % 2), "output": f"{n + 1}"} for n in range(12)
+    ],
 }  # fmt: skip
+# Of which no row has a rejected answer.
+SFT_ALONE = ("gsm8k", "safety_tuned_llamas", "alpaca")
 PARTS = {"safe_rlhf": "train", "ultrafeedback": "reference", "halueval": "reference", "gsm8k": "reference",
-         "mmlu": "reference"}  # fmt: skip
+         "mmlu": "reference", "safety_tuned_llamas": "train", "hh_rlhf": "train", "alpaca": "reference"}  # fmt: skip
 
 
 def write(file: Path, rows: list[Row]) -> Path:
@@ -108,6 +122,10 @@ def arguments(name: str, source: Path | str, out: Path, *overrides: str) -> list
     given = ["build", name, f"source.path={source}", f"output={out}"]
     if name == "safe_rlhf" and not any("refusals.way" in override for override in overrides):
         given.append("refusals.way=templates")
+    if name == "safety_tuned_llamas" and not any("rejected" in override for override in overrides):
+        given.append(
+            "rejected={way: none, parts: [], max_tokens: 8, model: {path: null, batch_size: 1, template_kwargs: {}}}"
+        )
     return [*given, *overrides]
 
 
@@ -147,7 +165,7 @@ def test_a_local_copy_becomes_rows_that_a_run_reads(name: str, ending: str, work
         for file in files
     }
     assert len({row["prompt"] for row in rows}) == 8
-    pairs = name != "gsm8k"
+    pairs = name not in SFT_ALONE
     assert all(("rejected" in row) == pairs and row["chosen"] for row in rows)
     stages = ["stage.sft", "stage.dpo"] if pairs else ["stage"]
     batches = [f"{stage}.{key}" for stage in stages for key in ("batch_size=8", "micro_batch_size=4")]
@@ -628,6 +646,62 @@ def test_a_checkpoint_writes_what_it_says_alone_and_goes_on_by_batches(work: Pat
     assert (work / "grown" / "train.jsonl").read_bytes() == whole
 
 
+def test_an_instruction_and_its_input_are_one_prompt(work: Path) -> None:
+    build("alpaca", write(work / "rows.json", MADE_UP["alpaca"]), work / "out", "parts={reference: 12}")
+    assert {row["prompt"] for row in rows_of(work / "out", "reference")} == {
+        f"Add one to {n}." + f"\n\nIt is {n}." * (n % 2) for n in range(12)
+    }
+
+
+def test_two_conversations_become_a_pair_where_they_differ_in_the_answer_alone(work: Path) -> None:
+    def talk(*said: str) -> str:
+        return "".join(f"\n\n{'Human' if n % 2 == 0 else 'Assistant'}: {text}" for n, text in enumerate(said))
+
+    rows = [
+        {"chosen": talk("a\n\nb Human: c", "no"), "rejected": talk("a\n\nb Human: c", "yes")},
+        {"chosen": talk("a", "b", "c", "no"), "rejected": talk("a", "b", "c", "yes")},
+        {"chosen": talk("a", "no"), "rejected": talk("b", "yes")},
+        {"chosen": talk("a"), "rejected": talk("a", "yes")},
+    ]
+    (work / "rows.jsonl.gz").write_bytes(gzip.compress(write(work / "rows.jsonl", rows).read_bytes()))
+    card = build("hh_rlhf", work / "rows.jsonl.gz", work / "out", "parts.train=1")
+    assert rows_of(work / "out", "train") == [{"prompt": "a\n\nb Human: c", "chosen": "no", "rejected": "yes"}]
+    assert card["counts"]["dropped"] == {
+        "more than one turn": 1, "conversations that differ before their last answers": 1, "turns out of order": 1
+    }  # fmt: skip
+
+
+def test_the_untuned_model_writes_the_rejected_answers(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = byte_tokenizer()
+    save_tiny(work / "model", tokenizer, max_position_embeddings=512)
+    source = write(work / "rows.jsonl", MADE_UP["safety_tuned_llamas"])
+    given = ["parts={heldout: 3, train: 9}", "rejected.model.path=model", "rejected.max_tokens=6",
+             "rejected.model.batch_size=4"]  # fmt: skip
+    card = build("safety_tuned_llamas", source, work / "out", *given)
+    journal = (work / "out" / "rejected.journal").read_text().splitlines()
+    kept = {key: reply for line in journal[1:] for key, reply in json.loads(line).items()}
+    rows, facts = rows_of(work / "out", "train"), card["rejected"]
+    assert len(kept) == 9 and {row["rejected"] for row in rows} <= {reply["text"].strip() for reply in kept.values()}
+    assert facts["weights"] == fingerprint(work / "model")
+    assert len(rows) == card["parts"]["train"]["rows"] == 9 - sum(facts["rows_dropped_because"].values())
+    assert not any("rejected" in row for row in rows_of(work / "out", "heldout"))
+
+    # An answer of the journal is not asked for again; one that refuses or says nothing takes its row with it.
+    refused, silent, *_ = kept
+    told = kept | {refused: {"text": "I'm sorry, but I can't help with that.", "finish_reason": "stop"},
+                   silent: {"text": " ", "finish_reason": "stop"}}  # fmt: skip
+    (work / "out" / "rejected.journal").write_text(f"{journal[0]}\n{json.dumps(told)}\n")
+    again = build("safety_tuned_llamas", source, work / "out", *given)["rejected"]
+    assert again["rows_dropped_because"]["a refusal"] >= 1 and again["rows_dropped_because"]["empty"] >= 1
+    assert again["written"] == len(rows_of(work / "out", "train"))
+
+    capsys.readouterr()
+    assert main(arguments("safety_tuned_llamas", source, work / "out", *given, "rejected.parts=[trian]")) == 2
+    assert "rejected.parts: 'trian' is none of parts; allowed: heldout, train; did you mean 'train'?" in (
+        capsys.readouterr().err
+    )
+
+
 # Slices of the real data sets
 
 
@@ -644,6 +718,17 @@ def test_slices_of_the_real_data_sets(work: Path) -> None:
         "ultrafeedback", REAL / "preference" / "dpo_en_demo_300.json", work / "pairs", "parts={reference: 100}"
     )
     assert pairs["counts"]["dropped"]["more than one turn"] == 186
+    safety = build("safety_tuned_llamas", REAL / "safety_tuned_llamas" / "safety_only.json", work / "safety")
+    assert safety["counts"]["read"] == 2483 and safety["counts"]["eligible"] == 2479
+    assert safety["counts"]["dropped"]["of train, nearly in heldout"] == 2200 - safety["parts"]["train"]["rows"] > 0
+    # HaluEval's general queries come from Alpaca.
+    alpaca = build("alpaca", REAL / "alpaca" / "alpaca_en_demo.json", work / "alpaca",
+                   f"exclude=[{work / 'halueval' / 'reference.jsonl'}]")  # fmt: skip
+    assert {name: part["rows"] for name, part in alpaca["parts"].items()} == {
+        "heldout": 100, "reference": 200, "general": 600
+    }  # fmt: skip
+    harmless = REAL / "hh_rlhf" / "harmless_base_test.jsonl.gz"
+    assert build("hh_rlhf", harmless, work / "hh", "parts.train=600")["counts"]["dropped"]["more than one turn"] == 1642
     assert main(["check", str(work), "--against", str(test), str(REAL / "ifeval")]) == EXIT_DONE
     report = read_json(work / "leakage.json")
-    assert report["pairs"] == [] and len(report["files"]) == 5
+    assert report["pairs"] == [] and len(report["files"]) == 11

@@ -1,1 +1,1 @@
-"""Builders of the paper's data sets, each with its recipe in ``recipes``."""
+"""Builders of data sets, each with its recipe in ``recipes``."""

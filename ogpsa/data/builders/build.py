@@ -11,14 +11,18 @@ from typing import Any
 from ogpsa import __version__
 from ogpsa.data.builders.candidates import Candidate, find_form, read_candidate
 from ogpsa.data.builders.refusals import check_refusals, write_refusals
-from ogpsa.data.builders.settings import DataSet, SafeRLHF, Source
+from ogpsa.data.builders.rejected import check_rejected, write_rejected
+from ogpsa.data.builders.settings import DataSet, Rejected, SafeRLHF, SafetyTunedLlamas, Source
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
-from ogpsa.data.readers import FORMATS, Row, errors_of_the_hub, read_hub, read_table
-from ogpsa.utils.errors import UserError
+from ogpsa.data.readers import FORMATS, Row, ending, errors_of_the_hub, read_hub, read_table
+from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import check_writable, exclusive, write_json, write_jsonl
 
 CARD = "card.json"
 JOURNAL = "refusals.journal"
+# The part that is a benchmark, to which no other may come near.
+HELD_OUT = "heldout"
+REJECTED_JOURNAL = "rejected.journal"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -53,19 +57,24 @@ def build(settings: DataSet) -> dict[str, Any]:
     check_writable(folder, "output")
     if isinstance(settings, SafeRLHF):
         check_refusals(settings.refusals)
+    elif isinstance(settings, SafetyTunedLlamas):
+        _check_parts(settings)
+        check_rejected(settings.rejected)
     with exclusive(folder / "build.lock", f"output: another process builds in {folder}"):
         drawn = draw(settings)
-        refusals: dict[str, Any] = {}
+        written_facts: dict[str, Any] = {}
         if isinstance(settings, SafeRLHF):
             prompts = [candidate.prompt for part in drawn.parts.values() for candidate in part]
             written, facts = write_refusals(settings.refusals, settings.seed, prompts, folder / JOURNAL)
-            refusals, answers = {"refusals": facts}, iter(written)
+            written_facts, answers = {"refusals": facts}, iter(written)
             for part in drawn.parts.values():
                 part[:] = [replace(candidate, chosen=next(answers)) for candidate in part]
             if settings.harmful_answers:
                 first = next(iter(drawn.parts.values()))[: settings.harmful_answers]
                 exchanged = [replace(row, chosen=row.rejected, rejected=row.chosen) for row in first]
                 drawn.parts["harmful_answers"] = exchanged
+        elif isinstance(settings, SafetyTunedLlamas) and settings.rejected.way == "model":
+            written_facts = {"rejected": _add_rejected(settings.rejected, drawn.parts, folder / REJECTED_JOURNAL)}
         (folder / CARD).unlink(missing_ok=True)
         files = {}
         for name, part in drawn.parts.items():
@@ -79,12 +88,33 @@ def build(settings: DataSet) -> dict[str, Any]:
             "seed": settings.seed,
             "counts": drawn.counts,
             "parts": files,
-            **refusals,
+            **written_facts,
             "excluded": drawn.excluded,
             "settings": settings.model_dump(mode="json"),
         }
         write_json(folder / CARD, card)
     return card
+
+
+def _check_parts(settings: SafetyTunedLlamas) -> None:
+    for name in settings.rejected.parts:
+        if name not in settings.parts:
+            allowed = ", ".join(settings.parts)
+            raise UserError(
+                f"rejected.parts: '{name}' is none of parts; allowed: {allowed}{closest_match(name, settings.parts)}"
+            )
+
+
+def _add_rejected(settings: Rejected, parts: dict[str, list[Candidate]], journal: Path) -> dict[str, Any]:
+    """Give the rows of ``settings.parts`` the checkpoint's answers, drop those without; returns the card's facts."""
+    named = {name: parts[name] for name in parts if name in settings.parts}
+    prompts = [candidate.prompt for part in named.values() for candidate in part]
+    written, facts = write_rejected(settings, prompts, journal)
+    answers = iter(written)
+    for part in named.values():
+        answered = [replace(candidate, rejected=next(answers)) for candidate in part]
+        part[:] = [row for row in answered if row.rejected is not None and row.rejected != row.chosen]
+    return facts
 
 
 def draw(settings: DataSet) -> Drawn:
@@ -117,8 +147,25 @@ def draw(settings: DataSet) -> Drawn:
     eligible.sort(key=lambda candidate: hashlib.sha256(f"{settings.seed} {candidate.prompt}".encode()).digest())
     ordered = iter(eligible)
     parts = {name: [next(ordered) for _ in range(number)] for name, number in settings.parts.items()}
-    counts = {"read": read, "dropped": dict(dropped), "eligible": len(eligible), "drawn": wanted}
+    _keep_from_held_out(parts, settings.similarity, dropped)
+    counts = {
+        "read": read,
+        "dropped": {reason: n for reason, n in dropped.items() if n},
+        "eligible": len(eligible),
+        "drawn": wanted,
+    }
     return Drawn(parts, counts, source, {str(file): _sha256(file) for file in excluded})
+
+
+def _keep_from_held_out(parts: dict[str, list[Candidate]], similarity: float, dropped: Counter[str]) -> None:
+    """Take near duplicates of held-out prompts out of the other parts, which are smaller by them."""
+    held_out = [candidate.prompt for candidate in parts.get(HELD_OUT, [])]
+    for name, part in parts.items():
+        if held_out and name != HELD_OUT:
+            found = duplicates([candidate.prompt for candidate in part], held_out, similarity)
+            near = {pair.left for pair in found}
+            dropped[f"of {name}, nearly in {HELD_OUT}"] += len(near)
+            part[:] = [candidate for number, candidate in enumerate(part) if number not in near]
 
 
 def _eligible(settings: DataSet, published: Iterable[Row], dropped: Counter[str]) -> tuple[list[Candidate], int]:
@@ -179,13 +226,13 @@ def _read(source: Source) -> tuple[Iterable[Row], dict[str, Any]]:
     path = Path(source.path)
     facts: dict[str, Any] = {"path": source.path, "licence": source.licence}
     if path.is_file():
-        if path.suffix not in FORMATS:
+        if ending(path) not in FORMATS:
             raise UserError(f"source.path: {path} is no {', '.join(FORMATS)} file")
         return read_table(path), facts | {"sha256": _sha256(path)}
-    if not path.is_dir() and (path.suffix in FORMATS or not HUB_ID.fullmatch(source.path)):
+    if not path.is_dir() and (ending(path) in FORMATS or not HUB_ID.fullmatch(source.path)):
         raise UserError(f"source.path: {path}: no such file or folder, and no hub id")
     try:
-        rows, revision = read_hub(source.path, source.config, source.split, source.revision)
+        rows, revision = read_hub(source.path, source.config, source.split, source.revision, source.data_dir)
     except errors_of_the_hub() as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
@@ -211,6 +258,7 @@ def summary(card: Mapping[str, Any], folder: Path) -> Sequence[str]:
     lines += [f"  {count:>8}  dropped: {reason}" for reason, count in counts["dropped"].items()]
     lines += [f"  {counts['eligible']:>8}  eligible"]
     lines += [f"  {part['rows']:>8}  {folder / part['file']}" for part in card["parts"].values()]
-    if "refusals" in card:
-        lines += [f"  refusals: {', '.join(f'{key} {value}' for key, value in card['refusals'].items())}"]
+    for kind in ("refusals", "rejected"):
+        if kind in card:
+            lines += [f"  {kind}: {', '.join(f'{key} {value}' for key, value in card[kind].items())}"]
     return [*lines, f"  {folder / CARD}"]

@@ -116,6 +116,34 @@ def _mmlu(settings: DataSet, row: Published) -> Candidate | str:
     return Candidate(prompt, options[right], wrong[drawn], question=row["question"])
 
 
+def _instruction(settings: DataSet, row: Published) -> Candidate | str:
+    parts = [row["instruction"], row["input"]] if row["input"] else [row["instruction"]]
+    return Candidate("\n\n".join(parts), row["output"], None)
+
+
+SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+
+
+def _hh_rlhf(settings: DataSet, row: Published) -> Candidate | str:
+    (prompt, chosen), (other, rejected) = (_spoken(row[name]) for name in ("chosen", "rejected"))
+    if not prompt or not other:
+        return "turns out of order"
+    if prompt != other:
+        return "conversations that differ before their last answers"
+    if len(prompt) != 1:
+        return "more than one turn"
+    return Candidate(prompt[0], chosen, rejected)
+
+
+def _spoken(conversation: str) -> tuple[list[str], str]:
+    """The turns before the last answer, and that answer; no turns where Human and Assistant do not take turns."""
+    before, *found = SPEAKER.split(conversation)
+    speakers, said = found[::2], found[1::2]
+    if before.strip() or not said or speakers != ["Human", "Assistant"] * (len(said) // 2):
+        return [], ""
+    return said[:-1], said[-1]
+
+
 FORMS: dict[str, tuple[Form, ...]] = {
     "safe_rlhf": (
         Form(
@@ -136,6 +164,9 @@ FORMS: dict[str, tuple[Form, ...]] = {
     ),
     "gsm8k": (Form(("question", "answer"), _gsm8k),),
     "mmlu": (Form(("question", "choices", "answer"), _mmlu),),
+    "safety_tuned_llamas": (Form(("instruction", "input", "output"), _instruction),),
+    "hh_rlhf": (Form(("chosen", "rejected"), _hh_rlhf),),
+    "alpaca": (Form(("instruction", "input", "output"), _instruction),),
 }  # fmt: skip
 
 

@@ -5,16 +5,15 @@ asks only for what is not there.
 """
 
 import hashlib
-import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ogpsa.data.builders.replies import Reply, answer, check_writer, local_replies, reply_key, turns
 from ogpsa.data.builders.settings import Refusals
-from ogpsa.models.files import check_weights, fingerprint
 from ogpsa.utils import endpoint
 from ogpsa.utils.answers import says_nothing, split_reply
 from ogpsa.utils.errors import UserError
@@ -27,8 +26,6 @@ SECTION = "refusals"
 # Characters of a reply that a message shows.
 SHOWN = 120
 
-Reply = Mapping[str, str]
-
 
 def check_refusals(settings: Refusals) -> None:
     """Refuse a way that could not start, before anything is read.
@@ -39,13 +36,7 @@ def check_refusals(settings: Refusals) -> None:
     if settings.way == "endpoint":
         _endpoint(settings).check()
     elif settings.way == "model":
-        if settings.model.path is None:
-            raise UserError(f"{SECTION}.model.path: null; {SECTION}.way=model needs the folder of a checkpoint")
-        folder = Path(settings.model.path)
-        check_weights(folder, f"{SECTION}.model.path", "write the checkpoint again")
-        from ogpsa.models.tokenizer import load_tokenizer
-
-        load_tokenizer(folder, settings.model.template_kwargs)
+        check_writer(SECTION, settings.model)
 
 
 def write_refusals(
@@ -69,15 +60,16 @@ def write_refusals(
         return templates, {"way": settings.way, "templates": len(templates)}
     kept = Journal(journal, STAMP)
     try:
-        keys = (
-            _from_endpoint(settings, prompts, kept) if settings.way == "endpoint" else _local(settings, prompts, kept)
-        )
+        if settings.way == "endpoint":
+            keys = _from_endpoint(settings, prompts, kept)
+        else:
+            keys = local_replies(settings.model, settings.system_prompt, settings.max_tokens, prompts, kept, SECTION)
         replies = [kept.pieces[key] for key in keys]
     finally:
         kept.close(discard=False)
     problems = [_problem(reply) for reply in replies]
     refusals = [
-        template if problem else _answer(reply)
+        template if problem else answer(reply)
         for template, problem, reply in zip(templates, problems, replies, strict=True)
     ]
     by_template = Counter(problem for problem in problems if problem)
@@ -92,14 +84,9 @@ def _template(templates: Sequence[str], seed: int, prompt: str) -> str:
     return templates[int.from_bytes(digest[:8], "big") % len(templates)]
 
 
-def _answer(reply: Reply) -> str:
-    """A reply without its thoughts, which must not be trained on."""
-    return (split_reply(reply["text"]).answer or "").strip()
-
-
 def _problem(reply: Reply) -> str | None:
     """Why a reply is not used."""
-    text = _answer(reply)
+    text = answer(reply)
     if split_reply(reply["text"]).answer is None or (text and reply["finish_reason"] == "length"):
         return "cut"
     if says_nothing(text):
@@ -120,14 +107,6 @@ def _check_share(settings: Refusals, problems: Sequence[str | None], replies: Se
         )
 
 
-def _messages(settings: Refusals, prompt: str) -> list[dict[str, str]]:
-    return [{"role": "system", "content": settings.system_prompt}, {"role": "user", "content": prompt}]
-
-
-def _key(*asked: Any) -> str:
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
-
-
 def _endpoint(settings: Refusals) -> endpoint.Endpoint:
     given = settings.endpoint
     return endpoint.Endpoint.of(f"{SECTION}.endpoint", given, given.model, endpoint.Budget(given.max_calls))
@@ -136,8 +115,8 @@ def _endpoint(settings: Refusals) -> endpoint.Endpoint:
 def _from_endpoint(settings: Refusals, prompts: Sequence[str], kept: Journal) -> list[str]:
     """The keys of the replies that an endpoint gave, each in the journal."""
     asked = [settings.endpoint.model, settings.system_prompt, settings.max_tokens, settings.temperature]
-    keys = [_key("endpoint", *asked, prompt) for prompt in prompts]
-    pending = [(key, _messages(settings, prompt)) for key, prompt in zip(keys, prompts, strict=True)
+    keys = [reply_key("endpoint", *asked, prompt) for prompt in prompts]
+    pending = [(key, turns(settings.system_prompt, prompt)) for key, prompt in zip(keys, prompts, strict=True)
                if key not in kept.pieces]  # fmt: skip
     if not pending:
         return keys
@@ -154,30 +133,4 @@ def _from_endpoint(settings: Refusals, prompts: Sequence[str], kept: Journal) ->
     _endpoint(settings).complete(
         [messages for _, messages in pending], done, max_tokens=settings.max_tokens, temperature=settings.temperature
     )
-    return keys
-
-
-def _local(settings: Refusals, prompts: Sequence[str], kept: Journal) -> list[str]:
-    """The keys of a checkpoint's greedy replies, each in the journal.
-
-    The batches are the same whether or not some are in the journal.
-    """
-    folder = Path(str(settings.model.path))
-    pins = settings.model.template_kwargs
-    asked = [fingerprint(folder), pins, settings.system_prompt, settings.max_tokens]
-    keys = [_key("model", *asked, prompt) for prompt in prompts]
-    # The longest first, so that a memory that is too small shows at once.
-    order = sorted(range(len(prompts)), key=lambda number: (-len(prompts[number]), keys[number]))
-    size = settings.model.batch_size
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    pending = [batch for batch in batches if any(keys[number] not in kept.pieces for number in batch)]
-    if pending:
-        from ogpsa.models.generate import Generator
-
-        generator = Generator.of_checkpoint(folder, settings.max_tokens, pins)
-        progress = Progress(len(pending), "batches of refusals")
-        for done, batch in enumerate(pending, start=1):
-            replies = generator.next_turns([_messages(settings, prompts[number]) for number in batch])
-            kept.keep({keys[number]: reply for number, reply in zip(batch, replies, strict=True)})
-            progress.show(done)
     return keys

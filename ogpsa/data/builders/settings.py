@@ -23,6 +23,8 @@ class Source(Section):
     split: str
     revision: str | None
     licence: str
+    # Only hh_rlhf names one.
+    data_dir: str | None = None
 
 
 class DataSet(Section):
@@ -46,7 +48,7 @@ class Endpoint(EndpointSettings):
 
 
 class Checkpoint(Section):
-    """What writes the refusals in this process."""
+    """What writes answers in this process."""
 
     path: PathText | None
     batch_size: int = Field(ge=1)
@@ -90,12 +92,36 @@ class MMLU(DataSet):
     """Nothing beside what every data set says."""
 
 
+class Rejected(Section):
+    """Who writes the rejected answers."""
+
+    way: Literal["model", "none"]
+    parts: list[str]
+    max_tokens: int = Field(ge=1)
+    model: Checkpoint
+
+
+class SafetyTunedLlamas(DataSet):
+    rejected: Rejected
+
+
+class HHRLHF(DataSet):
+    """Nothing beside what every data set says."""
+
+
+class Alpaca(DataSet):
+    """Nothing beside what every data set says."""
+
+
 SCHEMAS: dict[str, type[DataSet]] = {
     "safe_rlhf": SafeRLHF,
     "ultrafeedback": UltraFeedback,
     "halueval": HaluEval,
     "gsm8k": GSM8K,
     "mmlu": MMLU,
+    "safety_tuned_llamas": SafetyTunedLlamas,
+    "hh_rlhf": HHRLHF,
+    "alpaca": Alpaca,
 }
 
 

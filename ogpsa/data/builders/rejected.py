@@ -1,0 +1,58 @@
+"""DPO's rejected answers: the untuned model's own, to the same requests."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ogpsa.data.builders.replies import answer, check_writer, local_replies
+from ogpsa.data.builders.settings import Rejected
+from ogpsa.models.files import fingerprint
+from ogpsa.utils.answers import says_nothing
+from ogpsa.utils.journal import Journal
+from ogpsa.utils.refusal_rules import declines
+
+STAMP = {"holds": "rejected answers"}
+SECTION = "rejected"
+
+
+def check_rejected(settings: Rejected) -> None:
+    """Refuse a writer that could not start.
+
+    Raises:
+        UserError: as ``check_writer``.
+    """
+    if settings.way == "model":
+        check_writer(SECTION, settings.model)
+
+
+def write_rejected(
+    settings: Rejected, prompts: Sequence[str], journal: Path
+) -> tuple[list[str | None], dict[str, Any]]:
+    """The checkpoint's answer to each prompt, None where it cannot be rejected, and what the data card says of them.
+
+    None stands for an answer that refuses, which is what DPO should prefer, or says nothing. One that the cap has cut
+    is taken as it is.
+
+    Args:
+        journal: where replies are kept.
+    """
+    kept = Journal(journal, STAMP)
+    try:
+        keys = local_replies(settings.model, None, settings.max_tokens, prompts, kept, "rejected answers")
+        replies = [kept.pieces[key] for key in keys]
+    finally:
+        kept.close(discard=False)
+    texts = [answer(reply) for reply in replies]
+    problems = ["empty" if says_nothing(text) else "a refusal" if declines(text) else None for text in texts]
+    taken = [None if problem else text for text, problem in zip(texts, problems, strict=True)]
+    cut = sum(reply["finish_reason"] == "length" for reply, text in zip(replies, taken, strict=True) if text)
+    facts = {
+        "way": settings.way,
+        "by": settings.model.path,
+        "weights": fingerprint(Path(str(settings.model.path))),
+        "written": len(taken) - taken.count(None),
+        "cut": cut,
+        "rows_dropped_because": dict(Counter(problem for problem in problems if problem)),
+    }
+    return taken, facts
