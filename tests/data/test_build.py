@@ -674,7 +674,8 @@ def test_two_conversations_become_a_pair_where_they_differ_in_the_answer_alone(w
 def test_the_untuned_model_writes_the_rejected_answers(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = byte_tokenizer()
     save_tiny(work / "model", tokenizer, max_position_embeddings=512)
-    source = write(work / "rows.jsonl", MADE_UP["safety_tuned_llamas"])
+    asked = [{"instruction": letter * 8, "input": "", "output": "No."} for letter in "abcdefghijkl"]
+    source = write(work / "rows.jsonl", asked)
     given = ["parts={heldout: 3, train: 9}", "rejected.model.path=model", "rejected.max_tokens=6",
              "rejected.model.batch_size=4"]  # fmt: skip
     card = build("safety_tuned_llamas", source, work / "out", *given)
