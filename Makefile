@@ -72,14 +72,22 @@ BUILD := $(BIN)/python -m ogpsa.data build
 comma := ,
 harmful := xstest/xstest_prompts.csv strongreject/strongreject_dataset.csv harmbench/harmbench_behaviors_text_all.csv
 copy = $(if $(copies),source.path=$(copies)/$(1))
+benchmarks := piqa/validation.jsonl:piqa.jsonl openbookqa/test.jsonl:openbookqa.jsonl \
+  commonsenseqa/validation.jsonl:commonsenseqa.jsonl mmlu/test.jsonl:mmlu_cloze.jsonl \
+  wikipedia/wiki_demo.txt:wikipedia_loss.txt harmbench/harmbench_behaviors_text_all.csv:harmbench.csv \
+  strongreject/strongreject_dataset.csv:strongreject.csv xstest/xstest_prompts.csv:xstest_safe.csv \
+  xstest/xstest_prompts.csv:xstest_unsafe.csv safety_tuned_llamas/I-PhysicalSafetySafe.json:physical_safety_safe.json
 .PHONY: data-small
 data-small: export OMP_NUM_THREADS = 1
-data-small: $(SMALL_MODEL) ## Build the rows of data=small (copies=DIR: from local files; rows=640)
+data-small: $(SMALL_MODEL) ## Build the rows of data=small and eval=small (copies=DIR: from local files; rows=640)
 	$(BUILD) safety_tuned_llamas parts.train=$(rows) $(call copy,safety_tuned_llamas/safety_only.json) \
 	  $(if $(copies),'exclude=[$(patsubst %,$(copies)/%$(comma),$(harmful))]')
 	$(BUILD) halueval parts.reference=200 $(if $(copies),,source.config=general) $(call copy,halueval/general_400.jsonl)
 	$(BUILD) alpaca $(call copy,alpaca/alpaca_en_demo.json) exclude=[outputs/data/halueval/reference.jsonl]
 	$(BUILD) ultrafeedback 'parts={reference: 100}' $(call copy,preference/dpo_en_demo_300.json)
+	$(if $(copies),for pair in $(benchmarks); do \
+	    install -D -m 644 "$(copies)/$${pair%%:*}" "outputs/benchmarks/$${pair##*:}"; done, \
+	  $(BIN)/python -m eval prefetch eval=small)
 
 .PHONY: demo
 demo: $(INSTALLED) ## Run the main job on the testbed, SFT, then DPO, without and with projection, and compare
