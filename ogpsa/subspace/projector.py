@@ -7,6 +7,7 @@ trace in the training state but the new basis.
 import json
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,15 @@ def _drawn(trainer: "Trainer", name: str, rows: Any, count: int, seed: int) -> R
     return ReferenceChunk(name, random.Random(f"{seed} {name}").sample(range(len(rows)), count), loader)
 
 
+def _own_names(chunks: Sequence[ReferenceChunk]) -> list[str]:
+    """A name for each reference gradient: its set's, numbered where a set has several."""
+    names = [chunk.name for chunk in chunks]
+    return [
+        name if names.count(name) == 1 else f"{name}_{names[:index].count(name) + 1}"
+        for index, name in enumerate(names)
+    ]
+
+
 def _cut(whole: ReferenceChunk, chunks: int) -> list[ReferenceChunk]:
     """The rows of one set divided over its reference gradients."""
     return [replace(whole, rows=whole.rows[chunk::chunks]) for chunk in range(chunks)]
@@ -123,7 +133,7 @@ class Projector:
         self._settings = settings
         self._shards = shards
         self.recorder = Recorder()
-        layout = Layout(groups=layer_groups(shards.names))
+        layout = Layout(groups=layer_groups(shards.names), references=_own_names(rows.references))
         if shards.sharded:
             layout = replace(
                 layout,

@@ -26,6 +26,7 @@ class Layout:
 
     Attributes:
         groups: the layer group of each parameter, for reports; None reports on the whole vector alone.
+        references: what the reference gradients are called, each by its own name, for reports; None leaves them out.
         copies: for each parameter, how many processes hold the same elements; None where nothing is sharded.
         all_reduce: sums a table over the processes; None where nothing is sharded.
         broadcast: gives the first process's tensors to every process; None where nothing is sharded. Eigenvectors of
@@ -33,6 +34,7 @@ class Layout:
     """
 
     groups: Sequence[str] | None = None
+    references: Sequence[str] | None = None
     copies: Sequence[int] | None = None
     all_reduce: Callable[[Tensor], Tensor] | None = None
     broadcast: Callable[[list[Tensor]], list[Tensor]] | None = None
@@ -147,7 +149,9 @@ class Subspace:
 
         Returns:
             ``norm_retained``: norm after over norm before; ``cosine``: of the gradient with the subspace,
-            before the projection. Both over the whole gradient, and with ``<layer group>/`` in front for each.
+            before the projection; in global scope ``signed_cosine/<reference>``: the gradient's cosine with each
+            reference, as far as that lies in the subspace. All over the whole gradient, and with ``<layer group>/`` in
+            front for each.
         """
         vectors = [gradient.view(-1) for gradient in gradients]
         measured = self.measure(vectors)
@@ -203,6 +207,7 @@ class Subspace:
             "norm_retained": math.sqrt(max(0.0, 1 - float(change.square().sum()) / total)),
             "cosine": math.sqrt(min(1.0, float(inside.square().sum()) / total)),
         }
+        numbers |= self._toward_references(measured, sign)
         if self.layout.groups is None:
             return numbers
         # In a part of a block the basis is not orthonormal: its own Gram matrix takes the place of the identity.
@@ -218,6 +223,23 @@ class Subspace:
             if norm > 0:
                 numbers[f"{group}/norm_retained"] = math.sqrt(max(0.0, float(after[parts].sum()) / norm))
                 numbers[f"{group}/cosine"] = math.sqrt(min(1.0, max(0.0, float(within[parts].sum()) / norm)))
+        return numbers
+
+    def _toward_references(self, measured: Tensor, sign: int) -> dict[str, float]:
+        """The signed cosines with the references, ``U c`` with the columns c of ``columns``, of what was measured."""
+        if self.layout.references is None or self.scope == "tensor":
+            return {}
+        columns = self._roots[0] @ self.coordinates[0]
+        products = sign * measured[:, :-1] @ columns
+        squares = torch.einsum("km,pkl,lm->pm", columns, self._gram, columns).clamp(min=0)
+        labels = self._part_groups() if self.layout.groups is not None else [""] * len(measured)
+        numbers = {}
+        for group in ("", *filter(None, dict.fromkeys(labels))):
+            parts = torch.tensor([part for part, label in enumerate(labels) if label == group or not group])
+            norms = (squares[parts].sum(dim=0) * measured[parts, -1].sum()).sqrt()
+            for name, product, norm in zip(self.layout.references, products[parts].sum(dim=0), norms, strict=True):
+                if norm > 0:
+                    numbers[f"{group}/signed_cosine/{name}".removeprefix("/")] = float(product / norm)
         return numbers
 
     def state_dict(self) -> dict[str, Tensor]:

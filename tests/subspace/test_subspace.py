@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ogpsa.projection import orthonormal_basis, project
-from ogpsa.subspace.subspace import Subspace
+from ogpsa.subspace.subspace import Layout, Subspace
 
 Scope = Literal["global", "tensor"]
 Sided = Literal["two", "conflict"]
@@ -124,6 +124,23 @@ def test_reported_numbers_are_those_of_the_gradient(rank: int, scope: Scope, sid
     report = estimated(references, rank, scope, sided).project_(gradients)
     assert report["norm_retained"] == pytest.approx(float(flat(gradients).norm() / before.norm()), rel=1e-6)
     assert report["cosine"] == pytest.approx(float((before - flat(inside)).norm() / before.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("sided", ["two", "conflict"])
+def test_signed_cosines_are_those_with_the_references(sided: Sided) -> None:
+    """Whole and by layer group; of an optimizer's step, which points against the gradient, the negative."""
+    references, gradients = drawn(6)
+    layout = Layout(groups=["first", "first", "last"], references=NAMES)
+    subspace = Subspace(len(NAMES), sided=sided, layout=layout)
+    subspace.estimate(list(references), NAMES)
+    measured = subspace.measure([gradient.flatten() for gradient in gradients])
+    report = subspace.report(measured)
+    for index, name in enumerate(NAMES):
+        rows = [reference[index] for reference in references]
+        for group, part in (("", slice(None)), ("first/", slice(0, 2)), ("last/", slice(2, None))):
+            expected = torch.cosine_similarity(flat(rows[part]), flat(gradients[part]), dim=0)
+            assert report[f"{group}signed_cosine/{name}"] == pytest.approx(float(expected), abs=1e-6)
+    assert subspace.report(measured, sign=-1)["signed_cosine/helpfulness"] == -report["signed_cosine/helpfulness"]
 
 
 @pytest.mark.parametrize(("scope", "sided"), KINDS)
