@@ -33,6 +33,7 @@ MOVED_NOTE = (
 )
 STAGES: tuple[StageName, ...] = ("sft", "dpo")
 COURSES = {
+    "norm retained": "projection/norm_retained",
     "cosine before": "projection/cosine",
     "cosine after": "projection/cosine_after",
     "safety loss": "loss",
@@ -92,7 +93,8 @@ LOSS_NOTE = (
 )
 OVERLAP_NOTE = (
     "Mean over seeds, early → late: over the first and the last tenth of what the stage logged. Cosine: of the safety "
-    "gradient with the capability subspace (the length of its part in it by its length), before and after projection. "
+    "gradient with the capability subspace (the length of its part in it by its length), before and after projection; "
+    "with a set: signed, with that set's gradient at the last estimate; below zero, a step raises the set's loss. "
     "Safety loss: the stage's training loss. Reference loss: mean over the reference sets, at each estimate."
 )
 
@@ -286,9 +288,12 @@ def cost_tables(spent: Sequence[Cost]) -> list[Table]:
 
 def overlap_tables(rows: Sequence[Row]) -> list[Table]:
     """Cosines and losses, early and late in each stage."""
+    projections = [row.config.method.projection(stage.name) for row in rows for stage in row.config.stages]
+    sets = dict.fromkeys(name for one in projections if one is not None for name in one.reference_sets)
+    courses = COURSES | {f"cosine with {name}": f"projection/signed_cosine/{name}" for name in sets}
     lines = [
         {"stage": stage.upper(), **_named(row), "seeds": _seeds(row)}
-        | {title: _early_late(row.course(stage, key)) if row.by_seed() else NOT_RUN for title, key in COURSES.items()}
+        | {title: _early_late(row.course(stage, key)) if row.by_seed() else NOT_RUN for title, key in courses.items()}
         for stage in STAGES
         for row in rows
         if stage in (own.name for own in row.config.stages)

@@ -136,7 +136,7 @@ class Findings:
             *equal_safety_tables(self.equal, self.at_equal),
             *loss_tables(self.rows if experiment.settings.losses else []),
             *cost_tables(self.spent),
-            *overlap_tables(self.rows if experiment.settings.figure == "overlap" else []),
+            *overlap_tables(self.rows if experiment.settings.overlap else []),
         ]
 
     def records(self) -> list[dict[str, object]]:

@@ -75,6 +75,7 @@ class ExperimentSettings(Section):
         distance: show how far the weights have moved.
         costs: show what projection costs.
         losses: show how utility was lost.
+        overlap: show the cosines of the safety gradient with the subspace and each reference, and the losses.
         levels: safeties at which over-refusal is read off the rows' strengths.
     """
 
@@ -88,6 +89,7 @@ class ExperimentSettings(Section):
     distance: bool = False
     costs: bool = False
     losses: bool = False
+    overlap: bool = False
     levels: list[Level] = Field(default_factory=list)
     suites: dict[SuiteName, list[Grid]]
 

@@ -495,14 +495,16 @@ def test_cost_by_hand(tmp_path: Path) -> None:
 
 def test_overlap_is_the_mean_over_seeds(tmp_path: Path) -> None:
     rows = [BASELINE, "overlap/strong"]
-    table = experiment(rows, {"seeds": 2}, name="overlap", figure="overlap", label="{row}", reference=BASELINE)
+    table = experiment(
+        rows, {"seeds": 2}, name="overlap", figure="overlap", overlap=True, label="{row}", reference=BASELINE
+    )
     given = points(table, "testbed")
     for point in given:
         history = [{"step": step, "loss": float(step)} for step in (1, 2)]
         if point.row == "overlap/strong":
             history = [
                 line | {"projection/cosine": 0.2 + 0.2 * point.seed, "projection/reference_loss/a": 1.0,
-                        "projection/reference_loss/b": 2.0}
+                        "projection/reference_loss/b": 2.0, "projection/signed_cosine/harmful_answers": -0.25}
                 for line in history
             ]  # fmt: skip
         write_run(tmp_path, point, 0.9, 0.6, history=history)
@@ -510,6 +512,7 @@ def test_overlap_is_the_mean_over_seeds(tmp_path: Path) -> None:
     naive, paper, *_ = lines_of((out / "overlap.md").read_text(), "Overlap of gradients, and losses")
     assert (naive["stage"], naive["cosine before"], naive["safety loss"]) == ("SFT", "", "1 → 2")
     assert (paper["cosine before"], paper["reference loss"]) == ("0.3 → 0.3", "1.5 → 1.5")
+    assert paper["cosine with harmful_answers"] == "-0.25 → -0.25"
     assert imread(out / "overlap.png").std() > 0
 
 
