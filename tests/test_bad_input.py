@@ -101,10 +101,11 @@ BENCHMARKS = (
     "repeat, reverse"
 )
 ALL_BENCHMARKS = (
-    "addition, advglue, benign_how_to, category, category_yes_no, facts, gpqa, gsm8k, harmful_heldout, "
-    "harmful_seen, hhh, humaneval, ifeval, look_alike, maximum, mmlu, repeat, reverse, simpleqa, "
-    "stereotype, strongreject_none, strongreject_pair, strongreject_pap, wildchat_toxic, xstest_safe, "
-    "xstest_unsafe"
+    "addition, advglue, alpaca_loss, benign_how_to, category, category_yes_no, commonsenseqa, facts, gpqa, "
+    "gsm8k, harmbench_standard, harmful_heldout, harmful_requests_heldout, harmful_seen, hhh, humaneval, "
+    "ifeval, look_alike, malicious_instructions, maximum, mmlu, mmlu_cloze, openbookqa, physical_safety_safe, "
+    "physical_safety_unsafe, piqa, repeat, reverse, simpleqa, stereotype, strongreject_none, "
+    "strongreject_pair, strongreject_pap, wikipedia_loss, wildchat_toxic, xstest_safe, xstest_unsafe"
 )
 TOKENIZER = "tokenizer.json, tokenizer.model, vocab.json"
 

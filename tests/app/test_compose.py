@@ -354,6 +354,9 @@ def test_every_experiment_composes_as_its_header_says(file: Path) -> None:
     name = file.relative_to(CONF / "experiment").with_suffix("").as_posix()
     table, _, row = name.partition("/")
     commands = {f"# python -m experiments run {table} rows={row} suite=paper", f"# python train.py +experiment={name}"}
+    if table == "small":
+        experiment = "small_sft" if compose_config([f"+experiment={name}"]).stage.name == "sft" else "small_dpo"
+        commands = {f"# python -m experiments run {experiment} rows={row} suite=small"}
     assert len(commands.intersection(file.read_text(encoding="utf-8").splitlines())) == 1
     config = compose_config([f"+experiment={name}", "seed=3"])
     assert config.seed == 3
