@@ -27,7 +27,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@[ -x $(BIN)/pip ] || $(PYTHON) -c '$(CHECK_PYTHON)' 2>/dev/null || \
 	  { echo "$(PYTHON) ($$($(PYTHON) -V 2>&1 | tail -n 1)) does not fit; ogpsa $(NEEDS_PYTHON)" >&2; exit 2; }
 	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv .venv
-	@echo "installing the packages of requirements.lock into .venv; pip's own words are in .venv/install.log"
+	@echo "installing the packages of requirements.lock into .venv; pip's output is in .venv/install.log"
 	@{ $(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.lock && \
 	  $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .; } \
 	  > .venv/install.log 2>&1 || { tail -n 20 .venv/install.log >&2; exit 1; }
@@ -92,13 +92,14 @@ data-small: $(SMALL_MODEL) ## Build the rows of data=small and eval=small (copie
 
 .PHONY: demo
 demo: $(INSTALLED) ## Run the main job on the testbed, SFT, then DPO, without and with projection, and compare
-	@mkdir -p outputs
-	@echo "naive tuning goes beside it, into outputs/demo_baseline.log"
-	$(BIN)/python train.py method=baseline stage=sft_dpo $(ARGS) > outputs/demo_baseline.log 2>&1 & naive=$$!; \
-	$(BIN)/python train.py method=ogpsa stage=sft_dpo $(ARGS); \
-	wait $$naive || { tail -n 5 outputs/demo_baseline.log >&2; exit 1; }
-	$(BIN)/python -m eval.pareto outputs
-	@echo "Naive tuning (baseline) beside OGPSA: at equal safety, more utility and less over-refusal are better."
+	@mkdir -p outputs/demo
+	@echo "two runs side by side: OGPSA here, naive tuning in outputs/demo/baseline.log"
+	@$(BIN)/python train.py method=baseline stage=sft_dpo hydra.run.dir=outputs/demo/baseline $(ARGS) \
+	  > outputs/demo/baseline.log 2>&1 & naive=$$!; \
+	$(BIN)/python train.py method=ogpsa stage=sft_dpo hydra.run.dir=outputs/demo/ogpsa $(ARGS); \
+	wait $$naive || { tail -n 5 outputs/demo/baseline.log >&2; exit 1; }
+	@$(BIN)/python -m eval.pareto outputs/demo
+	@echo "Compare the rows of baseline (naive tuning) and ogpsa: at equal safety, higher utility and lower over-refusal win."
 
 .PHONY: experiments
 experiments: $(INSTALLED) ## Repeat every table and figure on the testbed (seeds=1: one seed, a fifth of the time)

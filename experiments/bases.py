@@ -24,11 +24,11 @@ from ogpsa.config import Config
 from ogpsa.data.rows import load_data
 from ogpsa.models.load import load_model
 from ogpsa.projection import dots
-from ogpsa.testbed.cache import RECIPE, WEIGHTS, ensure_base, recipe
+from ogpsa.testbed.cache import RECIPE, WEIGHTS, ensure_base, recipe, train
 from ogpsa.training.seam import ProjectedTrainer
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.files import COMPLETE_FILE, write_atomically, write_json
-from ogpsa.utils.libraries import quiet_libraries
+from ogpsa.utils.libraries import one_thread, quiet_libraries
 from ogpsa.utils.table import Table, markdown
 
 OUT = Path("outputs/reports/testbed/calibration")
@@ -42,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet_libraries()
     if arguments.ship:
-        ship(compose_config([]))
+        ship()
         return
     worlds = {int(seed): measure(int(seed)) for seed in arguments.worlds.split(",")}
     write_json(arguments.out / "base.json", worlds)
@@ -51,12 +51,13 @@ def main() -> None:
     sys.stdout.write(text)
 
 
-def ship(config: Config) -> None:
-    """Train the base that the package brings, and put it there with its recipe."""
-    RECIPE.unlink(missing_ok=True)
-    base = ensure_base(config)
-    shutil.rmtree(WEIGHTS, ignore_errors=True)
-    shutil.copytree(base, WEIGHTS, ignore=shutil.ignore_patterns(COMPLETE_FILE))
+def ship() -> None:
+    """Train the base of world 0 and put it, with its recipe, where the package brings it."""
+    with tempfile.TemporaryDirectory() as cache:
+        trained, config = Path(cache) / "base", compose_config([])
+        train(config, trained)
+        shutil.rmtree(WEIGHTS, ignore_errors=True)
+        shutil.copytree(trained, WEIGHTS, ignore=shutil.ignore_patterns(COMPLETE_FILE))
     write_json(RECIPE, recipe(config))
 
 
@@ -68,10 +69,11 @@ def measure(seed: int) -> dict[str, Any]:
         "dpo": compose_config([f"data.seed={seed}", "method=ogpsa", "stage=dpo", "method.rank=2"]),
     }
     base = ensure_base(halves["sft"])
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, one_thread():
         load_data(halves["sft"]).write(Path(folder))
         scores = evaluate(base, Path(folder) / "evaluation", Path(folder) / "eval", halves["sft"].eval)
-    agreement = {stage: half_agreement(config, base) for stage, config in halves.items()}
+    with one_thread():
+        agreement = {stage: half_agreement(config, base) for stage, config in halves.items()}
     return {"base": base.name, "scores": scores, "half_agreement": agreement}
 
 

@@ -35,8 +35,10 @@ def train_base(
     The same arguments give the same bytes on the same kind of processor, also where a training that was stopped is
     resumed from the file ``progress``.
 
+    The bar is read on the benchmarks' own rows: it decides which bases are admitted, for every method alike.
+
     Returns:
-        ``accuracies`` on the rows of every general task.
+        ``accuracies`` on the rows of every task that has right answers.
 
     Raises:
         UserError: a task is below ``settings.accuracy`` after the last cycle.

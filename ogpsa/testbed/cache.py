@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ogpsa.config import Config
-from ogpsa.utils.files import build_folder, exclusive, find_damage, hash_file, is_complete, mark_complete, read_json
+from ogpsa.utils.files import build_folder, exclusive, find_damage, hash_files, is_complete, mark_complete, read_json
 
 # What of this package decides a base's weights.
 DETERMINING = ("base.py", "rows.py", "tokenizer.py", "world.py")
@@ -19,10 +19,10 @@ RECIPE, WEIGHTS = SHIPPED / "recipe.json", SHIPPED / "base"
 
 
 def base_key(config: Config) -> str:
-    """Hash of what a base rests on: the shipped weights, or world, recipe, code and libraries."""
+    """Hash of what a base rests on: the files that are shipped, or world, recipe, code and libraries."""
     facts: dict[str, Any] = recipe(config)
     if is_shipped(config):
-        facts["weights"] = hash_file(WEIGHTS / "model.safetensors")
+        facts["files"] = {path.name: digest for path, digest in hash_files(sorted(WEIGHTS.iterdir())).items()}
     else:
         code = hashlib.sha256()
         for name in DETERMINING:
@@ -59,8 +59,12 @@ def ensure_base(config: Config, safe_point: Callable[[], None] = lambda: None) -
     if _is_whole(folder):
         return folder
     with exclusive(folder.with_suffix(".lock"), "another process trains the base", wait=safe_point):
-        if not _is_whole(folder):
-            (_copy if is_shipped(config) else _train)(config, folder, safe_point)
+        if not _is_whole(folder) and is_shipped(config):
+            with build_folder(folder) as temporary:
+                shutil.copytree(WEIGHTS, temporary, dirs_exist_ok=True)
+                mark_complete(temporary, recipe(config))
+        elif not _is_whole(folder):
+            train(config, folder, safe_point)
     return folder
 
 
@@ -68,13 +72,12 @@ def _is_whole(folder: Path) -> bool:
     return is_complete(folder) and find_damage(folder, contents=True) is None
 
 
-def _copy(config: Config, folder: Path, safe_point: Callable[[], None]) -> None:
-    with build_folder(folder) as temporary:
-        shutil.copytree(WEIGHTS, temporary, dirs_exist_ok=True)
-        mark_complete(temporary, recipe(config))
+def train(config: Config, folder: Path, safe_point: Callable[[], None] = lambda: None) -> None:
+    """Train the configuration's base into ``folder``, whether or not one is shipped.
 
-
-def _train(config: Config, folder: Path, safe_point: Callable[[], None]) -> None:
+    Raises:
+        UserError: as ``ensure_base``.
+    """
     from ogpsa.testbed.base import train_base
     from ogpsa.testbed.rows import build_rows
     from ogpsa.testbed.world import World

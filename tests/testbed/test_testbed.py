@@ -17,7 +17,7 @@ from ogpsa.app.compose import CONF, compose_config
 from ogpsa.config import Config
 from ogpsa.models.load import load_model
 from ogpsa.testbed.base import accuracies
-from ogpsa.testbed.cache import base_key, ensure_base, is_shipped
+from ogpsa.testbed.cache import base_key, ensure_base, is_shipped, train
 from ogpsa.testbed.rows import BASE_MIXTURE, Rows, base_stream, build_rows
 from ogpsa.testbed.tokenizer import build_tokenizer, encode
 from ogpsa.testbed.world import (
@@ -271,14 +271,17 @@ def test_the_base_of_world_0_comes_with_the_package(tmp_path: Path, monkeypatch:
     assert set(known(base)) == GENERAL_BENCHMARKS | {"look_alike"}
     assert min(known(base).values()) >= config.testbed_base()[1].accuracy > 0.5
     assert not is_shipped(compose_config(["model.base.seed=1"]))
+    build_tokenizer(World(0).vocabulary()).save_pretrained(tmp_path / "tokenizer")
+    for file in (tmp_path / "tokenizer").iterdir():
+        assert file.read_bytes() == (base / file.name).read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_base_of_world_0_can_be_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ogpsa.testbed.cache.RECIPE", tmp_path / "recipe.json")
-    config = compose_config([f"cache_dir={tmp_path}"])
-    assert min(known(ensure_base(config)).values()) >= config.testbed_base()[1].accuracy
+def test_the_base_of_world_0_can_be_trained_again(tmp_path: Path) -> None:
+    config = compose_config([])
+    train(config, tmp_path / "base")
+    assert min(known(tmp_path / "base").values()) >= config.testbed_base()[1].accuracy
 
 
 def known(base: Path) -> dict[str, float]:
