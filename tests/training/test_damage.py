@@ -94,13 +94,15 @@ def check_equal(folder: Path, unbroken: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        *((name, cut) for name in (
-            "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json", "tokenizer.json",
-            "generation_config.json", "model.safetensors", "COMPLETE.json",
-        )),
-        ("optimizer.pt", change),
+        ("optimizer.pt", cut),
         ("tokenizer.json", change),
         ("scheduler.pt", Path.unlink),
+        ("COMPLETE.json", cut),
+        *(pytest.param(name, cut, marks=pytest.mark.slow) for name in (
+            "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json", "tokenizer.json",
+            "generation_config.json", "model.safetensors",
+        )),
+        pytest.param("optimizer.pt", change, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_the_checkpoint_before_a_damaged_one_is_resumed_from(
