@@ -272,9 +272,9 @@ def test_a_row_of_several_processes_is_stopped_and_goes_on(tmp_path: Path, small
 
 @pytest.mark.slow
 def test_every_row_of_every_experiment_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In one worker: two steps a stage, four rows a benchmark, a model of random weights; then every report."""
+    """Two steps per stage, four rows per benchmark, a model of random weights; then every report."""
     given = ["all", "suite=check", f"output={tmp_path}"]
-    assert main(["run", *given, "workers=1", f"cache_dir={tmp_path / 'cache'}"]) == 0
+    assert main(["run", *given, "workers=2", f"cache_dir={tmp_path / 'cache'}"]) == 0
     assert main(["plan", *given, f"cache_dir={tmp_path / 'cache'}"]) == 0
     counts = [line for line in capsys.readouterr().out.splitlines() if " runs, " in line]
     assert len(counts) == len(NAMES)
