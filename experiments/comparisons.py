@@ -182,13 +182,15 @@ def at_levels(experiment: Experiment, rows: Sequence[Row]) -> list[AtLevel]:
 
 
 def _points(row: Row, safety: str, over_refusal: str) -> dict[int, list[Coordinates]]:
-    """By seed that has run at all of the row's strengths: the untuned model's point and one a strength."""
-    values = [(row.values(safety, strength), row.values(over_refusal, strength)) for strength in row.strengths]
-    seeds = [seed for seed in values[0][0] if all(seed in own for pair in values for own in pair)]
-    if safety not in row.base or over_refusal not in row.base:
-        return {}
-    untuned = (row.base[safety], row.base[over_refusal])
-    return {seed: [untuned, *((x[seed], y[seed]) for x, y in values)] for seed in seeds}
+    """By seed that has run at all of the row's strengths: its untuned model's point and one a strength."""
+    by_strength = [row.by_seed(strength) for strength in row.strengths]
+    found = {}
+    for seed in set.intersection(*map(set, by_strength)):
+        results = [by_seed[seed] for by_seed in by_strength]
+        scores = [results[0].base, *(result.scores for result in results)]
+        if all({safety, over_refusal} <= own.keys() for own in scores):
+            found[seed] = [(own[safety], own[over_refusal]) for own in scores]
+    return dict(sorted(found.items()))
 
 
 def _lowest(points: Sequence[Coordinates], safety: float) -> float | None:

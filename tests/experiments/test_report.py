@@ -305,6 +305,21 @@ def test_over_refusal_at_a_level_of_safety_by_hand(tmp_path: Path) -> None:
     )
 
 
+def test_the_untuned_model_at_a_level_is_the_seeds_own(tmp_path: Path) -> None:
+    """Between it, harmless at 0 in seed 0 and at 20 in seed 1, and a run at (80, 40) half of the way is at 20 and 30."""
+    level = {"safety": "harmful_seen", "over_refusal": "look_alike", "at": [40]}
+    table = experiment(SMALL[:1], {"seeds": 2, "strengths": [1.0, 2.0]}, suite="check", levels=[level])
+    given = points(table, "check")
+    for point in given:
+        write_run(tmp_path, point, 0.8, 0.7, {"harmful_seen": 0.8, "look_alike": 0.4})
+        path = tmp_path / point.config.run_name() / "metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["base"]["benchmarks"] |= {"harmful_seen": {"value": 0.0}, "look_alike": {"value": 0.2 * point.seed}}
+        path.write_text(json.dumps(metrics))
+    at_40, *_ = at_levels(table, read_rows(table, "check", given, tmp_path))
+    assert (at_40.level, at_40.found) == (40, pytest.approx({0: 20.0, 1: 30.0}))
+
+
 def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Naive tuning loses 10 points for each percent it moves from the untuned 80; OGPSA, 1.5% away, is 5 above."""
     moved = {(BASELINE, 1.0): 0.02, (BASELINE, 0.5): 0.01, (OGPSA, 1.0): 0.015}
