@@ -519,7 +519,8 @@ def test_overlap_is_the_mean_over_seeds(tmp_path: Path) -> None:
         if point.row == "overlap/strong":
             history = [
                 line | {"projection/cosine": 0.2 + 0.2 * point.seed, "projection/reference_loss/a": 1.0,
-                        "projection/reference_loss/b": 2.0, "projection/signed_cosine/harmful_answers": -0.25}
+                        "projection/reference_loss/b": 2.0, "projection/signed_cosine/harmful_answers/1": -0.5,
+                        "projection/signed_cosine/harmful_answers/2": 0.0}
                 for line in history
             ]  # fmt: skip
         write_run(tmp_path, point, 0.9, 0.6, history=history)
