@@ -20,6 +20,7 @@ from experiments.report import report
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
 from ogpsa.config import Config
 from ogpsa.methods import method_names
+from ogpsa.runs.inputs import model_digests
 
 BASELINE, OGPSA, LORA = (f"table1/qwen2_5_7b_sft_{name}" for name in ("baseline", "ogpsa", "lora"))
 # The half-width of a 95% t-interval of 1, 2, 3 times a standard deviation of 1: t(0.975, 2) / √3.
@@ -306,7 +307,7 @@ def test_over_refusal_at_a_level_of_safety_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_untuned_model_at_a_level_is_the_seeds_own(tmp_path: Path) -> None:
-    """Between it, harmless at 0 in seed 0 and at 20 in seed 1, and a run at (80, 40) half of the way is at 20 and 30."""
+    """The untuned model refuses 0 of the harmless in seed 0 and 20 in seed 1: half of the way to 40 is at 20 and 30."""
     level = {"safety": "harmful_seen", "over_refusal": "look_alike", "at": [40]}
     table = experiment(SMALL[:1], {"seeds": 2, "strengths": [1.0, 2.0]}, suite="check", levels=[level])
     given = points(table, "check")
@@ -372,6 +373,10 @@ def test_distance_of_a_model_that_lies_in_a_folder(tmp_path: Path, monkeypatch: 
     assert weights == Weights(folders["untuned"], folders["tuned"])
     assert relative_distance(weights) == pytest.approx(0.1)
     assert weights_of(config("nobody/nothing"), tmp_path) is None
+    # Of a run that began with other weights than lie there now, nothing is known.
+    for began_with, expected in ((folders["untuned"], weights), (folders["tuned"], None)):
+        (tmp_path / "provenance.json").write_text(json.dumps({"rests_on": model_digests(began_with)}))
+        assert weights_of(config(str(folders["untuned"])), tmp_path) == expected
 
 
 def test_front_membership_by_hand(tmp_path: Path) -> None:
