@@ -298,7 +298,7 @@ def _mean_point(row: Row, strength: float, against: str) -> Coordinates:
 
 
 def _coordinates(scores: Mapping[str, float], against: str) -> Coordinates:
-    """Of a front, whose both axes are the better the higher."""
+    """Of a front: more is better on both axes."""
     return scores["safety"], -scores[against] if against == "over_refusal" else scores[against]
 
 

@@ -16,6 +16,7 @@ from experiments.comparisons import at_levels, compare, compare_at_equal_distanc
 from experiments.costs import costs
 from experiments.distance import Weights, relative_distance, weights_of
 from experiments.outcomes import publication, published, read_rows
+from experiments.paper_tables import level_tables
 from experiments.report import report
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
 from ogpsa.config import Config
@@ -254,6 +255,8 @@ def test_equal_safety_by_hand(tmp_path: Path) -> None:
     ]
     assert cells == [("60.0", "2/2", "0"), ("no overlap", "0/2", "2"), ("65.5", "2/2", "0")]
     assert lines[0]["OGPSA minus it"].startswith("+5.5 ± ")
+    # As utility and over-refusal are corrected, each by itself.
+    assert text.count("corrected by Holm over the column (in all tables of this page)") == 2
     strengths = lines_of(text, "world 0 in the place of qwen2_5_7b: by strength")
     assert strengths[0]["× 0.5"] == "80.0 ± 0.0, 70.0 ± 0.0"
 
@@ -306,19 +309,29 @@ def test_over_refusal_at_a_level_of_safety_by_hand(tmp_path: Path) -> None:
     )
 
 
-def test_the_untuned_model_at_a_level_is_the_seeds_own(tmp_path: Path) -> None:
-    """The untuned model refuses 0 of the harmless in seed 0 and 20 in seed 1: half of the way to 40 is at 20 and 30."""
+def test_a_level_is_read_within_a_seed_and_tested_within_a_pipeline(tmp_path: Path) -> None:
+    """The untuned model refuses 0 of the harmless in seed 0, 20 in seed 1; at 40, rows are half of the way to 80."""
     level = {"safety": "harmful_seen", "over_refusal": "look_alike", "at": [40]}
-    table = experiment(SMALL[:1], {"seeds": 2, "strengths": [1.0, 2.0]}, suite="check", levels=[level])
+    rows = [f"small/{stage}_{name}" for stage in ("sft", "dpo") for name in ("baseline", "replay")]
+    table = experiment(rows, {"seeds": 2, "strengths": [1.0, 2.0]}, suite="check", reference="small/*_baseline",
+                       levels=[level])  # fmt: skip
     given = points(table, "check")
     for point in given:
-        write_run(tmp_path, point, 0.8, 0.7, {"harmful_seen": 0.8, "look_alike": 0.4})
+        harmless = 0.4 if point.row.endswith("baseline") else 0.2 + 0.1 * point.seed
+        write_run(tmp_path, point, 0.8, 0.7, {"harmful_seen": 0.8, "look_alike": harmless})
         path = tmp_path / point.config.run_name() / "metrics.json"
         metrics = json.loads(path.read_text())
         metrics["base"]["benchmarks"] |= {"harmful_seen": {"value": 0.0}, "look_alike": {"value": 0.2 * point.seed}}
         path.write_text(json.dumps(metrics))
-    at_40, *_ = at_levels(table, read_rows(table, "check", given, tmp_path))
-    assert (at_40.level, at_40.found) == (40, pytest.approx({0: 20.0, 1: 30.0}))
+    levels = at_levels(table, read_rows(table, "check", given, tmp_path))
+    found = {one.row.name: one for one in levels if not one.common}
+    for naive, replay in (rows[:2], rows[2:]):
+        assert found[naive].found == pytest.approx({0: 20.0, 1: 30.0})
+        assert found[replay].found == pytest.approx({0: 10.0, 1: 25.0})
+        against = found[replay].against
+        # Of one comparison at the level, p is not raised: the note names the family.
+        assert against is not None and against.p == against.paired.p is not None
+    assert "corrected by Holm over the pipeline's rows at that level" in level_tables(levels)[-1].notes[0]
 
 
 def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
