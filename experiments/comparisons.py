@@ -8,7 +8,7 @@ from typing import TypeVar
 from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, pareto_front, summarize, utility_at_safety
 from eval.scores.statistics import Point as Coordinates
 from experiments.distance import cosine
-from experiments.outcomes import Row, reference_of, usual_of
+from experiments.outcomes import Row, height, reference_of, usual_of
 from experiments.rows import Experiment
 
 Key = TypeVar("Key", bound=Hashable)
@@ -195,8 +195,8 @@ def _points(row: Row, safety: str, over_refusal: str) -> dict[int, list[Coordina
 
 def _lowest(points: Sequence[Coordinates], safety: float) -> float | None:
     """The lowest over-refusal that (safety, over-refusal) ``points`` reach at a safety, as ``utility_at_safety``."""
-    at = utility_at_safety([(x, -y) for x, y in points], safety)
-    return None if at is None else -at.utility
+    at = utility_at_safety([(x, height("over_refusal", y)) for x, y in points], safety)
+    return None if at is None else 100 - at.utility
 
 
 def compare_at_equal_safety(experiment: Experiment, equal: Sequence[EqualSafety]) -> list[Comparison]:
@@ -299,7 +299,7 @@ def _mean_point(row: Row, strength: float, against: str) -> Coordinates:
 
 def _coordinates(scores: Mapping[str, float], against: str) -> Coordinates:
     """Of a front: more is better on both axes."""
-    return scores["safety"], -scores[against] if against == "over_refusal" else scores[against]
+    return scores["safety"], height(against, scores[against])
 
 
 def _utility_at_distance(row: Row, seed: int, distance: float) -> float | None:

@@ -15,6 +15,7 @@ from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, ut
 from experiments.comparisons import at_levels, compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
 from experiments.costs import costs
 from experiments.distance import Weights, relative_distance, weights_of
+from experiments.figures import draw_over_refusal
 from experiments.outcomes import publication, published, read_rows
 from experiments.paper_tables import level_tables
 from experiments.report import report
@@ -574,3 +575,10 @@ def test_figures(rows: list[str], settings: dict[str, Any], tmp_path: Path) -> N
     if settings["figure"] == "front":
         # Ours once more, from near.
         assert after.shape[0] > imread(tmp_path / "before" / "table1.png").shape[0]
+        # Of an over-refusal of 25% the share that is answered, as the Pareto tables have it.
+        figure = draw_over_refusal(table, read_rows(table, "testbed", given, tmp_path))
+        assert figure is not None
+        low, high = figure.axes[0].get_ylim()
+        assert low < high and "answered" in figure.axes[0].get_ylabel()
+        ours = figure.axes[0].lines[-1].get_ydata()
+        assert list(ours) == pytest.approx([75.0] * len(ours))
