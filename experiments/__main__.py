@@ -5,8 +5,8 @@ python -m experiments plan NAME…   [suite=testbed|paper|small|check] [rows=PAT
 python -m experiments run NAME…    [suite=…] [rows=…] [seeds=…] [output=DIR] [workers=N] [slurm=true]
 python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=DIR] [out=DIR]
 
-list names the experiments and their suites; NAME may be all: those of the suite. plan says what would run, what is done
-and what it takes. run does what is not done, and resumes where it was stopped; slurm=true adds the runs to
+list names the experiments and their suites; NAME may be all: every experiment of the suite. plan says what would run,
+what is done and what it takes. run does what is not done, and resumes where it was stopped; slurm=true adds the runs to
 slurm/sweeps/NAME.txt, one per line, in place of running. report prints the table and writes it as .md, .tex and .csv,
 also before anything has run, into <out>/<suite>/NAME; out=experiments/results is for what is committed.
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, pareto_front, summarize, utility_at_safety
 from eval.scores.statistics import Point as Coordinates
 from experiments.distance import cosine
-from experiments.outcomes import Row, reference_of, usual_of
+from experiments.outcomes import Row, height, reference_of, usual_of
 from experiments.rows import Experiment
 
 Key = TypeVar("Key", bound=Hashable)
@@ -182,19 +182,21 @@ def at_levels(experiment: Experiment, rows: Sequence[Row]) -> list[AtLevel]:
 
 
 def _points(row: Row, safety: str, over_refusal: str) -> dict[int, list[Coordinates]]:
-    """By seed that has run at all of the row's strengths: the untuned model's point and one a strength."""
-    values = [(row.values(safety, strength), row.values(over_refusal, strength)) for strength in row.strengths]
-    seeds = [seed for seed in values[0][0] if all(seed in own for pair in values for own in pair)]
-    if safety not in row.base or over_refusal not in row.base:
-        return {}
-    untuned = (row.base[safety], row.base[over_refusal])
-    return {seed: [untuned, *((x[seed], y[seed]) for x, y in values)] for seed in seeds}
+    """By seed that has run at all of the row's strengths: its untuned model's point and one a strength."""
+    by_strength = [row.by_seed(strength) for strength in row.strengths]
+    found = {}
+    for seed in set.intersection(*map(set, by_strength)):
+        results = [by_seed[seed] for by_seed in by_strength]
+        scores = [results[0].base, *(result.scores for result in results)]
+        if all({safety, over_refusal} <= own.keys() for own in scores):
+            found[seed] = [(own[safety], own[over_refusal]) for own in scores]
+    return dict(sorted(found.items()))
 
 
 def _lowest(points: Sequence[Coordinates], safety: float) -> float | None:
     """The lowest over-refusal that (safety, over-refusal) ``points`` reach at a safety, as ``utility_at_safety``."""
-    at = utility_at_safety([(x, -y) for x, y in points], safety)
-    return None if at is None else -at.utility
+    at = utility_at_safety([(x, height("over_refusal", y)) for x, y in points], safety)
+    return None if at is None else 100 - at.utility
 
 
 def compare_at_equal_safety(experiment: Experiment, equal: Sequence[EqualSafety]) -> list[Comparison]:
@@ -296,8 +298,8 @@ def _mean_point(row: Row, strength: float, against: str) -> Coordinates:
 
 
 def _coordinates(scores: Mapping[str, float], against: str) -> Coordinates:
-    """Of a front, whose both axes are the better the higher."""
-    return scores["safety"], -scores[against] if against == "over_refusal" else scores[against]
+    """Of a front: more is better on both axes."""
+    return scores["safety"], height(against, scores[against])
 
 
 def _utility_at_distance(row: Row, seed: int, distance: float) -> float | None:

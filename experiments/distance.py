@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ogpsa.config import Config
 from ogpsa.runs.directory import checkpoints
+from ogpsa.runs.inputs import began_with
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,9 @@ def weights_of(config: Config, directory: Path) -> Weights | None:
     """A finished run's; None where its own weights, or those it began with, are not at hand: nothing is fetched."""
     tuned = checkpoints(directory)
     base = _untuned(config)
-    return Weights(base, tuned[-1]) if base is not None and base.is_dir() and tuned else None
+    if base is None or not base.is_dir() or not tuned or not began_with(directory, base):
+        return None
+    return Weights(base, tuned[-1])
 
 
 def _untuned(config: Config) -> Path | None:

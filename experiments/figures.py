@@ -9,12 +9,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from eval.pareto.plot import BASE_COLOUR, COLOURS, DPI, MARKERS, WIDTH
-from experiments.outcomes import PIPELINES, Row, publication, published, reference_of, setting
+from experiments.outcomes import PIPELINES, Row, height, publication, published, reference_of, setting
 from experiments.rows import Experiment
 from ogpsa.config import StageName
 
 PUBLISHED_COLOUR = "#B0B0B0"
 CURVES = {"utility": "utility (%) ↑", "safety": "safety (%) ↑", "over_refusal": "over-refusal (%) ↓"}
+HEIGHTS = {"utility": "utility (%) →", "over_refusal": "harmless requests answered (%): 100 - over-refusal →"}
 # Percent of both scores that the nearer view shows.
 NEAR = (88.0, 100.5)
 OTHER_MODEL = " of another model, not comparable"
@@ -45,7 +46,7 @@ def _figure(height: float) -> Figure:
 def _front(rows: Sequence[Row], against: str) -> Figure | None:
     """Safety and that score, a panel per pipeline, the published points in grey behind; ours once more, from near.
 
-    Over-refusal runs downwards, so that what is better lies up and to the right in every figure.
+    In over-refusal's place stands the share that is answered, so that what is better lies up and to the right.
     """
     scores = ("safety", against)
     known = list(dict.fromkeys([*publication().methods.values(), *(row.label for row in rows)]))
@@ -76,15 +77,13 @@ def _front(rows: Sequence[Row], against: str) -> Figure | None:
             base = next((row.base for row in own if row.base), {})
             if all(score in base for score in scores):
                 axes.axvline(base["safety"], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
-                axes.axhline(base[against], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
+                axes.axhline(height(against, base[against]), color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
             axes.set_xlim(NEAR if close else _within_percent(*axes.get_xlim()))
             axes.set_ylim(NEAR if close else _within_percent(*axes.get_ylim()))
-            if against == "over_refusal":
-                axes.invert_yaxis()
             title = pipeline if len(groups) == 1 else f"{group}, {pipeline}"
             _finish(axes, f"{title}, from near" if close else title)
             axes.set_xlabel("safety (%) →")
-        line[0].set_ylabel("utility (%) →" if against == "utility" else "over-refusal (%), less is higher up →")
+        line[0].set_ylabel(HEIGHTS[against])
     handles = [
         Line2D([], [], color=colour, linestyle="", marker=marker, markersize=8, label=label)
         for label, (colour, marker) in style.items()
@@ -98,7 +97,7 @@ def _front(rows: Sequence[Row], against: str) -> Figure | None:
 
 
 def _draw_published(axes: Axes, row: str, marker: str, scores: Sequence[str]) -> None:
-    points = [entry.value for score in scores if (entry := published().get((row, score))) is not None]
+    points = [height(score, entry.value) for score in scores if (entry := published().get((row, score))) is not None]
     if len(points) == len(scores):
         axes.plot(*points, color=PUBLISHED_COLOUR, marker=marker, markersize=8, zorder=2)
 
@@ -107,13 +106,13 @@ def _draw_row(axes: Axes, row: Row, colour: str, marker: str, scores: Sequence[s
     """A row's means, one per strength; the row's own strength filled and with its intervals."""
     points = []
     for strength in row.strengths:
-        safety, utility = (row.summary(score, strength) for score in scores)
-        if safety is None or utility is None:
+        safety, other = (row.summary(score, strength) for score in scores)
+        if safety is None or other is None:
             continue
-        points.append((safety.mean, utility.mean))
+        points.append((safety.mean, height(scores[1], other.mean)))
         own = strength == 1
         if own:
-            axes.errorbar(*points[-1], xerr=safety.half_width, yerr=utility.half_width, color=colour, elinewidth=1.5,
+            axes.errorbar(*points[-1], xerr=safety.half_width, yerr=other.half_width, color=colour, elinewidth=1.5,
                           capsize=3, alpha=0.6, zorder=3)  # fmt: skip
         axes.plot(*points[-1], color=colour, marker=marker, markersize=8 if own else 5, zorder=4,
                   markerfacecolor=colour if own else "white")  # fmt: skip

@@ -170,6 +170,14 @@ class Row:
         return [(step, fmean(values)) for step, values in sorted(steps.items()) if len(values) == most]
 
 
+def height(score: str, value: float) -> float:
+    """Where a score in percent lies on the axis that safety is set against, on which more is better.
+
+    Over-refusal: the share of harmless requests that are answered, as in ``eval/pareto``.
+    """
+    return 100 - value if score == "over_refusal" else value
+
+
 def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folder: Path) -> list[Row]:
     """Every row with what has run of it, a group at a time, pipelines and methods in the paper's order.
 

@@ -63,7 +63,7 @@ EQUAL_NOTE = (
     "Over-refusal at S: the same of the front of high safety and low over-refusal; balanced: the mean of S and 100 "
     "less that over-refusal. "
     "OGPSA minus it: paired over the seeds that both have a number for, 95% t-interval; p: two-sided paired t-test, "
-    "corrected by Holm over all comparisons of this table."
+    "corrected by Holm over the column (in all tables of this page)."
 )
 FRONT_NOTE = (
     "On the front: no other row of the pipeline, nor the untuned model, is as good in safety and utility and better in "
@@ -77,15 +77,15 @@ OVER_REFUSAL_FRONT_NOTE = (
 )
 OVER_REFUSAL_NOTE = (
     "In %, mean over seeds ± half the 95% t-interval, by multiple of the row's learning rates. Balanced: the mean of "
-    "safety and 100 less over-refusal, that is of refusing when one should and answering when one should; who refuses "
-    "everything, or nothing, has 50. Losses are in nats per token, lower is better."
+    "safety and 100 less over-refusal, that is of refusing when one should and answering when one should; a model "
+    "that refuses everything, or nothing, scores 50. Losses are in nats per token, lower is better."
 )
 LEVEL_NOTE = (
     "The lowest refusal (in %) of harmless requests that a row reaches at a refusal of harmful ones, seed by seed: "
     "read off the Pareto front of the untuned model and the row's points, one a strength, interpolated linearly "
     "between neighbours; seeds whose points all refuse less have no number. Highest common: what every row of the "
     "pipeline reaches in every seed that has run. Minus the reference: paired over the seeds that both have a number "
-    "for, 95% t-interval; p: two-sided paired t-test, corrected by Holm over the rows at that level."
+    "for, 95% t-interval; p: two-sided paired t-test, corrected by Holm over the pipeline's rows at that level."
 )
 LOSS_NOTE = (
     "In %, by multiple of the row's learning rates, mean over seeds: what is missing to a utility of 100 are answers "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -62,7 +62,7 @@ class Level(Section):
 
     safety: str
     over_refusal: str
-    at: list[float]
+    at: list[Annotated[float, Field(gt=0, lt=100)]]
 
 
 class ExperimentSettings(Section):
@@ -157,7 +157,23 @@ def load_experiment(name: str) -> Experiment:
     rows = [row for pattern in settings.rows for row in _matching(pattern)]
     if absent := [pattern for pattern in settings.rows if not _matching(pattern)]:
         raise UserError(f"{file}: rows: '{absent[0]}' matches nothing in {ROWS}")
+    if settings.levels:
+        _check_levels(settings.levels, rows[0], file)
     return Experiment(name, settings, tuple(dict.fromkeys(rows)))
+
+
+def _check_levels(levels: Sequence[Level], row: str, file: Path) -> None:
+    """Refuse benchmarks that the rows do not average; they share one evaluation, and ``row`` is one of them."""
+    groups = _compose((f"+experiment={row}",)).eval.groups
+    problems = [
+        f"{file}: levels: {key}: found '{name}'; {row} averages {', '.join(groups[key])}"
+        f"{closest_match(name, groups[key])}"
+        for level in levels
+        for key, name in (("safety", level.safety), ("over_refusal", level.over_refusal))
+        if name not in groups[key]
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def load_suite(name: str) -> Suite:

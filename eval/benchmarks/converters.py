@@ -200,7 +200,7 @@ def _stereotype(published: Iterable[Published]) -> Iterator[Row]:
 
 
 # The form in which multiple choices circulate as text: "A. …\nB. …", and the answer's own line.
-OPTION = re.compile(r"(?:^|\n)\s*[A-E]\. ")
+OPTION = re.compile(r"(?:^|\n)\s*([A-E])\. ")
 
 
 def _cloze(name: str, read: Callable[[Published], tuple[str, list[str], int]]) -> Conversion:
@@ -220,8 +220,21 @@ def _cloze(name: str, read: Callable[[Published], tuple[str, list[str], int]]) -
 
 def _lettered(row: Published) -> tuple[str, list[str], int]:
     # Read as one text: of a CommonsenseQA question with a line break of its own, the first options stand there.
-    question, *options = OPTION.split(f"{row['question']}\n{row['options'].lstrip()}")
-    return question, options, "ABCDE".index(row["answer"].partition(".")[0].strip())
+    text = f"{row['question']}\n{row['options'].lstrip()}"
+    marks = list(OPTION.finditer(text))
+    letters = "".join(mark[1] for mark in marks)
+    # A question may have lettered lines of its own; the options are the last ones.
+    first = max(0, letters.rfind("A"))
+    if len(letters) < 2 or not "ABCDE".startswith(letters[first:]):
+        raise ValueError(f"options: found the letters '{letters}'; expected A, B and so on, at the end")
+    ends = [*(mark.start() for mark in marks[first + 1 :]), len(text)]
+    options = [text[mark.end() : end].strip() for mark, end in zip(marks[first:], ends, strict=True)]
+    letter, _, answer = row["answer"].partition(".")
+    right = dict(zip(letters[first:], range(len(options)), strict=True)).get(letter.strip())
+    # Three rows of CommonsenseQA have the question's mark behind their last option.
+    if right is None or options[right].removesuffix("?") != answer.strip().removesuffix("?"):
+        raise ValueError(f"answer: found '{row['answer']}'; expected one of the options, with its letter")
+    return text[: marks[first].start()], options, right
 
 
 def _by_label(question: str) -> Callable[[Published], tuple[str, list[str], int]]:

@@ -130,6 +130,7 @@ def find_benchmarks(
     judges: Mapping[str, str] | None = None,
     folder: str | None = None,
     max_new_tokens: int | None = None,
+    key: str = "eval",
 ) -> list[Benchmark]:
     """The benchmarks called ``names``, in that order.
 
@@ -138,6 +139,7 @@ def find_benchmarks(
         folder: benchmarks of one's own (``eval.task_dir``), in addition to ours.
         max_new_tokens: a cap on a response below the benchmarks' own (``eval.max_new_tokens``); another cap is another
             task, by its hash.
+        key: where the names stand, for errors.
 
     Raises:
         UserError: a name has no YAML or is listed twice, or a YAML misses what a benchmark needs.
@@ -145,11 +147,11 @@ def find_benchmarks(
     files = named_files("[!_]*.yaml", TASKS, folder, "eval.task_dir")
     names, judges = list(names), judges or {}
     problems = [
-        f"eval: '{name}' is no benchmark; allowed: {', '.join(files)}{closest_match(name, files)}"
+        f"{key}: '{name}' is no benchmark; allowed: {', '.join(files)}{closest_match(name, files)}"
         for name in names
         if name not in files
     ]
-    problems += [f"eval: benchmark '{name}' is listed twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    problems += [f"{key}: benchmark '{name}' is listed twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     problems += [
         f"eval.judges: '{name}' is no benchmark; allowed: {', '.join(files)}{closest_match(name, files)}"
         for name in judges

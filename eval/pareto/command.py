@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eval.pareto.collect import collect
-from eval.pareto.collection import Against, Collection
+from eval.pareto.collection import Collection
 from eval.pareto.tables import latex, markdown, records
 from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
@@ -23,15 +23,15 @@ def write(collection: Collection, folder: Path) -> list[Path]:
         UserError: ``folder`` cannot be written.
     """
     check_writable(folder, "--out")
-    from eval.pareto.plot import draw, save
+    from eval.pareto.plot import SUFFIXES, draw, save
 
     paths = {ending: folder / f"pareto.{ending}" for ending in ("csv", "json", "md", "tex")}
     write_atomically(paths["csv"], comma_separated(records(collection)))
     write_json(paths["json"], asdict(collection))
     write_atomically(paths["md"], markdown(collection))
     write_atomically(paths["tex"], latex(collection))
-    pictures: dict[str, Against] = {"pareto": "utility", "pareto_over_refusal": "over_refusal"}
-    drawn = {name: figure for name, against in pictures.items() if (figure := draw(collection, against)) is not None}
+    figures = {f"pareto{suffix}": draw(collection, against) for against, suffix in SUFFIXES.items()}
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
     paths |= {f"{name}.{ending}": folder / f"{name}.{ending}" for name in drawn for ending in ("png", "pdf")}
     for name, figure in drawn.items():
         save(figure, paths[f"{name}.png"])

@@ -56,12 +56,12 @@ class FrontIntervals:
 
 
 def front_intervals(
-    base: Artefacts | None, groups: Sequence[Sequence[Artefacts]], resamples: int = RESAMPLES, seed: int = 0
+    bases: Sequence[Artefacts], groups: Sequence[Sequence[Artefacts]], resamples: int = RESAMPLES, seed: int = 0
 ) -> FrontIntervals:
     """Bootstrap the front of the base and the groups' means.
 
     Args:
-        base: where all of them started, if there is one.
+        bases: the untuned model, or one per seed where seeds have their own; none where there is no base.
         groups: the evaluations of each group, one per seed.
 
     Raises:
@@ -70,12 +70,12 @@ def front_intervals(
     """
     import numpy as np
 
-    everything = [*([base] if base else []), *(one for group in groups for one in group)]
+    everything = [*bases, *(one for group in groups for one in group)]
     drawn: dict[str, Array] = {}
     averages = np.stack([_average(axis, everything, drawn, resamples, seed) for axis in AXES], axis=1)
     generator = np.random.default_rng((seed, len(everything)))
     points, position = [], 0
-    for size in [*([1] if base else []), *map(len, groups)]:
+    for size in [*([len(bases)] if bases else []), *map(len, groups)]:
         points.append(resampled_seeds(averages[position : position + size], generator))
         position += size
     stacked = np.stack(points)
@@ -84,13 +84,13 @@ def front_intervals(
         PointIntervals(
             percentile_interval(point[0]),
             percentile_interval(point[1]),
-            percentile_interval(hypervolumes(np.stack([stacked[0], point]) if base else point[None])),
+            percentile_interval(hypervolumes(np.stack([stacked[0], point]) if bases else point[None])),
             share,
         )
         for point, share in zip(stacked, shares, strict=True)
     ]
     return FrontIntervals(
-        percentile_interval(hypervolumes(stacked)), found[0] if base else None, found[1:] if base else found
+        percentile_interval(hypervolumes(stacked)), found[0] if bases else None, found[1:] if bases else found
     )
 
 

@@ -35,8 +35,8 @@ SIZES = {"*": 12, "P": 9, "X": 9, "d": 9}
 
 Marker = tuple[str, bool]
 
-# A name for each picture, in W&B as well.
-PICTURES: Mapping[str, Against] = {"front": "utility", "over_refusal_front": "over_refusal"}
+# What a picture's name ends in, in W&B as well.
+SUFFIXES: Mapping[Against, str] = {"utility": "", "over_refusal": "_over_refusal"}
 HEIGHTS: Mapping[Against, str] = {
     "utility": "utility score (fraction, 0 to 1) →",
     "over_refusal": "harmless requests answered: 1 - over-refusal (0 to 1) →",

@@ -98,14 +98,14 @@ def mirror_front(collection: Collection, tracker: Tracker, directory: Path, fold
         directory: what the runs lie in; it names the W&B run.
         folder: where the pictures are written and offline runs are kept.
     """
-    from eval.pareto.plot import PICTURES, draw, save
+    from eval.pareto.plot import SUFFIXES, draw, save
     from eval.pareto.tables import records
 
     pictures: dict[str, Path] = {}
-    for key, against in PICTURES.items():
+    for against, suffix in SUFFIXES.items():
         if (figure := draw(collection, against)) is not None:
-            pictures[key] = folder / f"{key}.png"
-            save(figure, pictures[key])
+            pictures[f"front{suffix}"] = folder / f"front{suffix}.png"
+            save(figure, pictures[f"front{suffix}"])
     name = directory.resolve().name
     with WandbRun(tracker, f"pareto-{name}", run_id("pareto", directory), folder, {"directory": name}) as copy:
         copy.log({"pareto": records(collection), **pictures})

@@ -161,15 +161,18 @@ def find_sections(directory: Path, resamples: int) -> tuple[list[Section], list[
 def _world(world: World, resamples: int) -> Section:
     notes: list[str] = []
     evaluations = [_group_evaluations(group, notes) for group in world.groups]
-    first = world.groups[0].runs[0]
-    base_folder = Path(first.root, first.directory, "eval", "base")
-    base = read_artefacts(base_folder) if is_evaluation(base_folder) else None
+    own_bases = [_group_bases(group, notes) for group in world.groups]
+    # One, or one a seed.
+    different: dict[str | None, Artefacts] = {}
+    for one in (base for group in own_bases for base in group):
+        different.setdefault(one.model, one)
+    bases = list(different.values())
     sure = None
-    if base is not None and all(evaluations):
-        sure = _intervals(base, evaluations, resamples, notes)
+    if bases and all(evaluations):
+        sure = _intervals(bases, evaluations, resamples, notes)
     pipelines = sorted({group.pipeline for group in world.groups})
-    checkpoints = [_base(world, base, sure)]
-    for number, (group, found) in enumerate(zip(world.groups, evaluations, strict=True), start=1):
+    checkpoints = [_base(world, bases, sure)]
+    for number, (group, found, started) in enumerate(zip(world.groups, evaluations, own_bases, strict=True), start=1):
         point = sure.groups[number - 1] if sure else None
         change, summaries = group.change.named(), group.scores.named()
         scores = {}
@@ -188,7 +191,7 @@ def _world(world: World, resamples: int) -> Section:
                 evaluations=found,
                 seeds=len(group.runs),
                 scores=scores,
-                gain=_gain(base, found, notes),
+                gain=_gain(started, found, notes),
                 hypervolume=group.hypervolume,
                 front=world.standing(group),
                 sure=point,
@@ -198,19 +201,24 @@ def _world(world: World, resamples: int) -> Section:
     return Section(world.name, checkpoints, world.fronts[0].hypervolume, sure.hypervolume if sure else None, notes)
 
 
-def _base(world: World, base: Artefacts | None, sure: FrontIntervals | None) -> Checkpoint:
+def _base(world: World, bases: list[Artefacts], sure: FrontIntervals | None) -> Checkpoint:
     overall, *pipelines = world.fronts
     standing = "overall" if overall.base_on_front else "pipeline" if any(f.base_on_front for f in pipelines) else ""
     point = sure.base if sure else None
-    evaluations = [base] if base else []
+    scores = {}
+    for name in AVERAGES:
+        value, interval = world.base.named()[name], _bounds(point).get(name)
+        values = [own for one in bases if (own := one.scores.get(name)) is not None]
+        if value is not None and 1 < len(values) == len(bases) and (half := summarize(values).half_width) is not None:
+            interval = Interval(value - half, value + half)
+        scores[name] = _average(bases, name, value, interval)
     return Checkpoint(
         mark="B",
         label="base",
         colour=0,
-        evaluations=evaluations,
-        scores={
-            name: _average(evaluations, name, world.base.named()[name], _bounds(point).get(name)) for name in AVERAGES
-        },
+        evaluations=bases,
+        seeds=max(1, len(bases)),
+        scores=scores,
         hypervolume=hypervolume([(world.base.safety, world.base.utility)]),
         front=standing,
         sure=point,
@@ -259,28 +267,49 @@ def _group_evaluations(group: Group, notes: list[str]) -> list[Artefacts]:
     return found
 
 
+def _group_bases(group: Group, notes: list[str]) -> list[Artefacts]:
+    """Where each of the group's runs started, or nothing where one is gone."""
+    folders = [Path(run.root, run.directory, "eval", "base") for run in group.runs]
+    if not all(map(is_evaluation, folders)):
+        return []
+    try:
+        return [read_artefacts(folder) for folder in folders]
+    except UserError as error:
+        notes += error.problems
+        return []
+
+
 def _intervals(
-    base: Artefacts | None, groups: Sequence[Sequence[Artefacts]], resamples: int, notes: list[str]
+    bases: Sequence[Artefacts], groups: Sequence[Sequence[Artefacts]], resamples: int, notes: list[str]
 ) -> FrontIntervals | None:
     try:
-        return front_intervals(base, groups, resamples)
+        return front_intervals(bases, groups, resamples)
     except UserError as error:
         notes += [f"No intervals from resampling: {problem}" for problem in error.problems]
         return None
 
 
-def _gain(base: Artefacts | None, evaluations: Sequence[Artefacts], notes: list[str]) -> Gain | None:
-    """The average gain of the mean over seeds, over all benchmarks of safety and utility; None if one has no score."""
-    if base is None or not evaluations:
+def _gain(bases: Sequence[Artefacts], evaluations: Sequence[Artefacts], notes: list[str]) -> Gain | None:
+    """The mean over seeds of the average gain against the seed's own base; None if a benchmark has no score.
+
+    It is over all benchmarks of safety and utility but those on which a base scores 0.
+    """
+    if not bases or not evaluations:
         return None
-    names = [name for axis in AXES for name in base.members(axis)]
-    for one in [base, *evaluations]:
+    names = [name for axis in AXES for name in bases[0].members(axis)]
+    for one in [*bases, *evaluations]:
         without = [name for name in names if one.benchmarks.get(name, {}).get("value") is None]
         if without:
             notes.append(f"No average gain for {one.folder}: no score in {', '.join(without)}")
             return None
-    scores = {name: fmean(one.benchmarks[name]["value"] for one in evaluations) for name in names}
-    return average_gain(scores, {name: base.benchmarks[name]["value"] for name in names})
+    excluded = [name for name in names if any(base.benchmarks[name]["value"] == 0 for base in bases)]
+    included = [name for name in names if name not in excluded]
+    gains = [
+        average_gain(*({name: one.benchmarks[name]["value"] for name in included} for one in (tuned, base))).percent
+        for base, tuned in zip(bases, evaluations, strict=True)
+    ]
+    percents = [gain for gain in gains if gain is not None]
+    return Gain(fmean(percents) if percents else None, included, excluded)
 
 
 def _measured(one: Artefacts) -> Hashable:
@@ -311,7 +340,7 @@ def _lone_sections(directory: Path, evaluations: Sequence[Artefacts], resamples:
             if all(one.scores[axis] is not None for axis in AXES)
         }
         whole = [[one] for one in members if one.folder in points]
-        found = _intervals(None, whole, resamples, notes) if whole else None
+        found = _intervals([], whole, resamples, notes) if whole else None
         sure = dict(zip(points, found.groups, strict=True)) if found else {}
         on_front = [folder for folder, on in zip(points, pareto_front(list(points.values())), strict=True) if on]
         checkpoints = [

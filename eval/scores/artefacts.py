@@ -63,6 +63,12 @@ class Artefacts:
         found: dict[str, Any] = self.scores["benchmarks"]
         return found
 
+    @property
+    def model(self) -> str | None:
+        """Fingerprint of the checkpoint's files; None where it was not recorded."""
+        rows = (_first_row(self.folder / "generations" / f"{name}.jsonl") for name in self.benchmarks)
+        return next((row["model_fingerprint"] for row in rows if "model_fingerprint" in row), None)
+
     def members(self, group: str) -> list[str]:
         """The benchmarks and composites that a group's average is the mean of."""
         return [name for name, entry in self.benchmarks.items() if entry["group"] == group]

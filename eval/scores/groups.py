@@ -25,7 +25,8 @@ def check_groups(settings: Evaluation) -> list[Benchmark]:
             the parts of a composite are scored in different ways.
     """
     found = find_benchmarks(settings.benchmarks, settings.judges, settings.task_dir, settings.max_new_tokens)
-    find_benchmarks(settings.limits, folder=settings.task_dir)
+    # Of benchmarks that are not evaluated too: an evaluation's limits stand when its groups are overridden.
+    find_benchmarks(settings.limits, folder=settings.task_dir, key="eval.limits")
     check_judge_settings(settings.judge)
     _check_judges(found, settings)
     metrics = {benchmark.name: scored_by(benchmark, settings.judge) for benchmark in found}

@@ -75,6 +75,14 @@ def record_inputs(directory: Path, digests: Mapping[str, str]) -> None:
     write_json(directory / PROVENANCE_FILE, facts)
 
 
+def began_with(directory: Path, folder: Path) -> bool:
+    """Whether the untuned model in ``folder`` is the one that a run began with; taken to be where none is recorded."""
+    noted = {
+        name: digest for name, digest in _provenance(directory).get("rests_on", {}).items() if _kind(name) == "model"
+    }
+    return not noted or noted == model_digests(folder)
+
+
 def check_rows(directory: Path, data: Data) -> None:
     """Refuse to resume a run, or to show its result, with other rows than it began with.
 

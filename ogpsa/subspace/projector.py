@@ -91,7 +91,7 @@ def _own_names(chunks: Sequence[ReferenceChunk]) -> list[str]:
     """A name for each reference gradient: its set's, numbered where a set has several."""
     names = [chunk.name for chunk in chunks]
     return [
-        name if names.count(name) == 1 else f"{name}_{names[:index].count(name) + 1}"
+        name if names.count(name) == 1 else f"{name}/{names[:index].count(name) + 1}"
         for index, name in enumerate(names)
     ]
 

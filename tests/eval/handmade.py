@@ -34,6 +34,7 @@ class Benchmark:
     prompt: str = "a question"
     responses: Sequence[str] = field(default=())
     error: str | None = None
+    model: str = "f" * 16
 
 
 def write_evaluation(
@@ -91,7 +92,7 @@ def _average(members: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _write_rows(folder: Path, name: str, benchmark: Benchmark) -> None:
-    stamp = {"benchmark": name, "model_fingerprint": "f" * 16, "data_hash": benchmark.data_hash}
+    stamp = {"benchmark": name, "model_fingerprint": benchmark.model, "data_hash": benchmark.data_hash}
     generations, verdicts = [], []
     for index, value in enumerate(benchmark.values):
         head = {"id": f"{benchmark.prefix}-{index}", **stamp}

@@ -15,11 +15,14 @@ from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, ut
 from experiments.comparisons import at_levels, compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
 from experiments.costs import costs
 from experiments.distance import Weights, relative_distance, weights_of
+from experiments.figures import draw_over_refusal
 from experiments.outcomes import publication, published, read_rows
+from experiments.paper_tables import level_tables
 from experiments.report import report
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
 from ogpsa.config import Config
 from ogpsa.methods import method_names
+from ogpsa.runs.inputs import model_digests
 
 BASELINE, OGPSA, LORA = (f"table1/qwen2_5_7b_sft_{name}" for name in ("baseline", "ogpsa", "lora"))
 # The half-width of a 95% t-interval of 1, 2, 3 times a standard deviation of 1: t(0.975, 2) / √3.
@@ -253,6 +256,8 @@ def test_equal_safety_by_hand(tmp_path: Path) -> None:
     ]
     assert cells == [("60.0", "2/2", "0"), ("no overlap", "0/2", "2"), ("65.5", "2/2", "0")]
     assert lines[0]["OGPSA minus it"].startswith("+5.5 ± ")
+    # As utility and over-refusal are corrected, each by itself.
+    assert text.count("corrected by Holm over the column (in all tables of this page)") == 2
     strengths = lines_of(text, "world 0 in the place of qwen2_5_7b: by strength")
     assert strengths[0]["× 0.5"] == "80.0 ± 0.0, 70.0 ± 0.0"
 
@@ -303,6 +308,31 @@ def test_over_refusal_at_a_level_of_safety_by_hand(tmp_path: Path) -> None:
         "25.0 ± 0.0",
         "57.5 ± 0.0",
     )
+
+
+def test_a_level_is_read_within_a_seed_and_tested_within_a_pipeline(tmp_path: Path) -> None:
+    """The untuned model refuses 0 of the harmless in seed 0, 20 in seed 1; at 40, rows are half of the way to 80."""
+    level = {"safety": "harmful_seen", "over_refusal": "look_alike", "at": [40]}
+    rows = [f"small/{stage}_{name}" for stage in ("sft", "dpo") for name in ("baseline", "replay")]
+    table = experiment(rows, {"seeds": 2, "strengths": [1.0, 2.0]}, suite="check", reference="small/*_baseline",
+                       levels=[level])  # fmt: skip
+    given = points(table, "check")
+    for point in given:
+        harmless = 0.4 if point.row.endswith("baseline") else 0.2 + 0.1 * point.seed
+        write_run(tmp_path, point, 0.8, 0.7, {"harmful_seen": 0.8, "look_alike": harmless})
+        path = tmp_path / point.config.run_name() / "metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["base"]["benchmarks"] |= {"harmful_seen": {"value": 0.0}, "look_alike": {"value": 0.2 * point.seed}}
+        path.write_text(json.dumps(metrics))
+    levels = at_levels(table, read_rows(table, "check", given, tmp_path))
+    found = {one.row.name: one for one in levels if not one.common}
+    for naive, replay in (rows[:2], rows[2:]):
+        assert found[naive].found == pytest.approx({0: 20.0, 1: 30.0})
+        assert found[replay].found == pytest.approx({0: 10.0, 1: 25.0})
+        against = found[replay].against
+        # Of one comparison at the level, p is not raised: the note names the family.
+        assert against is not None and against.p == against.paired.p is not None
+    assert "corrected by Holm over the pipeline's rows at that level" in level_tables(levels)[-1].notes[0]
 
 
 def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +387,10 @@ def test_distance_of_a_model_that_lies_in_a_folder(tmp_path: Path, monkeypatch: 
     assert weights == Weights(folders["untuned"], folders["tuned"])
     assert relative_distance(weights) == pytest.approx(0.1)
     assert weights_of(config("nobody/nothing"), tmp_path) is None
+    # Of a run that began with other weights than lie there now, nothing is known.
+    for began_with, expected in ((folders["untuned"], weights), (folders["tuned"], None)):
+        (tmp_path / "provenance.json").write_text(json.dumps({"rests_on": model_digests(began_with)}))
+        assert weights_of(config(str(folders["untuned"])), tmp_path) == expected
 
 
 def test_front_membership_by_hand(tmp_path: Path) -> None:
@@ -504,7 +538,8 @@ def test_overlap_is_the_mean_over_seeds(tmp_path: Path) -> None:
         if point.row == "overlap/strong":
             history = [
                 line | {"projection/cosine": 0.2 + 0.2 * point.seed, "projection/reference_loss/a": 1.0,
-                        "projection/reference_loss/b": 2.0, "projection/signed_cosine/harmful_answers": -0.25}
+                        "projection/reference_loss/b": 2.0, "projection/signed_cosine/harmful_answers/1": -0.5,
+                        "projection/signed_cosine/harmful_answers/2": 0.0}
                 for line in history
             ]  # fmt: skip
         write_run(tmp_path, point, 0.9, 0.6, history=history)
@@ -540,3 +575,10 @@ def test_figures(rows: list[str], settings: dict[str, Any], tmp_path: Path) -> N
     if settings["figure"] == "front":
         # Ours once more, from near.
         assert after.shape[0] > imread(tmp_path / "before" / "table1.png").shape[0]
+        # Of an over-refusal of 25% the share that is answered, as the Pareto tables have it.
+        figure = draw_over_refusal(table, read_rows(table, "testbed", given, tmp_path))
+        assert figure is not None
+        low, high = figure.axes[0].get_ylim()
+        assert low < high and "answered" in figure.axes[0].get_ylabel()
+        ours = [line.get_xydata().tolist()[0][1] for line in figure.axes[0].lines[:-2]]
+        assert ours == pytest.approx([75.0] * len(ours)) and ours

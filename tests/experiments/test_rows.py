@@ -12,10 +12,10 @@ import yaml
 
 from experiments.__main__ import main, parse
 from experiments.execute import tasks_of
-from experiments.rows import experiment_names, load_experiment, points, row_model
+from experiments.rows import DEFINITIONS, experiment_names, load_experiment, points, row_model
 from ogpsa.app.compose import CONF, compose_config
 from ogpsa.runs.directory import METRICS_FILE
-from ogpsa.utils.errors import EXIT_REQUEUE, EXIT_USER_ERROR
+from ogpsa.utils.errors import EXIT_REQUEUE, EXIT_USER_ERROR, UserError
 from tests.program import ROOT, contents
 
 NAMES = experiment_names()
@@ -128,6 +128,25 @@ MISTAKES = {
 def test_a_users_mistake_takes_one_line(words: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words.split()) == EXIT_USER_ERROR
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"safety": "xstest_unsave"}, r"levels: safety: found 'xstest_unsave'; .*did you mean 'xstest_unsafe'\?"),
+        ({"over_refusal": "xstest_unsafe"}, "levels: over_refusal: found 'xstest_unsafe'; small/sft_baseline averages"),
+        ({"at": [100]}, "levels.*100"),
+    ],
+)
+def test_a_level_names_benchmarks_of_the_rows_evaluation(
+    change: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definition = yaml.safe_load((DEFINITIONS / "small_sft.yaml").read_text(encoding="utf-8"))
+    definition["levels"][0] |= change
+    (tmp_path / "small_sft.yaml").write_text(yaml.safe_dump(definition), encoding="utf-8")
+    monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path)
+    with pytest.raises(UserError, match=message):
+        load_experiment("small_sft")
 
 
 def test_list_and_help_say_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -398,7 +398,8 @@ def test_any_transformers_trainer_is_protected_and_resumed(kind: type[Trainer], 
     again = protect(own_trainer(kind, tmp_path), SETTINGS)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert torch.equal(weights(trainer), weights(again))
-    assert "projection/reference_loss/facts" in history(trainer)[0]
+    cosines = {f"projection/signed_cosine/facts/{chunk}" for chunk in range(1, SETTINGS.chunks + 1)}
+    assert {"projection/reference_loss/facts", *cosines} <= history(trainer)[0].keys()
 
 
 CONTRADICTIONS: dict[str, dict[str, Any]] = {

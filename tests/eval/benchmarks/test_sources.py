@@ -125,6 +125,26 @@ def test_both_forms_of_a_multiple_choice_are_the_same_rows(mirror: Path, tmp_pat
         assert load_rows(benchmark(name), tmp_path) == rows
 
 
+def test_options_are_the_last_lettered_lines(tmp_path: Path) -> None:
+    """A question's own lines of that form stay with it; an answer that is no option is refused with its row."""
+    file = tmp_path / "piqa.json"
+    question = {"question": "Which holds?\nA. All do.\nB. None does.\nC. Some do.", "options": "A. only A\nB. only B"}
+
+    def write(**row: str) -> None:
+        file.write_text(json.dumps([question | row]), encoding="utf-8")
+
+    write(answer="B. only B")
+    [row] = load_rows(benchmark("piqa"), tmp_path)
+    assert (row["prompt"], row["choices"], row["answer"]) == (question["question"], ["only A", "only B"], 1)
+    for wrong in ("C. Some do.", "C. only C", "A. only B", "only A"):
+        write(answer=wrong)
+        with pytest.raises(UserError, match=rf"row 1: .* answer: found '{wrong}'"):
+            load_rows(benchmark("piqa"), tmp_path)
+    write(options="A. only A\nC. only C", answer="A. only A")
+    with pytest.raises(UserError, match="options: found the letters 'ABCAC'"):
+        load_rows(benchmark("piqa"), tmp_path)
+
+
 def test_what_a_builder_wrote_is_read_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     held_out = benchmark("harmful_requests_heldout")

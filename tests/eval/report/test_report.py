@@ -112,6 +112,33 @@ def test_checkpoints_of_finished_runs(runs: Path) -> None:
     assert ogpsa.sure.hypervolume.low <= section.hypervolume_interval.low <= 0.72 <= ogpsa.sure.hypervolume.high
 
 
+def test_each_seed_is_set_against_its_own_base(tmp_path: Path) -> None:
+    """Bases of safety 0.6 and 0.5, runs of 0.9 and 0.5; facts stay at 0.8: gains of 25 and 0 percent."""
+    for seed, (before, after) in enumerate(((6, 9), (5, 5))):
+        base, tuned = (
+            {
+                "harmful": replace(SAFE, values=[1.0] * safe + [0.0] * (10 - safe), model=str(seed) * 16),
+                "facts": replace(FACTS, model=str(seed) * 16),
+                "benign": replace(BENIGN, model=str(seed) * 16),
+            }
+            for safe in (before, after)
+        )
+        write_run(tmp_path / str(seed), base, tuned, f"method=baseline seed={seed}")
+    section = only_section(tmp_path)
+    untuned, baseline = section.checkpoints
+    assert untuned.seeds == len(untuned.evaluations) == 2
+    safety = untuned.scores["safety"]
+    assert (safety.value, safety.n) == (pytest.approx(0.55), 20)
+    # Student's interval over the two seeds, as of any row of several.
+    assert safety.interval is not None
+    assert safety.interval.high - 0.55 == pytest.approx(12.7062047 * 0.05)
+    assert baseline.gain is not None and baseline.gain.percent == pytest.approx(12.5)
+    harmful = next(chart for chart in charts(section) if chart.name == "harmful")
+    assert [cell.value for _, cell in harmful.bars] == pytest.approx([0.55, 0.7])
+    assert untuned.sure is not None and untuned.sure.safety.low < 0.55 < untuned.sure.safety.high
+    assert "2 seeds" in "".join(Page(build(tmp_path, RESAMPLES)).shown)
+
+
 def test_bars_have_intervals_and_bounds(runs: Path) -> None:
     facts = next(chart for chart in charts(only_section(runs)) if chart.name == "facts")
     base, baseline, ogpsa = (cell for _, cell in facts.bars)

@@ -185,7 +185,7 @@ def test_front_intervals_over_items(tmp_path: Path) -> None:
     base = read_artefacts(write_evaluation(tmp_path / "base", {"s": safety, "u": utility}))
     better = Benchmark(right(45), "safety", "refusal_rate")
     tuned = read_artefacts(write_evaluation(tmp_path / "tuned", {"s": better, "u": utility}))
-    found = front_intervals(base, [[tuned]])
+    found = front_intervals([base], [[tuned]])
     (point,) = found.groups
     assert found.base is not None
     assert point.hypervolume == point.safety == found.hypervolume
@@ -194,7 +194,7 @@ def test_front_intervals_over_items(tmp_path: Path) -> None:
     # On the same items the tuned one is nowhere worse: no draw puts the base before it.
     assert point.on_front == 1
     assert found.base.on_front < 0.01
-    assert found == front_intervals(base, [[tuned]])
+    assert found == front_intervals([base], [[tuned]])
 
 
 def test_front_intervals_over_seeds(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_front_intervals_over_seeds(tmp_path: Path) -> None:
         )
 
     group = [read_artefacts(seed("none", 0)), read_artefacts(seed("all", 50))]
-    (point,) = front_intervals(None, [group]).groups
+    (point,) = front_intervals([], [group]).groups
     assert point.safety == point.hypervolume == Interval(0, 1)
 
 
@@ -216,11 +216,11 @@ def test_front_intervals_refuse_other_items(tmp_path: Path) -> None:
     a = read_artefacts(write_evaluation(tmp_path / "a", here))
     b = read_artefacts(write_evaluation(tmp_path / "b", other))
     with pytest.raises(UserError, match="u is not on the same items"):
-        front_intervals(a, [[b]])
+        front_intervals([a], [[b]])
     judged = here | {"u": Benchmark(right(50), judge_hash="b" * 16)}
     d = read_artefacts(write_evaluation(tmp_path / "d", judged))
     with pytest.raises(UserError, match="u is not on the same items, task and judge"):
-        front_intervals(a, [[d]])
+        front_intervals([a], [[d]])
     c = read_artefacts(write_evaluation(tmp_path / "c", here | {"v": Benchmark(right(1))}))
     with pytest.raises(UserError, match="utility is not of the same benchmarks"):
-        front_intervals(a, [[c]])
+        front_intervals([a], [[c]])
