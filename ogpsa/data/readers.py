@@ -71,7 +71,11 @@ def parse_list(text: str, file: Path | str) -> list[Row]:
         raise UserError(f"{file}: not readable as JSON ({error}); expected {LISTS}") from None
     if isinstance(content, dict):
         content = [
-            {"config": name, **row} if isinstance(row, dict) else {name: row} if isinstance(row, str) else row
+            {"config": name, **row}
+            if isinstance(row, dict)
+            else {name: row}
+            if isinstance(row, str) and isinstance(rows, list)
+            else row
             for name, rows in content.items()
             for row in (rows if isinstance(rows, list) else [rows])
         ]
