@@ -152,7 +152,7 @@ def test_a_local_copy_becomes_rows_that_a_run_reads(name: str, ending: str, work
     source = write(work / f"copy{ending}", MADE_UP[name])
     part, out = PARTS[name], work / "out"
     card = build(name, source, out, f"parts={{{part}: 8}}")
-    assert card["counts"] == {"read": 12, "dropped": {}, "eligible": 12, "drawn": 8}
+    assert card["counts"] == {"read": 12, "dropped": {}, "eligible": 12, "drawn": 8, "written": 8}
     assert card["source"]["sha256"] == sha256(source.read_bytes()).hexdigest()
     rows = rows_of(out, part)
     files = [part, "harmful_answers"] if name == "safe_rlhf" else [part]
@@ -320,6 +320,7 @@ def test_every_filter_is_counted(work: Path) -> None:
         },
         "eligible": 1,
         "drawn": 1,
+        "written": 1,
     }  # fmt: skip
     assert card["excluded"] == {str(file): sha256(file.read_bytes()).hexdigest()}
     assert [row["prompt"] for row in rows_of(work / "out", "reference")] == ["Kept?"]
@@ -687,14 +688,18 @@ def test_the_untuned_model_writes_the_rejected_answers(work: Path, capsys: pytes
     assert len(rows) == card["parts"]["train"]["rows"] == 9 - sum(facts["rows_dropped_because"].values())
     assert not any("rejected" in row for row in rows_of(work / "out", "heldout"))
 
-    # An answer of the journal is not asked for again; one that refuses or says nothing takes its row with it.
-    refused, silent, *_ = kept
+    # An answer of the journal is not asked for again; one that refuses, says nothing or is the chosen one takes its
+    # row with it, and is counted.
+    refused, silent, equal, *_ = kept
     told = kept | {refused: {"text": "I'm sorry, but I can't help with that.", "finish_reason": "stop"},
-                   silent: {"text": " ", "finish_reason": "stop"}}  # fmt: skip
+                   silent: {"text": " ", "finish_reason": "stop"},
+                   equal: {"text": "No.", "finish_reason": "stop"}}  # fmt: skip
     (work / "out" / "rejected.journal").write_text(f"{journal[0]}\n{json.dumps(told)}\n")
-    again = build("safety_tuned_llamas", source, work / "out", *given)["rejected"]
-    assert again["rows_dropped_because"]["a refusal"] >= 1 and again["rows_dropped_because"]["empty"] >= 1
-    assert again["written"] == len(rows_of(work / "out", "train"))
+    card = build("safety_tuned_llamas", source, work / "out", *given)
+    dropped, count = card["rejected"]["rows_dropped_because"], len(rows_of(work / "out", "train"))
+    assert min(dropped[reason] for reason in ("a refusal", "empty", "the chosen answer")) >= 1
+    assert count == card["rejected"]["written"] == 9 - sum(dropped.values())
+    assert card["counts"]["drawn"] == 12 and card["counts"]["written"] == 3 + count
 
     capsys.readouterr()
     assert main(arguments("safety_tuned_llamas", source, work / "out", *given, "rejected.parts=[trian]")) == 2

@@ -32,7 +32,7 @@ class Drawn:
 
     Attributes:
         parts: the candidates of each file, in their order.
-        counts: rows read, dropped by reason, eligible.
+        counts: rows read, dropped by reason, eligible, drawn for all parts.
         source: where they came from: path, revision, SHA-256 of a file.
         excluded: SHA-256 of each file whose prompts were kept out.
     """
@@ -86,7 +86,7 @@ def build(settings: DataSet) -> dict[str, Any]:
             "ogpsa": __version__,
             "source": drawn.source,
             "seed": settings.seed,
-            "counts": drawn.counts,
+            "counts": drawn.counts | {"written": sum(len(drawn.parts[name]) for name in settings.parts)},
             "parts": files,
             **written_facts,
             "excluded": drawn.excluded,
@@ -108,12 +108,11 @@ def _check_parts(settings: SafetyTunedLlamas) -> None:
 def _add_rejected(settings: Rejected, parts: dict[str, list[Candidate]], journal: Path) -> dict[str, Any]:
     """Give the rows of ``settings.parts`` the checkpoint's answers, drop those without; returns the card's facts."""
     named = {name: parts[name] for name in parts if name in settings.parts}
-    prompts = [candidate.prompt for part in named.values() for candidate in part]
-    written, facts = write_rejected(settings, prompts, journal)
+    written, facts = write_rejected(settings, [candidate for part in named.values() for candidate in part], journal)
     answers = iter(written)
     for part in named.values():
         answered = [replace(candidate, rejected=next(answers)) for candidate in part]
-        part[:] = [row for row in answered if row.rejected is not None and row.rejected != row.chosen]
+        part[:] = [row for row in answered if row.rejected is not None]
     return facts
 
 
