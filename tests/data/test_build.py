@@ -10,8 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import chdir
+from functools import partial
 from hashlib import sha256
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import datasets
@@ -197,6 +200,25 @@ def test_a_folder_laid_out_like_the_hub_is_read_by_configuration_and_split(
     assert card["source"] == {
         "path": str(work / "hub"), "licence": "MIT", "config": "main", "split": "train", "revision": None,
     }  # fmt: skip
+
+
+def test_a_json_file_at_an_address_is_read(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    write(work / "rows.json", MADE_UP["safety_tuned_llamas"])
+    handler = partial(SimpleHTTPRequestHandler, directory=str(work))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        card = build("safety_tuned_llamas", f"{address}/rows.json", work / "out", "parts={train: 12}")
+        capsys.readouterr()
+        assert main(arguments("safety_tuned_llamas", f"{address}/row.json", work / "out")) == EXIT_USER_ERROR
+        server.shutdown()
+    assert card["source"]["path"] == f"{address}/rows.json" and card["counts"]["read"] == 12
+    assert {row["chosen"] for row in rows_of(work / "out", "train")} == {f"I won't: {n}." for n in range(12)}
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "row.json cannot be fetched" in line and "name a local copy: source.path=FILE" in line
 
 
 def test_the_rejected_answer_is_the_most_unsafe_one_of_its_prompt(work: Path) -> None:

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).with_name("recipes")
 
 
 class Source(Section):
-    """Where the published rows are: a hub id, a folder laid out like one, or a file."""
+    """Where the published rows are: a hub id, a folder laid out like one, a file, or a JSON file at an address."""
 
     path: PathText = Field(min_length=1)
     config: str | None
