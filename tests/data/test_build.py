@@ -30,7 +30,7 @@ from ogpsa.data.rows import load_data
 from ogpsa.models.files import fingerprint
 from ogpsa.models.load import load_model
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
-from ogpsa.utils.files import read_json, read_jsonl
+from ogpsa.utils.files import mark_complete, read_json, read_jsonl
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 
@@ -760,3 +760,29 @@ def test_slices_of_the_real_data_sets(work: Path) -> None:
     assert main(["check", str(work), "--against", str(test), str(REAL / "ifeval")]) == EXIT_DONE
     report = read_json(work / "leakage.json")
     assert report["pairs"] == [] and len(report["files"]) == 11
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data")
+def test_what_make_data_small_writes_is_enough_for_every_row(work: Path) -> None:
+    # Its commands, with a random model of a few parameters, which answers in two bytes.
+    for file in ("requirements.lock", "pyproject.toml", ".venv/.installed"):
+        (work / file).parent.mkdir(exist_ok=True)
+        (work / file).touch()
+    save_tiny(work / "outputs/models/smollm2_135m", byte_tokenizer(), max_position_embeddings=1024)
+    mark_complete(work / "outputs/models/smollm2_135m", {})
+    told = subprocess.run(
+        ["make", "--silent", f"--file={ROOT / 'Makefile'}", "data-small", f"copies={REAL}",
+         r"BUILD=printf '\nbuild\t'; printf '%s\t'"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for line in told.splitlines()[1:]:
+        words = line.rstrip("\t").split("\t")
+        given = ["rejected.max_tokens=2"] if words[1] in ("alpaca", "safety_tuned_llamas") else []
+        assert main([*words, *given]) == EXIT_DONE
+    for row in sorted((ROOT / "conf/experiment/small").glob("*.yaml")):
+        config = compose_config([f"+experiment=small/{row.stem}"])
+        data = load_data(config)
+        for stage in config.stages:
+            share = len(data.general.get(stage.name, [])) / len(data.safety)
+            assert share == pytest.approx(0.3 if config.method.name == "replay" else 0, abs=0.01)

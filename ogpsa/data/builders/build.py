@@ -12,7 +12,7 @@ from ogpsa import __version__
 from ogpsa.data.builders.candidates import Candidate, find_form, read_candidate
 from ogpsa.data.builders.refusals import check_refusals, write_refusals
 from ogpsa.data.builders.rejected import check_rejected, write_rejected
-from ogpsa.data.builders.settings import DataSet, Rejected, SafeRLHF, SafetyTunedLlamas, Source
+from ogpsa.data.builders.settings import Answered, DataSet, Rejected, SafeRLHF, Source
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
 from ogpsa.data.readers import FORMATS, Row, ending, errors_of_the_hub, read_hub, read_table
 from ogpsa.utils.errors import UserError, closest_match
@@ -57,7 +57,7 @@ def build(settings: DataSet) -> dict[str, Any]:
     check_writable(folder, "output")
     if isinstance(settings, SafeRLHF):
         check_refusals(settings.refusals)
-    elif isinstance(settings, SafetyTunedLlamas):
+    elif isinstance(settings, Answered) and settings.rejected.way == "model":
         _check_parts(settings)
         check_rejected(settings.rejected)
     with exclusive(folder / "build.lock", f"output: another process builds in {folder}"):
@@ -73,7 +73,7 @@ def build(settings: DataSet) -> dict[str, Any]:
                 first = next(iter(drawn.parts.values()))[: settings.harmful_answers]
                 exchanged = [replace(row, chosen=row.rejected, rejected=row.chosen) for row in first]
                 drawn.parts["harmful_answers"] = exchanged
-        elif isinstance(settings, SafetyTunedLlamas) and settings.rejected.way == "model":
+        elif isinstance(settings, Answered) and settings.rejected.way == "model":
             written_facts = {"rejected": _add_rejected(settings.rejected, drawn.parts, folder / REJECTED_JOURNAL)}
         (folder / CARD).unlink(missing_ok=True)
         files = {}
@@ -96,7 +96,7 @@ def build(settings: DataSet) -> dict[str, Any]:
     return card
 
 
-def _check_parts(settings: SafetyTunedLlamas) -> None:
+def _check_parts(settings: Answered) -> None:
     for name in settings.rejected.parts:
         if name not in settings.parts:
             allowed = ", ".join(settings.parts)

@@ -23,8 +23,7 @@ def check_rejected(settings: Rejected) -> None:
     Raises:
         UserError: as ``check_writer``.
     """
-    if settings.way == "model":
-        check_writer(SECTION, settings.model)
+    check_writer(SECTION, settings.model)
 
 
 def write_rejected(

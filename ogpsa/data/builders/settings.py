@@ -101,16 +101,22 @@ class Rejected(Section):
     model: Checkpoint
 
 
-class SafetyTunedLlamas(DataSet):
+class Answered(DataSet):
+    """A data set of prompts with one answer each, to which a rejected one can be written."""
+
     rejected: Rejected
+
+
+class SafetyTunedLlamas(Answered):
+    """Nothing beside that."""
 
 
 class HHRLHF(DataSet):
     """Nothing beside what every data set says."""
 
 
-class Alpaca(DataSet):
-    """Nothing beside what every data set says."""
+class Alpaca(Answered):
+    """Nothing beside that."""
 
 
 SCHEMAS: dict[str, type[DataSet]] = {
