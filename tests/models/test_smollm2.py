@@ -122,6 +122,7 @@ def test_the_local_copy_stands_in_for_the_hub_id_alone(tmp_path: Path, caplog: p
         assert here_already(model("model.path=Qwen/Qwen2.5-0.5B-Instruct").model) is None
         assert here_already(model("model.revision=0123abc").model) is None
         assert here_already(model("model.local_copy=null").model) is None
+        assert model("model.local_copy=null").run_name() == model().run_name()
         (FOLDER / "config.json").unlink()
         with pytest.raises(UserError, match=r"model\.local_copy\.path: .* holds no config\.json"):
             check_model(model())
