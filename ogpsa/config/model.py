@@ -52,7 +52,7 @@ class LocalCopy(Section):
     """A folder that takes the place of the hub's files where it is there.
 
     Attributes:
-        of: the hub id in whose place; another ``model.path`` is not touched.
+        of: the hub id in whose place; another ``model.path`` is not touched, nor one at a pinned revision.
         path: the folder.
     """
 

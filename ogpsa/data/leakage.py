@@ -24,7 +24,8 @@ WIDTH = 5
 # Where a row's prompt stands, in our files and in those that data sets publish; the first one that is there counts.
 # A question is a prompt without the words around it.
 PROMPTS = (
-    "question", "Question", "prompt", "instruction", "forbidden_prompt", "problem", "user_query", "inputs", "Behavior",
+    "question", "Question", "prompt", "instruction", "instructions", "forbidden_prompt", "problem", "user_query",
+    "inputs", "Behavior", "text",
 )  # fmt: skip
 # Texts that are compared with all others at a time.
 BLOCK = 256

@@ -71,7 +71,11 @@ def parse_list(text: str, file: Path | str) -> list[Row]:
         raise UserError(f"{file}: not readable as JSON ({error}); expected {LISTS}") from None
     if isinstance(content, dict):
         content = [
-            {"config": name, **row} if isinstance(row, dict) else {name: row} if isinstance(row, str) else row
+            {"config": name, **row}
+            if isinstance(row, dict)
+            else {name: row}
+            if isinstance(row, str) and isinstance(rows, list)
+            else row
             for name, rows in content.items()
             for row in (rows if isinstance(rows, list) else [rows])
         ]
@@ -131,7 +135,7 @@ def parse_csv(text: str, place: Path | str) -> tuple[list[str], list[dict[str, s
 def read_hub(
     hub: str, config: str | None, split: str, revision: str | None, data_dir: str | None = None
 ) -> tuple[Iterable[Row], str | None]:
-    """The rows of a data set on the hub, or in a folder laid out like one, and its revision.
+    """The rows of a data set on the hub, in a folder laid out like one or in a JSON file at an address, its revision.
 
     Of several configurations, ``a, b``, each row names its own as ``config``.
 
@@ -141,6 +145,9 @@ def read_hub(
     import datasets
     from huggingface_hub import HfApi
 
+    if "://" in hub:
+        datasets.disable_progress_bars()
+        return datasets.load_dataset("json", data_files=hub, split=split), revision
     if not Path(hub).is_dir():
         ask_hub()
     if not Path(hub).is_dir() and revision is None:

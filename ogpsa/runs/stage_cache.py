@@ -79,7 +79,7 @@ def stage_key(config: Config, stage: SFTSettings | DPOSettings, data: Data, star
         {
             "start": fingerprint(start),
             "model": config.model.model_dump(
-                mode="json", exclude={"name", "path", "revision", "base", "architecture", "recipe"}
+                mode="json", exclude={"name", "path", "revision", "base", "architecture", "local_copy", "recipe"}
             ),
             "seed": config.seed,
             "distributed": config.distributed.model_dump(),

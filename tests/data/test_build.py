@@ -10,8 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import chdir
+from functools import partial
 from hashlib import sha256
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import datasets
@@ -27,7 +30,7 @@ from ogpsa.data.rows import load_data
 from ogpsa.models.files import fingerprint
 from ogpsa.models.load import load_model
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
-from ogpsa.utils.files import read_json, read_jsonl
+from ogpsa.utils.files import mark_complete, read_json, read_jsonl
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 
@@ -152,7 +155,7 @@ def test_a_local_copy_becomes_rows_that_a_run_reads(name: str, ending: str, work
     source = write(work / f"copy{ending}", MADE_UP[name])
     part, out = PARTS[name], work / "out"
     card = build(name, source, out, f"parts={{{part}: 8}}")
-    assert card["counts"] == {"read": 12, "dropped": {}, "eligible": 12, "drawn": 8}
+    assert card["counts"] == {"read": 12, "dropped": {}, "eligible": 12, "drawn": 8, "written": 8}
     assert card["source"]["sha256"] == sha256(source.read_bytes()).hexdigest()
     rows = rows_of(out, part)
     files = [part, "harmful_answers"] if name == "safe_rlhf" else [part]
@@ -197,6 +200,25 @@ def test_a_folder_laid_out_like_the_hub_is_read_by_configuration_and_split(
     assert card["source"] == {
         "path": str(work / "hub"), "licence": "MIT", "config": "main", "split": "train", "revision": None,
     }  # fmt: skip
+
+
+def test_a_json_file_at_an_address_is_read(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    write(work / "rows.json", MADE_UP["safety_tuned_llamas"])
+    handler = partial(SimpleHTTPRequestHandler, directory=str(work))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        card = build("safety_tuned_llamas", f"{address}/rows.json", work / "out", "parts={train: 12}")
+        capsys.readouterr()
+        assert main(arguments("safety_tuned_llamas", f"{address}/row.json", work / "out")) == EXIT_USER_ERROR
+        server.shutdown()
+    assert card["source"]["path"] == f"{address}/rows.json" and card["counts"]["read"] == 12
+    assert {row["chosen"] for row in rows_of(work / "out", "train")} == {f"I won't: {n}." for n in range(12)}
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "row.json cannot be fetched" in line and "name a local copy: source.path=FILE" in line
 
 
 def test_the_rejected_answer_is_the_most_unsafe_one_of_its_prompt(work: Path) -> None:
@@ -320,6 +342,7 @@ def test_every_filter_is_counted(work: Path) -> None:
         },
         "eligible": 1,
         "drawn": 1,
+        "written": 1,
     }  # fmt: skip
     assert card["excluded"] == {str(file): sha256(file.read_bytes()).hexdigest()}
     assert [row["prompt"] for row in rows_of(work / "out", "reference")] == ["Kept?"]
@@ -687,14 +710,18 @@ def test_the_untuned_model_writes_the_rejected_answers(work: Path, capsys: pytes
     assert len(rows) == card["parts"]["train"]["rows"] == 9 - sum(facts["rows_dropped_because"].values())
     assert not any("rejected" in row for row in rows_of(work / "out", "heldout"))
 
-    # An answer of the journal is not asked for again; one that refuses or says nothing takes its row with it.
-    refused, silent, *_ = kept
+    # An answer of the journal is not asked for again; one that refuses, says nothing or is the chosen one takes its
+    # row with it, and is counted.
+    refused, silent, equal, *_ = kept
     told = kept | {refused: {"text": "I'm sorry, but I can't help with that.", "finish_reason": "stop"},
-                   silent: {"text": " ", "finish_reason": "stop"}}  # fmt: skip
+                   silent: {"text": " ", "finish_reason": "stop"},
+                   equal: {"text": "No.", "finish_reason": "stop"}}  # fmt: skip
     (work / "out" / "rejected.journal").write_text(f"{journal[0]}\n{json.dumps(told)}\n")
-    again = build("safety_tuned_llamas", source, work / "out", *given)["rejected"]
-    assert again["rows_dropped_because"]["a refusal"] >= 1 and again["rows_dropped_because"]["empty"] >= 1
-    assert again["written"] == len(rows_of(work / "out", "train"))
+    card = build("safety_tuned_llamas", source, work / "out", *given)
+    dropped, count = card["rejected"]["rows_dropped_because"], len(rows_of(work / "out", "train"))
+    assert min(dropped[reason] for reason in ("a refusal", "empty", "the chosen answer")) >= 1
+    assert count == card["rejected"]["written"] == 9 - sum(dropped.values())
+    assert card["counts"]["drawn"] == 12 and card["counts"]["written"] == 3 + count
 
     capsys.readouterr()
     assert main(arguments("safety_tuned_llamas", source, work / "out", *given, "rejected.parts=[trian]")) == 2
@@ -733,3 +760,29 @@ def test_slices_of_the_real_data_sets(work: Path) -> None:
     assert main(["check", str(work), "--against", str(test), str(REAL / "ifeval")]) == EXIT_DONE
     report = read_json(work / "leakage.json")
     assert report["pairs"] == [] and len(report["files"]) == 11
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data")
+def test_what_make_data_small_writes_is_enough_for_every_row(work: Path) -> None:
+    # Its commands, with a random model of a few parameters, which answers in two bytes.
+    for file in ("requirements.lock", "pyproject.toml", ".venv/.installed"):
+        (work / file).parent.mkdir(exist_ok=True)
+        (work / file).touch()
+    save_tiny(work / "outputs/models/smollm2_135m", byte_tokenizer(), max_position_embeddings=1024)
+    mark_complete(work / "outputs/models/smollm2_135m", {})
+    told = subprocess.run(
+        ["make", "--silent", f"--file={ROOT / 'Makefile'}", "data-small", f"copies={REAL}",
+         r"BUILD=printf '\nbuild\t'; printf '%s\t'"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for line in told.splitlines()[1:]:
+        words = line.rstrip("\t").split("\t")
+        given = ["rejected.max_tokens=2"] if words[1] in ("alpaca", "safety_tuned_llamas") else []
+        assert main([*words, *given]) == EXIT_DONE
+    for row in sorted((ROOT / "conf/experiment/small").glob("*.yaml")):
+        config = compose_config([f"+experiment=small/{row.stem}"])
+        data = load_data(config)
+        for stage in config.stages:
+            share = len(data.general.get(stage.name, [])) / len(data.safety)
+            assert share == pytest.approx(0.3 if config.method.name == "replay" else 0, abs=0.01)

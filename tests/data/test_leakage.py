@@ -92,6 +92,16 @@ def test_the_report_names_files_and_rows(tmp_path: Path, capsys: pytest.CaptureF
     assert "2 equal,      0 near" in capsys.readouterr().out
 
 
+def test_requests_in_one_list_and_lines_of_text_are_compared(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "train.jsonl", ["May I eat rice?", "The moon rose."])
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "safe.json").write_text('{"instructions": ["May I eat rice"]}')
+    (tmp_path / "benchmarks" / "plain.txt").write_text("The moon rose\n")
+    assert main(["check", str(tmp_path / "data"), "--against", str(tmp_path / "benchmarks")]) == EXIT_DONE
+    found = read_json(tmp_path / "data" / "leakage.json")["pairs"]
+    assert [Path(pair["right"]).name for pair in found if pair["exact"]] == ["safe.json", "plain.txt"]
+
+
 def test_a_file_without_prompts_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "a.jsonl", ["one"])
     write(tmp_path / "b.jsonl", ["two"], "promt")

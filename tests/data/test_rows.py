@@ -111,6 +111,12 @@ def test_what_is_no_text_of_rows_is_named_by_file_and_line(content: bytes, probl
     assert line.startswith("data.safety: rows.jsonl") and problem in line
 
 
+def test_one_object_of_texts_is_no_list_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(LINE)
+    [line] = refused(tmp_path / "rows.json")
+    assert "expected a list of objects, or an object of such lists; row 1 is a text" in line
+
+
 NEED = "dpo need chosen, prompt, rejected"
 ALLOWED = "allowed: a text, of a conversation the words of the turn alone"
 

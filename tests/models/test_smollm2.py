@@ -116,11 +116,13 @@ def test_the_local_copy_stands_in_for_the_hub_id_alone(tmp_path: Path, caplog: p
         with caplog.at_level("INFO"):
             assert local_folder(model().model) == FOLDER
         assert f"{FOLDER} stands in for {HUB}" in caplog.text
-        # Neither another hub id, nor a folder, nor where there shall be none.
+        # Neither another hub id, nor a folder, nor a pinned revision, nor where there shall be none.
         other = save_tiny(Path("other"), byte_tokenizer())
         assert here_already(model(f"model.path={other}").model) == other
         assert here_already(model("model.path=Qwen/Qwen2.5-0.5B-Instruct").model) is None
+        assert here_already(model("model.revision=0123abc").model) is None
         assert here_already(model("model.local_copy=null").model) is None
+        assert model("model.local_copy=null").run_name() == model().run_name()
         (FOLDER / "config.json").unlink()
         with pytest.raises(UserError, match=r"model\.local_copy\.path: .* holds no config\.json"):
             check_model(model())

@@ -12,7 +12,7 @@ from ogpsa import __version__
 from ogpsa.data.builders.candidates import Candidate, find_form, read_candidate
 from ogpsa.data.builders.refusals import check_refusals, write_refusals
 from ogpsa.data.builders.rejected import check_rejected, write_rejected
-from ogpsa.data.builders.settings import DataSet, Rejected, SafeRLHF, SafetyTunedLlamas, Source
+from ogpsa.data.builders.settings import Answered, DataSet, Rejected, SafeRLHF, Source
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
 from ogpsa.data.readers import FORMATS, Row, ending, errors_of_the_hub, read_hub, read_table
 from ogpsa.utils.errors import UserError, closest_match
@@ -32,7 +32,7 @@ class Drawn:
 
     Attributes:
         parts: the candidates of each file, in their order.
-        counts: rows read, dropped by reason, eligible.
+        counts: rows read, dropped by reason, eligible, drawn for all parts.
         source: where they came from: path, revision, SHA-256 of a file.
         excluded: SHA-256 of each file whose prompts were kept out.
     """
@@ -57,7 +57,7 @@ def build(settings: DataSet) -> dict[str, Any]:
     check_writable(folder, "output")
     if isinstance(settings, SafeRLHF):
         check_refusals(settings.refusals)
-    elif isinstance(settings, SafetyTunedLlamas):
+    elif isinstance(settings, Answered) and settings.rejected.way == "model":
         _check_parts(settings)
         check_rejected(settings.rejected)
     with exclusive(folder / "build.lock", f"output: another process builds in {folder}"):
@@ -73,7 +73,7 @@ def build(settings: DataSet) -> dict[str, Any]:
                 first = next(iter(drawn.parts.values()))[: settings.harmful_answers]
                 exchanged = [replace(row, chosen=row.rejected, rejected=row.chosen) for row in first]
                 drawn.parts["harmful_answers"] = exchanged
-        elif isinstance(settings, SafetyTunedLlamas) and settings.rejected.way == "model":
+        elif isinstance(settings, Answered) and settings.rejected.way == "model":
             written_facts = {"rejected": _add_rejected(settings.rejected, drawn.parts, folder / REJECTED_JOURNAL)}
         (folder / CARD).unlink(missing_ok=True)
         files = {}
@@ -86,7 +86,7 @@ def build(settings: DataSet) -> dict[str, Any]:
             "ogpsa": __version__,
             "source": drawn.source,
             "seed": settings.seed,
-            "counts": drawn.counts,
+            "counts": drawn.counts | {"written": sum(len(drawn.parts[name]) for name in settings.parts)},
             "parts": files,
             **written_facts,
             "excluded": drawn.excluded,
@@ -96,7 +96,7 @@ def build(settings: DataSet) -> dict[str, Any]:
     return card
 
 
-def _check_parts(settings: SafetyTunedLlamas) -> None:
+def _check_parts(settings: Answered) -> None:
     for name in settings.rejected.parts:
         if name not in settings.parts:
             allowed = ", ".join(settings.parts)
@@ -108,12 +108,11 @@ def _check_parts(settings: SafetyTunedLlamas) -> None:
 def _add_rejected(settings: Rejected, parts: dict[str, list[Candidate]], journal: Path) -> dict[str, Any]:
     """Give the rows of ``settings.parts`` the checkpoint's answers, drop those without; returns the card's facts."""
     named = {name: parts[name] for name in parts if name in settings.parts}
-    prompts = [candidate.prompt for part in named.values() for candidate in part]
-    written, facts = write_rejected(settings, prompts, journal)
+    written, facts = write_rejected(settings, [candidate for part in named.values() for candidate in part], journal)
     answers = iter(written)
     for part in named.values():
         answered = [replace(candidate, rejected=next(answers)) for candidate in part]
-        part[:] = [row for row in answered if row.rejected is not None and row.rejected != row.chosen]
+        part[:] = [row for row in answered if row.rejected is not None]
     return facts
 
 
@@ -229,7 +228,8 @@ def _read(source: Source) -> tuple[Iterable[Row], dict[str, Any]]:
         if ending(path) not in FORMATS:
             raise UserError(f"source.path: {path} is no {', '.join(FORMATS)} file")
         return read_table(path), facts | {"sha256": _sha256(path)}
-    if not path.is_dir() and (ending(path) in FORMATS or not HUB_ID.fullmatch(source.path)):
+    here = "://" not in source.path and not path.is_dir()
+    if here and (ending(path) in FORMATS or not HUB_ID.fullmatch(source.path)):
         raise UserError(f"source.path: {path}: no such file or folder, and no hub id")
     try:
         rows, revision = read_hub(source.path, source.config, source.split, source.revision, source.data_dir)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ogpsa.data.builders.candidates import Candidate
 from ogpsa.data.builders.replies import answer, check_writer, local_replies
 from ogpsa.data.builders.settings import Rejected
 from ogpsa.models.files import fingerprint
@@ -22,29 +23,29 @@ def check_rejected(settings: Rejected) -> None:
     Raises:
         UserError: as ``check_writer``.
     """
-    if settings.way == "model":
-        check_writer(SECTION, settings.model)
+    check_writer(SECTION, settings.model)
 
 
 def write_rejected(
-    settings: Rejected, prompts: Sequence[str], journal: Path
+    settings: Rejected, asked: Sequence[Candidate], journal: Path
 ) -> tuple[list[str | None], dict[str, Any]]:
     """The checkpoint's answer to each prompt, None where it cannot be rejected, and what the data card says of them.
 
-    None stands for an answer that refuses, which is what DPO should prefer, or says nothing. One that the cap has cut
-    is taken as it is.
+    None stands for an answer that refuses, which is what DPO should prefer, is the chosen one, or says nothing. One
+    that the cap has cut is taken as it is.
 
     Args:
         journal: where replies are kept.
     """
     kept = Journal(journal, STAMP)
     try:
+        prompts = [candidate.prompt for candidate in asked]
         keys = local_replies(settings.model, None, settings.max_tokens, prompts, kept, "rejected answers")
         replies = [kept.pieces[key] for key in keys]
     finally:
         kept.close(discard=False)
     texts = [answer(reply) for reply in replies]
-    problems = ["empty" if says_nothing(text) else "a refusal" if declines(text) else None for text in texts]
+    problems = [_problem(text, candidate) for text, candidate in zip(texts, asked, strict=True)]
     taken = [None if problem else text for text, problem in zip(texts, problems, strict=True)]
     cut = sum(reply["finish_reason"] == "length" for reply, text in zip(replies, taken, strict=True) if text)
     facts = {
@@ -56,3 +57,12 @@ def write_rejected(
         "rows_dropped_because": dict(Counter(problem for problem in problems if problem)),
     }
     return taken, facts
+
+
+def _problem(text: str, asked: Candidate) -> str | None:
+    """Why an answer cannot be rejected."""
+    if says_nothing(text):
+        return "empty"
+    if text == asked.chosen:
+        return "the chosen answer"
+    return "a refusal" if declines(text) else None

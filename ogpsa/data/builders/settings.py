@@ -16,7 +16,7 @@ FOLDER = Path(__file__).with_name("recipes")
 
 
 class Source(Section):
-    """Where the published rows are: a hub id, a folder laid out like one, or a file."""
+    """Where the published rows are: a hub id, a folder laid out like one, a file, or a JSON file at an address."""
 
     path: PathText = Field(min_length=1)
     config: str | None
@@ -101,16 +101,22 @@ class Rejected(Section):
     model: Checkpoint
 
 
-class SafetyTunedLlamas(DataSet):
+class Answered(DataSet):
+    """A data set of prompts with one answer each, to which a rejected one can be written."""
+
     rejected: Rejected
+
+
+class SafetyTunedLlamas(Answered):
+    """Nothing beside that."""
 
 
 class HHRLHF(DataSet):
     """Nothing beside what every data set says."""
 
 
-class Alpaca(DataSet):
-    """Nothing beside what every data set says."""
+class Alpaca(Answered):
+    """Nothing beside that."""
 
 
 SCHEMAS: dict[str, type[DataSet]] = {
