@@ -119,6 +119,13 @@ MISTAKES = {
         ],
     ),
     "key": Mistake(["method.rnak=4"], [f"method.rnak: unknown key; allowed: {KEYS}; did you mean 'rank'?"]),
+    "name of a section": Mistake(
+        ["data.name=smal", "stage.name=sftdpo"],
+        [
+            "stage.name: found 'sftdpo'; allowed: sft, dpo, sft_dpo; did you mean 'sft_dpo'?",
+            "data.name: found 'smal'; allowed: testbed, files, paper, small; did you mean 'small'?",
+        ],
+    ),
     "type": Mistake(
         ["stage.batch_size=many"],
         ["stage.batch_size: found 'many'; allowed is a valid integer"],

@@ -31,6 +31,10 @@ def _line(path: tuple[str, ...], siblings: list[str], errors: list[ErrorDetails]
         return f"{key}: no value given, and it has no default"
     if first["type"] == "value_error":
         return f"{key}: {first['msg'].removeprefix('Value error, ')}"
+    if first["type"] == "union_tag_invalid":
+        tags, found = re.findall(r"'([^']*)'", first["ctx"]["expected_tags"]), first["ctx"]["tag"]
+        name = first["ctx"]["discriminator"].strip("'")
+        return f"{key}.{name}: found '{found}'; allowed: {', '.join(tags)}{closest_match(found, tags)}"
     messages = dict.fromkeys(
         details["msg"].removeprefix("Input should be ").partition(", unable to")[0] for details in errors
     )
