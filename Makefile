@@ -113,7 +113,7 @@ experiments: $(INSTALLED) ## Repeat every table and figure on the testbed (seeds
 	$(BIN)/python -m experiments report all $(if $(seeds),seeds=$(seeds),out=experiments/results) $(ARGS)
 
 .PHONY: experiments-small
-experiments-small: $(SMALL_MODEL) ## Repeat the tables on real weights and rows, in 10 hours on two cores (seeds=1: a third)
+experiments-small: $(SMALL_MODEL) ## Repeat the tables on real weights and rows (seeds=1: a third of the runs)
 	@for set in safety_tuned_llamas alpaca halueval ultrafeedback; do [ -f outputs/data/$$set/card.json ] || \
 	  { echo "outputs/data/$$set is not built: make data-small [copies=DIR]" >&2; exit 2; }; done
 	$(BIN)/python -m experiments run all suite=small $(if $(seeds),seeds=$(seeds)) $(ARGS)
