@@ -72,7 +72,6 @@ def measure(seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, one_thread():
         load_data(halves["sft"]).write(Path(folder))
         scores = evaluate(base, Path(folder) / "evaluation", Path(folder) / "eval", halves["sft"].eval)
-    with one_thread():
         agreement = {stage: half_agreement(config, base) for stage, config in halves.items()}
     return {"base": base.name, "scores": scores, "half_agreement": agreement}
 

@@ -62,7 +62,7 @@ def _prefetch_one(benchmark: Benchmark, folder: Path) -> str:
             return f"{file} is there, {known['rows']} rows"
     rows, fetched = fetch(benchmark)
     if source.hub == BUILT_HERE:
-        # Read where the builder leaves them: a copy would stay behind when they are built anew.
+        # Not copied: a copy would be out of date after the next build.
         return f"{built_file(source)} is there, {len(rows)} rows"
     target = folder / f"{benchmark.rows}.jsonl"
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -175,8 +175,8 @@ class LocalModel:
     def _likelihoods(self, batch: Sequence[Question]) -> list[Answer]:
         """Each text's own likelihood behind its prompt, and its number of tokens.
 
-        The text's tokens are those behind the prompt's; lm-eval's own split would count blanks that end the prompt, a
-        template's line break, to the text. Where there is no prompt, lm-eval's token of the beginning stands for it.
+        The text's tokens are those after the prompt's. lm-eval would move whitespace from the end of the prompt, such
+        as a template's line break, to the text. An empty prompt is replaced by lm-eval's prefix token.
         """
         asked = []
         for question in batch:

@@ -71,11 +71,7 @@ def parse_list(text: str, file: Path | str) -> list[Row]:
         raise UserError(f"{file}: not readable as JSON ({error}); expected {LISTS}") from None
     if isinstance(content, dict):
         content = [
-            {"config": name, **row}
-            if isinstance(row, dict)
-            else {name: row}
-            if isinstance(row, str) and isinstance(rows, list)
-            else row
+            _named(name, row, isinstance(rows, list))
             for name, rows in content.items()
             for row in (rows if isinstance(rows, list) else [rows])
         ]
@@ -85,6 +81,13 @@ def parse_list(text: str, file: Path | str) -> list[Row]:
         if not isinstance(row, dict):
             raise UserError(f"{file}: expected {LISTS}; row {number} is {json_kind(row)}")
     return content
+
+
+def _named(name: str, row: Any, listed: bool) -> Any:
+    """A row of the list called ``name``."""
+    if isinstance(row, dict):
+        return {"config": name, **row}
+    return {name: row} if isinstance(row, str) and listed else row
 
 
 def place(file: Path | str, number: int) -> str:

@@ -725,7 +725,7 @@ def test_the_untuned_model_writes_the_rejected_answers(work: Path, capsys: pytes
 
     capsys.readouterr()
     assert main(arguments("safety_tuned_llamas", source, work / "out", *given, "rejected.parts=[trian]")) == 2
-    assert "rejected.parts: 'trian' is none of parts; allowed: heldout, train; did you mean 'train'?" in (
+    assert "rejected.parts: 'trian' is not a part; allowed: heldout, train; did you mean 'train'?" in (
         capsys.readouterr().err
     )
 

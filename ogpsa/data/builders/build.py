@@ -101,7 +101,7 @@ def _check_parts(settings: Answered) -> None:
         if name not in settings.parts:
             allowed = ", ".join(settings.parts)
             raise UserError(
-                f"rejected.parts: '{name}' is none of parts; allowed: {allowed}{closest_match(name, settings.parts)}"
+                f"rejected.parts: '{name}' is not a part; allowed: {allowed}{closest_match(name, settings.parts)}"
             )
 
 
@@ -228,8 +228,8 @@ def _read(source: Source) -> tuple[Iterable[Row], dict[str, Any]]:
         if ending(path) not in FORMATS:
             raise UserError(f"source.path: {path} is no {', '.join(FORMATS)} file")
         return read_table(path), facts | {"sha256": _sha256(path)}
-    here = "://" not in source.path and not path.is_dir()
-    if here and (ending(path) in FORMATS or not HUB_ID.fullmatch(source.path)):
+    must_be_hub_id = "://" not in source.path and not path.is_dir()
+    if must_be_hub_id and (ending(path) in FORMATS or not HUB_ID.fullmatch(source.path)):
         raise UserError(f"source.path: {path}: no such file or folder, and no hub id")
     try:
         rows, revision = read_hub(source.path, source.config, source.split, source.revision, source.data_dir)
