@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from ogpsa.app.compose import CONF, compose_config
-from ogpsa.config import Config, DPOSettings, Section, SFTSettings, SFTThenDPOSettings, describe
+from ogpsa.config import Config, OneStage, Section, describe
 from ogpsa.utils.errors import UserError, closest_match
 
 DEFINITIONS = Path(__file__).parent / "definitions"
@@ -257,7 +257,7 @@ def row_overrides(row: str, suite: str) -> tuple[str, ...]:
 def _adjusted(config: Config, strength: float, max_steps: int | None) -> tuple[Config, list[str]]:
     """The configuration with its learning rates times ``strength`` and its steps capped, and the overrides for it."""
     overrides: list[str] = []
-    stages: dict[str, SFTSettings | DPOSettings] = {}
+    stages: dict[str, OneStage] = {}
     for stage in config.stages:
         changes: dict[str, float | int] = {}
         if strength != 1:
@@ -266,8 +266,8 @@ def _adjusted(config: Config, strength: float, max_steps: int | None) -> tuple[C
             changes["max_steps"] = max_steps
         overrides += [f"{config.stage_key(stage.name)}.{key}={value:g}" for key, value in changes.items()]
         stages[stage.name] = stage.model_copy(update=changes)
-    whole = isinstance(config.stage, SFTThenDPOSettings)
-    adjusted = config.stage.model_copy(update=stages) if whole else next(iter(stages.values()))
+    alone = stages.get(config.stage.name)
+    adjusted = config.stage.model_copy(update=stages) if alone is None else alone
     return config.model_copy(update={"stage": adjusted}), overrides
 
 

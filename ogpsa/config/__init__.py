@@ -9,17 +9,25 @@ from ogpsa.config.distributed import Distributed
 from ogpsa.config.eval import Backend, EndpointSettings, Evaluation, JudgeSettings
 from ogpsa.config.identity import INERT_SECTIONS, identity_key, identity_name, without_inert
 from ogpsa.config.messages import describe
-from ogpsa.config.method import ExtraMemory, Method, SetUse, missing_stage_values, set_name_problems, stage_value
+from ogpsa.config.method import (
+    ExtraMemory,
+    Method,
+    SetUse,
+    missing_stage_values,
+    mixed_in,
+    set_name_problems,
+    stage_value,
+)
 from ogpsa.config.model import BaseTraining, Model
 from ogpsa.config.run import Config
 from ogpsa.config.section import PathText, Section
-from ogpsa.config.stage import DPOSettings, SFTSettings, SFTThenDPOSettings, StageName, StageSettings
+from ogpsa.config.stage import DPOSettings, GRPOSettings, OneStage, SFTSettings, StageName, StageSettings
 from ogpsa.config.tracker import Tracker
 
 __all__ = [
     "INERT_SECTIONS", "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed", "EndpointSettings",
-    "Evaluation", "ExtraMemory", "FileData", "JudgeSettings", "Method", "Model", "PathText", "SFTSettings",
-    "SFTThenDPOSettings", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker",
-    "describe", "identity_key", "identity_name", "missing_stage_values", "set_name_problems", "stage_value",
+    "Evaluation", "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Method", "Model", "OneStage", "PathText",
+    "SFTSettings", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker",
+    "describe", "identity_key", "identity_name", "missing_stage_values", "mixed_in", "set_name_problems", "stage_value",
     "without_inert",
 ]  # fmt: skip

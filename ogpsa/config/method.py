@@ -41,6 +41,12 @@ class SetUse:
     trained_on: bool = False
 
 
+def mixed_in(names: Sequence[str], rows: float, key: str) -> list[SetUse]:
+    """Uses that train on about so many rows, spread evenly over the sets."""
+    even, more = divmod(round(rows), max(1, len(names)))
+    return [SetUse(name, even + (position < more), key, trained_on=True) for position, name in enumerate(names)]
+
+
 @dataclass(frozen=True)
 class ExtraMemory:
     """Memory that a method takes on a device in addition to the baseline's, for the pre-flight.

@@ -66,9 +66,17 @@ class StageRecipe(Training):
     adapter_learning_rate: float = Field(gt=0)
 
 
+class GRPORecipe(StageRecipe):
+    num_generations: int = Field(ge=2)
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+
+
 class Recipe(Section):
     sft: StageRecipe
     dpo: StageRecipe
+    # A run of an earlier revision does not say.
+    grpo: GRPORecipe | None = None
 
 
 class Model(Section):

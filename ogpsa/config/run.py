@@ -11,7 +11,7 @@ from ogpsa.config.identity import identity_key, identity_name, without_inert
 from ogpsa.config.method import Method
 from ogpsa.config.model import BaseTraining, Model
 from ogpsa.config.section import PathText, Section
-from ogpsa.config.stage import DPOSettings, SFTSettings, SFTThenDPOSettings, Stage, StageName
+from ogpsa.config.stage import OneStage, Stage, StageName, stages_of
 from ogpsa.config.tracker import Tracker
 from ogpsa.utils.errors import UserError
 
@@ -34,15 +34,13 @@ class Config(Section):
     preflight: bool
 
     @property
-    def stages(self) -> list[SFTSettings | DPOSettings]:
+    def stages(self) -> list[OneStage]:
         """The stages in the order in which they run."""
-        if isinstance(self.stage, SFTThenDPOSettings):
-            return [self.stage.sft, self.stage.dpo]
-        return [self.stage]
+        return stages_of(self.stage)
 
     def stage_key(self, name: StageName) -> str:
         """Where the settings of one stage stand: ``stage``, or ``stage.dpo`` in a pipeline of several."""
-        return f"stage.{name}" if isinstance(self.stage, SFTThenDPOSettings) else "stage"
+        return "stage" if self.stage.name == name else f"stage.{name}"
 
     def testbed_base(self) -> tuple[TestbedData, BaseTraining]:
         """The world and the recipe of the base that ``model.path: null`` stands for.

@@ -1,12 +1,12 @@
 """The ``stage`` group: one or several stages of training."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ogpsa.config.section import Section
 
-StageName = Literal["sft", "dpo"]
+StageName = Literal["sft", "dpo", "grpo"]
 
 
 class Training(Section):
@@ -21,7 +21,7 @@ class Training(Section):
 
 
 class StageSettings(Training):
-    """Settings that SFT and DPO share."""
+    """Settings that all stages share."""
 
     warmup_ratio: float = Field(ge=0, lt=1)
     scheduler: Literal["cosine", "linear", "constant"]
@@ -30,8 +30,6 @@ class StageSettings(Training):
     max_steps: int | None = Field(ge=1)
     log_every: int = Field(ge=1)
     optimizer: Literal["adamw", "adamw_8bit", "sgd"]
-    # A run of an earlier revision does not say.
-    cut_answers: bool = False
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> "StageSettings":
@@ -44,13 +42,74 @@ class StageSettings(Training):
 
 class SFTSettings(StageSettings):
     name: Literal["sft"]
+    # A run of an earlier revision does not say.
+    cut_answers: bool = False
 
 
 class DPOSettings(StageSettings):
     name: Literal["dpo"]
     beta: float = Field(gt=0)
-    # A run of an earlier revision does not say.
+    # A run of an earlier revision does not say this and equal_answers.
+    cut_answers: bool = False
     equal_answers: bool = False
+
+
+class GRPOSettings(StageSettings):
+    """Group relative policy optimization: ``batch_size`` and ``micro_batch_size`` count completions.
+
+    Attributes:
+        max_length: tokens of a prompt and its completion together.
+        clip: ε, by which a token's probability ratio may leave 1; ``delta``: the ratio's bound where the advantage is
+            negative.
+        answerable_sets: reference sets whose prompts are mixed in as requests that should be answered.
+    """
+
+    # No answers are trained on, so a reference row that is cut is always refused.
+    cut_answers: ClassVar[bool] = False
+
+    name: Literal["grpo"]
+    num_generations: int = Field(ge=2)
+    updates_per_generation: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+    top_p: float = Field(gt=0, le=1)
+    clip: float = Field(gt=0)
+    delta: float | None
+    beta: float = Field(ge=0)
+    loss: Literal["dapo", "grpo", "bnpo", "dr_grpo"]
+    scale_rewards: Literal["group", "batch", "none"]
+    answerable_sets: list[str]
+    answerable_ratio: float = Field(ge=0)
+    measure_kl: bool
+    flat_steps: int = Field(ge=1)
+
+    @property
+    def prompts_per_generation(self) -> int:
+        """Prompts that are answered before the next updates."""
+        return self.batch_size * self.updates_per_generation // self.num_generations
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> "GRPOSettings":
+        if self.batch_size * self.updates_per_generation % self.num_generations:
+            raise ValueError(
+                f"batch_size={self.batch_size} completions in updates_per_generation={self.updates_per_generation} "
+                f"updates are not a multiple of num_generations={self.num_generations}"
+            )
+        if self.save_every % self.updates_per_generation:
+            raise ValueError(
+                f"save_every={self.save_every} is not a multiple of updates_per_generation="
+                f"{self.updates_per_generation}, and completions are in no checkpoint"
+            )
+        if self.max_new_tokens >= self.max_length:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} leaves no prompt within max_length={self.max_length}"
+            )
+        if self.delta is not None and self.delta <= 1 + self.clip:
+            raise ValueError(f"delta={self.delta:g} is within the clip of 1 + {self.clip:g}; raise it, or write null")
+        return self
+
+
+OneStage = SFTSettings | DPOSettings | GRPOSettings
 
 
 class SFTThenDPOSettings(Section):
@@ -59,4 +118,20 @@ class SFTThenDPOSettings(Section):
     dpo: DPOSettings
 
 
-Stage = Annotated[SFTSettings | DPOSettings | SFTThenDPOSettings, Field(discriminator="name")]
+class SFTThenGRPOSettings(Section):
+    name: Literal["sft_grpo"]
+    sft: SFTSettings
+    grpo: GRPOSettings
+
+
+Stage = Annotated[OneStage | SFTThenDPOSettings | SFTThenGRPOSettings, Field(discriminator="name")]
+
+
+def stages_of(stage: Stage) -> list[OneStage]:
+    """The stages of a pipeline in their order."""
+    match stage:
+        case SFTThenDPOSettings():
+            return [stage.sft, stage.dpo]
+        case SFTThenGRPOSettings():
+            return [stage.sft, stage.grpo]
+    return [stage]

@@ -1,19 +1,19 @@
 """The rows a run works on, read or built before anything heavy is imported, and kept in the run directory.
 
 Columns (text): ``prompt`` with ``chosen`` and ``rejected``; SFT needs no ``rejected`` and takes ``completion``
-for ``chosen``.
+for ``chosen``. Of the safety set GRPO needs the prompt alone; ``harmful: false`` marks one that should be answered.
 """
 
 import hashlib
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Config, DPOSettings, FileData, SetUse, StageName
+from ogpsa.config import Config, DPOSettings, FileData, GRPOSettings, OneStage, SetUse, StageName, mixed_in
 from ogpsa.data.builders.settings import SCHEMAS
 from ogpsa.data.readers import place, read_table
 from ogpsa.testbed.rows import Rows, build_rows
@@ -24,7 +24,13 @@ from ogpsa.utils.files import to_jsonl, write_jsonl
 from ogpsa.utils.json_text import json_kind
 
 Row = dict[str, Any]
-COLUMNS: dict[str, tuple[str, ...]] = {"sft": ("prompt", "chosen"), "dpo": ("prompt", "chosen", "rejected")}
+# What a stage reads of its reference sets: gradients of cross-entropy in SFT and GRPO, of DPO's loss in DPO.
+COLUMNS: dict[StageName, tuple[str, ...]] = {
+    "sft": ("prompt", "chosen"), "dpo": ("prompt", "chosen", "rejected"), "grpo": ("prompt", "chosen"),
+}  # fmt: skip
+# What it reads of the safety set, and what of both ``Data.training`` gives it.
+SAFETY_COLUMNS = COLUMNS | {"grpo": ("prompt",)}
+TRAINING_COLUMNS = COLUMNS | {"grpo": ("prompt", "harmful", "target")}
 # What people's rows hold beside a prompt, and what a model trained without it would not have been told: names without
 # case, signs and a plural's end.
 UNREAD = frozenset((
@@ -46,7 +52,7 @@ class Data:
 
     Attributes:
         evaluation: by benchmark; empty where the benchmarks bring their own.
-        general: by stage, what of the reference sets is trained on beside the safety rows.
+        general: by stage, what of the reference sets is trained on beside the safety rows; in GRPO as prompts alone.
     """
 
     safety: list[Row]
@@ -55,8 +61,15 @@ class Data:
     general: dict[StageName, list[Row]] = field(default_factory=dict)
 
     def training(self, stage: StageName) -> list[Row]:
-        """The rows that ``stage`` trains on; their order in training is the trainer's to draw."""
-        return [*self.safety, *self.general.get(stage, [])]
+        """The rows that ``stage`` trains on; their order in training is the trainer's to draw.
+
+        Those of GRPO say whether the request is ``harmful``, and the ``target`` of one that should be answered.
+        """
+        general = self.general.get(stage, [])
+        if stage != "grpo":
+            return [*self.safety, *general]
+        asked = [{"prompt": row["prompt"], "harmful": row.get("harmful", True), "target": None} for row in self.safety]
+        return asked + [{"prompt": row["prompt"], "harmful": False, "target": row["chosen"]} for row in general]
 
     def parts(self) -> Iterable[tuple[str, list[Row]]]:
         """Every part's rows, by the name of its file."""
@@ -99,10 +112,11 @@ def load_data(config: Config) -> Data:
         safety, reference_sets = _read_files(config, data)
     _check_sizes(config, safety, reference_sets)
     general: dict[StageName, list[Row]] = {}
-    for stage, use in _set_uses(config, safety):
-        if use.trained_on:
-            draw = random.Random(f"{config.seed} {stage} {use.name}")
-            general.setdefault(stage, []).extend(draw.sample(reference_sets[use.name], use.rows))
+    for stage in config.stages:
+        for use in set_uses(config, stage, len(safety)):
+            if use.trained_on:
+                draw = random.Random(f"{config.seed} {stage.name} {use.name}")
+                general.setdefault(stage.name, []).extend(draw.sample(reference_sets[use.name], use.rows))
     return Data(safety, reference_sets, evaluation, general)
 
 
@@ -112,21 +126,28 @@ def _testbed(seed: int, safety_rows: int, reference_rows: int, evaluation_rows: 
     return build_rows(World(seed), seed, safety_rows, reference_rows, evaluation_rows)
 
 
-def _set_uses(config: Config, safety: list[Row]) -> list[tuple[StageName, SetUse]]:
-    return [(stage.name, use) for stage in config.stages for use in config.method.set_uses(stage.name, len(safety))]
+def set_uses(config: Config, stage: OneStage, safety_rows: int) -> list[SetUse]:
+    """The reference sets that a stage reads: the method's, and in GRPO those of requests that should be answered."""
+    uses = [replace(use, key=f"method.{use.key}") for use in config.method.set_uses(stage.name, safety_rows)]
+    if isinstance(stage, GRPOSettings):
+        key = f"{config.stage_key(stage.name)}.answerable_ratio"
+        uses += mixed_in(stage.answerable_sets, stage.answerable_ratio * safety_rows, key)
+    return uses
 
 
 def _read_files(config: Config, data: FileData) -> tuple[list[Row], dict[str, list[Row]]]:
     problems, safety, reference_sets = Problems(), list[Row](), dict[str, list[Row]]()
     with problems.kept():
-        safety = _read_rows(config, data.safety, "data.safety", {stage.name for stage in config.stages})
+        stages = {stage.name for stage in config.stages}
+        safety = _read_rows(config, data.safety, "data.safety", stages, SAFETY_COLUMNS)
     readers: dict[str, set[StageName]] = {}
-    for stage, use in _set_uses(config, safety):
-        readers.setdefault(use.name, set()).add(stage)
+    for stage in config.stages:
+        for use in set_uses(config, stage, len(safety)):
+            readers.setdefault(use.name, set()).add(stage.name)
     for name, stages in readers.items():
         with problems.kept():
             path = data.reference_sets[name]
-            reference_sets[name] = _read_rows(config, path, f"data.reference_sets.{name}", stages)
+            reference_sets[name] = _read_rows(config, path, f"data.reference_sets.{name}", stages, COLUMNS)
     problems.tell()
     return safety, reference_sets
 
@@ -138,7 +159,9 @@ def row_place(config: Config, name: str, number: int) -> str:
     return f"row {number + 1}"
 
 
-def _read_rows(config: Config, path: str, key: str, stages: Set[StageName]) -> list[Row]:
+def _read_rows(
+    config: Config, path: str, key: str, stages: Set[StageName], needed: Mapping[StageName, tuple[str, ...]]
+) -> list[Row]:
     try:
         found = read_table(Path(path))
     except UserError as error:
@@ -157,7 +180,8 @@ def _read_rows(config: Config, path: str, key: str, stages: Set[StageName]) -> l
                 f"{key}: {path} holds the parts {', '.join(parts)}, and all of it would be trained on; keep the rows "
                 f"of '{held_out[0]}' in another file"
             )
-    columns = sorted({column for stage in stages for column in COLUMNS[stage]})
+    columns = sorted({column for stage in stages for column in needed[stage]})
+    marked = "grpo" in stages and needed is SAFETY_COLUMNS
     # By kind of mistake what is wrong with the first row that has it, and all such rows.
     mistakes: dict[str, tuple[str, list[int]]] = {}
     rows = []
@@ -165,6 +189,11 @@ def _read_rows(config: Config, path: str, key: str, stages: Set[StageName]) -> l
         for kind, mistake in _mistakes(config, row, columns, stages):
             mistakes.setdefault(kind, (mistake, []))[1].append(number)
         rows.append({column: row.get(column, row.get("completion")) for column in columns})
+        if marked and "harmful" in row:
+            rows[-1]["harmful"] = row["harmful"]
+            if not isinstance(row["harmful"], bool):
+                mistake = f": column 'harmful' holds {json_kind(row['harmful'])}; allowed: true or false"
+                mistakes.setdefault("harmful", (mistake, []))[1].append(number)
     if mistakes:
         raise UserError(
             *(f"{key}: {place(path, numbers[0])}{text}{_others(numbers[1:])}" for text, numbers in mistakes.values())
@@ -247,15 +276,24 @@ def _others(numbers: Sequence[int]) -> str:
 
 
 def _check_sizes(config: Config, safety: list[Row], reference_sets: dict[str, list[Row]]) -> None:
-    for name, use in _set_uses(config, safety):
-        held = len(reference_sets[use.name])
-        if held < use.rows:
-            raise UserError(
-                f"method.{use.key}: {use.rows} rows wanted for {name}, but reference set '{use.name}' "
-                f"holds {held}; lower method.{use.key} or add rows"
-            )
     for stage in config.stages:
-        if len(safety) < stage.batch_size:
+        for use in set_uses(config, stage, len(safety)):
+            held = len(reference_sets[use.name])
+            if held < use.rows:
+                raise UserError(
+                    f"{use.key}: {use.rows} rows wanted for {stage.name}, but reference set '{use.name}' "
+                    f"holds {held}; lower {use.key} or add rows"
+                )
+    for stage in config.stages:
+        if isinstance(stage, GRPOSettings):
+            prompts = len(safety) + sum(use.rows for use in set_uses(config, stage, len(safety)) if use.trained_on)
+            if prompts < stage.prompts_per_generation:
+                raise UserError(
+                    f"{config.stage_key(stage.name)}.batch_size: {stage.prompts_per_generation} prompts are answered "
+                    f"at a time (batch_size × updates_per_generation / num_generations), but there are only {prompts}; "
+                    "lower it or add rows"
+                )
+        elif len(safety) < stage.batch_size:
             raise UserError(
                 f"{config.stage_key(stage.name)}.batch_size: {stage.batch_size} rows a step, but the safety set holds "
                 f"only {len(safety)}; lower it (and micro_batch_size) or add rows"

@@ -52,6 +52,11 @@ class Ogpsa(Method):
             wanted = self.projection(stage.name)
             problems += set_name_problems("reference_sets", wanted.reference_sets, stage.name, config)
             problems += [f"{problem} (in {stage.name})" for problem in wanted.problems()]
+            if stage.name == "grpo" and wanted.selection == "conflict":
+                problems.append(
+                    "method.selection: conflict compares with answers of the safety set, which grpo does not read; "
+                    "allowed: random"
+                )
             if config.data.name == "testbed" and wanted.samples > config.data.reference_rows:
                 problems.append(
                     f"method.samples: {wanted.samples} rows wanted for {stage.name}, but each testbed set holds "

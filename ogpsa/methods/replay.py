@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ogpsa.config import Method, SetUse, StageName, set_name_problems, stage_value
+from ogpsa.config import Method, SetUse, StageName, mixed_in, set_name_problems, stage_value
 
 if TYPE_CHECKING:
     from ogpsa.config import Config
@@ -38,9 +38,7 @@ class Replay(Method):
         ]
 
     def set_uses(self, stage: StageName, safety_rows: int) -> list[SetUse]:
-        sets = stage_value(self.general_sets, stage)
-        even, more = divmod(round(stage_value(self.ratio, stage) * safety_rows), len(sets))
-        return [SetUse(name, even + (position < more), "ratio", trained_on=True) for position, name in enumerate(sets)]
+        return mixed_in(stage_value(self.general_sets, stage), stage_value(self.ratio, stage) * safety_rows, "ratio")
 
     def training_key(self, stage: StageName) -> dict[str, Any]:
         # The rows that are trained on are part of every key.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ogpsa.config import Config, DPOSettings, SFTSettings
-from ogpsa.data.rows import Data, Row
+from ogpsa.config import Config, OneStage
+from ogpsa.data.rows import COLUMNS, SAFETY_COLUMNS, Data, Row, set_uses
 from ogpsa.models.tokenizer import context_difference, context_length, load_tokenizer
 from ogpsa.preflight.unfit_rows import check_answers
 from ogpsa.utils.errors import UserError
@@ -37,8 +37,8 @@ def check_contexts(config: Config, data: Data, folder: Path) -> None:
         if context is not None and stage.max_length > context
     ]
     for stage in config.stages:
-        for name, rows in _sets(config, stage, data):
-            problems += [f"{folder}: {name}, {line}" for line in _first_difference(tokenizer, stage, rows)]
+        for name, rows, answers in _sets(config, stage, data):
+            problems += [f"{folder}: {name}, {line}" for line in _first_difference(tokenizer, answers, rows)]
     if problems:
         raise UserError(*dict.fromkeys(problems))
     check_answers(config, data, tokenizer)
@@ -50,17 +50,16 @@ def _tokenizer(folder: Path, template_kwargs: str, files: tuple[tuple[str, int],
     return load_tokenizer(folder, json.loads(template_kwargs))
 
 
-def _sets(config: Config, stage: SFTSettings | DPOSettings, data: Data) -> Iterator[tuple[str, list[Row]]]:
-    yield "safety set", data.training(stage.name)
-    for use in config.method.set_uses(stage.name, len(data.safety)):
-        yield f"reference set '{use.name}'", data.reference_sets[use.name]
+def _sets(config: Config, stage: OneStage, data: Data) -> Iterator[tuple[str, list[Row], tuple[str, ...]]]:
+    """Each set's name, rows and columns of answers."""
+    yield "safety set", data.training(stage.name), SAFETY_COLUMNS[stage.name][1:]
+    for use in set_uses(config, stage, len(data.safety)):
+        yield f"reference set '{use.name}'", data.reference_sets[use.name], COLUMNS[stage.name][1:]
 
 
-def _first_difference(
-    tokenizer: PreTrainedTokenizerBase, stage: SFTSettings | DPOSettings, rows: list[Row]
-) -> Iterator[str]:
+def _first_difference(tokenizer: PreTrainedTokenizerBase, answers: tuple[str, ...], rows: list[Row]) -> Iterator[str]:
     for number, row in enumerate(rows[:ROWS], start=1):
-        for column in ("chosen",) if stage.name == "sft" else ("chosen", "rejected"):
+        for column in answers:
             difference = context_difference(tokenizer, row["prompt"], row[column])
             if difference is not None:
                 yield f"row {number}: {difference}"

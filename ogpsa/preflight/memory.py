@@ -70,6 +70,8 @@ class Setup:
         rank: columns of the basis (r); ``references``: reference gradients (m ≥ r); 0 and 0 without a projection.
         streamed_sums: running sums of each streamed reference: 2, or 1 where every step takes all samples.
         extra_bytes: kept for each trained weight, sharded as the weights are (``Method.memory``).
+        generated: sequences of ``length`` that one process generates at once (GRPO).
+        frozen_copy: whether a second model is kept that is not trained: where GRPO's policy started.
         device: where it runs; ``cpu`` differs in temporaries.
         output_head: ``fused`` in tiles (TRL), or ``full``, which holds the logits of all tokens.
     """
@@ -93,6 +95,8 @@ class Setup:
     basis_device: BasisDevice = "device"
     streamed_sums: int = 0
     extra_bytes: float = 0.0
+    generated: int = 0
+    frozen_copy: bool = False
     device: Literal["cuda", "cpu"] = "cuda"
     output_head: Literal["fused", "full"] = "fused"
 
@@ -114,6 +118,7 @@ class Estimate:
         activations: what one micro-batch holds at its peak; ``last_activations``: when the gradients are complete.
         temporaries: of the optimizer's step.
         passes: reference gradients of a refresh.
+        generation: keys and values of the sequences that are generated at once.
     """
 
     weights: float
@@ -129,6 +134,7 @@ class Estimate:
     last_activations: float
     temporaries: float
     passes: int
+    generation: float
     accumulates: bool
     reference_accumulates: bool
 
@@ -145,6 +151,8 @@ class Estimate:
             "backward": kept + self.basis + backward(self.accumulates),
             "optimizer step": kept + self.basis + self.gradients + self.temporaries,
         }
+        if self.generation:
+            moments["generation"] = kept + self.basis + self.generation
         if self.streams:
             moments["streaming"] = kept + backward(self.reference_accumulates)
         elif self.passes:
@@ -185,12 +193,15 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
     on_host = setup.basis_device == "host" and setup.device == "cuda"
     rows_on_host = on_host and not setup.streamed_sums
     activations, last = _activations(shape, setup)
+    # Adapters are switched off instead.
+    copy = 4 * shape.parameters / weight_shards if setup.frozen_copy and shape.adapted is None else 0
+    cached = 2 * shape.layers * shape.key_value_heads * shape.head_dim * setup.length * setup.generated
     temporaries = 0.0
     if setup.optimizer == "adamw":
         # torch's default on a GPU takes one root over all parameters at once, on a CPU tensor by tensor.
         temporaries = 4 * trained if setup.device == "cuda" else 8 * min(shape.largest, trained)
     return Estimate(
-        weights=(setup.weight_bytes * frozen + (4 + setup.extra_bytes) * shape.trained) / weight_shards + master,
+        weights=(setup.weight_bytes * frozen + (4 + setup.extra_bytes) * shape.trained) / weight_shards + master + copy,
         gradients=4 * trained,
         optimizer=STATE_BYTES[setup.optimizer] * trained + _whole_moments(shape, setup) / gradient_shards,
         communication=_communication(shape, setup),
@@ -204,6 +215,7 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
         last_activations=last,
         temporaries=temporaries,
         passes=setup.references,
+        generation=cached * (2 if setup.autocast or setup.weight_bytes == 2 else 4),
         accumulates=setup.accumulates,
         reference_accumulates=setup.reference_accumulates,
     )

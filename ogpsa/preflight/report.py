@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ogpsa.config import Config, DPOSettings, SFTSettings, StageName
+from ogpsa.config import Config, GRPOSettings, OneStage, StageName
 from ogpsa.data.rows import Data, Row
 from ogpsa.distributed import processes
 from ogpsa.distributed.launch import accumulation_steps
@@ -22,6 +22,10 @@ from ogpsa.utils.network import ask_hub
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
+
+
+# Characters of an English token, about.
+TOKEN_CHARACTERS = 4
 
 
 def report(config: Config, data: Data) -> str:
@@ -105,9 +109,7 @@ def device_memory() -> float | None:
     return float(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None
 
 
-def _stage_report(
-    config: Config, stage: SFTSettings | DPOSettings, data: Data, processes: int, memory: float | None
-) -> str:
+def _stage_report(config: Config, stage: OneStage, data: Data, processes: int, memory: float | None) -> str:
     whole, shape = stage_shapes(config, stage.name)
     lines = [f"{config.model.name}: {_count(whole.parameters)} parameters, all of them trained in full fine-tuning"]
     if config.method.trains_adapters:
@@ -204,7 +206,7 @@ class Counts:
 
 
 def count(
-    stage: SFTSettings | DPOSettings,
+    stage: OneStage,
     projection: ProjectionSettings | None,
     data: Data,
     checkpointing: bool,
@@ -213,30 +215,41 @@ def count(
     """Steps as transformers' trainer takes them, and the passes of the projection.
 
     Work is forward passes over characters: a training or reference pass counts three (four where
-    checkpointing repeats the forward pass), the precomputed log-probabilities of DPO's reference policy one.
+    checkpointing repeats the forward pass), the precomputed log-probabilities of DPO's reference policy one. A
+    completion of GRPO counts one for its generation, which takes longer than its work, and one for its likelihood.
     """
     training = data.training(stage.name)
     rows = len(training)
-    micro_batches = math.ceil(math.ceil(rows / stage.micro_batch_size) / processes)
-    accumulation = max(1, accumulation_steps(stage, processes))
-    per_epoch = math.ceil(micro_batches / accumulation)
-    steps = stage.max_steps or math.ceil(stage.epochs * per_epoch)
-    whole, rest = divmod(steps, per_epoch)
-    samples = whole * rows + min(rows, rest * stage.batch_size)
+    if isinstance(stage, GRPOSettings):
+        steps = stage.max_steps or math.ceil(stage.epochs * (rows // stage.prompts_per_generation)
+                                             * stage.updates_per_generation)  # fmt: skip
+        samples = steps * stage.batch_size
+    else:
+        micro_batches = math.ceil(math.ceil(rows / stage.micro_batch_size) / processes)
+        per_epoch = math.ceil(micro_batches / max(1, accumulation_steps(stage, processes)))
+        steps = stage.max_steps or math.ceil(stage.epochs * per_epoch)
+        whole, rest = divmod(steps, per_epoch)
+        samples = whole * rows + min(rows, rest * stage.batch_size)
     refreshes, passes = _passes(projection, steps)
     references = {name: data.reference_sets[name] for name in projection.reference_sets} if projection else {}
-    trained = samples * _mean_length(training, stage.name)
+    if isinstance(stage, GRPOSettings):
+        length = sum(len(row["prompt"]) for row in training) / rows + TOKEN_CHARACTERS * stage.max_new_tokens
+    else:
+        length = _mean_length(training, stage.name)
+    trained = samples * length
     estimated = passes * sum(_mean_length(part, stage.name) for part in references.values())
     reference_samples = passes * len(references)
     if projection is not None and projection.selection == "conflict":
         # Once a pass over every row of each set, and over some of the safety set's beside it.
         sample = len(references) * min(SAFETY_SAMPLE, rows)
         estimated += sum(len(part) * _mean_length(part, stage.name) for part in references.values())
-        estimated += sample * _mean_length(training, stage.name)
+        estimated += sample * length
         reference_samples += sum(map(len, references.values())) + sample
     forward = 0.0
     if stage.name == "dpo":
         forward = sum(len(part) * _mean_length(part, "dpo") for part in (training, *references.values()))
+    elif stage.name == "grpo":
+        forward = 2 * trained
     characters = trained + estimated + forward / (4 if checkpointing else 3)
     return Counts(
         steps=steps,
@@ -266,15 +279,16 @@ def _passes(projection: ProjectionSettings | None, steps: int) -> tuple[int, int
 
 def _mean_length(rows: Sequence[Row], stage: StageName) -> float:
     """Characters that one row sends through the model; a pair of DPO sends its prompt twice."""
-    columns = ("prompt", "chosen") if stage == "sft" else ("prompt", "prompt", "chosen", "rejected")
+    columns = ("prompt", "prompt", "chosen", "rejected") if stage == "dpo" else ("prompt", "chosen")
     return sum(len(row[column]) for row in rows for column in columns) / len(rows)
 
 
-def stage_setup(config: Config, stage: SFTSettings | DPOSettings, mode: Mode, processes: int) -> Setup:
+def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int) -> Setup:
     """How ``config`` trains a stage on GPUs, every row of full length but one."""
     projection = config.method.projection(stage.name)
     references = len(projection.reference_sets) * projection.chunks if projection else 0
     micro = stage.micro_batch_size
+    rollouts = stage if isinstance(stage, GRPOSettings) else None
     return Setup(
         rows=micro,
         length=stage.max_length,
@@ -293,6 +307,8 @@ def stage_setup(config: Config, stage: SFTSettings | DPOSettings, mode: Mode, pr
         basis_dtype=projection.basis_dtype if projection else "auto",
         basis_device=projection.basis_device if projection else "device",
         extra_bytes=config.method.memory(stage.name).bytes_per_weight,
+        generated=rollouts.batch_size * rollouts.updates_per_generation // processes if rollouts else 0,
+        frozen_copy=rollouts is not None and (rollouts.beta > 0 or rollouts.measure_kl),
         streamed_sums=(1 if projection.refresh_every == 1 else 2) if projection and projection.streaming else 0,
     )
 

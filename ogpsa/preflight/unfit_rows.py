@@ -7,15 +7,15 @@ takes its share of every mean, and AdamW moves the weights by its moments alone.
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
-from ogpsa.config import Config, DPOSettings, SFTSettings
-from ogpsa.data.rows import COLUMNS, Data, Row, row_place
+from ogpsa.config import Config, DPOSettings, GRPOSettings, OneStage, StageName
+from ogpsa.data.rows import COLUMNS, SAFETY_COLUMNS, Data, Row, row_place, set_uses
 from ogpsa.models.template import RENDERING_ERRORS
 from ogpsa.models.tokenizer import PROBES, context_difference
 from ogpsa.utils.answers import split_reply
@@ -55,14 +55,15 @@ def check_answers(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase
     Raises:
         UserError: one line for each kind of unfit row in each set of each stage, with the first rows.
     """
-    readers: dict[str, list[SFTSettings | DPOSettings]] = {"": list(config.stages)}
+    readers: dict[str, list[OneStage]] = {"": list(config.stages)}
     for stage in config.stages:
-        for use in config.method.set_uses(stage.name, len(data.safety)):
+        for use in set_uses(config, stage, len(data.safety)):
             readers.setdefault(use.name, []).append(stage)
     problems, folder = [], tokenizer.name_or_path
     for name, stages in readers.items():
         rows = data.reference_sets[name] if name else data.safety
-        for stage, unfit in zip(stages, unfit_rows(tokenizer, stages, rows), strict=True):
+        found = unfit_rows(tokenizer, stages, rows, COLUMNS if name else SAFETY_COLUMNS)
+        for stage, unfit in zip(stages, found, strict=True):
             for allowed, line in _lines(config, stage, name, len(rows), unfit, folder):
                 if allowed:
                     log.warning("%s", line)
@@ -73,12 +74,21 @@ def check_answers(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase
 
 
 def unfit_rows(
-    tokenizer: PreTrainedTokenizerBase, stages: Sequence[SFTSettings | DPOSettings], rows: Sequence[Row]
+    tokenizer: PreTrainedTokenizerBase,
+    stages: Sequence[OneStage],
+    rows: Sequence[Row],
+    columns: Mapping[StageName, Sequence[str]] = COLUMNS,
 ) -> list[Unfit]:
     """For each stage the rows that it would not train on as they stand, tokenized as TRL does it."""
-    columns = max((COLUMNS[stage.name] for stage in stages), key=len)
-    texts = tuple(tuple(row[column] for column in columns) for row in rows)
-    return _unfit_rows(tokenizer, tuple((len(COLUMNS[stage.name]) - 1, stage.max_length) for stage in stages), texts)
+    widest = max((columns[stage.name] for stage in stages), key=len)
+    texts = tuple(tuple(row[column] for column in widest) for row in rows)
+    limits = tuple((len(columns[stage.name]) - 1, _limit(stage, len(columns[stage.name]) - 1)) for stage in stages)
+    return _unfit_rows(tokenizer, limits, texts)
+
+
+def _limit(stage: OneStage, answers: int) -> int:
+    """Tokens of a row; without an answer those of a prompt that leaves room for the model's own."""
+    return stage.max_length - (stage.max_new_tokens if isinstance(stage, GRPOSettings) and not answers else 0)
 
 
 @lru_cache(maxsize=8)
@@ -95,6 +105,7 @@ def _unfit_rows(
         part = rows[start : start + CHUNK]
         before = _texts(tokenizer, [[_turn("user", row[0])] for row in part], ask=True)
         wholes, differences = [], []
+        prompts = [] if all(answers for answers, _ in stages) else _ids(tokenizer, before)
         for column in range(1, len(rows[0])):
             told = [[_turn("user", row[0]), _turn("assistant", row[column])] for row in part]
             texts = _texts(tokenizer, told)
@@ -109,6 +120,10 @@ def _unfit_rows(
             for number, (row, *whole) in enumerate(zip(part, *wholes[:answers], strict=True), start=start):
                 if mark := marks.search("\n".join(row[: answers + 1])):
                     found.marks[number] = mark[0]
+                    continue
+                if not answers:
+                    if len(prompts[number - start]) > limit:
+                        found.without_answer[number] = len(prompts[number - start])
                     continue
                 if unlike := next(filter(None, (column[number - start] for column in differences[:answers])), None):
                     found.otherwise[number] = unlike
@@ -126,7 +141,7 @@ def _unfit_rows(
 
 
 def _lines(
-    config: Config, stage: SFTSettings | DPOSettings, name: str, rows: int, unfit: Unfit, folder: str
+    config: Config, stage: OneStage, name: str, rows: int, unfit: Unfit, folder: str
 ) -> Iterator[tuple[bool, str]]:
     """The messages about a set's unfit rows, each with whether the configuration allows them."""
     key = config.stage_key(stage.name)
@@ -151,7 +166,10 @@ def _lines(
         yield False, f"{lost}{len(unfit.marks)} of the {rows} rows, {first}; take the marks out"
     if unfit.without_answer:
         found = those(unfit.without_answer, "a prompt of ")
-        yield False, f"{key}.max_length: {limit} leave no answer to train on {found}; raise it or take the rows out"
+        lost = "leave no answer to train on"
+        if isinstance(stage, GRPOSettings):
+            lost = f"leave no {stage.max_new_tokens} for the model's own answer (max_new_tokens)"
+        yield False, f"{key}.max_length: {limit} {lost} {found}; raise it or take the rows out"
     if unfit.cut:
         lost = f"{key}.max_length: {limit} cut the answers, so that their end of turn is lost, {those(unfit.cut, '')}"
         remedy = f"; raise it, take the rows out, or allow it by {key}.cut_answers=true"

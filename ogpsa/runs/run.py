@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ogpsa.config import Config, DPOSettings, Evaluation, SFTSettings
+from ogpsa.config import Config, Evaluation, OneStage
 from ogpsa.data.rows import Data
 from ogpsa.distributed import processes
 from ogpsa.models.files import local_folder
@@ -128,7 +128,7 @@ class Run:
         record_inputs(self.directory, digests | code_digests(self.config.method))
         return folder
 
-    def stage_result(self, stage: SFTSettings | DPOSettings, start: Path, train: Callable[[Path], None]) -> Path:
+    def stage_result(self, stage: OneStage, start: Path, train: Callable[[Path], None]) -> Path:
         """The folder of a stage's result: linked from ``stage_store``, or made by ``train(folder)`` on all processes.
 
         ``train`` leaves a finished folder as it is.

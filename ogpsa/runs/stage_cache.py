@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Config, DPOSettings, SFTSettings
-from ogpsa.data.rows import COLUMNS, Data, Row
+from ogpsa.config import Config, OneStage
+from ogpsa.data.rows import COLUMNS, TRAINING_COLUMNS, Data, Row, set_uses
 from ogpsa.distributed import processes
 from ogpsa.models.files import fingerprint
 from ogpsa.runs.inputs import code_outside, package_digests
@@ -66,14 +66,14 @@ def _begun_under(key: str, folder: Path) -> bool:
     return noted.is_file() and noted.read_text(encoding="utf-8") == key
 
 
-def stage_key(config: Config, stage: SFTSettings | DPOSettings, data: Data, start: Path) -> str:
+def stage_key(config: Config, stage: OneStage, data: Data, start: Path) -> str:
     """Sixteen hexadecimal digits over all that decides the weights of a stage that starts from ``start``.
 
     Weights and rows count by their content, and a method by what it does in training, not by its name
     (``Method.training_key``): the untuned end of ``merge`` is the baseline's. So do the code of this package and of a
     method outside it, the libraries, the kind of device and the processes.
     """
-    uses = config.method.set_uses(stage.name, len(data.safety))
+    uses = set_uses(config, stage, len(data.safety))
     sets = [use.name for use in uses if not use.trained_on]
     return _digest(
         {
@@ -86,7 +86,7 @@ def stage_key(config: Config, stage: SFTSettings | DPOSettings, data: Data, star
             "stage": stage.model_dump(mode="json", exclude={"save_every"}),
             "method": config.method.training_key(stage.name),
             "method_code": [hash_file(file) for file in code_outside(config.method)],
-            "rows": _rows_digest(data.training(stage.name), COLUMNS[stage.name]),
+            "rows": _rows_digest(data.training(stage.name), TRAINING_COLUMNS[stage.name]),
             "reference_sets": {name: _rows_digest(data.reference_sets[name], COLUMNS[stage.name]) for name in sets},
             "made_by": _made_by(left_out=("code/eval/",)),
         }

@@ -136,7 +136,7 @@ class ReferencePasses:
         trainer.current_gradient_accumulation_steps = steps  # type: ignore[assignment]
         if items is not None and not share:
             items = torch.full_like(items, math.inf, dtype=torch.float32)
-        return trainer.plain_training_step(trainer.model_wrapped, batch, items)
+        return trainer.reference_step(trainer.model_wrapped, batch, items)
 
     def _gradients_reduced(self, last: bool) -> AbstractContextManager[None]:
         """DDP reduces once a chunk; sharded gradients are reduced each time, which spares whole ones."""

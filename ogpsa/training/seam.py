@@ -5,16 +5,28 @@ processes and not yet clipped. DeepSpeed steps inside backward, so there the eng
 runs before a step, where no gradient is in flight.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOTrainer, RLOOTrainer
 
 from ogpsa.subspace.projector import DrawnRows, Projector
 from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.subspace.shards import ParameterShards
+from ogpsa.training.answers import answer_batch, answer_step
 from ogpsa.utils.errors import UserError
 
 
@@ -39,12 +51,31 @@ class ProjectedTrainer(Trainer):
         return loss
 
     def plain_training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
-        """The trainer's own training step, without the projection: reference passes take it too."""
+        """The trainer's own training step, without the projection."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
+    def reference_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
+        """Backward of the loss on reference rows: the trainer's own."""
+        return self.plain_training_step(model, inputs, num_items_in_batch)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs | self.projector.recorder.means() if "loss" in logs else logs, start_time)
+
+
+class ProjectedPolicyTrainer(ProjectedTrainer):
+    """A trainer on rollouts: reference gradients are cross-entropy on reference answers.
+
+    Its own training step would roll out the reference rows, and serve them to the next step as its own.
+    """
+
+    processing_class: PreTrainedTokenizerBase
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        return DataLoader(eval_dataset, collate_fn=partial(answer_batch, self.processing_class))
+
+    def reference_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
+        return answer_step(self, model, inputs, num_items_in_batch)
 
 
 def protect(trainer: Trainer, settings: ProjectionSettings, seed: int = 0) -> ProjectedTrainer:
@@ -53,7 +84,8 @@ def protect(trainer: Trainer, settings: ProjectionSettings, seed: int = 0) -> Pr
     Args:
         trainer: any ``transformers.Trainer``, a subclass or not, whose ``eval_dataset`` is a dict with the reference
             sets. The trainer thereby prepares them as it does its training rows; TRL's DPO trainer also computes their
-            reference-policy log-probabilities.
+            reference-policy log-probabilities. Of TRL's GRPO and RLOO trainers they hold ``prompt`` and ``completion``
+            as messages, whose cross-entropy is taken.
         seed: draws ``settings.samples`` rows of each set, once.
 
     Raises:
@@ -64,10 +96,11 @@ def protect(trainer: Trainer, settings: ProjectionSettings, seed: int = 0) -> Pr
         raise UserError("protect: this trainer projects already; build a new one for other settings")
     if problems := settings.problems():
         raise UserError(*problems)
-    rows = DrawnRows.draw(trainer, settings, seed)
     kind = type(trainer)
-    trainer.__class__ = type(f"Projected{kind.__name__}", (ProjectedTrainer, kind), {})
+    added = ProjectedPolicyTrainer if issubclass(kind, GRPOTrainer | RLOOTrainer) else ProjectedTrainer
+    trainer.__class__ = type(f"Projected{kind.__name__}", (added, kind), {})
     projected = cast(ProjectedTrainer, trainer)
+    rows = DrawnRows.draw(trainer, settings, seed)
     projected.add_callback(_ProjectionCallback(projected, settings, rows))
     return projected
 

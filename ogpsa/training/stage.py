@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from ogpsa.config import DPOSettings, SFTSettings
+from ogpsa.config import OneStage
 from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import save_weights
 from ogpsa.models.adapters import merged_model
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def train_stage(run: Run, stage: SFTSettings | DPOSettings, start: Path, folder: Path) -> None:
+def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     """Train one stage from ``start`` into ``folder``, resuming from the last whole checkpoint in it.
 
     Raises:

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
-from trl import DPOConfig, SFTConfig, SFTTrainer
+from trl import DPOConfig, GRPOConfig, SFTConfig, SFTTrainer
 
-from ogpsa.config import Config, DPOSettings, SFTSettings, StageName
-from ogpsa.data.rows import Data, Row, row_place
+from ogpsa.config import Config, DPOSettings, GRPOSettings, OneStage, StageName
+from ogpsa.data.rows import Data, Row, row_place, set_uses
 from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import mode_arguments, shared_rows, summing_in_fp32
 from ogpsa.distributed.launch import accumulation_steps
+from ogpsa.models.tokenizer import end_tokens
+from ogpsa.rewards import Scorer
 from ogpsa.training.finite import FiniteTrainer
+from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
 from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePolicyCache
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.signals import Interruption
@@ -40,30 +43,46 @@ class StageDPOTrainer(FiniteTrainer, _NoModelCard, KeptReferenceTrainer):
     """Direct preference optimization."""
 
 
+class StageGRPOTrainer(_NoModelCard, RolloutTrainer):
+    """Group relative policy optimization."""
+
+
 def build_trainer(
     config: Config,
-    stage: SFTSettings | DPOSettings,
+    stage: OneStage,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     data: Data,
     output: Path,
     interruption: Interruption | None = None,
+    scorer: Scorer | None = None,
 ) -> Trainer:
     """The stage's trainer: TRL's, or the method's own, after the method's ``attach``; checkpoints go to ``output``.
+
+    Args:
+        scorer: the reward of GRPO's completions.
 
     Raises:
         UserError: rows hold no answer within ``max_length``, or the method refuses the trainer.
         SystemExit: code 85, ``interruption`` asked for it while DPO's reference log-probabilities were computed.
     """
     method = config.method
-    uses = method.set_uses(stage.name, len(data.safety))
+    uses = set_uses(config, stage, len(data.safety))
     sets = {"training": data.training(stage.name)}
     sets |= {use.name: data.reference_sets[use.name] for use in uses if not use.trained_on}
     rows = {name: _conversations(part, stage.name) for name, part in sets.items()}
     arguments = _arguments(config, stage, output)
     adapter = processes.on_all_processes(lambda: method.adapter(model, stage.name))
     base_class: type[Trainer] = StageSFTTrainer
-    arguments_class: type[SFTConfig] | type[DPOConfig] = SFTConfig
+    arguments_class: type[SFTConfig] | type[DPOConfig] | type[GRPOConfig] = SFTConfig
+    reward: dict[str, Any] = {}
+    if isinstance(stage, GRPOSettings):
+        if scorer is None:
+            raise ValueError("GRPO needs a scorer")
+        base_class, arguments_class = StageGRPOTrainer, GRPOConfig
+        arguments |= _rollout_arguments(stage, processes.world_size())
+        del arguments["max_length"]
+        reward = {"reward_funcs": ScoredRollouts(scorer, end_tokens(model.generation_config, tokenizer))}
     if isinstance(stage, DPOSettings):
         base_class, arguments_class = StageDPOTrainer, DPOConfig
         # TRL then needs neither a second model nor a path to load one from.
@@ -87,6 +106,7 @@ def build_trainer(
             eval_dataset=rows or None,
             processing_class=tokenizer,
             peft_config=adapter,
+            **reward,
         )
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer, FiniteTrainer):
@@ -97,9 +117,31 @@ def build_trainer(
         method.attach(trainer, stage.name, config.seed)
 
     processes.on_all_processes(complete)
-    # Preparing the sets draws from the generators, more or less by method.
-    set_seed(config.seed)
+    if isinstance(stage, GRPOSettings) and isinstance(trainer, RolloutTrainer):
+        trainer.add_callback(RolloutCallback(trainer, stage, config.stage_key(stage.name)))
+        if stage.measure_kl:
+            trainer.keep_start()
+    # Preparing the sets draws from the generators, more or less by method. Each process samples completions of its own.
+    set_seed(config.seed + (processes.rank() if isinstance(stage, GRPOSettings) else 0))
     return trainer
+
+
+def _rollout_arguments(stage: GRPOSettings, count: int) -> dict[str, Any]:
+    """GRPO's own arguments, with ``count`` processes."""
+    return {
+        "num_generations": stage.num_generations,
+        "steps_per_generation": accumulation_steps(stage, count) * stage.updates_per_generation,
+        "max_completion_length": stage.max_new_tokens,
+        "temperature": stage.temperature,
+        "top_p": stage.top_p,
+        "epsilon": stage.clip,
+        "delta": stage.delta,
+        "beta": stage.beta,
+        "loss_type": stage.loss,
+        "scale_rewards": stage.scale_rewards,
+        # Rollouts are sampled in training mode.
+        "disable_dropout": True,
+    }
 
 
 def _training_row(config: Config, data: Data, stage: StageName, number: int) -> str:
@@ -109,7 +151,7 @@ def _training_row(config: Config, data: Data, stage: StageName, number: int) -> 
     return f"row {number - len(data.safety) + 1} of the general rows (data/general/{stage}.jsonl)"
 
 
-def _arguments(config: Config, stage: SFTSettings | DPOSettings, output: Path) -> dict[str, Any]:
+def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
     """Arguments that both of TRL's configurations take."""
     cuda = torch.cuda.is_available()
     return {
@@ -162,11 +204,12 @@ def _conversations(rows: Sequence[Row], stage: str) -> Dataset:
     def turn(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]
 
-    answers = {"completion": "chosen"} if stage == "sft" else {"chosen": "chosen", "rejected": "rejected"}
+    answers = {"chosen": "chosen", "rejected": "rejected"} if stage == "dpo" else {"completion": "chosen"}
     return Dataset.from_list(
         [
             {"prompt": turn("user", row["prompt"])}
-            | {column: turn("assistant", row[source]) for column, source in answers.items()}
+            | {column: turn("assistant", row[source]) for column, source in answers.items() if source in row}
+            | {column: row[column] for column in ("harmful", "target") if column in row}
             for row in rows
         ]
     )

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 from trl import SFTConfig, SFTTrainer
 
 from ogpsa.app.compose import CONF, compose_config
-from ogpsa.config import SFTThenDPOSettings
+from ogpsa.config.stage import SFTThenDPOSettings
 from ogpsa.projection import orthonormal_basis
 from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.subspace.subspace import Layout, Subspace

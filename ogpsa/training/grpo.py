@@ -1,0 +1,158 @@
+"""GRPO's trainer: TRL's, with a reward of ours, resumable over epochs, and its rollouts looked at.
+
+TRL keeps the completions of a generation, which several updates use, in no checkpoint, so a stage saves and stops only
+where the next step generates anew (``updates_per_generation``).
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from ogpsa.config import GRPOSettings
+from ogpsa.rewards import Rollout, Scorer
+from ogpsa.training.finite import FiniteTrainer
+from ogpsa.utils.refusal_rules import declines
+
+log = logging.getLogger(__name__)
+Messages = list[dict[str, str]]
+
+
+class ScoredRollouts:
+    """A reward as TRL calls it: plain texts to the scorer, and the share that was refused to the log.
+
+    Args:
+        ends: token ids that end a turn.
+    """
+
+    def __init__(self, scorer: Scorer, ends: Sequence[int]) -> None:
+        self._scorer = scorer
+        self._ends = frozenset(ends)
+        # TRL names its metrics by it.
+        self.__name__ = "reward"
+
+    def __call__(
+        self,
+        prompts: Sequence[Messages],
+        completions: Sequence[Messages],
+        completion_ids: Sequence[Sequence[int]],
+        harmful: Sequence[bool],
+        target: Sequence[str | None],
+        log_metric: Callable[[str, float], None],
+        **_: Any,
+    ) -> list[float | None]:
+        rollouts = [
+            Rollout(prompt[-1]["content"], reply[-1]["content"], bad, right, tokens[-1] in self._ends)
+            for prompt, reply, tokens, bad, right in zip(
+                prompts, completions, completion_ids, harmful, target, strict=True
+            )
+        ]
+        for rollout in rollouts:
+            kind = "harmful" if rollout.harmful else "answerable"
+            log_metric(f"refused/{kind}", float(declines(rollout.response)))
+        rewards = self._scorer(rollouts)
+        for reward in rewards:
+            log_metric("reward_missing", float(reward is None))
+        return rewards
+
+
+class _EpochSampler(RepeatSampler):
+    """TRL's order of prompts, drawn anew by seed and epoch, so that a resumed run has that of the unbroken one."""
+
+    def __init__(self, epoch: Callable[[], int], seed: int, **settings: Any) -> None:
+        super().__init__(seed=seed, **settings)
+        self._first = seed
+        self._epoch = epoch
+
+    def __iter__(self) -> Any:
+        self.generator.manual_seed(self._first + self._epoch())
+        yield from super().__iter__()  # type: ignore[no-untyped-call]
+
+
+class RolloutTrainer(FiniteTrainer, GRPOTrainer):
+    """Group relative policy optimization.
+
+    Attributes:
+        start: the policy that ``kl_to_start`` is measured from; None measures none.
+    """
+
+    model: PreTrainedModel
+    start: Any = None
+
+    def keep_start(self) -> None:
+        """Measure from the policy as it is now."""
+        self.start = copy.deepcopy(self.model).eval().requires_grad_(False).to(self.args.device)
+
+    def resume_rollouts(self) -> None:
+        """Count the micro-batches that a restored checkpoint has behind it, so that the next one generates."""
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        made = super()._get_train_sampler(dataset)
+        settings = {name: vars(made)[name] for name in ("data_source", "mini_repeat_count", "batch_size",
+                                                        "repeat_count", "shuffle", "seed")}  # fmt: skip
+        return _EpochSampler(lambda: int(self.state.epoch or 0), **settings)
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.start is not None:
+            self._metrics["train"]["kl_to_start"].append(self._distance(found))
+        return found
+
+    def _distance(self, rollouts: dict[str, Any]) -> float:
+        """KL divergence of the policy from where it started, in nats per token (the estimator that TRL penalises)."""
+        ids = torch.cat([rollouts["prompt_ids"], rollouts["completion_ids"]], dim=1)
+        seen = torch.cat([rollouts["prompt_mask"], rollouts["completion_mask"]], dim=1)
+        mask, size = rollouts["completion_mask"], self.args.per_device_train_batch_size
+
+        def likelihoods(model: Any) -> Tensor:
+            found: Tensor = self._get_per_token_logps_and_entropies(model, ids, seen, mask.size(1), batch_size=size)[0]
+            return found
+
+        with torch.no_grad():
+            now = rollouts["old_per_token_logps"] if "old_per_token_logps" in rollouts else likelihoods(self.model)
+            ratio = likelihoods(self.start) - now
+        sums = torch.stack([((ratio.exp() - ratio - 1) * mask).sum(), mask.sum().float()])
+        divergence, tokens = self.accelerator.reduce(sums, "sum").tolist()
+        return float(divergence / max(tokens, 1))
+
+    def _rows_of_the_step(self) -> list[int]:
+        # A step is taken on the model's own completions.
+        return []
+
+
+class RolloutCallback(TrainerCallback):
+    """Resumes the count of rollouts, and says once when no group has had anything to learn from for a while."""
+
+    def __init__(self, trainer: RolloutTrainer, stage: GRPOSettings, key: str) -> None:
+        self._trainer = trainer
+        self._stage = stage
+        self._key = key
+        self._flat_since: int | None = None
+        self._told = False
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.resume_rollouts()
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        flat = event["logs"].get("frac_reward_zero_std")
+        if flat is None or flat < 1:
+            self._flat_since = None if flat is not None else self._flat_since
+            return
+        if self._flat_since is None:
+            self._flat_since = state.global_step - state.logging_steps
+        steps = state.global_step - self._flat_since
+        if steps >= self._stage.flat_steps and not self._told:
+            self._told = True
+            log.warning(
+                "%s: all completions of a prompt have had the same reward for %d steps, so that nothing is learned; "
+                "raise %s.temperature (%g) or num_generations (%d), or choose a reward that tells them apart",
+                self._stage.name, steps, self._key, self._stage.temperature, self._stage.num_generations,
+            )  # fmt: skip
