@@ -7,8 +7,13 @@ prompts of ``preference`` are in ``helpfulness`` or ``truthfulness`` as well). T
 of them.
 
 The paper does not publish the ratio; its general data is UltraFeedback (appendix).
+
+In GRPO, where no answers are trained on, the cross-entropy of general rows is added to each step's loss, as PPO-ptx
+does (arXiv 2203.02155).
 """
 
+import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -16,6 +21,8 @@ from pydantic import Field
 from ogpsa.config import Method, SetUse, StageName, mixed_in, set_name_problems, stage_value
 
 if TYPE_CHECKING:
+    from transformers import Trainer
+
     from ogpsa.config import Config
 
 Ratio = Annotated[float, Field(ge=0)]
@@ -27,6 +34,7 @@ class Replay(Method):
 
     ratio: Ratio | dict[StageName, Ratio]
     general_sets: SetNames | dict[StageName, SetNames]
+    weight: float = Field(ge=0)
 
     def problems(self, config: "Config") -> list[str]:
         return [
@@ -38,11 +46,55 @@ class Replay(Method):
         ]
 
     def set_uses(self, stage: StageName, safety_rows: int) -> list[SetUse]:
-        return mixed_in(stage_value(self.general_sets, stage), stage_value(self.ratio, stage) * safety_rows, "ratio")
+        rows = stage_value(self.ratio, stage) * safety_rows
+        uses = mixed_in(stage_value(self.general_sets, stage), rows, "ratio")
+        return [replace(use, trained_on=stage != "grpo") for use in uses]
+
+    def attach(self, trainer: "Trainer", stage: StageName, seed: int) -> None:
+        if stage == "grpo":
+            from ogpsa.training.callbacks import StepCallback
+
+            replayed = ReplayedAnswers(trainer, self.weight, stage_value(self.ratio, stage), seed)
+            trainer.add_callback(StepCallback(on_step_begin=replayed.add))
 
     def training_key(self, stage: StageName) -> dict[str, Any]:
-        # The rows that are trained on are part of every key.
-        return {}
+        # The rows that are trained on are part of every key, and so are the sets that they are drawn from in GRPO.
+        return {"ratio": stage_value(self.ratio, stage), "weight": self.weight} if stage == "grpo" else {}
+
+
+class ReplayedAnswers:
+    """Adds ``weight`` times the mean cross-entropy of the next general rows to each step's loss.
+
+    The rows follow from the step alone: ``ratio`` for each prompt, in an order drawn once by ``seed``.
+    """
+
+    def __init__(self, trainer: "Trainer", weight: float, ratio: float, seed: int) -> None:
+        sets: Any = trainer.eval_dataset or {}
+        self._rows = [row for name in sorted(sets) for row in sets[name]]
+        random.Random(f"{seed} replay").shuffle(self._rows)
+        settings: Any = trainer.args
+        completions = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        # As many on each process, which all take part in each backward pass.
+        self._each = max(1, round(ratio * completions / settings.num_generations)) if self._rows else 0
+        self._trainer = trainer
+        self._weight = weight
+
+    def add(self, **event: Any) -> None:
+        """Before a step: the gradients that the rollouts' own are added to."""
+        import torch
+
+        from ogpsa.training.answers import IGNORED, answer_batch, answer_step
+
+        trainer: Any = self._trainer
+        count, size = self._each * trainer.args.world_size, trainer.args.per_device_train_batch_size
+        first = trainer.state.global_step * count
+        rows = [self._rows[(first + position) % len(self._rows)] for position in range(count)] if count else []
+        labels = answer_batch(trainer.processing_class, rows)["labels"] if rows else torch.zeros(0)
+        items = (labels != IGNORED).sum() / self._weight if self._weight else torch.tensor(torch.inf)
+        mine = rows[trainer.args.process_index :: trainer.args.world_size]
+        for start in range(0, len(mine), size):
+            batch = answer_batch(trainer.processing_class, mine[start : start + size])
+            answer_step(trainer, trainer.model_wrapped, batch, items.to(trainer.args.device))
 
 
 METHOD = Replay

@@ -54,14 +54,19 @@ class CompletionCallback(TrainerCallback):
 
 
 class InterruptionCallback(TrainerCallback):
-    """Saves and stops at the next step boundary once a signal asked for it."""
+    """Saves and stops at the next step that may be resumed from, once a signal asked for it.
 
-    def __init__(self, interruption: Interruption) -> None:
+    Args:
+        every: a training may be resumed from the steps that this divides.
+    """
+
+    def __init__(self, interruption: Interruption, every: int = 1) -> None:
         self.interruption = interruption
+        self.every = every
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # A signal may have reached one process alone.
-        if processes.any_process(self.interruption.requested):
+        if state.global_step % self.every == 0 and processes.any_process(self.interruption.requested):
             self.interruption.requested = True
             control.should_save = control.should_training_stop = True
 

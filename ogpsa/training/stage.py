@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from ogpsa.config import OneStage
+from ogpsa.config import GRPOSettings, OneStage
 from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import save_weights
 from ogpsa.models.adapters import merged_model
@@ -39,7 +39,8 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     )
     trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints, run.interruption)
     trainer.add_callback(ReportCallback(stage.name, run.tracker))
-    trainer.add_callback(InterruptionCallback(run.interruption))
+    every = stage.updates_per_generation if isinstance(stage, GRPOSettings) else 1
+    trainer.add_callback(InterruptionCallback(run.interruption, every))
     checkpoint = last_complete_checkpoint(checkpoints)
     if checkpoint is not None:
         log.info("%s: resumes from %s", stage.name, checkpoint.name)

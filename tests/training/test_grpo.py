@@ -1,0 +1,222 @@
+"""GRPO's trainer on a tiny random model: its rollouts, what may not disturb them, and what a resumed one repeats."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from ogpsa import ProjectionSettings, protect
+from ogpsa.config import Config
+from ogpsa.data.rows import load_data
+from ogpsa.rewards import Rollout
+from ogpsa.testbed.tokenizer import build_tokenizer
+from ogpsa.testbed.world import World
+from ogpsa.training.answers import IGNORED, answer_batch
+from ogpsa.training.grpo import RolloutTrainer
+from ogpsa.training.resume import CompletionCallback, last_complete_checkpoint
+from ogpsa.training.trainer import build_trainer
+from ogpsa.utils.errors import UserError
+from tests.tiny import tiny_model
+
+TOKENIZER = build_tokenizer(World(0).vocabulary())
+# 16 prompts in two generations an epoch, of two updates each: three epochs are 12 steps.
+FEW = [
+    "stage=grpo", "data.safety_rows=16", "data.reference_rows=24", "stage.batch_size=16", "stage.micro_batch_size=8",
+    "stage.num_generations=4", "stage.max_new_tokens=6", "stage.epochs=3", "stage.log_every=1", "stage.save_every=2",
+    "stage.learning_rate=1e-2",
+]  # fmt: skip
+OGPSA = ["method=ogpsa", "method.samples=6", "method.refresh_every=3"]
+Build = Callable[..., RolloutTrainer]
+
+
+def lengths(rollouts: Sequence[Rollout]) -> list[float | None]:
+    """A reward that tells completions apart."""
+    return [float(len(rollout.response.split()) + len(rollout.response) % 3) for rollout in rollouts]
+
+
+@pytest.fixture
+def build(small_config: Callable[..., Config], tmp_path: Path) -> Build:
+    """``build(*overrides, reward=...)``: the stage's trainer as a run would make it."""
+
+    def built(*overrides: str, reward: Callable[[Sequence[Rollout]], list[float | None]] = lengths) -> RolloutTrainer:
+        config = small_config(*FEW, *overrides)
+        model, output = tiny_model(TOKENIZER, tie_word_embeddings=True), tmp_path / "checkpoints"
+        trainer = build_trainer(
+            config, config.stages[0], model, TOKENIZER, load_data(config), output, scorer=reward
+        )  # fmt: skip
+        assert isinstance(trainer, RolloutTrainer)
+        return trainer
+
+    return built
+
+
+def weights(trainer: RolloutTrainer) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def trained(trainer: RolloutTrainer) -> Tensor:
+    trainer.train()
+    return weights(trainer)
+
+
+def test_what_removes_nothing_equals_plain_grpo_bit_for_bit(build: Build) -> None:
+    plain = trained(build("method=baseline"))
+    assert not torch.equal(plain, weights(build("method=baseline")))
+    # Reference passes at every step, and the distance measured: rollouts, rewards and weights are as without.
+    passes = build(*OGPSA, "method.rank=0", "method.refresh_every=1", "stage.measure_kl=true")
+    assert torch.equal(trained(passes), plain)
+    assert torch.equal(trained(build("method=replay", "method.weight=0")), plain)
+    measured = [entry["kl_to_start"] for entry in passes.state.log_history if "kl_to_start" in entry]
+    assert measured[0] == 0 and measured[-1] > 0
+
+
+def test_projection_and_replay_move_elsewhere(build: Build) -> None:
+    plain = trained(build("method=baseline"))
+    projected = build(*OGPSA, "method.refresh_every=1")
+    assert not torch.equal(trained(projected), plain)
+    seen = [entry for entry in projected.state.log_history if "projection/norm_retained" in entry]
+    assert len(seen) == 12 and all(abs(entry["projection/cosine_after"]) < 1e-4 for entry in seen)
+    assert not torch.equal(trained(build("method=replay")), plain)
+
+
+def test_the_gradient_of_replay_is_that_of_the_mean_over_the_rows_tokens(build: Build) -> None:
+    trainer = build("method=replay", "method.weight=0.5", "method.ratio=1")
+    from ogpsa.methods.replay import ReplayedAnswers
+
+    trainer.create_optimizer_and_scheduler(1)
+    trainer.model.zero_grad()
+    trainer.model_wrapped = trainer.model
+    replayed = ReplayedAnswers(trainer, 0.5, 1.0, 0)
+    replayed.add()
+    found = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    batch = answer_batch(TOKENIZER, replayed._rows[:4])
+    trainer.model.zero_grad()
+    (0.5 * trainer.model(**batch).loss).backward()
+    wanted = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", [["method=baseline"], [*OGPSA, "method.streaming=false"], ["method=replay"]])
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop: int, method: list[str]) -> None:
+    # An epoch has four steps: within the first, on its end, within the second.
+    unbroken = build(*method)
+    whole = trained(unbroken)
+    broken = build(*method)
+    broken.add_callback(CompletionCallback(broken))
+    broken.args.max_steps = stop
+    broken.train()
+    checkpoint = last_complete_checkpoint(Path(str(broken.args.output_dir)))
+    assert checkpoint is not None and checkpoint.name == f"checkpoint-{stop}"
+    set_seed(7)
+    resumed = build(*method)
+    resumed.add_callback(CompletionCallback(resumed, checkpoint))
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert torch.equal(weights(resumed), whole)
+    for key in ("reward", "entropy"):
+        courses = [[entry[key] for entry in one.state.log_history if key in entry] for one in (unbroken, resumed)]
+        assert courses[0] == courses[1]
+
+
+def test_prompts_come_in_another_order_in_each_epoch(build: Build) -> None:
+    asked: list[str] = []
+
+    def reward(rollouts: Sequence[Rollout]) -> list[float | None]:
+        asked.extend(rollout.prompt for rollout in rollouts[::4])
+        return lengths(rollouts)
+
+    build("method=baseline", reward=reward).train()
+    epochs = [asked[start : start + 16] for start in range(0, 48, 16)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3 and len({frozenset(epoch) for epoch in epochs}) == 1
+
+
+def test_rewards_see_the_row_and_the_end_of_a_completion(build: Build) -> None:
+    seen: list[Rollout] = []
+
+    def reward(rollouts: Sequence[Rollout]) -> list[float | None]:
+        seen.extend(rollouts)
+        return [None if number % 5 == 0 else 1.0 for number in range(len(rollouts))]
+
+    trainer = build(
+        "method=baseline", "stage.answerable_sets=[helpfulness]", "stage.answerable_ratio=0.5", reward=reward
+    )
+    trainer.train()
+    assert {rollout.harmful for rollout in seen} == {True, False}
+    assert all((rollout.target is None) == rollout.harmful for rollout in seen)
+    assert not all(rollout.finished for rollout in seen)
+    first = trainer.state.log_history[0]
+    assert first["reward"] == 1 and first["reward_missing"] == pytest.approx(1 / 5, abs=0.02)
+    assert {"refused/harmful", "refused/answerable", "completions/clipped_ratio"} <= first.keys()
+
+
+def test_flat_groups_are_told_once(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "ogpsa"):
+        build("method=baseline", "stage.flat_steps=3", reward=lambda rollouts: [0.0] * len(rollouts)).train()
+    told = [record.getMessage() for record in caplog.records if "same reward" in record.getMessage()]
+    assert len(told) == 1 and "stage.temperature" in told[0]
+
+
+def test_protect_takes_cross_entropy_in_a_trainer_of_ones_own(tmp_path: Path) -> None:
+    def trainer() -> GRPOTrainer:
+        def turns(prompt: str, reply: str) -> dict[str, Any]:
+            return {
+                "prompt": [{"role": "user", "content": prompt}],
+                "completion": [{"role": "assistant", "content": reply}],
+            }
+
+        rows = [turns("what is 1 plus 2 ?", "3"), turns("reverse the list ka lo .", "lo ka")]
+        arguments = GRPOConfig(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, num_generations=2, use_cpu=True,
+            max_completion_length=5, report_to="none", save_strategy="no", disable_dropout=True, learning_rate=1e-2,
+        )  # fmt: skip
+        return GRPOTrainer(
+            model=tiny_model(TOKENIZER), args=arguments, processing_class=TOKENIZER,
+            reward_funcs=lambda completions, **_: [float(len(one[0]["content"])) for one in completions],
+            train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
+            eval_dataset={"general": Dataset.from_list(rows)},
+        )  # fmt: skip
+
+    def final(wrapped: GRPOTrainer) -> Tensor:
+        set_seed(0)
+        wrapped.train()
+        return torch.cat([parameter.detach().flatten() for parameter in wrapped.model.parameters()])
+
+    plain = final(trainer())
+    settings = ProjectionSettings(("general",), rank=0, samples=2, refresh_every=1)
+    assert torch.equal(final(protect(trainer(), settings)), plain)
+
+
+def test_labels_of_an_answer_batch_are_the_answers_tokens() -> None:
+    rows = [
+        {"prompt": [{"role": "user", "content": "reverse the list ka lo ."}],
+         "completion": [{"role": "assistant", "content": "lo ka"}]},
+        {"prompt": [{"role": "user", "content": "a fruit ?"}], "completion": [{"role": "assistant", "content": "red"}]},
+    ]  # fmt: skip
+    batch = answer_batch(TOKENIZER, rows)
+    read = [TOKENIZER.decode(labels[labels != IGNORED], skip_special_tokens=True) for labels in batch["labels"]]
+    assert read == ["lo ka", "red"]
+    assert torch.equal(batch["attention_mask"], (batch["input_ids"] != TOKENIZER.pad_token_id).long())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["stage.num_generations=3"], "not a multiple of num_generations=3"),
+        (["stage.save_every=3"], "save_every=3 is not a multiple of updates_per_generation=2"),
+        (["stage.max_new_tokens=64"], "max_new_tokens=64 leaves no prompt within max_length=64"),
+        (["stage.delta=1.1"], "delta=1.1 is within the clip"),
+        (["method=ogpsa", "method.selection=conflict"], "method.selection: conflict compares with answers"),
+        (["stage.answerable_sets=[helpfulnes]"], "did you mean 'helpfulness'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(small_config: Callable[..., Config], overrides: list[str], told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        small_config(*FEW, *overrides)
+    assert len(refused.value.problems) == 1 and told in refused.value.problems[0]
