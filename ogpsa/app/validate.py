@@ -6,16 +6,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ogpsa.config import Config, Method, describe, missing_stage_values
+from ogpsa.config import Config, Method, Reward, describe, missing_stage_values
 from ogpsa.methods import method_class
+from ogpsa.rewards import load_reward
 from ogpsa.utils.errors import UserError
 
 
-def load_config(raw: Mapping[str, Any], method_folders: Sequence[Path] = ()) -> Config:
+def load_config(raw: Mapping[str, Any], folders: Sequence[Path] = ()) -> Config:
     """Validate a composed configuration.
 
     Args:
-        method_folders: where a method that is not one of ours may stand.
+        folders: with groups of options; in ``method`` and ``reward`` of one, those that are not ours may stand.
 
     Raises:
         UserError: every problem at once, one line each.
@@ -25,10 +26,16 @@ def load_config(raw: Mapping[str, Any], method_folders: Sequence[Path] = ()) -> 
     method = sections.get("method")
     name = str(method.get("name")) if isinstance(method, Mapping) else "baseline"
     try:
-        sections["method"] = method_class(name, method_folders).model_validate(method)
+        sections["method"] = method_class(name, [folder / "method" for folder in folders]).model_validate(method)
     except ValidationError as error:
         problems += describe(error, raw, ("method",))
         sections["method"] = Method(name=name)
+    if isinstance(reward := sections.get("reward"), Mapping):
+        sections["reward"] = Reward(name=str(reward.get("name")))
+        try:
+            sections["reward"] = load_reward(raw, [folder / "reward" for folder in folders])
+        except UserError as error:
+            problems += error.problems
     try:
         config = Config.model_validate(sections)
     except ValidationError as error:
