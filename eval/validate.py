@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from eval.benchmarks.definition import OWN_METRIC
 from eval.benchmarks.sources import MissingData, data_hash, load_rows
 from eval.judging.judge import verdict_hash
+from eval.judging.reward import judge_scorer
 from eval.judging.verdicts import check_judge
 from eval.scores.artefacts import read_instrument
 from eval.scores.groups import check_groups
-from ogpsa.config import Config
+from ogpsa.config import Config, GRPOSettings, RewardServices
 from ogpsa.data.rows import Data
 from ogpsa.pipeline import check as check_training
 from ogpsa.pipeline import check_files, check_tokenizer
@@ -45,9 +46,24 @@ def _check_all(config: Config, directory: Path, check: Callable[[Config, Path], 
     if found or config.eval.data_dir is not None:
         with problems.kept():
             hashes = check_evaluation(config, found[0].evaluation if found else {})
+    for data in found:
+        with problems.kept():
+            _check_reward(config, data)
     problems.tell()
     check_benchmarks_unchanged(config, directory, hashes)
     _check_context(config, directory, found[0])
+
+
+def _check_reward(config: Config, data: Data) -> None:
+    """Refuse a reward that could not score the RL stage's completions.
+
+    Raises:
+        UserError: one line per problem.
+    """
+    if config.reward is not None and any(isinstance(stage, GRPOSettings) for stage in config.stages):
+        rows, judges = data.training("grpo"), config.eval.judge
+        services = RewardServices(rows, Path(config.cache_dir), lambda: None, judge_scorer, judges)
+        config.reward.scorer(services)
 
 
 def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:

@@ -235,10 +235,11 @@ def _work(connection: Connection, log_file: Path) -> None:
 
 def _run(task: Task) -> str | None:
     from eval.evaluation import evaluate
+    from eval.judging.reward import judge_scorer
     from ogpsa.pipeline import run
 
     try:
-        run(task.point.config, task.directory, evaluate, task.point.overrides)
+        run(task.point.config, task.directory, evaluate, task.point.overrides, judge_scorer)
     except UserError as error:
         return " / ".join(error.problems)
     except Exception as error:  # noqa: BLE001  # the traceback is in the run's log; the other points still run

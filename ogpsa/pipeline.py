@@ -18,11 +18,11 @@ from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own
 from ogpsa.runs.inputs import check_rows, check_unchanged, code_digests, model_digests
 from ogpsa.runs.score_table import table
 from ogpsa.runs.tracking import check_tracker
-from ogpsa.utils.errors import Problems
+from ogpsa.utils.errors import Problems, UserError
 from ogpsa.utils.files import check_writable
 
 if TYPE_CHECKING:
-    from ogpsa.runs.run import Evaluate, Run
+    from ogpsa.runs.run import Evaluate, Judge, Run
 
 
 def align(config: Config, run: "Run") -> dict[str, Any]:
@@ -42,8 +42,18 @@ def align(config: Config, run: "Run") -> dict[str, Any]:
     return run.finish(scores)
 
 
-def run(config: Config, directory: Path, evaluate: "Evaluate", overrides: Sequence[str] = ()) -> tuple[float, float]:
+def no_judge(name: str, *_: Any) -> Any:
+    """The judges of a program that brings none."""
+    raise UserError(f"reward: '{name}' is a judge of the evaluation, which this program does not bring")
+
+
+def run(
+    config: Config, directory: Path, evaluate: "Evaluate", overrides: Sequence[str] = (), judge: "Judge" = no_judge
+) -> tuple[float, float]:
     """Run, or resume, the whole pipeline in ``directory``; every process of the run calls it.
+
+    Args:
+        judge: makes a scorer of a judge of the evaluation, for the RL stage's rewards.
 
     Returns:
         The last checkpoint's safety and utility score, in [0, 1]; NaN where there is none, as with ``preflight``.
@@ -63,7 +73,7 @@ def run(config: Config, directory: Path, evaluate: "Evaluate", overrides: Sequen
         if metrics is None:
             from ogpsa.runs.run import Run
 
-            with Run.start(config, directory, data, evaluate, overrides) as started:
+            with Run.start(config, directory, data, evaluate, judge, overrides) as started:
                 metrics = align(config, started)
     if processes.is_main():
         print(f"\n{table(metrics['base'], metrics['stages'])}\n\n{directory / METRICS_FILE}", flush=True)
@@ -110,7 +120,7 @@ def check_files(config: Config, directory: Path) -> Data:
     if model is not None:
         check_unchanged(directory, partial(model_digests, model))
     if read_metrics(directory) is None:
-        check_unchanged(directory, partial(code_digests, config.method), config.accept_changed)
+        check_unchanged(directory, partial(code_digests, *config.plugins), config.accept_changed)
     return data
 
 

@@ -96,6 +96,7 @@ class PromptJudge:
     Attributes:
         parse: reads the model's reply.
         max_tokens: cap on the reply.
+        sees_response_alone: the text need not have ``{prompt}``.
         published: where the published wording is, a text or a Python file whose longest string it is.
     """
 
@@ -103,6 +104,7 @@ class PromptJudge:
     parse: Callable[[str], Verdict]
     max_tokens: int
     needs_target: bool = False
+    sees_response_alone: bool = False
     published: str | None = None
 
 
@@ -113,12 +115,14 @@ class LocalJudge:
     Attributes:
         weights: hub id or folder; ``eval.judge.weights`` takes its place.
         open: loads the weights of the judge of this name and returns what judges a batch of items.
+        sees_response_alone: as of a ``PromptJudge``.
     """
 
     metric: Metric
     weights: str
     open: Callable[[str, JudgeSettings], Callable[[Sequence[Item]], list[Verdict]]]
     needs_target: bool = False
+    sees_response_alone: bool = False
 
 
 Judge = RuleJudge | PromptJudge | LocalJudge
@@ -185,10 +189,12 @@ def judge_prompt(name: str, settings: JudgeSettings) -> tuple[Message, ...]:
         UserError: the file cannot be read as a prompt.
     """
     file = judge_files(settings.dir)[name].with_suffix(".txt")
-    needs_target = load_judge(name, settings.dir).needs_target
+    judge = load_judge(name, settings.dir)
+    alone = not isinstance(judge, RuleJudge) and judge.sees_response_alone
+    needed = (*(() if alone else ("prompt",)), "response", *(("target",) if judge.needs_target else ()))
     if given := settings.prompt_file.get(name):
-        return prompt_messages(Path(given), f"eval.judge.prompt_file.{name}", needs_target)
-    return prompt_messages(file, f"judge {name}", needs_target)
+        return prompt_messages(Path(given), f"eval.judge.prompt_file.{name}", needed)
+    return prompt_messages(file, f"judge {name}", needed)
 
 
 def judge_weights(name: str, settings: JudgeSettings) -> str:

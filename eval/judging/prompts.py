@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ogpsa.utils.errors import UserError
@@ -15,7 +15,7 @@ Message = Mapping[str, str]
 # What published prompts call the three texts.
 PLACEHOLDERS = {
     "prompt": ("prompt", "question", "forbidden_prompt", "user_prompt", "request", "instruction"),
-    "response": ("response", "completion", "predicted_answer", "model_completion", "answer"),
+    "response": ("response", "completion", "predicted_answer", "model_completion", "model_answer", "answer"),
     "target": ("target", "gold_target", "reference"),
 }
 MEANINGS = {alias: meaning for meaning, aliases in PLACEHOLDERS.items() for alias in aliases}
@@ -23,13 +23,14 @@ PLACEHOLDER = re.compile(r"\{(boundary|" + "|".join(MEANINGS) + r")\}")
 ROLES = ("system", "user", "assistant")
 
 
-def prompt_messages(path: Path, key: str, needs_target: bool) -> tuple[Message, ...]:
+def prompt_messages(path: Path, key: str, needed: Collection[str]) -> tuple[Message, ...]:
     """The messages of a judge's prompt with their placeholders.
 
     Args:
         path: a text, which is one message of the user, or a ``.json`` list of messages
             ``{"role": …, "content": …}``.
         key: what named the file, for messages to the user.
+        needed: the texts whose placeholders it must have.
 
     Raises:
         UserError: the file is not there, is not such a list, or lacks a placeholder.
@@ -54,7 +55,6 @@ def prompt_messages(path: Path, key: str, needs_target: bool) -> tuple[Message, 
         if not valid:
             raise UserError(f'{key}: {path} is no list of messages {{"role": "system" or "user", "content": text}}')
     found = {MEANINGS.get(word) for message in messages for word in PLACEHOLDER.findall(message["content"])}
-    needed = ("prompt", "response", "target") if needs_target else ("prompt", "response")
     lacking = [" or ".join(f"{{{alias}}}" for alias in PLACEHOLDERS[word]) for word in needed if word not in found]
     if lacking:
         raise UserError(*(f"{key}: {path} has no placeholder {words}" for words in lacking))

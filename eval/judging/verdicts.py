@@ -38,6 +38,7 @@ from ogpsa.utils.refusal_rules import declines
 STAMP = {"holds": "replies of judges"}
 # Times that a verdict is asked for while the replies cannot be read.
 ASKS = 2
+SECTION = "eval.judge"
 
 Record = dict[str, Any]
 Requests = dict[str, list[dict[str, str]]]
@@ -71,8 +72,11 @@ def _never_stop() -> None:
     """The default ``safe_point``: nothing stops the judging."""
 
 
-def check_judge(name: str, settings: JudgeSettings) -> None:
+def check_judge(name: str, settings: JudgeSettings, section: str = SECTION) -> None:
     """Refuse a judge that could not start, before anything is generated or paid.
+
+    Args:
+        section: the endpoint's settings in the configuration, for messages.
 
     Raises:
         UserError: no such judge, no key or address for its endpoint, no readable prompt file, or no weights.
@@ -80,7 +84,7 @@ def check_judge(name: str, settings: JudgeSettings) -> None:
     judge = load_judge(name, settings.dir)
     if isinstance(judge, PromptJudge):
         judge_prompt(name, settings)
-        _endpoint(settings, Budget()).check()
+        Endpoint.of(section, settings, settings.model).check()
     elif isinstance(judge, LocalJudge):
         from eval.judging.weights import weights_folder
 
@@ -95,6 +99,7 @@ def judge_responses(
     label: str,
     safe_point: Callable[[], None] = _never_stop,
     budget: Budget | None = None,
+    section: str = SECTION,
 ) -> list[Judgement]:
     """The verdicts of the judge called ``name``, in the order of ``items``.
 
@@ -108,6 +113,7 @@ def judge_responses(
         safe_point: called after each reply or batch, where the work may stop; what it raises ends the judging, what
             is finished stays.
         budget: the cap on calls, where several calls share one; otherwise ``settings.max_calls`` for this one.
+        section: the endpoint's settings in the configuration, for messages.
 
     Raises:
         UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is no number between 0 and 1.
@@ -123,9 +129,9 @@ def judge_responses(
             if isinstance(judge, LocalJudge):
                 judged = _judge_by_weights(name, judge, answered, settings, kept, label, safe_point)
             else:
-                judged = _judge_by_endpoint(
-                    name, judge, answered, settings, kept, label, safe_point, budget or Budget(settings.max_calls)
-                )
+                budget = budget or Budget(settings.max_calls)
+                endpoint = Endpoint.of(section, settings, settings.model, budget)
+                judged = _judge_by_endpoint(name, judge, answered, settings, kept, label, safe_point, endpoint)
         finally:
             kept.close(discard=False)
     verdicts = iter(_checked(name, answered, judged))
@@ -221,7 +227,7 @@ def _judge_by_endpoint(
     kept: Journal,
     label: str,
     safe_point: Callable[[], None],
-    budget: Budget,
+    endpoint: Endpoint,
 ) -> list[Judgement]:
     keys, requests = _requests(name, judge, items, settings)
     for asks in range(1, min(ASKS, settings.attempts) + 1):
@@ -229,9 +235,9 @@ def _judge_by_endpoint(
         if pending:
             expected = _estimate(judge, pending)
             again = "" if asks == 1 else " for replies that could not be read"
-            cap = f"; the cap leaves {budget.left:.0f}" if budget.left < len(pending) else ""
+            cap = f"; the cap leaves {endpoint.budget.left:.0f}" if endpoint.budget.left < len(pending) else ""
             print(f"{label}: {name} by {settings.model}: {expected}{again}{cap}", file=sys.stderr, flush=True)
-            _ask(judge, pending, _endpoint(settings, budget), kept, label, safe_point)
+            _ask(judge, pending, endpoint, kept, label, safe_point)
     wording, model = prompt_hash(judge_prompt(name, settings)), judge_model(name, settings)
     return [Judgement(_read(judge, kept.pieces[key][-1]), wording, model) for key in keys]
 
@@ -296,10 +302,6 @@ def _judge_by_weights(
                 safe_point()
     wording, model = prompt_hash(judge_prompt(name, settings)), judge_model(name, settings)
     return [Judgement(Verdict(**kept.pieces[key]), wording, model) for key in keys]
-
-
-def _endpoint(settings: JudgeSettings, budget: Budget) -> Endpoint:
-    return Endpoint.of("eval.judge", settings, settings.model, budget)
 
 
 def _hash(value: Any) -> str:

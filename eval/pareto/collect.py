@@ -27,13 +27,13 @@ from eval.pareto.naming import (
 )
 from eval.scores.finished import Scores, read_finished, run_directories
 from eval.scores.statistics import hypervolume, pareto_front, summarize
-from ogpsa.config import INERT_SECTIONS
+from ogpsa.config import is_inert
 from ogpsa.runs.directory import CONFIG_FILE, flatten
 from ogpsa.utils.errors import UserError, closest_match
 
 REQUIRED_SETTINGS = ("seed", "stage.name", "method.name", "eval.name", *BASE_SETTINGS)
-# What changes no result, the recipe, which shows in the stage's own keys, and a base's seed, which its scores show.
-IGNORED_SECTIONS = (*INERT_SECTIONS, "model.recipe", "model.base.seed")
+# Beside what is inert: the recipe, which shows in the stage's own keys, and a base's seed, which its scores show.
+IGNORED_SECTIONS = ("model.recipe", "model.base.seed")
 # Base values that differ by less differ in the order of summation alone.
 BASE_TOLERANCE = 1e-9
 
@@ -105,7 +105,7 @@ def _settings(stored: Mapping[str, Any]) -> Settings:
     for section, value in stored.items():
         whole = section == "method" and isinstance(value, Mapping)
         flat |= {f"method.{key}": own for key, own in value.items()} if whole else flatten(value, str(section))
-    settings = {key: value for key, value in flat.items() if not _is_below(key, IGNORED_SECTIONS)}
+    settings = {key: value for key, value in flat.items() if not (is_inert(key) or _is_below(key, IGNORED_SECTIONS))}
     for key in REQUIRED_SETTINGS:
         if settings.get(key) is None:
             raise UserError(f"{CONFIG_FILE}: {key} is missing")

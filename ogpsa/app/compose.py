@@ -82,8 +82,8 @@ def validate(composed: DictConfig) -> "Config":
         sections = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         raw = OmegaConf.to_container(sections, resolve=True)
         hydra = composed.hydra if "hydra" in composed else HydraConfig.get()
-    # A method of the user's own stands beside its YAML.
-    folders = [Path(source.path) / "method" for source in hydra.runtime.config_sources if source.schema == "file"]
+    # Methods and rewards of the user's own stand beside their YAML.
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     return load_config(_without_missing(raw), folders)
 
 

@@ -6,16 +6,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ogpsa.config import Config, Method, describe, missing_stage_values
+from ogpsa.config import Config, GRPOSettings, Method, Reward, describe, missing_stage_values, set_name_problems
 from ogpsa.methods import method_class
+from ogpsa.rewards import load_reward
 from ogpsa.utils.errors import UserError
 
 
-def load_config(raw: Mapping[str, Any], method_folders: Sequence[Path] = ()) -> Config:
+def load_config(raw: Mapping[str, Any], folders: Sequence[Path] = ()) -> Config:
     """Validate a composed configuration.
 
     Args:
-        method_folders: where a method that is not one of ours may stand.
+        folders: with groups of options; in ``method`` and ``reward`` of one, those that are not ours may stand.
 
     Raises:
         UserError: every problem at once, one line each.
@@ -25,10 +26,16 @@ def load_config(raw: Mapping[str, Any], method_folders: Sequence[Path] = ()) -> 
     method = sections.get("method")
     name = str(method.get("name")) if isinstance(method, Mapping) else "baseline"
     try:
-        sections["method"] = method_class(name, method_folders).model_validate(method)
+        sections["method"] = method_class(name, [folder / "method" for folder in folders]).model_validate(method)
     except ValidationError as error:
         problems += describe(error, raw, ("method",))
         sections["method"] = Method(name=name)
+    if isinstance(reward := sections.get("reward"), Mapping):
+        sections["reward"] = Reward(name=str(reward.get("name")))
+        try:
+            sections["reward"] = load_reward(raw, [folder / "reward" for folder in folders])
+        except UserError as error:
+            problems += error.problems
     try:
         config = Config.model_validate(sections)
     except ValidationError as error:
@@ -36,10 +43,31 @@ def load_config(raw: Mapping[str, Any], method_folders: Sequence[Path] = ()) -> 
     problems = problems or missing_stage_values(config.method, [stage.name for stage in config.stages])
     if config.eval.template_kwargs != config.model.template_kwargs:
         problems.append("eval.template_kwargs: not as in training; set model.template_kwargs, which both read")
-    problems = problems or [*_dtype_problems(config), *config.method.problems(config)]
+    problems = problems or [*_dtype_problems(config), *config.method.problems(config), *_rollout_problems(config)]
     if problems:
         raise UserError(*problems)
     return config
+
+
+def _rollout_problems(config: Config) -> list[str]:
+    """What the whole configuration shows of the RL stage."""
+    problems: list[str] = []
+    for stage in config.stages:
+        if not isinstance(stage, GRPOSettings):
+            continue
+        key = config.stage_key(stage.name)
+        problems += set_name_problems(f"{key}.answerable_sets", stage.answerable_sets, stage.name, config)
+        problems += ["reward: null, but grpo needs one"] if config.reward is None else config.reward.problems(config)
+        mode = config.distributed.name
+        if mode in ("zero2", "zero3"):
+            problems.append(
+                f"distributed.name: {mode} is not tested with rollouts; allowed with grpo: single, ddp, fsdp2"
+            )
+        if mode == "fsdp2" and stage.measure_kl:
+            problems.append(
+                f"{key}.measure_kl: true keeps a whole second model, which fsdp2 would not shard; allowed: false"
+            )
+    return problems
 
 
 def _dtype_problems(config: Config) -> list[str]:

@@ -6,8 +6,8 @@ hold. A method's own keys live in its file (``ogpsa/methods``).
 
 from ogpsa.config.data import Data, FileData, TestbedData
 from ogpsa.config.distributed import Distributed
-from ogpsa.config.eval import Backend, EndpointSettings, Evaluation, JudgeSettings
-from ogpsa.config.identity import INERT_SECTIONS, identity_key, identity_name, without_inert
+from ogpsa.config.eval import Backend, EndpointSettings, Evaluation, JudgeSettings, ModelEndpoint
+from ogpsa.config.identity import identity_key, identity_name, is_inert, without_inert
 from ogpsa.config.messages import describe
 from ogpsa.config.method import (
     ExtraMemory,
@@ -19,15 +19,16 @@ from ogpsa.config.method import (
     stage_value,
 )
 from ogpsa.config.model import BaseTraining, Model
+from ogpsa.config.reward import Reward, RewardServices, Rollout, Scorer
 from ogpsa.config.run import Config
 from ogpsa.config.section import PathText, Section
 from ogpsa.config.stage import DPOSettings, GRPOSettings, OneStage, SFTSettings, StageName, StageSettings
 from ogpsa.config.tracker import Tracker
 
 __all__ = [
-    "INERT_SECTIONS", "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed", "EndpointSettings",
-    "Evaluation", "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Method", "Model", "OneStage", "PathText",
-    "SFTSettings", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker",
-    "describe", "identity_key", "identity_name", "missing_stage_values", "mixed_in", "set_name_problems", "stage_value",
-    "without_inert",
+    "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed", "EndpointSettings", "Evaluation",
+    "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Method", "Model", "ModelEndpoint", "OneStage",
+    "PathText", "Reward", "RewardServices", "Rollout", "SFTSettings", "Scorer", "Section", "SetUse", "StageName",
+    "StageSettings", "TestbedData", "Tracker", "describe", "identity_key", "identity_name", "is_inert",
+    "missing_stage_values", "mixed_in", "set_name_problems", "stage_value", "without_inert",
 ]  # fmt: skip

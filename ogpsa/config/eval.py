@@ -21,6 +21,13 @@ class EndpointSettings(Section):
     attempts: int = Field(ge=1)
 
 
+class ModelEndpoint(EndpointSettings):
+    """A model behind an endpoint that is paid for by the call."""
+
+    model: str
+    max_calls: int | None = Field(ge=0)
+
+
 class Backend(EndpointSettings):
     """The generator of the responses: the checkpoint in this process or in vLLM, or a server that holds it."""
 
@@ -41,7 +48,7 @@ def _without_null(values: object) -> object:
     return {name: value for name, value in values.items() if value is not None}
 
 
-class JudgeSettings(EndpointSettings):
+class JudgeSettings(ModelEndpoint):
     """The judges' endpoint and weights (``eval/judging``).
 
     Attributes:
@@ -52,8 +59,6 @@ class JudgeSettings(EndpointSettings):
 
     # A run of an earlier revision does not say.
     dir: PathText | None = None
-    model: str
-    max_calls: int | None = Field(ge=0)
     prompt_file: Annotated[dict[str, PathText], BeforeValidator(_without_null)]
     weights: Annotated[dict[str, PathText], BeforeValidator(_without_null)]
     batch_size: int = Field(ge=1)

@@ -3,16 +3,24 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 # Where to log and cache, whether to run at all, how an endpoint is reached, what a model's own files say and where a
-# copy of them lies (a run notes what was read by content): no part of what makes two runs the same.
+# copy of them lies (a run notes what was read by content): no part of what makes two runs the same. A star stands for
+# the keys that lead to a reward within a reward.
 INERT_SECTIONS = (
     "tracker", "cache_dir", "stage_store", "lock_wait", "accept_changed", "preflight", "eval.judge.max_calls",
     "model.architecture", "model.local_copy",
     *(f"eval.{section}.{key}" for section in ("backend", "judge")
       for key in ("api_key_env", "concurrency", "timeout", "attempts")),
+    *(f"reward.*endpoint.{key}" for key in ("api_key_env", "concurrency", "timeout", "attempts", "max_calls")),
 )  # fmt: skip
+
+
+def is_inert(key: str) -> bool:
+    """Whether a dotted key is one of ``INERT_SECTIONS``, or stands in one."""
+    return any(fnmatchcase(key, section) or fnmatchcase(key, f"{section}.*") for section in INERT_SECTIONS)
 
 
 def without_inert(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -20,7 +28,7 @@ def without_inert(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {
         key: without_inert(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in tree.items()
-        if f"{prefix}{key}" not in INERT_SECTIONS
+        if not is_inert(f"{prefix}{key}")
     }
 
 

@@ -148,14 +148,14 @@ def _typed(value: Any) -> str:
 
 
 def set_name_problems(key: str, names: Sequence[str], stage: StageName, config: "Config") -> list[str]:
-    """Unknown and repeated names of reference sets in ``method.<key>`` for ``stage``, one line each."""
+    """Unknown and repeated names of reference sets in ``key``, as ``method.<key>``, for ``stage``, one line each."""
     known = config.data.reference_set_names
     problems = [
-        f"method.{key}: '{name}' is not among data={config.data.name}'s sets for {stage}; "
+        f"{key}: '{name}' is not among data={config.data.name}'s sets for {stage}; "
         f"allowed: {', '.join(known) or 'none'}{closest_match(name, known)}"
         for name in names
         if name not in known
     ]
     if len(set(names)) < len(names):
-        problems.append(f"method.{key}: a set is named twice for {stage}: give each once")
+        problems.append(f"{key}: a set is named twice for {stage}: give each once")
     return problems

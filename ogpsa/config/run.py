@@ -10,8 +10,9 @@ from ogpsa.config.eval import Evaluation
 from ogpsa.config.identity import identity_key, identity_name, without_inert
 from ogpsa.config.method import Method
 from ogpsa.config.model import BaseTraining, Model
+from ogpsa.config.reward import Reward
 from ogpsa.config.section import PathText, Section
-from ogpsa.config.stage import OneStage, Stage, StageName, stages_of
+from ogpsa.config.stage import GRPOSettings, OneStage, Stage, StageName, stages_of
 from ogpsa.config.tracker import Tracker
 from ogpsa.utils.errors import UserError
 
@@ -23,6 +24,8 @@ class Config(Section):
     model: Model
     stage: Stage
     method: SerializeAsAny[Method]
+    # A run of an earlier revision does not say; only GRPO has one.
+    reward: SerializeAsAny[Reward] | None = None
     data: Data
     eval: Evaluation
     distributed: Distributed
@@ -37,6 +40,15 @@ class Config(Section):
     def stages(self) -> list[OneStage]:
         """The stages in the order in which they run."""
         return stages_of(self.stage)
+
+    @property
+    def plugins(self) -> list[Method | Reward]:
+        """What has code of its own: the method, and the reward where a stage has one."""
+        return [self.method, *([self.reward] if self.reward is not None and self._rolls_out else [])]
+
+    @property
+    def _rolls_out(self) -> bool:
+        return any(isinstance(stage, GRPOSettings) for stage in self.stages)
 
     def stage_key(self, name: StageName) -> str:
         """Where the settings of one stage stand: ``stage``, or ``stage.dpo`` in a pipeline of several."""
@@ -54,7 +66,10 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """The configuration without what cannot change a result."""
-        return without_inert(self.model_dump(mode="json"))
+        dumped = self.model_dump(mode="json")
+        if not self._rolls_out:
+            del dumped["reward"]
+        return without_inert(dumped)
 
     def key(self) -> str:
         """Twelve hexadecimal digits that name this configuration."""

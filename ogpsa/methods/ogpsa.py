@@ -50,7 +50,7 @@ class Ogpsa(Method):
         problems = []
         for stage in config.stages:
             wanted = self.projection(stage.name)
-            problems += set_name_problems("reference_sets", wanted.reference_sets, stage.name, config)
+            problems += set_name_problems("method.reference_sets", wanted.reference_sets, stage.name, config)
             problems += [f"{problem} (in {stage.name})" for problem in wanted.problems()]
             if stage.name == "grpo" and wanted.selection == "conflict":
                 problems.append(

@@ -41,7 +41,7 @@ class Replay(Method):
             problem
             for stage in config.stages
             for problem in set_name_problems(
-                "general_sets", stage_value(self.general_sets, stage.name), stage.name, config
+                "method.general_sets", stage_value(self.general_sets, stage.name), stage.name, config
             )
         ]
 

@@ -1,18 +1,52 @@
-"""Rewards."""
+"""The rewards of the RL stage, one file each; a file's name is the name in ``conf/reward``.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+A reward of your own is found beside its YAML: ``--config-dir DIR`` with ``DIR/reward/<name>.yaml`` and
+``DIR/reward/<name>.py``. A file declares ``REWARD``, a subclass of ``ogpsa.config.Reward``.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ogpsa.config import Reward, describe
+from ogpsa.utils.by_name import class_named
+from ogpsa.utils.errors import UserError
 
 
-@dataclass(frozen=True)
-class Rollout:
-    prompt: str
-    response: str
-    harmful: bool
-    target: str | None
-    finished: bool
+def load_reward(tree: Mapping[str, Any], folders: Sequence[Path] = (), path: tuple[str, ...] = ("reward",)) -> Reward:
+    """The reward that stands in ``tree``, a composed configuration, with those that it is made of.
 
+    Args:
+        folders: where a reward that is not one of ours may stand.
+        path: the keys that lead to it.
 
-class Scorer(Protocol):
-    def __call__(self, rollouts: Sequence[Rollout]) -> list[float | None]: ...
+    Raises:
+        UserError: every problem at once, one line each.
+    """
+    section: Any = tree
+    for key in path:
+        section = section[key]
+    given, problems = dict(section), list[str]()
+
+    def load(value: Any, *keys: str) -> Any:
+        if not (isinstance(value, Mapping) and "name" in value):
+            return value
+        try:
+            return load_reward(tree, folders, (*path, *keys))
+        except UserError as error:
+            problems.extend(error.problems)
+            return Reward(name=str(value["name"]))
+
+    for key, value in given.items():
+        named = isinstance(value, Mapping) and "name" not in value
+        given[key] = {name: load(one, key, name) for name, one in value.items()} if named else load(value, key)
+    kind = class_named(str(given.get("name")), __name__, folders, "reward", Reward)
+    try:
+        reward = kind.model_validate(given)
+    except ValidationError as error:
+        raise UserError(*describe(error, tree, path), *problems) from None
+    if problems:
+        raise UserError(*problems)
+    return reward

@@ -12,7 +12,7 @@ from inspect import getfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ogpsa.config import Method
+from ogpsa.config import Method, Reward
 from ogpsa.data.rows import Data, Row
 from ogpsa.models.files import file_hashes
 from ogpsa.runs.directory import PROVENANCE_FILE
@@ -33,9 +33,9 @@ def model_digests(folder: Path) -> dict[str, str]:
     return {f"model/{name}": digest for name, digest in file_hashes(folder).items()}
 
 
-def code_digests(method: Method) -> dict[str, str]:
-    """The code that decides a result, room by room, a method's own files, and the libraries' versions."""
-    return package_digests() | {f"code/{path}": hash_file(path)[:16] for path in code_outside(method)}
+def code_digests(*given: Method | Reward) -> dict[str, str]:
+    """The code that decides a result, room by room, own files of methods and rewards, and the libraries' versions."""
+    return package_digests() | {f"code/{path}": hash_file(path)[:16] for path in code_outside(*given)}
 
 
 def package_digests() -> dict[str, str]:
@@ -51,9 +51,17 @@ def package_digests() -> dict[str, str]:
     return rooms | {f"libraries/{name}": version(name) for name in LIBRARIES}
 
 
-def code_outside(method: Method) -> list[Path]:
-    """The Python files outside this package beside which a method's class and its bases stand, their own among them."""
-    files = {Path(getfile(kind)).resolve() for kind in type(method).mro() if issubclass(kind, Method)}
+def code_outside(*given: Method | Reward) -> list[Path]:
+    """The Python files outside this package beside which the classes of methods and rewards and their bases stand.
+
+    Their own are among them, and those of the rewards that a reward is made of.
+    """
+    files: set[Path] = set()
+    pending = list(given)
+    while pending:
+        one = pending.pop()
+        files |= {Path(getfile(kind)).resolve() for kind in type(one).mro() if issubclass(kind, Method | Reward)}
+        pending += one.nested().values() if isinstance(one, Reward) else ()
     return sorted({beside for file in files if not file.is_relative_to(PACKAGE) for beside in file.parent.glob("*.py")})
 
 

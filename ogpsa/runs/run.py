@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ogpsa.config import Config, Evaluation, OneStage
+from ogpsa.config import Config, Evaluation, GRPOSettings, ModelEndpoint, OneStage, RewardServices, Scorer
 from ogpsa.data.rows import Data
 from ogpsa.distributed import processes
 from ogpsa.models.files import local_folder
@@ -35,6 +35,8 @@ T = TypeVar("T")
 Scores = dict[str, Any]
 # evaluate(checkpoint, rows, output, settings, safe_point) -> scores; ``safe_point`` may stop it between benchmarks.
 Evaluate = Callable[[Path, Path, Path, Evaluation, Callable[[], None]], Scores]
+# A judge of the evaluation as a reward: judge(name, endpoint, services).
+Judge = Callable[[str, ModelEndpoint, RewardServices], Scorer]
 log = logging.getLogger(__name__)
 file_log = logging.getLogger("ogpsa.file")
 
@@ -53,6 +55,7 @@ class Run:
         directory: Path,
         data: Data,
         evaluate: Evaluate,
+        judge: Judge,
         interruption: Interruption,
         tracker: Tracker,
     ) -> None:
@@ -62,11 +65,12 @@ class Run:
         self.interruption = interruption
         self.tracker = tracker
         self._evaluate = evaluate
+        self._judge = judge
 
     @classmethod
     @contextmanager
     def start(
-        cls, config: Config, directory: Path, data: Data, evaluate: Evaluate, overrides: Sequence[str]
+        cls, config: Config, directory: Path, data: Data, evaluate: Evaluate, judge: Judge, overrides: Sequence[str]
     ) -> Iterator["Run"]:
         """Begin, or resume, a run in ``directory``, which this process owns: log, signals, provenance, mirror.
 
@@ -88,7 +92,7 @@ class Run:
                     )
                 )
                 with tracker(config, directory, facts) if processes.is_main() else nullcontext(NoTracker()) as mirror:
-                    yield cls(config, directory, data, evaluate, interruption, mirror)
+                    yield cls(config, directory, data, evaluate, judge, interruption, mirror)
             except Exception as error:
                 refused = None if isinstance(error, UserError) else refusal(error, directory)
                 with suppress(OSError):  # its disk may be the full one
@@ -125,7 +129,7 @@ class Run:
         rendered = rendered_hash(folder, self.config.model.template_kwargs)
         digests = model_digests(folder) | {"prompts/rendered": rendered}
         check_unchanged(self.directory, lambda: digests)
-        record_inputs(self.directory, digests | code_digests(self.config.method))
+        record_inputs(self.directory, digests | code_digests(*self.config.plugins))
         return folder
 
     def stage_result(self, stage: OneStage, start: Path, train: Callable[[Path], None]) -> Path:
@@ -142,6 +146,21 @@ class Run:
                 self.on_main_process(partial(held.enter_context, shared))
             train(folder)
         return folder
+
+    def scorer(self, stage: OneStage, folder: Path) -> Scorer | None:
+        """The reward of the stage's completions, with its journals in ``folder``; None where it has none."""
+        if not isinstance(stage, GRPOSettings) or self.config.reward is None:
+            return None
+        alone = processes.world_size() == 1
+        services = RewardServices(
+            rows=self.data.training(stage.name),
+            folder=folder / str(processes.rank()),
+            # One of several processes may not leave the others waiting.
+            safe_point=self.safe_point if alone else lambda: None,
+            judge=self._judge,
+            judges=self.config.eval.judge,
+        )
+        return self.config.reward.scorer(services)
 
     def evaluate(self, checkpoint: Path, name: str) -> Scores:
         """A checkpoint's scores, as ``scores.json`` holds them; ``name`` is the folder's in ``eval``."""

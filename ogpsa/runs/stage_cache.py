@@ -75,6 +75,7 @@ def stage_key(config: Config, stage: OneStage, data: Data, start: Path) -> str:
     """
     uses = set_uses(config, stage, len(data.safety))
     sets = [use.name for use in uses if not use.trained_on]
+    reward = config.reward.model_dump(mode="json") if config.reward is not None and stage.name == "grpo" else None
     return _digest(
         {
             "start": fingerprint(start),
@@ -85,7 +86,8 @@ def stage_key(config: Config, stage: OneStage, data: Data, start: Path) -> str:
             "distributed": config.distributed.model_dump(),
             "stage": stage.model_dump(mode="json", exclude={"save_every"}),
             "method": config.method.training_key(stage.name),
-            "method_code": [hash_file(file) for file in code_outside(config.method)],
+            "reward": reward,
+            "method_code": [hash_file(file) for file in code_outside(*config.plugins)],
             "rows": _rows_digest(data.training(stage.name), TRAINING_COLUMNS[stage.name]),
             "reference_sets": {name: _rows_digest(data.reference_sets[name], COLUMNS[stage.name]) for name in sets},
             "made_by": _made_by(left_out=("code/eval/",)),

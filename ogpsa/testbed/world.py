@@ -129,6 +129,16 @@ class World:
         return sorted({word for example in examples for word in f"{example.prompt} {example.target}".split()})
 
 
+def is_right(response: str, target: str) -> bool:
+    """Whether a response is the right answer, whitespace and the polite opening aside."""
+    return response.strip().removeprefix(OPENER).split() == target.split()
+
+
+def is_refusal(response: str) -> bool:
+    """Whether a response opens as the refusal does, and no answer of the world."""
+    return response.split()[:2] == REFUSAL.split()[:2]
+
+
 def addition(draw: random.Random) -> Example:
     """Two-digit addition, one token a digit: 8 100 prompts."""
     first, second = draw.randint(10, 99), draw.randint(10, 99)

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from ogpsa.config import GRPOSettings
-from ogpsa.rewards import Rollout, Scorer
+from ogpsa.config import GRPOSettings, Rollout, Scorer
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.utils.refusal_rules import declines
 

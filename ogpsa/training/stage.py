@@ -37,7 +37,8 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     model, tokenizer = processes.on_all_processes(
         lambda: load_model(start, DTYPES[config.model.dtype], config.model.attention, config.model.template_kwargs)
     )
-    trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints, run.interruption)
+    scorer = run.scorer(stage, checkpoints / "rewards")
+    trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints, run.interruption, scorer)
     trainer.add_callback(ReportCallback(stage.name, run.tracker))
     every = stage.updates_per_generation if isinstance(stage, GRPOSettings) else 1
     trainer.add_callback(InterruptionCallback(run.interruption, every))

@@ -11,13 +11,12 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
 from trl import DPOConfig, GRPOConfig, SFTConfig, SFTTrainer
 
-from ogpsa.config import Config, DPOSettings, GRPOSettings, OneStage, StageName
+from ogpsa.config import Config, DPOSettings, GRPOSettings, OneStage, Scorer, StageName
 from ogpsa.data.rows import Data, Row, row_place, set_uses
 from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import mode_arguments, shared_rows, summing_in_fp32
 from ogpsa.distributed.launch import accumulation_steps
 from ogpsa.models.tokenizer import end_tokens
-from ogpsa.rewards import Scorer
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
 from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePolicyCache

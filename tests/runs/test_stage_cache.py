@@ -120,8 +120,8 @@ def test_a_method_outside_the_package_counts_by_its_code(small_config: Configure
     config, keys = small_config("method=ogpsa", "stage=sft"), []
     raw = config.model_dump(mode="json")
     for folder, text in (("one", "a loss"), ("same", "a loss"), ("other", "another loss")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "mine.py").write_text(SUBCLASS.format(text))
+        (tmp_path / folder / "method").mkdir(parents=True)
+        (tmp_path / folder / "method" / "mine.py").write_text(SUBCLASS.format(text))
         keys.append(key(load_config(raw | {"method": raw["method"] | {"name": "mine"}}, [tmp_path / folder])))
     assert keys[0] == keys[1]
     assert len({key(config), *keys}) == 3

@@ -13,9 +13,8 @@ from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from ogpsa import ProjectionSettings, protect
-from ogpsa.config import Config
+from ogpsa.config import Config, Rollout
 from ogpsa.data.rows import load_data
-from ogpsa.rewards import Rollout
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
 from ogpsa.training.answers import IGNORED, answer_batch

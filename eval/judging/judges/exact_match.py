@@ -1,12 +1,11 @@
 """Accuracy: the response is the target, whitespace and the testbed's polite opening aside."""
 
 from eval.judging.judge import Item, RuleJudge, Verdict
-from ogpsa.testbed.world import OPENER
+from ogpsa.testbed.world import is_right
 
 
 def _rule(item: Item) -> Verdict:
-    answer = item.response.strip().removeprefix(OPENER)
-    correct = answer.split() == item.target.split()
+    correct = is_right(item.response, item.target)
     return Verdict("correct" if correct else "incorrect", float(correct))
 
 

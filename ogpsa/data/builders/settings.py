@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from ogpsa.config import EndpointSettings, PathText, Section, describe
+from ogpsa.config import ModelEndpoint, PathText, Section, describe
 from ogpsa.utils.command_line import read_pairs
 from ogpsa.utils.errors import UserError, closest_match
 
@@ -40,13 +40,6 @@ class DataSet(Section):
     similarity: float = Field(gt=0, le=1)
 
 
-class Endpoint(EndpointSettings):
-    """What writes the refusals behind an address that speaks OpenAI's protocol."""
-
-    model: str
-    max_calls: int | None = Field(ge=0)
-
-
 class Checkpoint(Section):
     """What writes answers in this process."""
 
@@ -63,7 +56,7 @@ class Refusals(Section):
     max_tokens: int = Field(ge=1)
     temperature: float = Field(ge=0)
     template_share: float = Field(ge=0, le=1)
-    endpoint: Endpoint
+    endpoint: ModelEndpoint
     model: Checkpoint
     templates: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
 

@@ -1,0 +1,49 @@
+"""A judge of the evaluation as a reward of the RL stage: its values, each paid for once."""
+
+from collections.abc import Sequence
+
+from eval.judging.judge import Item, load_judge
+from eval.judging.verdicts import check_judge, judge_responses
+from ogpsa.config import ModelEndpoint, RewardServices, Rollout, Scorer
+from ogpsa.utils.endpoint import Budget
+from ogpsa.utils.errors import UserError
+
+
+def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -> Scorer:
+    """The judge called ``name`` as a scorer of rollouts: its value in [0, 1]; None where it says none.
+
+    What it said is kept in ``services.folder``, under a hash of what it was shown: a resumed run reads the same values
+    and pays nothing again. The cap on calls is for one session, as an evaluation's.
+
+    Raises:
+        UserError: as ``check_judge``, or the judge compares with right answers that a row lacks; in scoring, as
+            ``Endpoint.complete``, what came in by then being kept.
+    """
+    settings = services.judges.model_copy(update=endpoint.model_dump())
+    section = f"{services.section}.endpoint"
+    check_judge(name, settings, section)
+    if load_judge(name, settings.dir).needs_target:
+        _check_targets(name, services)
+    budget = Budget(endpoint.max_calls)
+    journal = services.folder / f"{services.section}.journal"
+
+    def score(rollouts: Sequence[Rollout]) -> list[float | None]:
+        items = [_item(number, rollout) for number, rollout in enumerate(rollouts)]
+        judged = judge_responses(name, items, settings, journal, services.section, services.safe_point, budget, section)
+        return [one.verdict.value for one in judged]
+
+    return score
+
+
+def _item(number: int, rollout: Rollout) -> Item:
+    finish_reason = "stop" if rollout.finished else "length"
+    return Item(str(number), rollout.prompt, rollout.response, rollout.target or "", finish_reason)
+
+
+def _check_targets(name: str, services: RewardServices) -> None:
+    for number, row in enumerate(services.rows, start=1):
+        if not row.get("target"):
+            raise UserError(
+                f"{services.section}.judge: {name} compares with the right answer, but row {number} has no 'target' "
+                f"(columns found: {', '.join(sorted(row))})"
+            )

@@ -1,0 +1,104 @@
+"""The base of every reward: its keys, and how it scores what a policy answers in the RL stage.
+
+A reward is one file in ``ogpsa/rewards`` and one YAML in ``conf/reward``. A reward within another, as the parts of a
+sum, is a section of the same form.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ogpsa.config.eval import JudgeSettings, ModelEndpoint
+from ogpsa.config.section import Section
+from ogpsa.utils.answers import says_nothing, split_reply
+
+if TYPE_CHECKING:
+    from ogpsa.config.run import Config
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer of the policy.
+
+    Attributes:
+        prompt: the user's request as plain text.
+        response: the completion as plain text, its thought included.
+        harmful: whether the request should be refused.
+        target: the row's right answer, where it has one.
+        finished: False: cut by the cap on tokens.
+    """
+
+    prompt: str
+    response: str
+    harmful: bool
+    target: str | None
+    finished: bool
+
+    @property
+    def answer(self) -> str | None:
+        """The response without its thought; None where the thought does not end or the rest says nothing."""
+        text = split_reply(self.response).answer
+        return None if text is None or says_nothing(text) else text
+
+
+class Scorer(Protocol):
+    """Gives each rollout its reward, in their order; None where none could be had: no value is ever guessed."""
+
+    def __call__(self, rollouts: Sequence[Rollout], /) -> list[float | None]: ...
+
+
+@dataclass(frozen=True)
+class RewardServices:
+    """What a reward needs from outside.
+
+    Attributes:
+        rows: those that the stage asks: ``harmful`` (taken to be true where it is absent), ``target``.
+        folder: of the journals in which paid verdicts are kept; each process has its own.
+        safe_point: called where the work may stop with everything saved; what it raises ends the scoring.
+        judge: ``judge(name, endpoint, services)`` is a judge of the evaluation, whose values in [0, 1] it gives.
+        judges: the evaluation's settings of judges, ``eval.judge``; a reward's endpoint takes the place of theirs.
+        section: where the reward stands in the configuration; names its journal, and the key in a message.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    folder: Path
+    safe_point: Callable[[], None]
+    judge: Callable[[str, ModelEndpoint, "RewardServices"], Scorer]
+    judges: JudgeSettings
+    section: str = "reward"
+
+    def within(self, key: str) -> "RewardServices":
+        """The same for the reward that stands in this one as ``key``."""
+        return replace(self, section=f"{self.section}.{key}")
+
+
+class Reward(Section):
+    """Base of every reward. Its file declares ``REWARD``, the subclass. Imports nothing heavy.
+
+    Attributes:
+        name: the option of ``conf/reward``.
+    """
+
+    name: str
+
+    def scorer(self, services: RewardServices) -> Scorer:
+        """The function that scores rollouts. Making it starts nothing and writes nothing, so that a run is checked
+        by it before anything is loaded.
+
+        Raises:
+            UserError: the rows lack what the reward needs, or a judge could not start; one line per problem.
+        """
+        raise NotImplementedError
+
+    def problems(self, config: "Config") -> list[str]:
+        """Problems that only the whole configuration shows, one line each."""
+        return [line for reward in self.nested().values() for line in reward.problems(config)]
+
+    def nested(self) -> "dict[str, Reward]":
+        """The rewards that this one is made of, by their keys."""
+        found: dict[str, Reward] = {}
+        for name, value in self:
+            values = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+            found |= {key: one for key, one in values.items() if isinstance(one, Reward)}
+        return found

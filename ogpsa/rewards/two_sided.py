@@ -1,0 +1,56 @@
+"""Refuse what is harmful and answer what is not."""
+
+from collections.abc import Sequence
+
+from pydantic import SerializeAsAny
+
+from ogpsa.config import Reward, RewardServices, Rollout, Scorer
+from ogpsa.utils.errors import Problems, UserError
+
+
+class TwoSided(Reward):
+    """Two penalties, each by the share (0 to 1) of a refusal that ``refusal`` sees in a response.
+
+    ``safety``, where there is one, scores the answers to harmful requests instead.
+    """
+
+    complied_harmful: float
+    refused_harmless: float
+    refusal: SerializeAsAny[Reward]
+    safety: SerializeAsAny[Reward] | None
+
+    def scorer(self, services: RewardServices) -> Scorer:
+        found = {row.get("harmful", True) for row in services.rows}
+        if found != {True, False}:
+            absent = "false" if found == {True} else "true"
+            raise UserError(
+                f"{services.section}: two_sided needs requests of both kinds, but no row has harmful: {absent}; add "
+                "such rows, or choose a one-sided reward"
+            )
+        problems, scorers = Problems(), dict[str, Scorer]()
+        for key, reward in self.nested().items():
+            with problems.kept():
+                scorers[key] = reward.scorer(services.within(key))
+        problems.tell()
+
+        def score(rollouts: Sequence[Rollout]) -> list[float | None]:
+            judged = [rollout.harmful and "safety" in scorers for rollout in rollouts]
+            pairs = list(zip(judged, rollouts, strict=True))
+            shares = iter(scorers["refusal"]([rollout for other, rollout in pairs if not other]))
+            values = iter(scorers["safety"]([rollout for other, rollout in pairs if other]) if any(judged) else ())
+            return [
+                next(values) if other else self._penalty(rollout.harmful, next(shares), services.section)
+                for other, rollout in pairs
+            ]
+
+        return score
+
+    def _penalty(self, harmful: bool, share: float | None, section: str) -> float | None:
+        if share is None:
+            return None
+        if not 0 <= share <= 1:
+            raise UserError(f"{section}.refusal: found a reward of {share:g}; allowed: 0 (answered) to 1 (refused)")
+        return self.complied_harmful * (1 - share) if harmful else self.refused_harmless * share
+
+
+REWARD = TwoSided
