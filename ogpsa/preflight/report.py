@@ -117,9 +117,12 @@ def _stage_report(config: Config, stage: OneStage, data: Data, processes: int, m
     projection = config.method.projection(stage.name)
     rows = len(data.training(stage.name))
     counts = count(stage, projection, data, config.model.gradient_checkpointing, processes)
+    asked, trained = f"{rows} rows", "rows"
+    if isinstance(stage, GRPOSettings):
+        asked, trained = f"{rows} prompts × {stage.num_generations} completions", "completions"
     lines.append(
-        f"{stage.name}: {rows} rows × {stage.epochs:g} epochs in batches of {stage.batch_size}: "
-        f"{counts.steps} steps, {counts.samples} rows"
+        f"{stage.name}: {asked} × {stage.epochs:g} epochs in batches of {stage.batch_size}: "
+        f"{counts.steps} steps, {counts.samples} {trained}"
     )
     if projection is not None:
         estimates = "streamed estimates" if projection.streaming else "refreshes"

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 
 
@@ -25,6 +26,8 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    # It prints a whole request for each batch with a reward that is missing, which are counted in the log.
+    getLogger("trl.trainer.grpo_trainer").setLevel(ERROR)
 
 
 @contextmanager
