@@ -24,7 +24,7 @@ SCORES = ("safety", "utility", "over_refusal", "gain")
 # Of safety and over-refusal (``balanced_score``).
 BALANCED = "balanced"
 # In the order of the paper.
-PIPELINES = {"sft": "SFT", "dpo": "DPO", "sft_dpo": "SFT→DPO"}
+PIPELINES = {"sft": "SFT", "dpo": "DPO", "sft_dpo": "SFT→DPO", "grpo": "GRPO", "sft_grpo": "SFT→GRPO"}
 Item = TypeVar("Item")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import get_args
 
 from eval.scores.statistics import Summary, balanced_score, summarize
 from experiments.comparisons import (
@@ -31,7 +32,7 @@ MOVED_NOTE = (
     "Δ at equal distance: utility minus that of naive tuning which has moved as far, read off its points of the same "
     "seed at several multiples of the learning rates, interpolated by a monotone cubic; seeds beyond them do not count."
 )
-STAGES: tuple[StageName, ...] = ("sft", "dpo")
+STAGES: tuple[StageName, ...] = get_args(StageName)
 COURSES = {
     "norm retained": "projection/norm_retained",
     "cosine before": "projection/cosine",

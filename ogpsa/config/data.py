@@ -28,7 +28,7 @@ class TestbedData(Section):
 class FileData(Section):
     """The user's own rows, one JSON object a line; ``ogpsa/data/rows.py`` states the columns."""
 
-    name: Literal["files", "paper", "small"]
+    name: Literal["files", "nspo", "paper", "small"]
     seed: int = Field(ge=0)
     safety: PathText
     reference_sets: dict[str, PathText]
