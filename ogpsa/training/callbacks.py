@@ -13,6 +13,8 @@ from ogpsa.runs.tracking import Tracker, training_values
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.progress import Progress
 
+# Of a step, in the log.
+SHOWN = ("loss", "reward", "grad_norm", "learning_rate")
 step_log = logging.getLogger("ogpsa.steps")
 
 
@@ -85,11 +87,13 @@ class ReportCallback(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs:
             return
-        wrong = [f"{name} is {value}" for name, value in logs.items() if not math.isfinite(value)]
+        # None is the mean of a metric that no row had.
+        found = {name: value for name, value in logs.items() if value is not None}
+        wrong = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
         if wrong:
-            found = f"{self._stage}: {', '.join(wrong)} at step {state.global_step}"
-            raise UserError(f"{found}; lower the learning rate, or train in fp32")
-        shown = ", ".join(f"{key} {logs[key]:.4g}" for key in ("loss", "grad_norm", "learning_rate") if key in logs)
+            at = f"{self._stage}: {', '.join(wrong)} at step {state.global_step}"
+            raise UserError(f"{at}; lower the learning rate, or train in fp32")
+        shown = ", ".join(f"{key} {logs[key]:.4g}" for key in SHOWN if logs.get(key) is not None)
         self._latest = f", {shown}"
         left = self._progress.time_left(state.global_step)
         step_log.info("%s %d/%d: %s, %s", self._stage, state.global_step, state.max_steps, shown, left)

@@ -92,6 +92,31 @@ def test_killed_in_every_phase(small: list[str], unbroken: Path, tmp_path: Path)
     assert results(directory) == results(unbroken)
 
 
+def test_grpo_killed_and_stopped_anywhere_equals_the_unbroken_run(small: list[str], tmp_path: Path) -> None:
+    # 64 prompts: an epoch has 4 generations, 8 steps.
+    command = [
+        *small, "stage=grpo", "method=ogpsa", "method.samples=8", "method.refresh_every=3", "stage.batch_size=32",
+        "stage.micro_batch_size=16", "stage.num_generations=4", "stage.epochs=3", "stage.save_every=4",
+        "stage.log_every=1", "hydra.run.dir=run",
+    ]  # fmt: skip
+    assert run(*command, cwd=tmp_path).code == 0
+    whole = tmp_path / "whole"
+    (tmp_path / "run").rename(whole)
+    checkpoints = tmp_path / "run" / "01-grpo" / "checkpoints"
+    draw = random.Random(0)
+    for step, number in ((4, signal.SIGKILL), (12, signal.SIGTERM), (16, signal.SIGKILL)):
+        reached = exists(checkpoints, f"checkpoint-{step}/COMPLETE.json")
+        result = send(number, reached, *command, cwd=tmp_path, delay=draw.uniform(0, 0.3))
+        assert result.code == (EXIT_REQUEUE if number == signal.SIGTERM else -number), result.stderr
+    newest = max(int(path.name.rpartition("-")[2]) for path in checkpoints.glob("checkpoint-*") if is_complete(path))
+    # Completions are in no checkpoint: it is left between two generations.
+    assert newest % 2 == 0
+    final = run(*command, cwd=tmp_path)
+    assert final.code == 0, final.stderr
+    for name in ("01-grpo/model.safetensors", "metrics.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+
+
 def _tear(checkpoint: Path) -> None:
     """Make sure that the kill came before the end of the save."""
     (checkpoint / "COMPLETE.json").unlink(missing_ok=True)
