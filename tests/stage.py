@@ -5,6 +5,7 @@ from typing import Any
 
 from ogpsa.config import Config
 from ogpsa.data.rows import Data
+from ogpsa.pipeline import no_judge
 from ogpsa.runs.run import Run
 from ogpsa.runs.tracking import NoTracker, Tracker
 from ogpsa.training.stage import train_stage
@@ -20,7 +21,8 @@ def train_alone(
     tracker: Tracker | None = None,
 ) -> None:
     """Train the configuration's first stage from ``start`` into ``folder``."""
-    run = Run(config, folder.parent, data, _not_evaluated, interruption or Interruption(), tracker or NoTracker())
+    stop, mirror = interruption or Interruption(), tracker or NoTracker()
+    run = Run(config, folder.parent, data, _not_evaluated, no_judge, stop, mirror)
     train_stage(run, config.stages[0], start, folder)
 
 

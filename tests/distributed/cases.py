@@ -1,9 +1,9 @@
 """The stages that every mode trains, and what must hold of each."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-StageName = Literal["sft", "dpo"]
+StageName = Literal["sft", "dpo", "grpo"]
 Break = Literal["signal", "kill"]
 Matrix = Literal["short", "long"]
 
@@ -38,6 +38,10 @@ ADAMW = ["stage.optimizer=adamw", "stage.learning_rate=1e-3"]
 BF16 = ["model.precision=bf16"]
 CHECKPOINTING = ["model.gradient_checkpointing=true"]
 ZERO = ("zero2", "zero3")
+# Stages that train on given answers.
+ANSWERED: tuple[StageName, ...] = ("sft", "dpo")
+# One prompt a step, whose group is spread over the processes.
+GRPO = ["stage.num_generations=8", "stage.updates_per_generation=1", "stage.max_new_tokens=12"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Case:
 
     Attributes:
         tolerance: largest difference in a weight from the single process; None: there is only to be a finite loss.
+            Completions are not sampled then, but follow from the prompt.
         breaks: how a second run of it is broken off, to be resumed by new processes.
         same_as: the case whose weights it must equal bit for bit, in the same mode.
         refused_by: modes that do not support it.
@@ -87,11 +92,23 @@ CASES: dict[Matrix, list[Case]] = {
         # The weights are rounded twice: a unit in the last place of those near one is 1.2e-7.
         Case("sft-update", "sft", [*OGPSA, *STREAMING, *SGD, "method.target=update"], 2.4e-7, "signal"),
         sgd("dpo-sgd", "dpo", [*OGPSA, *TENSOR]),
+        adamw("grpo-baseline", "grpo", [*BASELINE, *GRPO], refused_by=ZERO),
+        adamw("grpo-rank-0", "grpo", [*OGPSA, *GRPO, "method.rank=0"], same_as="grpo-baseline", refused_by=ZERO),
+        adamw("grpo-adamw", "grpo", [*OGPSA, *GRPO], refused_by=ZERO),
+        # Each process samples its own completions, which the reward finds alike: only that it runs and resumes.
+        Case(
+            "grpo-sampled",
+            "grpo",
+            [*BASELINE, *GRPO, *ADAMW, "stage.updates_per_generation=3"],
+            None,
+            "signal",
+            refused_by=ZERO,
+        ),
         adamw("dpo-adamw", "dpo", [*OGPSA, *CONFLICT, "method.rank=3"], "kill"),
     ],
     "long": [
         case
-        for stage in get_args(StageName)
+        for stage in ANSWERED
         for case in [
             sgd(f"{stage}-baseline-sgd", stage, BASELINE),
             adamw(f"{stage}-baseline", stage, BASELINE, "signal"),

@@ -75,7 +75,7 @@ def each_mode(wanted: Callable[[Matrix, str], list[Case]]) -> pytest.MarkDecorat
 def steps(folder: Path) -> list[dict[str, float]]:
     """What was logged at each step, without wall-clock measurements."""
     rows = [row for row in read_jsonl(folder / "history.jsonl") if "loss" in row]
-    return [{key: value for key, value in row.items() if not key.endswith("_seconds")} for row in rows]
+    return [{key: value for key, value in row.items() if not key.endswith(("_seconds", "step_time"))} for row in rows]
 
 
 @each_mode(lambda matrix, mode: [case for case in cases(matrix, mode) if case.tolerance is not None])
