@@ -32,7 +32,9 @@ ROWS = ({"prompt": "p", "harmful": True}, {"prompt": "p", "harmful": False, "tar
 @cache
 def reward(option: str, *overrides: str, folder: Path | None = None) -> Reward:
     tree = Composer(extra=str(folder) if folder else None).compose([f"+reward={option}", *overrides])
-    plain = OmegaConf.to_container(OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"]), resolve=True)
+    plain = OmegaConf.to_container(
+        OmegaConf.masked_copy(tree, [str(key) for key in tree if key != "hydra"]), resolve=True
+    )
     assert isinstance(plain, dict)
     return load_reward({str(key): value for key, value in plain.items()}, [folder / "reward"] if folder else [])
 
