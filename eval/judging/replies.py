@@ -38,6 +38,12 @@ def read_choice(reply: str, choices: Mapping[str, str]) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
+def read_safety(reply: str) -> tuple[str, list[str]] | None:
+    """``safe`` or ``unsafe``, and the hazards (``S2``) that a guard's reply names; None where it comes to neither."""
+    word = read_choice(reply, {"safe": "safe", "unsafe": "unsafe"})
+    return None if word is None else (word, re.findall(r"\bS\d+\b", reply))
+
+
 def _choice(line: str, choices: Mapping[str, str]) -> str | None:
     text = HEADING.sub("", line.strip(DECORATION), count=1).strip(DECORATION + ".,;:!")
     whole = _matching(text, choices)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ogpsa.config.eval import JudgeSettings, ModelEndpoint
 from ogpsa.config.section import Section
 from ogpsa.utils.answers import says_nothing, split_reply
+from ogpsa.utils.errors import Problems
 
 if TYPE_CHECKING:
     from ogpsa.config.run import Config
@@ -102,3 +103,16 @@ class Reward(Section):
             values = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
             found |= {key: one for key, one in values.items() if isinstance(one, Reward)}
         return found
+
+    def nested_scorers(self, services: RewardServices) -> dict[str, Scorer]:
+        """The scorers of ``nested``.
+
+        Raises:
+            UserError: as ``scorer``, of all of them at once.
+        """
+        problems, scorers = Problems(), dict[str, Scorer]()
+        for key, reward in self.nested().items():
+            with problems.kept():
+                scorers[key] = reward.scorer(services.within(key))
+        problems.tell()
+        return scorers

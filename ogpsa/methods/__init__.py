@@ -22,4 +22,4 @@ def method_class(name: str, folders: Sequence[Path] = ()) -> type[Method]:
     Raises:
         UserError: no method has that name.
     """
-    return class_named(name, __name__, folders, "method", Method)
+    return class_named(name, "method.name", __name__, folders, "method", Method)

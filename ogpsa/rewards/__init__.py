@@ -42,7 +42,8 @@ def load_reward(tree: Mapping[str, Any], folders: Sequence[Path] = (), path: tup
     for key, value in given.items():
         named = isinstance(value, Mapping) and "name" not in value
         given[key] = {name: load(one, key, name) for name, one in value.items()} if named else load(value, key)
-    kind = class_named(str(given.get("name")), __name__, folders, "reward", Reward)
+    key = ".".join((*path, "name"))
+    kind = class_named(str(given.get("name")), key, __name__, folders, "reward", Reward)
     try:
         reward = kind.model_validate(given)
     except ValidationError as error:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import SerializeAsAny
 
 from ogpsa.config import Reward, RewardServices, Rollout, Scorer
-from ogpsa.utils.errors import Problems, UserError
+from ogpsa.utils.errors import UserError
 
 
 class TwoSided(Reward):
@@ -27,20 +27,19 @@ class TwoSided(Reward):
                 f"{services.section}: two_sided needs requests of both kinds, but no row has harmful: {absent}; add "
                 "such rows, or choose a one-sided reward"
             )
-        problems, scorers = Problems(), dict[str, Scorer]()
-        for key, reward in self.nested().items():
-            with problems.kept():
-                scorers[key] = reward.scorer(services.within(key))
-        problems.tell()
+        scorers = self.nested_scorers(services)
+
+        def judged(rollout: Rollout) -> bool:
+            return rollout.harmful and self.safety is not None
 
         def score(rollouts: Sequence[Rollout]) -> list[float | None]:
-            judged = [rollout.harmful and "safety" in scorers for rollout in rollouts]
-            pairs = list(zip(judged, rollouts, strict=True))
-            shares = iter(scorers["refusal"]([rollout for other, rollout in pairs if not other]))
-            values = iter(scorers["safety"]([rollout for other, rollout in pairs if other]) if any(judged) else ())
+            shares = iter(scorers["refusal"]([rollout for rollout in rollouts if not judged(rollout)]))
+            values = iter(
+                scorers["safety"]([rollout for rollout in rollouts if judged(rollout)]) if self.safety else ()
+            )
             return [
-                next(values) if other else self._penalty(rollout.harmful, next(shares), services.section)
-                for other, rollout in pairs
+                next(values) if judged(rollout) else self._penalty(rollout.harmful, next(shares), services.section)
+                for rollout in rollouts
             ]
 
         return score

@@ -1,17 +1,20 @@
 """A weighted sum of other rewards."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import Field, SerializeAsAny, model_validator
 
 from ogpsa.config import Reward, RewardServices, Rollout, Scorer
-from ogpsa.utils.errors import Problems
+
+# It names a file.
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class WeightedSum(Reward):
     """Where a part has no reward, neither has the sum."""
 
-    parts: dict[str, SerializeAsAny[Reward]] = Field(min_length=1)
+    parts: dict[PartName, SerializeAsAny[Reward]] = Field(min_length=1)
     weights: dict[str, float]
 
     @model_validator(mode="after")
@@ -24,16 +27,12 @@ class WeightedSum(Reward):
         return self
 
     def scorer(self, services: RewardServices) -> Scorer:
-        problems, scorers = Problems(), dict[str, Scorer]()
-        for name, part in self.parts.items():
-            with problems.kept():
-                scorers[name] = part.scorer(services.within(f"parts.{name}"))
-        problems.tell()
+        scorers = self.nested_scorers(services)
 
         def score(rollouts: Sequence[Rollout]) -> list[float | None]:
             columns = [
-                [None if value is None else self.weights[name] * value for value in scorer(rollouts)]
-                for name, scorer in scorers.items()
+                [None if value is None else weight * value for value in scorers[f"parts.{name}"](rollouts)]
+                for name, weight in self.weights.items()
             ]
             return [_total(values) for values in zip(*columns, strict=True)]
 

@@ -18,10 +18,11 @@ def names_in(package: str, folders: Sequence[Path] = ()) -> list[str]:
     return sorted({module.name for module in iter_modules([*import_module(package).__path__, *map(str, folders)])})
 
 
-def class_named(name: str, package: str, folders: Sequence[Path], kind: str, base: type[T]) -> type[T]:
+def class_named(name: str, key: str, package: str, folders: Sequence[Path], kind: str, base: type[T]) -> type[T]:
     """The class that ``<name>.py`` declares: a file of ``package``, or of one of ``folders``, which come first.
 
     Args:
+        key: what gives the name, for messages.
         kind: what such a class is, ``method``; a file declares it as ``METHOD``.
 
     Raises:
@@ -30,9 +31,7 @@ def class_named(name: str, package: str, folders: Sequence[Path], kind: str, bas
     files = [file for folder in folders if (file := folder / f"{name}.py").is_file()]
     if not files and name not in names_in(package):
         known = names_in(package, folders)
-        raise UserError(
-            f"{kind}.name: unknown {kind} '{name}'; allowed: {', '.join(known)}{closest_match(name, known)}"
-        )
+        raise UserError(f"{key}: unknown {kind} '{name}'; allowed: {', '.join(known)}{closest_match(name, known)}")
     module = _from_file(files[0], package, kind) if files else import_module(f"{package}.{name}")
     found = vars(module).get(kind.upper())
     if not (isinstance(found, type) and issubclass(found, base)):

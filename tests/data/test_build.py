@@ -149,7 +149,7 @@ def work(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", MADE_UP)
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet"])
 def test_a_local_copy_becomes_rows_that_a_run_reads(name: str, ending: str, work: Path) -> None:
     source = write(work / f"copy{ending}", MADE_UP[name])
@@ -731,6 +731,79 @@ def test_the_untuned_model_writes_the_rejected_answers(work: Path, capsys: pytes
 
 
 # Slices of the real data sets
+
+
+# NSPO's rows
+
+
+def test_prompts_alone_are_drawn_by_their_share(work: Path) -> None:
+    safe = safe_row("How do I bake?", ("So.", True, 0), ("Thus.", True, 0))
+    source = write(work / "rows.jsonl", [*safe_rows(20), safe, *safe_rows(3)])
+    card = build("safe_rlhf_prompts", source, work / "out")
+    assert card["counts"] == {
+        "read": 24, "dropped": {"prompt of another row": 3}, "eligible": 21, "drawn": 8, "written": 8,
+    }  # fmt: skip
+    rows = rows_of(work / "out", "train")
+    assert all(row == {"prompt": row["prompt"], "harmful": True} for row in rows)
+    # A larger share keeps what a smaller one held.
+    build("safe_rlhf_prompts", source, work / "more", "parts={train: 0.9}")
+    assert rows_of(work / "more", "train")[:8] == rows
+    build("safe_rlhf_prompts", source, work / "other", "seed=1")
+    assert rows_of(work / "other", "train") != rows
+    card = build("safe_rlhf_prompts", source, work / "strict", "unsafe_answers=1", "parts.train=20")
+    assert card["counts"]["dropped"] == {"fewer than 1 unsafe answers": 1, "prompt of another row": 3}
+    card = build("safe_rlhf_prompts", source, work / "short", "max_characters=27", "parts.train=3")
+    assert card["counts"]["eligible"] == 11
+    assert main(arguments("safe_rlhf_prompts", source, work / "none", "max_characters=3")) == EXIT_USER_ERROR
+    assert not list(work.glob("none/*.json*"))
+
+
+def general(copies: dict[str, Path], out: Path, *overrides: str) -> list[str]:
+    paths = [f"sources.{name}.path={file}" for name, file in copies.items()]
+    return ["build", "nspo_general", *paths, f"output={out}", *overrides]
+
+
+def test_the_general_rows_are_a_third_each(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = [{"task_id": f"t{n}", "query": f"Reverse list {n}.", "response": f"a[::{-n}]"} for n in range(4)]
+    made_up = {"alpaca": MADE_UP["alpaca"], "gsm8k": MADE_UP["gsm8k"], "leetcode": code}
+    copies = {name: write(work / f"{name}.jsonl", rows) for name, rows in made_up.items()}
+    assert main(general(copies, work / "out", "parts.reference=10")) == EXIT_DONE
+    card, rows = read_json(work / "out" / "card.json"), rows_of(work / "out", "reference")
+    assert card["counts"] == {"read": 28, "dropped": {}, "eligible": 28, "drawn": 10, "written": 10}
+    drawn = {name: facts["rows"] for name, facts in card["source"].items()}
+    assert drawn == {"alpaca": {"reference": 4}, "gsm8k": {"reference": 3}, "leetcode": {"reference": 3}}
+    starts = [("Add" if row["prompt"].startswith("Add") else row["prompt"].split()[0]) for row in rows]
+    assert sorted(starts) == ["Add"] * 4 + ["Reverse"] * 3 + ["What"] * 3 and starts != sorted(starts)
+    assert {"prompt": "What is 0 plus 1?", "chosen": "0+1 = 1\n#### 1"}.keys() == rows[0].keys()
+    capsys.readouterr()
+    assert main(general(copies, work / "more", "parts.reference=15")) == EXIT_USER_ERROR
+    assert main(general(copies | {"gsm8k": work / "none.jsonl"}, work / "more")) == EXIT_USER_ERROR
+    few, absent = capsys.readouterr().err.splitlines()
+    assert f"5 rows wanted, but 4 of 4 in {copies['leetcode']} are left" in few
+    assert f"sources.gsm8k.path: {work / 'none.jsonl'}: no such file" in absent
+    assert not list(work.glob("more/*.json*"))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data")
+def test_general_rows_of_real_ones(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copies = {
+        "alpaca": REAL / "alpaca" / "alpaca_en_demo.json", "gsm8k": REAL / "gsm8k" / "train_400.jsonl",
+        "leetcode": REAL / "humaneval" / "HumanEval.jsonl.gz",
+    }  # fmt: skip
+    test = REAL / "gsm8k" / "test_200.jsonl"
+    assert main(general(copies, work / "out", "parts={reference: 450}", f"exclude=[{test}]")) == EXIT_DONE
+    card, rows = read_json(work / "out" / "card.json"), rows_of(work / "out", "reference")
+    assert {facts["rows"]["reference"] for facts in card["source"].values()} == {150}
+    assert len({row["prompt"] for row in rows}) == 450 and all(row["chosen"].strip() for row in rows)
+    functions = [row for row in rows if row["chosen"].startswith(row["prompt"])]
+    assert len(functions) == 150 and all("def " in row["prompt"] and "return" in row["chosen"] for row in functions)
+    capsys.readouterr()
+    assert main(["check", str(work / "out"), "--against", str(test)]) == EXIT_DONE
+    assert "no prompt in two files" in capsys.readouterr().out
+    config = compose_config(
+        ["data=files", f"data.safety={work / 'out' / 'reference.jsonl'}", "stage=sft", "method=baseline", "eval=quick"]
+    )
+    assert len(load_data(config).safety) == 450
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data")

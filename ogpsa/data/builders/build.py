@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ogpsa import __version__
 from ogpsa.data.builders.candidates import Candidate, find_form, read_candidate
 from ogpsa.data.builders.refusals import check_refusals, write_refusals
 from ogpsa.data.builders.rejected import check_rejected, write_rejected
-from ogpsa.data.builders.settings import Answered, DataSet, Rejected, SafeRLHF, Source
+from ogpsa.data.builders.settings import Answered, DataSet, OneSource, Rejected, SafeRLHF, Source
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
 from ogpsa.data.readers import FORMATS, Row, ending, errors_of_the_hub, read_hub, read_table
 from ogpsa.utils.errors import UserError, closest_match
@@ -33,7 +34,7 @@ class Drawn:
     Attributes:
         parts: the candidates of each file, in their order.
         counts: rows read, dropped by reason, eligible, drawn for all parts.
-        source: where they came from: path, revision, SHA-256 of a file.
+        source: where they came from: path, revision, SHA-256 of a file; of several, by name, with the rows drawn.
         excluded: SHA-256 of each file whose prompts were kept out.
     """
 
@@ -125,9 +126,14 @@ def draw(settings: DataSet) -> Drawn:
     Raises:
         UserError: as ``build``.
     """
-    published, source = _read(settings.source)
     dropped: Counter[str] = Counter()
-    eligible, read = _eligible(settings, published, dropped)
+    kept: dict[str, Candidate] = {}
+    sources: dict[str, dict[str, Any]] = {}
+    read: dict[str, int] = {}
+    for name, (key, source) in settings.published().items():
+        published, sources[name] = _read(source, key)
+        read[name] = _add_eligible(name, settings, source.path, published, kept, dropped)
+    eligible = list(kept.values())
     excluded = tables_in_all([Path(place) for place in settings.exclude])
     if excluded:
         texts = [candidate.question or candidate.prompt for candidate in eligible]
@@ -137,23 +143,21 @@ def draw(settings: DataSet) -> Drawn:
         dropped["prompt in an excluded file"] += len(exact)
         dropped["prompt nearly in an excluded file"] += len(near)
         eligible = [candidate for number, candidate in enumerate(eligible) if number not in exact | near]
-    wanted = sum(settings.parts.values())
-    if len(eligible) < wanted:
-        raise UserError(
-            f"parts: {wanted} rows wanted, but {len(eligible)} of {read} in {settings.source.path} are left after the "
-            f"filters ({_reasons(dropped)}); lower parts or loosen a filter"
-        )
-    eligible.sort(key=lambda candidate: hashlib.sha256(f"{settings.seed} {candidate.prompt}".encode()).digest())
-    ordered = iter(eligible)
-    parts = {name: [next(ordered) for _ in range(number)] for name, number in settings.parts.items()}
+    excluded_by = {str(file): _sha256(file) for file in excluded}
+    parts = _deal(settings, eligible, read, dropped)
+    drawn = sum(map(len, parts.values()))
     _keep_from_held_out(parts, settings.similarity, dropped)
     counts = {
-        "read": read,
+        "read": sum(read.values()),
         "dropped": {reason: n for reason, n in dropped.items() if n},
         "eligible": len(eligible),
-        "drawn": wanted,
+        "drawn": drawn,
     }
-    return Drawn(parts, counts, source, {str(file): _sha256(file) for file in excluded})
+    if isinstance(settings, OneSource):
+        return Drawn(parts, counts, sources[settings.name], excluded_by)
+    for name, facts in sources.items():
+        facts["rows"] = {part: sum(row.source == name for row in rows) for part, rows in parts.items()}
+    return Drawn(parts, counts, sources, excluded_by)
 
 
 def _keep_from_held_out(parts: dict[str, list[Candidate]], similarity: float, dropped: Counter[str]) -> None:
@@ -167,14 +171,59 @@ def _keep_from_held_out(parts: dict[str, list[Candidate]], similarity: float, dr
             part[:] = [candidate for number, candidate in enumerate(part) if number not in near]
 
 
-def _eligible(settings: DataSet, published: Iterable[Row], dropped: Counter[str]) -> tuple[list[Candidate], int]:
-    """The candidates that pass every filter, one a prompt, and how many rows were read."""
-    place, kept, form, read = settings.source.path, dict[str, Candidate](), None, 0
+def _deal(
+    settings: DataSet, eligible: list[Candidate], read: Mapping[str, int], dropped: Mapping[str, int]
+) -> dict[str, list[Candidate]]:
+    """The parts, each with its share of the candidates of every source, in the order of the draw.
+
+    Args:
+        read: rows of each source.
+
+    Raises:
+        UserError: a source has too few.
+    """
+
+    def place(candidate: Candidate) -> bytes:
+        return hashlib.sha256(f"{settings.seed} {candidate.prompt}".encode()).digest()
+
+    parts: dict[str, list[Candidate]] = {name: [] for name in settings.parts}
+    for number, (name, (_, source)) in enumerate(settings.published().items()):
+        pool = sorted((candidate for candidate in eligible if candidate.source == name), key=place)
+        shares = {part: _share(rows, len(pool), number, len(read)) for part, rows in settings.parts.items()}
+        # A share of none would be an empty file.
+        wanted, ordered = max(1, sum(shares.values())), iter(pool)
+        if len(pool) < wanted:
+            raise UserError(
+                f"parts: {wanted} rows wanted, but {len(pool)} of {read[name]} in {source.path} are left after the "
+                f"filters ({_reasons(dropped)}); lower parts or loosen a filter"
+            )
+        for part, share in shares.items():
+            parts[part] += islice(ordered, share)
+    return {name: sorted(part, key=place) for name, part in parts.items()}
+
+
+def _share(rows: int | float, eligible: int, number: int, sources: int) -> int:
+    """Rows that a part takes of one source: that share of the eligible ones, or equal numbers, ``rows`` in all."""
+    if isinstance(rows, float):
+        return round(rows * eligible)
+    return rows // sources + (number < rows % sources)
+
+
+def _add_eligible(
+    name: str,
+    settings: DataSet,
+    place: str,
+    published: Iterable[Row],
+    kept: dict[str, Candidate],
+    dropped: Counter[str],
+) -> int:
+    """Add to ``kept`` the candidates that pass every filter, one a prompt; returns how many rows were read."""
+    form, read = None, 0
     for read, row in enumerate(published, start=1):
-        form = form or find_form(settings.name, place, row)
-        candidate = read_candidate(form, settings, place, read, row)
+        form = form or find_form(name, place, row)
+        candidate = read_candidate(name, form, settings, place, read, row)
         if not isinstance(candidate, str):
-            candidate = _clean(candidate)
+            candidate = replace(_clean(candidate), source=name)
             candidate = _objection(candidate, settings.max_characters) or candidate
         if isinstance(candidate, str):
             dropped[candidate] += 1
@@ -186,7 +235,7 @@ def _eligible(settings: DataSet, published: Iterable[Row], dropped: Counter[str]
             kept[key] = candidate
     if not read:
         raise UserError(f"{place}: holds no rows")
-    return list(kept.values()), read
+    return read
 
 
 def _clean(candidate: Candidate) -> Candidate:
@@ -203,21 +252,21 @@ def _objection(candidate: Candidate, max_characters: int | None) -> str | None:
     answers = [answer for answer in (candidate.chosen, candidate.rejected) if answer is not None]
     if not candidate.prompt or not all(answers):
         return "empty prompt or answer"
-    if candidate.chosen == candidate.rejected:
+    if len(set(answers)) < len(answers):
         return "two equal answers"
-    if max_characters is not None and len(candidate.prompt) + max(map(len, answers)) > max_characters:
+    if max_characters is not None and len(candidate.prompt) + max(map(len, answers), default=0) > max_characters:
         return f"longer than {max_characters} characters"
     return None
 
 
 def _row(candidate: Candidate) -> Row:
     """A line of the file: what ``ogpsa.data`` reads, and the question for the leakage check."""
-    names = ("prompt", "chosen", "rejected", "question")
+    names = ("prompt", "chosen", "rejected", "question", "harmful")
     return {name: vars(candidate)[name] for name in names if vars(candidate)[name] is not None}
 
 
-def _read(source: Source) -> tuple[Iterable[Row], dict[str, Any]]:
-    """The published rows, and what the data card says of them.
+def _read(source: Source, key: str) -> tuple[Iterable[Row], dict[str, Any]]:
+    """The published rows, and what the data card says of them; ``key`` names the source in messages.
 
     Raises:
         UserError: there is no such file, or the hub does not give them.
@@ -226,17 +275,17 @@ def _read(source: Source) -> tuple[Iterable[Row], dict[str, Any]]:
     facts: dict[str, Any] = {"path": source.path, "licence": source.licence}
     if path.is_file():
         if ending(path) not in FORMATS:
-            raise UserError(f"source.path: {path} is no {', '.join(FORMATS)} file")
+            raise UserError(f"{key}.path: {path} is no {', '.join(FORMATS)} file")
         return read_table(path), facts | {"sha256": _sha256(path)}
     must_be_hub_id = "://" not in source.path and not path.is_dir()
     if must_be_hub_id and (ending(path) in FORMATS or not HUB_ID.fullmatch(source.path)):
-        raise UserError(f"source.path: {path}: no such file or folder, and no hub id")
+        raise UserError(f"{key}.path: {path}: no such file or folder, and no hub id")
     try:
         rows, revision = read_hub(source.path, source.config, source.split, source.revision, source.data_dir)
     except errors_of_the_hub() as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
-            f"source.path: {source.path} cannot be fetched ({reason}); name a local copy: source.path=FILE"
+            f"{key}.path: {source.path} cannot be fetched ({reason}); name a local copy: {key}.path=FILE"
         ) from None
     facts |= {"config": source.config, "split": source.split, "revision": revision}
     return rows, facts
@@ -254,7 +303,9 @@ def _sha256(file: Path) -> str:
 def summary(card: Mapping[str, Any], folder: Path) -> Sequence[str]:
     """The card in a few lines for the screen."""
     counts = card["counts"]
-    lines = [f"{card['name']}: {counts['read']} rows read from {card['source']['path']}"]
+    source = card["source"]
+    read_from = source["path"] if "path" in source else ", ".join(one["path"] for one in source.values())
+    lines = [f"{card['name']}: {counts['read']} rows read from {read_from}"]
     lines += [f"  {count:>8}  dropped: {reason}" for reason, count in counts["dropped"].items()]
     lines += [f"  {counts['eligible']:>8}  eligible"]
     lines += [f"  {part['rows']:>8}  {folder / part['file']}" for part in card["parts"].values()]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ogpsa.data.builders.settings import GSM8K, DataSet, SafeRLHF, UltraFeedback
+from ogpsa.data.builders.settings import GSM8K, DataSet, NSPOGeneral, SafeRLHF, SafeRLHFPrompts, UltraFeedback
 from ogpsa.utils.errors import UserError, closest_match
 
 Published = Mapping[str, Any]
@@ -25,6 +25,8 @@ class Candidate:
         rejected: None where the data set has none.
         rank: of rows with the same prompt, the one of the highest rank is kept.
         question: the prompt without what is the same in every prompt of the data set, where there is such.
+        harmful: whether the request should be refused, where the rows say so.
+        source: the published data set that it is from.
     """
 
     prompt: str
@@ -32,6 +34,8 @@ class Candidate:
     rejected: str | None
     rank: tuple[float, ...] = ()
     question: str | None = None
+    harmful: bool | None = None
+    source: str = ""
 
 
 # A row becomes a candidate, or a reason why it does not.
@@ -57,6 +61,13 @@ def _safe_rlhf(settings: SafeRLHF, row: Published) -> Candidate | str:
         return f"no unsafe answer of severity {settings.min_severity} or more"
     rank, answer = max(unsafe, key=lambda pair: pair[0])
     return Candidate(row["prompt"], None, answer, rank)
+
+
+def _safe_rlhf_prompt(settings: SafeRLHFPrompts, row: Published) -> Candidate | str:
+    unsafe = sum(not _truth(row[f"is_response_{number}_safe"]) for number in (0, 1))
+    if unsafe < settings.unsafe_answers:
+        return f"fewer than {settings.unsafe_answers} unsafe answers"
+    return Candidate(row["prompt"], None, None, harmful=True)
 
 
 def _ultrafeedback(settings: UltraFeedback, row: Published) -> Candidate | str:
@@ -98,7 +109,7 @@ def _halueval_general(settings: DataSet, row: Published) -> Candidate | str:
     return Candidate(row["user_query"], row["chatgpt_response"], None)
 
 
-def _gsm8k(settings: GSM8K, row: Published) -> Candidate | str:
+def _gsm8k(settings: GSM8K | NSPOGeneral, row: Published) -> Candidate | str:
     answer = row["answer"]
     return Candidate(
         row["question"], answer if settings.calculator_annotations else re.sub(r"<<.*?>>", "", answer), None
@@ -119,6 +130,14 @@ def _mmlu(settings: DataSet, row: Published) -> Candidate | str:
 def _instruction(settings: DataSet, row: Published) -> Candidate | str:
     parts = [row["instruction"], row["input"]] if row["input"] else [row["instruction"]]
     return Candidate("\n\n".join(parts), row["output"], None)
+
+
+def _leetcode(settings: DataSet, row: Published) -> Candidate | str:
+    return Candidate(row["query"], row["response"], None)
+
+
+def _humaneval(settings: DataSet, row: Published) -> Candidate | str:
+    return Candidate(row["prompt"], row["prompt"] + row["canonical_solution"], None)
 
 
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
@@ -167,6 +186,11 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "safety_tuned_llamas": (Form(("instruction", "input", "output"), _instruction),),
     "hh_rlhf": (Form(("chosen", "rejected"), _hh_rlhf),),
     "alpaca": (Form(("instruction", "input", "output"), _instruction),),
+    "safe_rlhf_prompts": (Form(("prompt", "is_response_0_safe", "is_response_1_safe"), _safe_rlhf_prompt),),
+    "leetcode": (
+        Form(("query", "response"), _leetcode),
+        Form(("prompt", "canonical_solution"), _humaneval),
+    ),
 }  # fmt: skip
 
 
@@ -192,8 +216,10 @@ def find_form(name: str, place: str, row: Published) -> Form:
     )
 
 
-def read_candidate(form: Form, settings: DataSet, place: str, number: int, row: Published) -> Candidate | str:
-    """One row's candidate, or the reason why it is none.
+def read_candidate(
+    name: str, form: Form, settings: DataSet, place: str, number: int, row: Published
+) -> Candidate | str:
+    """One row's candidate, or the reason why it is none; ``name`` is the published data set's.
 
     Raises:
         UserError: a column holds something else than the data set publishes.
@@ -203,9 +229,7 @@ def read_candidate(form: Form, settings: DataSet, place: str, number: int, row: 
         if not isinstance(found, str):
             _check_texts(found)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise UserError(
-            f"{place}: row {number}: not what {settings.name} publishes ({type(error).__name__}: {error})"
-        ) from None
+        raise UserError(f"{place}: row {number}: not what {name} publishes ({type(error).__name__}: {error})") from None
     return found
 
 

@@ -28,16 +28,35 @@ class Source(Section):
 
 
 class DataSet(Section):
-    """What every data set's settings say."""
+    """What every data set's settings say.
+
+    Attributes:
+        parts: by file, the rows drawn for it: their number, or a share of the eligible ones.
+    """
 
     name: str
-    source: Source
     output: PathText = Field(min_length=1)
     seed: int = Field(ge=0)
-    parts: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    parts: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")],
+        Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)],
+    ] = Field(min_length=1)
     max_characters: int | None = Field(ge=1)
     exclude: list[PathText]
     similarity: float = Field(gt=0, le=1)
+
+    def published(self) -> dict[str, tuple[str, Source]]:
+        """By the name of what is published, ``gsm8k``: the key of its source, and the source."""
+        raise NotImplementedError
+
+
+class OneSource(DataSet):
+    """A data set made of one that is published."""
+
+    source: Source
+
+    def published(self) -> dict[str, tuple[str, Source]]:
+        return {self.name: ("source", self.source)}
 
 
 class Checkpoint(Section):
@@ -61,27 +80,31 @@ class Refusals(Section):
     templates: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
 
 
-class SafeRLHF(DataSet):
+class SafeRLHF(OneSource):
     min_severity: int = Field(ge=0, le=3)
     harmful_answers: int = Field(ge=0)
     refusals: Refusals
 
 
-class UltraFeedback(DataSet):
+class SafeRLHFPrompts(OneSource):
+    unsafe_answers: int = Field(ge=0, le=2)
+
+
+class UltraFeedback(OneSource):
     score: Literal["overall_score", "fine-grained_score"]
     min_gap: float = Field(ge=0)
     skip_sources: list[str]
 
 
-class HaluEval(DataSet):
+class HaluEval(OneSource):
     """Nothing beside what every data set says."""
 
 
-class GSM8K(DataSet):
+class GSM8K(OneSource):
     calculator_annotations: bool
 
 
-class MMLU(DataSet):
+class MMLU(OneSource):
     """Nothing beside what every data set says."""
 
 
@@ -94,7 +117,7 @@ class Rejected(Section):
     model: Checkpoint
 
 
-class Answered(DataSet):
+class Answered(OneSource):
     """A data set of prompts with one answer each, to which a rejected one can be written."""
 
     rejected: Rejected
@@ -104,12 +127,22 @@ class SafetyTunedLlamas(Answered):
     """Nothing beside that."""
 
 
-class HHRLHF(DataSet):
+class HHRLHF(OneSource):
     """Nothing beside what every data set says."""
 
 
 class Alpaca(Answered):
     """Nothing beside that."""
+
+
+class NSPOGeneral(DataSet):
+    """Equal numbers of rows from each source."""
+
+    sources: dict[Literal["alpaca", "gsm8k", "leetcode"], Source] = Field(min_length=1)
+    calculator_annotations: bool
+
+    def published(self) -> dict[str, tuple[str, Source]]:
+        return {name: (f"sources.{name}", source) for name, source in self.sources.items()}
 
 
 SCHEMAS: dict[str, type[DataSet]] = {
@@ -121,6 +154,8 @@ SCHEMAS: dict[str, type[DataSet]] = {
     "safety_tuned_llamas": SafetyTunedLlamas,
     "hh_rlhf": HHRLHF,
     "alpaca": Alpaca,
+    "safe_rlhf_prompts": SafeRLHFPrompts,
+    "nspo_general": NSPOGeneral,
 }
 
 
