@@ -20,7 +20,7 @@ from eval.pareto.collection import Collection
 from eval.scores.artefacts import evaluation_folders, read_artefacts
 from eval.scores.finished import run_directories
 from ogpsa.app.compose import compose_config
-from ogpsa.config import Tracker, without_inert
+from ogpsa.config import Tracker, identity_of
 from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, PROVENANCE_FILE, read_metrics, read_stored_config
 from ogpsa.runs.tracking import WandbRun, check_tracker, run_id, training_values
 from ogpsa.utils.command_line import Parser
@@ -75,7 +75,7 @@ def mirror(directory: Path, mode: str = "auto") -> tuple[list[str], list[str]]:
     ids = []
     for _, source in zip(track(len(sources), "mirroring"), sources, strict=True):
         run, metrics, stored, settings, facts, history = source
-        with WandbRun.of_run(settings, without_inert(stored), run, facts, folder) as copy:
+        with WandbRun.of_run(settings, identity_of(stored), run, facts, folder) as copy:
             for step, row in enumerate(history):
                 copy.log(row, step)
             copy.summarize(metrics)

@@ -7,7 +7,7 @@ hold. A method's own keys live in its file (``ogpsa/methods``).
 from ogpsa.config.data import Data, FileData, TestbedData
 from ogpsa.config.distributed import Distributed
 from ogpsa.config.eval import Backend, EndpointSettings, Evaluation, JudgeSettings, ModelEndpoint
-from ogpsa.config.identity import identity_key, identity_name, is_inert, without_inert
+from ogpsa.config.identity import identity_key, identity_name, identity_of, is_inert, without_inert
 from ogpsa.config.messages import describe
 from ogpsa.config.method import (
     ExtraMemory,
@@ -29,6 +29,6 @@ __all__ = [
     "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed", "EndpointSettings", "Evaluation",
     "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Method", "Model", "ModelEndpoint", "OneStage",
     "PathText", "Reward", "RewardServices", "Rollout", "SFTSettings", "Scorer", "Section", "SetUse", "StageName",
-    "StageSettings", "TestbedData", "Tracker", "describe", "identity_key", "identity_name", "is_inert",
+    "StageSettings", "TestbedData", "Tracker", "describe", "identity_key", "identity_name", "identity_of", "is_inert",
     "missing_stage_values", "mixed_in", "set_name_problems", "stage_value", "without_inert",
 ]  # fmt: skip

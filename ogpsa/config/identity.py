@@ -32,6 +32,14 @@ def without_inert(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     }
 
 
+def identity_of(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a whole configuration, perhaps of another version of this schema, the same run as another."""
+    identity = without_inert(tree)
+    if "grpo" not in identity["stage"]["name"]:
+        identity.pop("reward", None)
+    return identity
+
+
 def identity_key(identity: Mapping[str, Any]) -> str:
     """``Config.key()`` of a configuration that may be of another version of this schema."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]

@@ -7,7 +7,7 @@ from pydantic import Field, SerializeAsAny
 from ogpsa.config.data import Data, TestbedData
 from ogpsa.config.distributed import Distributed
 from ogpsa.config.eval import Evaluation
-from ogpsa.config.identity import identity_key, identity_name, without_inert
+from ogpsa.config.identity import identity_key, identity_name, identity_of
 from ogpsa.config.method import Method
 from ogpsa.config.model import BaseTraining, Model
 from ogpsa.config.reward import Reward
@@ -66,10 +66,7 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """The configuration without what cannot change a result."""
-        dumped = self.model_dump(mode="json")
-        if not self._rolls_out:
-            del dumped["reward"]
-        return without_inert(dumped)
+        return identity_of(self.model_dump(mode="json"))
 
     def key(self) -> str:
         """Twelve hexadecimal digits that name this configuration."""

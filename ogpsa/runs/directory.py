@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from ogpsa.config import Config, StageName, without_inert
+from ogpsa.config import Config, StageName, identity_of
 from ogpsa.distributed import processes
 from ogpsa.utils.errors import EXIT_REQUEUE, UserError
 from ogpsa.utils.files import check_writable, exclusive, is_complete, read_json, remove_unfinished, write_atomically
@@ -82,7 +82,7 @@ def check_directory(directory: Path, config: Config) -> None:
     if stored is None:
         raise UserError(f"{config_file}: not readable as a configuration; move {directory} away or choose another")
     ours = flatten(config.identity())
-    theirs = flatten(without_inert(stored))
+    theirs = flatten(identity_of(stored))
     differing = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     if differing:
         shown = ", ".join(f"{key} ({theirs.get(key)!r} there, {ours.get(key)!r} here)" for key in differing[:8])

@@ -288,8 +288,11 @@ def run_title(identity: Mapping[str, Any]) -> str:
     parts = [identity[section]["name"] for section in ("model", "stage", "method")]
     for symbol, key in (("r", "rank"), ("K", "refresh_every")):
         value = identity["method"].get(key)
+        if isinstance(value, Mapping):
+            # sft_dpo: a pipeline's name is its stages'.
+            value = "+".join(str(value[stage]) for stage in identity["stage"]["name"].split("_") if stage in value)
         if value is not None:
-            parts.append(symbol + "+".join(map(str, value.values() if isinstance(value, Mapping) else [value])))
+            parts.append(f"{symbol}{value}")
     return "-".join([*parts, f"seed{identity['seed']}"])
 
 

@@ -116,7 +116,7 @@ def test_run_name_depends_on_what_changes_the_result() -> None:
 # Overrides, and the exact lines.
 METHODS = "anchor, baseline, lora, merge, ogpsa, ogpsa_lora, ogpsa_merge, replay"
 TOP_KEYS = (
-    "seed, cache_dir, stage_store, lock_wait, accept_changed, preflight, model, stage, method, data, eval, "
+    "seed, cache_dir, stage_store, lock_wait, accept_changed, preflight, model, stage, method, reward, data, eval, "
     "distributed, tracker"
 )
 METHOD_KEYS = (
@@ -127,7 +127,7 @@ MISTAKES: dict[tuple[str, ...], list[str]] = {
     ("method=ogspa",): [f"method: 'ogspa' is not an option; allowed: {METHODS}; did you mean 'ogpsa'?"],
     ("method=3",): [f"method: '3' is not an option; allowed: {METHODS}"],
     ("stage=stf", "tracker=wnadb"): [
-        "stage: 'stf' is not an option; allowed: dpo, sft, sft_dpo; did you mean 'sft'?",
+        "stage: 'stf' is not an option; allowed: dpo, grpo, sft, sft_dpo, sft_grpo; did you mean 'sft'?",
         "tracker: 'wnadb' is not an option; allowed: none, wandb; did you mean 'wandb'?",
     ],
     ("hydra/launcher=nope",): ["hydra/launcher: 'nope' is not an option; allowed: basic, slurm"],
