@@ -31,7 +31,7 @@ ROWS = ({"prompt": "p", "harmful": True}, {"prompt": "p", "harmful": False, "tar
 
 @cache
 def reward(option: str, *overrides: str, folder: Path | None = None) -> Reward:
-    tree = Composer(extra=str(folder) if folder else None).compose([f"+reward={option}", *overrides])
+    tree = Composer(extra=str(folder) if folder else None).compose([f"reward={option}", *overrides])
     plain = OmegaConf.to_container(
         OmegaConf.masked_copy(tree, [str(key) for key in tree if key != "hydra"]), resolve=True
     )
