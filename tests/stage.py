@@ -21,6 +21,7 @@ def train_alone(
 ) -> None:
     """Train the configuration's first stage from ``start`` into ``folder``."""
     run = Run(config, folder.parent, data, _not_evaluated, interruption or Interruption(), tracker or NoTracker())
+    config.method.prepare(start, run)
     train_stage(run, config.stages[0], start, folder)
 
 

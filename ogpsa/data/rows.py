@@ -113,7 +113,9 @@ def _testbed(seed: int, safety_rows: int, reference_rows: int, evaluation_rows: 
 
 
 def _set_uses(config: Config, safety: list[Row]) -> list[tuple[StageName, SetUse]]:
-    return [(stage.name, use) for stage in config.stages for use in config.method.set_uses(stage.name, len(safety))]
+    uses = [(stage.name, use) for stage in config.stages for use in config.method.set_uses(stage.name, len(safety))]
+    # Prompts with answers, as SFT reads them.
+    return [*uses, *(("sft", use) for use in config.method.prepared_from())]
 
 
 def _read_files(config: Config, data: FileData) -> tuple[list[Row], dict[str, list[Row]]]:

@@ -32,7 +32,8 @@ def report(config: Config, data: Data) -> str:
     """
     count = config.distributed.processes or processes.world_size()
     memory = device_memory()
-    return "\n\n".join(_stage_report(config, stage, data, count, memory) for stage in config.stages)
+    stages = [_stage_report(config, stage, data, count, memory) for stage in config.stages]
+    return "\n\n".join([*stages, *config.method.preflight(meta_model(config))])
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,7 @@ def stage_setup(config: Config, stage: SFTSettings | DPOSettings, mode: Mode, pr
         basis_dtype=projection.basis_dtype if projection else "auto",
         basis_device=projection.basis_device if projection else "device",
         extra_bytes=config.method.memory(stage.name).bytes_per_weight,
+        pair_bytes=config.method.memory(stage.name).bytes_per_input_pair,
         streamed_sums=(1 if projection.refresh_every == 1 else 2) if projection and projection.streaming else 0,
     )
 
