@@ -49,12 +49,12 @@ class Nspo(Method):
         if config.distributed.name in ("zero2", "zero3"):
             problems.append(
                 f"distributed: {config.distributed.name} is not supported with method={self.name}, since DeepSpeed "
-                "keeps the weights that it updates to itself; allowed: single, ddp, fsdp2"
+                "keeps the gradients and weights to itself; allowed: single, ddp, fsdp2"
             )
         if isinstance(self.modules, dict) and self.variant not in self.modules:
             problems.append(f"method.modules: has no value for method.variant={self.variant}")
         if "lm_head" in self._modules():
-            problems.append("method.modules: lm_head turns a token's last state into words and is never protected")
+            problems.append("method.modules: lm_head turns states into words and is never protected; leave it out")
         if config.data.name == "testbed" and self.samples > config.data.reference_rows:
             problems.append(
                 f"method.samples: {self.samples} rows wanted, but each testbed set holds "
@@ -102,6 +102,7 @@ class Nspo(Method):
             for group, space in spaces.items():
                 drawn = random.Random(f"{seed} {group}").getrandbits(63)
                 spaces[group] = random_space(space, torch.Generator().manual_seed(drawn))
+        spaces = {group: space.to(trainer.args.device) for group, space in spaces.items()}
         protected = {layer: spaces[group] for group, layers in self._spaces.groups.items() for layer in layers}
         model = cast(torch.nn.Module, trainer.model)
         if self.others == "freeze":

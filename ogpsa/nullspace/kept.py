@@ -85,7 +85,7 @@ def ensure_spaces(
         UserError: ``modules`` fits no layer, a layer is reached by no row or would have no null space.
     """
     tokenizer = load_tokenizer(base, model.template_kwargs)
-    tokens = [_tokens(tokenizer, *row)[: settings.max_length] for row in rows]
+    tokens = [row_tokens(tokenizer, *row)[: settings.max_length] for row in rows]
     folder = cache / "nullspaces" / _key(base, model, tokens, settings)
     described = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     kept = KeptSpaces(folder, chosen_groups(empty_model(described), modules))
@@ -97,7 +97,7 @@ def ensure_spaces(
     return kept
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> list[int]:
+def row_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> list[int]:
     """A row as training would have it: the whole conversation."""
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     text = str(tokenizer.apply_chat_template(turns, tokenize=False))
@@ -196,12 +196,11 @@ def _check_spaces(kept: KeptSpaces, settings: SpaceSettings) -> None:
     frozen = [group for group in kept.groups if not facts[group]["share"]]
     if frozen:
         layers = [layer for group in frozen for layer in kept.groups[group]]
-        every = "all" if len(frozen) == len(facts) else f"{len(layers)} of"
         least = sorted(facts[group]["least_threshold"] for group in frozen)
         raise UserError(
-            f"method.threshold: {settings.threshold:g} by rule {settings.rule} leaves no null space to {every} "
-            f"{len(kept.layers)} layers ({_named(layers)}), which would be frozen: their smallest directions "
-            f"lie at {least[0]:.2g} to {least[-1]:.2g}; raise it, take another method.rule, or leave them out of "
+            f"method.threshold: {settings.threshold:g} by rule {settings.rule} leaves no null space in {len(layers)} "
+            f"of {len(kept.layers)} layers ({_named(layers)}), which would be frozen; their first directions are null "
+            f"above {least[0]:.2g} to {least[-1]:.2g}; raise it, take another method.rule, or leave them out of "
             "method.modules"
         )
 

@@ -54,9 +54,9 @@ class NullSpaceProjector:
         self._retract_every = 1 if variant == "exact" else retract_every
         model = cast(nn.Module, trainer.model)
         self._layers = {name: cast(nn.Linear, model.get_submodule(name)) for name in spaces}
-        # Only measured with in ``paper``, which a GPU needs no copy for.
-        self._device = torch.device("cpu") if variant == "paper" else trainer.args.device
-        self._start = {name: layer.weight.detach().to(self._device, copy=True) for name, layer in self._layers.items()}
+        # ``paper`` only measures with the starting weights, at logged steps.
+        self._on_host = variant == "paper"
+        self._start = {name: self._placed(layer.weight.detach().clone()) for name, layer in self._layers.items()}
         shares = _by_kind({name: space.share for name, space in spaces.items()})
         self._null_shares = {
             f"null_share/{kind}/{name}": value
@@ -68,14 +68,9 @@ class NullSpaceProjector:
     def begin(self, **event: Any) -> None:
         """Shard the stage's starting weights as the weights are by now."""
         self._start = {
-            name: shard_like(self._layers[name].weight, start).view(-1, start.shape[1]).to(self._device)
+            name: self._placed(shard_like(self._layers[name].weight, start).view(-1, start.shape[1]))
             for name, start in self._start.items()
         }
-        on_device: dict[int, NullSpace] = {}
-        device = self._trainer.args.device
-        for space in self._spaces.values():
-            on_device.setdefault(id(space), space.to(device))
-        self._spaces = {name: on_device[id(space)] for name, space in self._spaces.items()}
 
     def project(self) -> None:
         """Project the accumulated and reduced gradients in place in ``paper``; elsewhere only measure them."""
@@ -116,6 +111,9 @@ class NullSpaceProjector:
         for name, layer in self._layers.items():
             weight = _local(layer.weight.detach())
             yield name, weight, weight - self._start[name].to(weight.device)
+
+    def _placed(self, start: Tensor) -> Tensor:
+        return start.cpu() if self._on_host else start
 
     def _no_sizes(self) -> Tensor:
         return torch.zeros(2, dtype=torch.float64, device=self._trainer.args.device)
