@@ -52,8 +52,9 @@ class Nspo(Method):
                 "keeps the gradients and weights to itself; allowed: single, ddp, fsdp2"
             )
         if isinstance(self.modules, dict) and self.variant not in self.modules:
-            problems.append(f"method.modules: has no value for method.variant={self.variant}")
-        if "lm_head" in self._modules():
+            given = ", ".join(f"{variant}: …" for variant in self.modules)
+            problems.append(f"method.modules: found {{{given}}}, which has no value for method.variant={self.variant}")
+        elif "lm_head" in self._modules():
             problems.append("method.modules: lm_head turns states into words and is never protected; leave it out")
         if config.data.name == "testbed" and self.samples > config.data.reference_rows:
             problems.append(

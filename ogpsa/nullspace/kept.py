@@ -85,7 +85,8 @@ def ensure_spaces(
         UserError: ``modules`` fits no layer, a layer is reached by no row or would have no null space.
     """
     tokenizer = load_tokenizer(base, model.template_kwargs)
-    tokens = [row_tokens(tokenizer, *row)[: settings.max_length] for row in rows]
+    # Whatever order they were drawn in.
+    tokens = sorted(row_tokens(tokenizer, *row)[: settings.max_length] for row in rows)
     folder = cache / "nullspaces" / _key(base, model, tokens, settings)
     described = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     kept = KeptSpaces(folder, chosen_groups(empty_model(described), modules))
@@ -109,7 +110,7 @@ def _key(base: Path, model: Model, tokens: Sequence[Sequence[int]], settings: Sp
     facts = {
         "model": fingerprint(base),
         "computed_in": model.model_dump(mode="json", include={"attention", "precision", "dtype"}),
-        "tokens": sorted(map(list, tokens)),
+        "tokens": tokens,
         "settings": asdict(settings),
         "code": sorted(hash_files(sorted(Path(__file__).parent.glob("*.py"))).values()),
         "torch": torch.__version__,

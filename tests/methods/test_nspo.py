@@ -217,6 +217,9 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("method.variant=exct",): (
         "method.variant: found 'exct'; allowed is 'paper', 'code' or 'exact'; did you mean 'exact'?"
     ),
+    ("method.modules={code: mlp}",): (
+        "method.modules: found {code: …}, which has no value for method.variant=paper"
+    ),
     ("method.modules=[q_proj,lm_head]",): (
         "method.modules: lm_head turns states into words and is never protected; leave it out"
     ),
