@@ -32,6 +32,7 @@ def align(config: Config, run: "Run") -> dict[str, Any]:
 
     base = checkpoint = run.starting_model()
     run.on_main_process(partial(check_contexts, config, run.data, base))
+    config.method.prepare(base, run)
     scores = {"base": run.evaluate(base, "base")}
     for stage in config.stages:
         train = partial(train_stage, run, stage, checkpoint)

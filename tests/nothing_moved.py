@@ -42,6 +42,7 @@ ROWS: dict[str, list[str]] = {
     "merge_end": ["method=merge", *BOTH],
     "merge_each": ["method=merge", "method.merge_after=stage", "method.weight=0.75", *BOTH],
     "anchor": ["method=anchor", *BOTH],
+    "nspo": ["method=nspo", "method.samples=60", *BOTH],
     "ogpsa_merge": ["method=ogpsa_merge", "method.samples=8", "method.refresh_every=3", *BOTH],
     "ogpsa_selected": ["method=ogpsa_selected", "method.samples=8", "method.refresh_every=3", "stage=sft", *SHORT],
     "ogpsa_lora": [*LORA, *BOTH],

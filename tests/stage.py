@@ -23,6 +23,7 @@ def train_alone(
     """Train the configuration's first stage from ``start`` into ``folder``."""
     stop, mirror = interruption or Interruption(), tracker or NoTracker()
     run = Run(config, folder.parent, data, _not_evaluated, no_judge, stop, mirror)
+    config.method.prepare(start, run)
     train_stage(run, config.stages[0], start, folder)
 
 

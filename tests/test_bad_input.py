@@ -114,8 +114,8 @@ MISTAKES = {
     "option": Mistake(
         ["method=ogspa"],
         [
-            "method: 'ogspa' is not an option; allowed: anchor, baseline, lora, merge, ogpsa, ogpsa_lora, "
-            "ogpsa_merge, replay; did you mean 'ogpsa'?"
+            "method: 'ogspa' is not an option; allowed: anchor, baseline, lora, merge, nspo, ogpsa, "
+            "ogpsa_lora, ogpsa_merge, replay; did you mean 'ogpsa'?"
         ],
     ),
     "key": Mistake(["method.rnak=4"], [f"method.rnak: unknown key; allowed: {KEYS}; did you mean 'rank'?"]),

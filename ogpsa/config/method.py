@@ -53,9 +53,12 @@ class ExtraMemory:
 
     Attributes:
         bytes_per_weight: for each trained weight, sharded as the weights are.
+        bytes_per_input_pair: for each pair of components of a linear layer's input, whole on every process; layers
+            with the same input count once.
     """
 
     bytes_per_weight: float = 0.0
+    bytes_per_input_pair: float = 0.0
 
 
 class Method(Section):
@@ -81,6 +84,17 @@ class Method(Section):
     def set_uses(self, stage: StageName, safety_rows: int) -> list[SetUse]:
         """The reference sets that the method reads in ``stage``, in addition to so many safety rows."""
         return []
+
+    def prepared_from(self) -> list[SetUse]:
+        """The reference sets that ``prepare`` reads: prompts and chosen answers."""
+        return []
+
+    def prepare(self, base: Path, run: "Run") -> None:
+        """Compute what the stages need of the untuned model; every process calls it before the first stage.
+
+        Args:
+            base: folder of the untuned model.
+        """
 
     def projection(self, stage: StageName) -> "ProjectionSettings | None":
         """The projection of the stage's gradients, which the pre-flight and the tables report on."""
@@ -121,6 +135,10 @@ class Method(Section):
     def memory(self, stage: StageName) -> ExtraMemory:
         """Memory in addition to that of weights, gradients, optimizer states, adapters and basis."""
         return ExtraMemory()
+
+    def preflight(self, model: "PreTrainedModel") -> list[str]:
+        """Lines of the pre-flight on what ``prepare`` takes; ``model`` is on the meta device."""
+        return []
 
 
 def stage_value(value: Value | Mapping[StageName, Value], stage: StageName) -> Value:

@@ -135,15 +135,20 @@ def set_uses(config: Config, stage: OneStage, safety_rows: int) -> list[SetUse]:
     return uses
 
 
+def _all_uses(config: Config, safety: list[Row]) -> list[tuple[StageName, SetUse]]:
+    uses = [(stage.name, use) for stage in config.stages for use in set_uses(config, stage, len(safety))]
+    # Prompts with answers, as SFT reads them.
+    return [*uses, *(("sft", replace(use, key=f"method.{use.key}")) for use in config.method.prepared_from())]
+
+
 def _read_files(config: Config, data: FileData) -> tuple[list[Row], dict[str, list[Row]]]:
     problems, safety, reference_sets = Problems(), list[Row](), dict[str, list[Row]]()
     with problems.kept():
         stages = {stage.name for stage in config.stages}
         safety = _read_rows(config, data.safety, "data.safety", stages, SAFETY_COLUMNS)
     readers: dict[str, set[StageName]] = {}
-    for stage in config.stages:
-        for use in set_uses(config, stage, len(safety)):
-            readers.setdefault(use.name, set()).add(stage.name)
+    for reader, use in _all_uses(config, safety):
+        readers.setdefault(use.name, set()).add(reader)
     for name, stages in readers.items():
         with problems.kept():
             path = data.reference_sets[name]
@@ -276,14 +281,13 @@ def _others(numbers: Sequence[int]) -> str:
 
 
 def _check_sizes(config: Config, safety: list[Row], reference_sets: dict[str, list[Row]]) -> None:
-    for stage in config.stages:
-        for use in set_uses(config, stage, len(safety)):
-            held = len(reference_sets[use.name])
-            if held < use.rows:
-                raise UserError(
-                    f"{use.key}: {use.rows} rows wanted for {stage.name}, but reference set '{use.name}' "
-                    f"holds {held}; lower {use.key} or add rows"
-                )
+    for reader, use in _all_uses(config, safety):
+        held = len(reference_sets[use.name])
+        if held < use.rows:
+            raise UserError(
+                f"{use.key}: {use.rows} rows wanted for {reader}, but reference set '{use.name}' holds {held}; lower "
+                f"{use.key} or add rows"
+            )
     for stage in config.stages:
         if isinstance(stage, GRPOSettings):
             prompts = len(safety) + sum(use.rows for use in set_uses(config, stage, len(safety)) if use.trained_on)

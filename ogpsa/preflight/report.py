@@ -36,7 +36,8 @@ def report(config: Config, data: Data) -> str:
     """
     count = config.distributed.processes or processes.world_size()
     memory = device_memory()
-    return "\n\n".join(_stage_report(config, stage, data, count, memory) for stage in config.stages)
+    stages = [_stage_report(config, stage, data, count, memory) for stage in config.stages]
+    return "\n\n".join([*stages, *config.method.preflight(meta_model(config))])
 
 
 @dataclass(frozen=True)
@@ -312,6 +313,7 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int) -> 
         extra_bytes=config.method.memory(stage.name).bytes_per_weight,
         generated=rollouts.batch_size * rollouts.updates_per_generation // processes if rollouts else 0,
         frozen_copy=rollouts is not None and (rollouts.beta > 0 or rollouts.measure_kl),
+        pair_bytes=config.method.memory(stage.name).bytes_per_input_pair,
         streamed_sums=(1 if projection.refresh_every == 1 else 2) if projection and projection.streaming else 0,
     )
 

@@ -114,7 +114,7 @@ def test_run_name_depends_on_what_changes_the_result() -> None:
 
 
 # Overrides, and the exact lines.
-METHODS = "anchor, baseline, lora, merge, ogpsa, ogpsa_lora, ogpsa_merge, replay"
+METHODS = "anchor, baseline, lora, merge, nspo, ogpsa, ogpsa_lora, ogpsa_merge, replay"
 TOP_KEYS = (
     "seed, cache_dir, stage_store, lock_wait, accept_changed, preflight, model, stage, method, reward, data, eval, "
     "distributed, tracker"

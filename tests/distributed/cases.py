@@ -27,6 +27,7 @@ BASELINE = ["method=baseline"]
 OGPSA = ["method=ogpsa", *SAMPLES]
 SELECTED = [*OGPSA, "method.selection=conflict"]
 ANCHOR = ["method=anchor", "method.strength=100"]
+NSPO = ["method=nspo", "method.samples=7", "method.variant=exact"]
 # Processes would draw different dropout masks.
 LORA = ["method=ogpsa_lora", *SAMPLES, "method.lora_dropout=0"]
 TENSOR = ["method.scope=tensor", "method.rank=4"]
@@ -91,6 +92,7 @@ CASES: dict[Matrix, list[Case]] = {
         adamw("sft-lora", "sft", LORA, "signal"),
         # The weights are rounded twice: a unit in the last place of those near one is 1.2e-7.
         Case("sft-update", "sft", [*OGPSA, *STREAMING, *SGD, "method.target=update"], 2.4e-7, "signal"),
+        adamw("sft-nspo", "sft", NSPO, "signal", refused_by=ZERO),
         sgd("dpo-sgd", "dpo", [*OGPSA, *TENSOR]),
         adamw("grpo-baseline", "grpo", [*BASELINE, *GRPO], refused_by=ZERO),
         adamw("grpo-rank-0", "grpo", [*OGPSA, *GRPO, "method.rank=0"], same_as="grpo-baseline", refused_by=ZERO),
@@ -126,6 +128,7 @@ CASES: dict[Matrix, list[Case]] = {
             Case(f"{stage}-bf16", stage, [*OGPSA, *ADAMW, *BF16, *CHECKPOINTING], None, "signal"),
             adamw(f"{stage}-selected", stage, SELECTED, "signal"),
             adamw(f"{stage}-anchor", stage, ANCHOR, "signal", refused_by=ZERO),
+            adamw(f"{stage}-nspo-paper", stage, [*NSPO, "method.variant=paper"], refused_by=ZERO),
             adamw(f"{stage}-update", stage, [*OGPSA, "method.target=update"], "signal"),
             sgd(f"{stage}-lora-sgd", stage, LORA),
             adamw(f"{stage}-lora", stage, [*LORA, *TENSOR, *CHECKPOINTING], "signal"),

@@ -52,7 +52,8 @@ def save_model(folder: Path) -> None:
 
 
 def train(mode: str, case: Case, place: Path, folder: Path, break_off: bool = False) -> None:
-    config = compose_config([f"distributed={mode}", f"stage={case.stage}", *COMMON, *case.overrides])
+    placed = [f"distributed={mode}", f"stage={case.stage}", f"cache_dir={place / 'cache'}"]
+    config = compose_config([*placed, *COMMON, *case.overrides])
     interruption = Interruption()
 
     def act() -> None:

@@ -150,8 +150,8 @@ def test_it_resumes(number: signal.Signals, command: list[str], runs: dict[str, 
         ("method.gama=1", "method.gama: unknown key; allowed: name, recipe_rate, gamma; did you mean 'gamma'?"),
         (
             "method=main",
-            "method: 'main' is not an option; allowed: anchor, baseline, lora, merge, mine, ogpsa, ogpsa_lora, "
-            "ogpsa_merge, replay; did you mean 'mine'?",
+            "method: 'main' is not an option; allowed: anchor, baseline, lora, merge, mine, nspo, ogpsa, "
+            "ogpsa_lora, ogpsa_merge, replay; did you mean 'mine'?",
         ),
     ],
 )

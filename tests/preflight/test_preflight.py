@@ -81,6 +81,12 @@ def test_an_anchor_takes_a_copy_of_the_weights(mode: Mode, shards: int, qwen: Mo
     assert anchored.weights - plain.weights == 4 * qwen.trained / shards
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_bases_of_inputs_are_whole_on_every_process(mode: Mode, qwen: ModelShape) -> None:
+    pairs = 28 * (3 * 3584**2 + 18944**2)
+    assert estimate(qwen, replace(SETUP, mode=mode, processes=8, rank=0, references=0, pair_bytes=2)).basis == 2 * pairs
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2, 8, 32])
 @pytest.mark.parametrize(("dtype", "size"), BASIS_BYTES.items())
 def test_the_basis_takes_rank_times_its_bytes(rank: int, dtype: Any, size: float, qwen: ModelShape) -> None:

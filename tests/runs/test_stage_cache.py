@@ -60,6 +60,7 @@ def test_what_trains_alike_is_shared(one: list[str], other: list[str], small_con
         ["method=lora"],
         ["method=anchor"],
         ["method=replay"],
+        ["method=nspo", "method.samples=50"],
         ["method=ogpsa"],
         ["method=ogpsa", "method.rank=0"],
         ["method=ogpsa", "method.samples=50"],

@@ -1,0 +1,133 @@
+"""NSPO: keep the steps of the linear layers in the null space of their inputs on general rows.
+
+Paper: arXiv 2512.11391 (there under GRPO). Its public code is another algorithm; ``variant`` says which is run. The
+mathematics is ``ogpsa/nullspace/space.py``, its place in a step ``ogpsa/nullspace/projector.py``.
+"""
+
+import logging
+import random
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+from pydantic import Field, PrivateAttr
+
+from ogpsa.config import ExtraMemory, Method, SetUse, StageName, set_name_problems
+from ogpsa.nullspace.settings import Modules, Rule, SpaceSettings, Variant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
+    from ogpsa.config import Config
+    from ogpsa.nullspace.kept import KeptSpaces
+    from ogpsa.runs.run import Run
+
+log = logging.getLogger(__name__)
+Chosen = Literal["all-linear", "mlp"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+
+
+class Nspo(Method):
+    """``modules`` is one value, or a mapping by variant; the other keys are one value for all stages."""
+
+    variant: Variant
+    retract_every: int = Field(ge=1)
+    modules: Chosen | dict[Variant, Chosen]
+    others: Literal["train", "freeze"]
+    basis: Literal["activations", "random"]
+    rule: Rule
+    threshold: float = Field(gt=0, le=1)
+    skip_first_token: bool
+    general_sets: Annotated[list[str], Field(min_length=1)]
+    samples: int = Field(ge=1)
+    max_length: int = Field(ge=8)
+
+    # Of this run's untuned model, since ``prepare``.
+    _spaces: "KeptSpaces | None" = PrivateAttr(None)
+
+    def problems(self, config: "Config") -> list[str]:
+        problems = set_name_problems("general_sets", self.general_sets, config.stages[0].name, config)
+        if config.distributed.name in ("zero2", "zero3"):
+            problems.append(
+                f"distributed: {config.distributed.name} is not supported with method={self.name}, since DeepSpeed "
+                "keeps the gradients and weights to itself; allowed: single, ddp, fsdp2"
+            )
+        if isinstance(self.modules, dict) and self.variant not in self.modules:
+            given = ", ".join(f"{variant}: …" for variant in self.modules)
+            problems.append(f"method.modules: found {{{given}}}, which has no value for method.variant={self.variant}")
+        elif "lm_head" in self._modules():
+            problems.append("method.modules: lm_head turns states into words and is never protected; leave it out")
+        if config.data.name == "testbed" and self.samples > config.data.reference_rows:
+            problems.append(
+                f"method.samples: {self.samples} rows wanted, but each testbed set holds "
+                f"data.reference_rows={config.data.reference_rows}; lower the one or raise the other"
+            )
+        return problems
+
+    def _modules(self) -> Modules:
+        return self.modules[self.variant] if isinstance(self.modules, dict) else self.modules
+
+    def prepared_from(self) -> list[SetUse]:
+        return [SetUse(name, self.samples, "samples") for name in self.general_sets]
+
+    def prepare(self, base: Path, run: "Run") -> None:
+        self._spaces = run.on_main_process(partial(self._ensure_spaces, base, run))
+
+    def _ensure_spaces(self, base: Path, run: "Run") -> "KeptSpaces":
+        from ogpsa.nullspace.kept import ensure_spaces
+
+        rows = []
+        for name in self.general_sets:
+            held = run.data.reference_sets[name]
+            drawn = random.Random(f"{run.config.seed} {name}").sample(range(len(held)), self.samples)
+            rows += [(held[row]["prompt"], held[row]["chosen"]) for row in drawn]
+        settings = SpaceSettings(self.rule, self.threshold, self.skip_first_token, self.max_length)
+        cache = Path(run.config.cache_dir)
+        return ensure_spaces(cache, base, run.config.model, rows, settings, self._modules(), run.safe_point)
+
+    def trainer_class(self, base: type["Trainer"], stage: StageName) -> type["Trainer"]:
+        from ogpsa.nullspace.projector import NullSpaceTrainer
+
+        return type(f"NullSpace{base.__name__}", (NullSpaceTrainer, base), {})
+
+    def attach(self, trainer: "Trainer", stage: StageName, seed: int) -> None:
+        import torch
+
+        from ogpsa.nullspace.projector import NullSpaceProjector, NullSpaceTrainer, describe, freeze_others
+        from ogpsa.nullspace.space import random_space
+        from ogpsa.training.callbacks import StepCallback
+
+        if self._spaces is None:
+            raise RuntimeError("Method.prepare was not called before the stages")
+        spaces = self._spaces.load()
+        if self.basis == "random":
+            for group, space in spaces.items():
+                drawn = random.Random(f"{seed} {group}").getrandbits(63)
+                spaces[group] = random_space(space, torch.Generator().manual_seed(drawn))
+        spaces = {group: space.to(trainer.args.device) for group, space in spaces.items()}
+        protected = {layer: spaces[group] for group, layers in self._spaces.groups.items() for layer in layers}
+        model = cast(torch.nn.Module, trainer.model)
+        if self.others == "freeze":
+            freeze_others(model, protected)
+        for line in describe(model, protected):
+            log.info("%s: %s: %s", stage, self.name, line)
+        projector = NullSpaceProjector(trainer, protected, self.variant, self.retract_every)
+        cast(NullSpaceTrainer, trainer).null_spaces = projector
+        trainer.add_callback(StepCallback(on_train_begin=projector.begin, on_optimizer_step=projector.after_step))
+
+    def training_key(self, stage: StageName) -> dict[str, Any]:
+        # The untuned model and the general rows decide too; a later stage's start does not tell them.
+        spaces = None if self._spaces is None else self._spaces.folder.name
+        return super().training_key(stage) | {"spaces": spaces}
+
+    def memory(self, stage: StageName) -> ExtraMemory:
+        # The starting weights in fp32, which ``paper`` keeps on the host; fp32 bases of at most half of each input.
+        return ExtraMemory(bytes_per_weight=0 if self.variant == "paper" else 4, bytes_per_input_pair=2)
+
+    def preflight(self, model: "PreTrainedModel") -> list[str]:
+        from ogpsa.nullspace.kept import cost
+
+        rows = self.samples * len(self.general_sets)
+        return [f"{self.name}, once before the stages: {cost(model.config, rows, self.max_length, self._modules())}"]
+
+
+METHOD = Nspo

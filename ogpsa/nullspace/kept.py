@@ -1,0 +1,210 @@
+"""Null spaces of an untuned model, computed once and kept on disk under a key of all that decides them."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ogpsa.config import Model
+from ogpsa.models.files import fingerprint
+from ogpsa.models.load import load_model
+from ogpsa.models.tokenizer import load_tokenizer
+from ogpsa.nullspace.moments import empty_model, in_portions, linear_layers, second_moments, shared_inputs
+from ogpsa.nullspace.settings import Modules, SpaceSettings, selected_layers
+from ogpsa.nullspace.space import NullSpace, null_space
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import (
+    COMPLETE_FILE,
+    build_folder,
+    exclusive,
+    find_damage,
+    hash_files,
+    is_complete,
+    mark_complete,
+    read_json,
+)
+
+log = logging.getLogger(__name__)
+SPACE_FILE = "space.safetensors"
+# Second moments that are summed up in one pass over the rows; a layer whose own are larger takes a pass alone.
+MOMENTS_BYTES = 8e9
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Layers that a message names.
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class KeptSpaces:
+    """A folder of null spaces, one folder in it for each group of layers with the same input.
+
+    Attributes:
+        folder: its name is the key of all that decides the spaces.
+        groups: the chosen layers of each group, by the group's first layer.
+    """
+
+    folder: Path
+    groups: dict[str, list[str]]
+
+    @property
+    def layers(self) -> list[str]:
+        return [layer for layers in self.groups.values() for layer in layers]
+
+    def load(self) -> dict[str, NullSpace]:
+        """The space of each group."""
+        return {group: self._load(group) for group in self.groups}
+
+    def _load(self, group: str) -> NullSpace:
+        facts = read_json(self.folder / group / COMPLETE_FILE)
+        return NullSpace(load_file(self.folder / group / SPACE_FILE)["basis"], facts["of_null_side"])
+
+
+def ensure_spaces(
+    cache: Path,
+    base: Path,
+    model: Model,
+    rows: Sequence[tuple[str, str]],
+    settings: SpaceSettings,
+    modules: Modules,
+    safe_point: Callable[[], None],
+) -> KeptSpaces:
+    """The null spaces of the model in ``base`` for the layers that ``modules`` names, computing those not yet kept.
+
+    ``safe_point`` is called while they are computed, and may stop it by raising; the next call resumes.
+
+    Args:
+        rows: general rows, each a prompt and an answer.
+
+    Raises:
+        UserError: ``modules`` fits no layer, a layer is reached by no row or would have no null space.
+    """
+    tokenizer = load_tokenizer(base, model.template_kwargs)
+    # Whatever order they were drawn in.
+    tokens = sorted(row_tokens(tokenizer, *row)[: settings.max_length] for row in rows)
+    folder = cache / "nullspaces" / _key(base, model, tokens, settings)
+    described = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    kept = KeptSpaces(folder, chosen_groups(empty_model(described), modules))
+    with exclusive(folder.with_suffix(".lock"), "another process computes the null spaces", wait=safe_point):
+        missing = [group for group in kept.groups if not _is_whole(folder / group)]
+        if missing:
+            _compute(folder, base, model, tokens, settings, missing, safe_point)
+    _check_spaces(kept, settings)
+    return kept
+
+
+def row_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> list[int]:
+    """A row as training would have it: the whole conversation."""
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _key(base: Path, model: Model, tokens: Sequence[Sequence[int]], settings: SpaceSettings) -> str:
+    facts = {
+        "model": fingerprint(base),
+        "computed_in": model.model_dump(mode="json", include={"attention", "precision", "dtype"}),
+        "tokens": tokens,
+        "settings": asdict(settings),
+        "code": sorted(hash_files(sorted(Path(__file__).parent.glob("*.py"))).values()),
+        "torch": torch.__version__,
+        "device": _device().type,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def chosen_groups(model: PreTrainedModel, modules: Modules) -> dict[str, list[str]]:
+    """The layers that ``modules`` names, in groups with one input, by each group's first layer, chosen or not.
+
+    Raises:
+        UserError: ``modules`` fits no layer, or a layer is reached by no forward pass.
+    """
+    groups, chosen = shared_inputs(model), selected_layers(linear_layers(model), modules)
+    reached = {layer for layers in groups.values() for layer in layers}
+    if lost := [layer for layer in chosen if layer not in reached]:
+        raise UserError(
+            f"method.modules: a forward pass does not reach {_named(lost)}, whose inputs are not known; leave it out"
+        )
+    return {group: found for group, layers in groups.items() if (found := [one for one in layers if one in chosen])}
+
+
+def _is_whole(folder: Path) -> bool:
+    return is_complete(folder) and find_damage(folder, contents=True) is None
+
+
+def _compute(
+    folder: Path,
+    base: Path,
+    model: Model,
+    tokens: Sequence[Sequence[int]],
+    settings: SpaceSettings,
+    groups: Sequence[str],
+    safe_point: Callable[[], None],
+) -> None:
+    began, device = time.monotonic(), _device()
+    loaded, _ = load_model(base, DTYPES[model.dtype], model.attention, model.template_kwargs)
+    torch.nn.Module.to(loaded, device)
+    layers = linear_layers(loaded)
+    portions = list(in_portions({group: layers[group].in_features for group in groups}, MOMENTS_BYTES))
+    log.info("null spaces: %d inputs of linear layers, %d rows, %d passes", len(groups), len(tokens), len(portions))
+    for portion in portions:
+        with torch.autocast(device.type, torch.bfloat16, enabled=model.precision == "bf16"):
+            moments = second_moments(loaded, portion, tokens, settings.skip_first_token, safe_point)
+        for group in portion:
+            safe_point()
+            space, least = null_space(moments.pop(group), settings.rule, settings.threshold)
+            with build_folder(folder / group) as temporary:
+                save_file({"basis": space.basis.cpu()}, temporary / SPACE_FILE)
+                facts = {"of_null_side": space.of_null_side, "share": space.share, "least_threshold": least}
+                mark_complete(temporary, facts)
+    log.info("null spaces: computed in %.0f s, kept in %s", time.monotonic() - began, folder)
+
+
+def cost(config: PretrainedConfig, rows: int, tokens: int, modules: Modules) -> str:
+    """What ``ensure_spaces`` takes, in words.
+
+    Args:
+        config: the model's own.
+        tokens: of the longest row.
+    """
+    model = empty_model(config)
+    layers = linear_layers(model)
+    widths = {group: layers[group].in_features for group in chosen_groups(model, modules)}
+    portions = list(in_portions(widths, MOMENTS_BYTES))
+    moments = max(8 * sum(widths[group] ** 2 for group in portion) for portion in portions)
+    largest, squares, cubes = max(widths.values()), *(sum(one**power for one in widths.values()) for power in (2, 3))
+    return (
+        f"{len(portions)} forward pass{'es' * (len(portions) > 1)} over {rows} rows of at most {tokens} tokens with "
+        f"{moments / 1e9:.3g} GB of second moments beside the weights; {len(widths)} eigendecompositions in fp64, up "
+        f"to {largest} × {largest} in {24 * largest**2 / 1e9:.3g} GB, about {9 * cubes / 1e12:.3g} TFLOP together; at "
+        f"most {2 * squares / 1e9:.3g} GB on disk and on each device"
+    )
+
+
+def _check_spaces(kept: KeptSpaces, settings: SpaceSettings) -> None:
+    """Refuse layers that a space without a direction would freeze."""
+    facts = {group: read_json(kept.folder / group / COMPLETE_FILE) for group in kept.groups}
+    frozen = [group for group in kept.groups if not facts[group]["share"]]
+    if frozen:
+        layers = [layer for group in frozen for layer in kept.groups[group]]
+        least = sorted(facts[group]["least_threshold"] for group in frozen)
+        raise UserError(
+            f"method.threshold: {settings.threshold:g} by rule {settings.rule} leaves no null space in {len(layers)} "
+            f"of {len(kept.layers)} layers ({_named(layers)}), which would be frozen; their first directions are null "
+            f"above {least[0]:.2g} to {least[-1]:.2g}; raise it, take another method.rule, or leave them out of "
+            "method.modules"
+        )
+
+
+def _named(layers: Sequence[str]) -> str:
+    return ", ".join(layers[:NAMED]) + (f" and {len(layers) - NAMED} more" if len(layers) > NAMED else "")

@@ -1,0 +1,114 @@
+"""Second moments of the linear layers' inputs, summed up batch by batch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+# Rows of a forward pass.
+ROWS = 8
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The linear layers by name, without the output head."""
+    head = model.get_output_embeddings()
+    return {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head}
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A model on the meta device, by the attention that looks at no values."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return model
+
+
+def shared_inputs(model: PreTrainedModel) -> dict[str, list[str]]:
+    """The linear layers that one and the same tensor enters, as ``q_proj``, ``k_proj`` and ``v_proj``.
+
+    Found by a pass of two tokens through an ``empty_model``. Layers that it does not reach are left out.
+
+    Returns:
+        Each group's layers, by the first one's name.
+    """
+    seen: list[tuple[Tensor, list[str]]] = []
+
+    def note(name: str, inputs: Tensor) -> None:
+        for tensor, names in seen:
+            if tensor is inputs:
+                names.append(name)
+                return
+        seen.append((inputs, [name]))
+
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    _pass(model, linear_layers(model), note, input_ids=ids, attention_mask=ids)
+    return {names[0]: names for _, names in seen}
+
+
+def second_moments(
+    model: PreTrainedModel,
+    layers: Sequence[str],
+    rows: Sequence[Sequence[int]],
+    skip_first_token: bool,
+    safe_point: Callable[[], None],
+) -> dict[str, Tensor]:
+    """K Kᵀ [in, in] in fp64 of each layer's inputs over all tokens of ``rows``.
+
+    Products of a batch are fp32, their sum is fp64. ``safe_point`` is called before each batch and may end it.
+    """
+    wanted = {name: layer for name, layer in linear_layers(model).items() if name in layers}
+    sums = {
+        name: torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64, device=model.device)
+        for name, layer in wanted.items()
+    }
+    for ids, mask in _batches(rows):
+        safe_point()
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        counted = mask.bool()
+        if skip_first_token:
+            counted[:, 0] = False
+
+        def add(name: str, inputs: Tensor, counted: Tensor = counted) -> None:
+            tokens = inputs[counted].float()
+            sums[name] += tokens.T @ tokens
+
+        _pass(model, wanted, add, input_ids=ids, attention_mask=mask)
+    return sums
+
+
+def _batches(rows: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids and attention mask [rows, tokens], padded on the right: what comes later is seen by no token."""
+    by_length = sorted(rows, key=len)
+    for start in range(0, len(by_length), ROWS):
+        batch = [torch.tensor(row) for row in by_length[start : start + ROWS]]
+        padded = nn.utils.rnn.pad_sequence(batch, batch_first=True)
+        lengths = torch.tensor([len(row) for row in batch])
+        yield padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+
+
+def _pass(
+    model: PreTrainedModel, layers: dict[str, nn.Linear], take: Callable[[str, Tensor], None], **inputs: Tensor
+) -> None:
+    """A forward pass, without the output head, that hands each layer's input to ``take``."""
+
+    def hook(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _, given: take(name, given[0])
+
+    with ExitStack() as held, torch.no_grad():
+        for name, layer in layers.items():
+            held.callback(layer.register_forward_pre_hook(hook(name)).remove)
+        model.base_model(**inputs, use_cache=False)
+
+
+def in_portions(widths: dict[str, int], limit: float) -> Iterator[list[str]]:
+    """The layers cut into portions whose second moments take at most ``limit`` bytes together, or are one layer's."""
+    portion: list[str] = []
+    for name in widths:
+        if portion and 8 * sum(widths[one] ** 2 for one in [*portion, name]) > limit:
+            yield portion
+            portion = []
+        portion.append(name)
+    if portion:
+        yield portion

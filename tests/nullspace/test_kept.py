@@ -1,0 +1,174 @@
+"""Null spaces on disk: whose inputs are one, what is summed up, and that nothing is computed twice or taken damaged."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from ogpsa.app.compose import compose_config
+from ogpsa.nullspace import kept
+from ogpsa.nullspace.kept import KeptSpaces, ensure_spaces
+from ogpsa.nullspace.moments import empty_model, in_portions, linear_layers, second_moments, shared_inputs
+from ogpsa.nullspace.settings import Modules, SpaceSettings
+from ogpsa.utils.errors import UserError
+from tests.tiny import byte_tokenizer, save_tiny, tiny_model
+
+SETTINGS = SpaceSettings(rule="energy", threshold=0.05, skip_first_token=True, max_length=24)
+ROWS = [("Name a colour.", "Blue."), ("What is two and two?", "It is four."), ("Say hello", "Hello!")]
+BLOCK = {"self_attn.q_proj": ["q_proj", "k_proj", "v_proj"], "self_attn.o_proj": ["o_proj"],
+         "mlp.gate_proj": ["gate_proj", "up_proj"], "mlp.down_proj": ["down_proj"]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    return tiny_model(byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("base"), byte_tokenizer())
+
+
+Spaces = Callable[..., KeptSpaces]
+
+
+@pytest.fixture
+def spaces(base: Path, tmp_path: Path) -> Spaces:
+    """``spaces(modules, settings, safe_point)``: those of the same model and rows in the same cache."""
+    config = compose_config([]).model
+
+    def ensure(
+        modules: Modules = "all-linear",
+        settings: SpaceSettings = SETTINGS,
+        safe_point: Callable[[], None] = lambda: None,
+    ) -> KeptSpaces:
+        return ensure_spaces(tmp_path, base, config, ROWS, settings, modules, safe_point)
+
+    return ensure
+
+
+def written(found: KeptSpaces) -> dict[str, int]:
+    return {file.parent.name: file.stat().st_mtime_ns for file in found.folder.glob("*/COMPLETE.json")}
+
+
+def test_layers_with_one_input_are_found(model: LlamaForCausalLM) -> None:
+    found = shared_inputs(empty_model(model.config))
+    assert [name.rpartition("layers.")[2] for name in found] == [
+        f"{block}.{first}" for block in (0, 1) for first in BLOCK
+    ]
+    assert [[name.rpartition(".")[2] for name in names] for names in found.values()] == 2 * list(BLOCK.values())
+
+
+def inputs_alone(model: LlamaForCausalLM, layer: str, rows: list[list[int]], first: int) -> Tensor:
+    """The layer's inputs [tokens, in] from token ``first`` of each row, one row a pass."""
+    found: list[Tensor] = []
+    hook = model.get_submodule(layer).register_forward_pre_hook(lambda _, given: found.append(given[0][0, first:]))
+    with torch.no_grad():
+        for row in rows:
+            model(torch.tensor([row]))
+    hook.remove()
+    return torch.cat(found).double()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_padding_counts_for_nothing(first: int, model: LlamaForCausalLM) -> None:
+    rows = [[7, 9, 11], [30, 3, 5, 8, 13, 21, 34], [1, 2]]
+    layers = ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
+    found = second_moments(model, layers, rows, skip_first_token=bool(first), safe_point=lambda: None)
+    assert list(found) == layers
+    for name, moments in found.items():
+        inputs = inputs_alone(model, name, rows, first)
+        torch.testing.assert_close(moments, inputs.T @ inputs, rtol=1e-5, atol=1e-6)
+
+
+def test_portions_hold_what_fits() -> None:
+    widths = {"a": 10, "b": 10, "c": 30, "d": 10}
+    assert list(in_portions(widths, 1600)) == [["a", "b"], ["c"], ["d"]]
+
+
+def test_chosen_layers_take_their_groups_space(spaces: Spaces) -> None:
+    some = spaces(["k_proj", "mlp.up_proj"])
+    assert [group.rpartition(".")[2] for group in some.groups] == ["q_proj", "gate_proj"] * 2
+    assert [layer.rpartition(".")[2] for layer in some.layers] == ["k_proj", "up_proj"] * 2
+    before = written(some)
+    every = spaces()
+    assert every.folder == some.folder and len(every.layers) == 14
+    # What was there is not computed again.
+    assert before.items() <= written(every).items() and len(written(every)) == 8
+    assert all(space.share > 0 for space in every.load().values())
+    assert spaces("mlp").layers == [layer for layer in every.layers if "mlp" in layer]
+
+
+def test_an_interrupted_computation_is_resumed_and_a_damaged_space_made_again(
+    spaces: Spaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "MOMENTS_BYTES", 0)
+    calls = iter(range(7))
+
+    def stop() -> None:
+        if next(calls, None) is None:
+            raise SystemExit(85)
+
+    with pytest.raises(SystemExit):
+        spaces(safe_point=stop)
+    part = spaces(["q_proj"])
+    before = written(part)
+    assert 0 < len(before) < 8
+    whole = spaces()
+    assert before.items() <= written(whole).items() and len(written(whole)) == 8
+
+    [first, *_] = whole.groups
+    file = whole.folder / first / kept.SPACE_FILE
+    content, before = file.read_bytes(), written(whole)
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    again = written(spaces())
+    assert [name for name in again if again[name] != before[name]] == [first]
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rule": "relative"}, {"threshold": 0.06}, {"skip_first_token": False}, {"max_length": 16}],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_setting_is_another_key(change: dict[str, object], spaces: Spaces) -> None:
+    assert spaces("mlp").folder != spaces("mlp", replace(SETTINGS, **change)).folder  # type: ignore[arg-type]
+
+
+REFUSED = {
+    "fits no layer": (
+        ["q_porj"],
+        SETTINGS,
+        r"^method\.modules: 'q_porj' fits no linear layer of the model; allowed: all-linear, mlp, or endings of names, "
+        r"such as down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj; did you mean 'q_proj'\?$",
+    ),
+    "leaves some without": (
+        "all-linear",
+        replace(SETTINGS, threshold=1e-5),
+        r"^method\.threshold: 1e-05 by rule energy leaves no null space in \d+ of 14 layers \(model\.layers\.0\..* and "
+        r"\d+ more\), which would be frozen; their first directions are null above \S+ to \S+; raise it, take another "
+        r"method\.rule, or leave them out of method\.modules$",
+    ),
+    "leaves none": (
+        ["layers.1.self_attn.o_proj", "layers.1.self_attn.q_proj"],
+        replace(SETTINGS, threshold=1e-9),
+        r"leaves no null space in 2 of 2 layers",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("modules", "settings", "message"), REFUSED.values(), ids=REFUSED)
+def test_layers_that_would_be_frozen_are_refused(
+    modules: Modules, settings: SpaceSettings, message: str, spaces: Spaces
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        spaces(modules, settings)
+    assert len(raised.value.problems) == 1
+
+
+def test_the_output_head_is_no_layer(model: LlamaForCausalLM) -> None:
+    assert "lm_head" not in linear_layers(model)
