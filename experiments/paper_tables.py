@@ -59,10 +59,10 @@ DIFFERENCE_NOTE = (
 EQUAL_NOTE = (
     "Utility that each method reaches at S, the safety of naive tuning at the rates where rows are compared, seed by "
     "seed: read off the Pareto front of the method's points, one a strength (multiple of the learning rates), "
-    "interpolated linearly between neighbours. Safer: seeds whose whole front is safer than S; their point of highest utility "
-    "counts. No overlap: seeds whose points are all less safe than S; they have no number and no part in the means. "
-    "Over-refusal at S: the same of the front of high safety and low over-refusal; balanced: the mean of S and 100 "
-    "less that over-refusal. "
+    "interpolated linearly between neighbours. Safer: seeds whose whole front is safer than S; their point of highest "
+    "utility counts. No overlap: seeds whose points are all less safe than S; they have no number and no part in the "
+    "means. Over-refusal at S: the same of the front of high safety and low over-refusal; balanced: the mean of S and "
+    "100 less that over-refusal. "
     "OGPSA minus it: paired over the seeds that both have a number for, 95% t-interval; p: two-sided paired t-test, "
     "corrected by Holm over the column (in all tables of this page)."
 )
