@@ -222,14 +222,14 @@ def level_tables(levels: Sequence[AtLevel]) -> list[Table]:
 
 
 def strength_tables(rows: Sequence[Row]) -> list[Table]:
-    """Safety and utility at every multiple of the learning rates, where there are several."""
+    """Safety, utility and over-refusal at every multiple of the learning rates, where there are several."""
     tables = []
     for group, members in _groups([row for row in rows if len(row.strengths) > 1]):
         strengths = sorted({strength for row in members for strength in row.strengths})
         lines = [_named(row) | {f"× {strength:g}": _pair(row, strength) for strength in strengths} for row in members]
         tables.append(table_of(lines, f"{group}: by strength"))
-    scores = "safety, utility and how far the weights moved" if _distances(rows) else "safety and utility"
-    return _with_notes(tables, [f"In %, by multiple of the row's learning rates: {scores}."])
+    moved = " and how far the weights moved" if _distances(rows) else ""
+    return _with_notes(tables, [f"In %, by multiple of the row's learning rates: safety, utility, over-refusal{moved}."])
 
 
 def equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comparison]) -> list[Table]:
@@ -374,7 +374,7 @@ def _cosine(summary: Summary | None) -> str:
 
 
 def _pair(row: Row, strength: float) -> str:
-    scores = [_score(row.summary(score, strength)) for score in ("safety", "utility", "moved")]
+    scores = [_score(row.summary(score, strength)) for score in ("safety", "utility", "over_refusal", "moved")]
     return ", ".join(filter(None, scores)) or (NOT_RUN if strength in row.strengths else "")
 
 
