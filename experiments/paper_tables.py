@@ -229,7 +229,9 @@ def strength_tables(rows: Sequence[Row]) -> list[Table]:
         lines = [_named(row) | {f"× {strength:g}": _pair(row, strength) for strength in strengths} for row in members]
         tables.append(table_of(lines, f"{group}: by strength"))
     moved = " and how far the weights moved" if _distances(rows) else ""
-    return _with_notes(tables, [f"In %, by multiple of the row's learning rates: safety, utility, over-refusal{moved}."])
+    return _with_notes(
+        tables, [f"In %, by multiple of the row's learning rates: safety, utility, over-refusal{moved}."]
+    )
 
 
 def equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comparison]) -> list[Table]:
