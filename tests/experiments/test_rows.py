@@ -63,7 +63,7 @@ def test_rows_come_in_the_order_of_their_numbers() -> None:
 def test_seeds_and_strengths_are_the_suites_or_the_users() -> None:
     table = load_experiment("table1")
     found = points(table, "testbed", ["qwen2_5_7b_sft_dpo_ogpsa"])
-    assert {(point.strength, point.seed) for point in found} == set(product((0.5, 1.0, 2.0), range(5)))
+    assert {(point.strength, point.seed) for point in found} == set(product((0.25, 0.5, 1.0), range(5)))
     full, half = (next(point for point in found if point.strength == strength) for strength in (1, 0.5))
     for stage, less in zip(full.config.stages, half.config.stages, strict=True):
         assert less.learning_rate == pytest.approx(stage.learning_rate / 2)
