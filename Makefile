@@ -108,7 +108,7 @@ demo: $(INSTALLED) ## Run the main job on the testbed, SFT, then DPO, without an
 	@echo "Compare the rows of baseline (naive tuning) and ogpsa: at equal safety, higher utility and lower over-refusal win."
 
 .PHONY: experiments
-experiments: $(INSTALLED) ## Repeat every table and figure on the testbed (seeds=1: one seed, a fifth of the time)
+experiments: $(INSTALLED) ## Repeat every table and figure on the testbed (seeds=1: one seed)
 	$(BIN)/python -m experiments run all $(if $(seeds),seeds=$(seeds)) $(ARGS)
 	$(BIN)/python -m experiments report all $(if $(seeds),seeds=$(seeds),out=experiments/results) $(ARGS)
 

@@ -1,9 +1,10 @@
-"""Measure the testbed's untuned models: ``python -m experiments.bases [--worlds 0,1,2] [--out DIR] [--ship]``.
+"""Measure the testbed's untuned models: ``python -m experiments.bases [--bases 0.0,0.1,…] [--out DIR] [--ship]``.
 
-For each world (``data.seed``): accuracy on every general task, safety, and how far the gradients of two halves of each
-reference set agree at the first step of each stage (a base at a stationary point of its reference sets has no reference
-gradient to protect). Writes ``base.json`` and ``base.md``. The rest of the testbed's calibration is the experiment
-``calibration``. ``--ship`` trains the base of world 0 once more and puts it into the package.
+For each base, a world (``data.seed``) and a seed (``model.base.seed``): accuracy on every general task, safety, and how
+far the gradients of two halves of each reference set agree at the first step of each stage (a base at a stationary
+point of its reference sets has no reference gradient to protect). Writes ``base.json`` and ``base.md``. The rest of the
+testbed's calibration is the experiment ``calibration``. ``--ship`` trains the first base of world 0 once more and puts
+it into the package.
 """
 
 import argparse
@@ -32,11 +33,13 @@ from ogpsa.utils.libraries import one_thread, quiet_libraries
 from ogpsa.utils.table import Table, markdown
 
 OUT = Path("outputs/reports/testbed/calibration")
+# Of the experiments: five of world 0, three of world 1.
+BASES = "0.0,0.1,0.2,0.3,0.4,1.0,1.1,1.2"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.bases", description=__doc__)
-    parser.add_argument("--worlds", default="0,1,2", help="values of data.seed, separated by commas")
+    parser.add_argument("--bases", default=BASES, help="WORLD.SEED, separated by commas (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of base.json and base.md (default: %(default)s)")
     parser.add_argument("--ship", action="store_true", help="put the base of world 0 into the package, and end")
     arguments = parser.parse_args()
@@ -44,9 +47,9 @@ def main() -> None:
     if arguments.ship:
         ship()
         return
-    worlds = {int(seed): measure(int(seed)) for seed in arguments.worlds.split(",")}
-    write_json(arguments.out / "base.json", worlds)
-    text = markdown(table(worlds)).rstrip() + "\n"
+    bases = {name: measure(*map(int, name.split("."))) for name in arguments.bases.split(",")}
+    write_json(arguments.out / "base.json", bases)
+    text = markdown(table(bases)).rstrip() + "\n"
     write_atomically(arguments.out / "base.md", text)
     sys.stdout.write(text)
 
@@ -61,12 +64,13 @@ def ship() -> None:
     write_json(RECIPE, recipe(config))
 
 
-def measure(seed: int) -> dict[str, Any]:
-    """One world's base: scores and, per stage, the halves' cosine for each reference set."""
+def measure(world: int, seed: int) -> dict[str, Any]:
+    """One base: scores and, per stage, the halves' cosine for each reference set."""
     # Twice as many directions as sets cut each set into two chunks: the halves.
+    which = [f"data.seed={world}", f"model.base.seed={seed}", "method=ogpsa"]
     halves = {
-        "sft": compose_config([f"data.seed={seed}", "method=ogpsa", "stage=sft", "method.rank=4"]),
-        "dpo": compose_config([f"data.seed={seed}", "method=ogpsa", "stage=dpo", "method.rank=2"]),
+        "sft": compose_config([*which, "stage=sft", "method.rank=4"]),
+        "dpo": compose_config([*which, "stage=dpo", "method.rank=2"]),
     }
     base = ensure_base(halves["sft"])
     with tempfile.TemporaryDirectory() as folder, one_thread():
@@ -113,22 +117,22 @@ def _cosine(first: Any, second: Any) -> float:
     return inner(first, second) / math.sqrt(inner(first, first) * inner(second, second))
 
 
-def table(worlds: dict[int, dict[str, Any]]) -> Table:
-    """One column per world."""
-    first = next(iter(worlds.values()))
-    scores = {f"base: {group}": [world["scores"][group] for world in worlds.values()] for group in AVERAGES}
+def table(bases: dict[str, dict[str, Any]]) -> Table:
+    """One column per base."""
+    first = next(iter(bases.values()))
+    scores = {f"base: {group}": [base["scores"][group] for base in bases.values()] for group in AVERAGES}
     scores |= {
-        f"base: {name} accuracy": [world["scores"]["benchmarks"][name]["value"] for world in worlds.values()]
+        f"base: {name} accuracy": [base["scores"]["benchmarks"][name]["value"] for base in bases.values()]
         for name, entry in first["scores"]["benchmarks"].items()
         if entry["metric"] == "accuracy"
     }
     scores |= {
-        f"{stage}: cosine of the halves of {name}": [world["half_agreement"][stage][name] for world in worlds.values()]
+        f"{stage}: cosine of the halves of {name}": [base["half_agreement"][stage][name] for base in bases.values()]
         for stage, sets in first["half_agreement"].items()
         for name in sets
     }
     lines = [[title, *(f"{value:.2f}" for value in values)] for title, values in scores.items()]
-    return Table(["", *(f"world {seed}" for seed in worlds)], lines, align="l" + "r" * len(worlds))
+    return Table(["", *bases], lines, align="l" + "r" * len(bases))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from experiments.outcomes import Row, height, reference_of, usual_of
 from experiments.rows import Experiment
 
 Key = TypeVar("Key", bound=Hashable)
-COMPARED = ("utility", "safety")
+COMPARED = ("utility", "safety", "over_refusal")
 AT_EQUAL_SAFETY = {"utility": "utility at equal safety", "over_refusal": "over-refusal at equal safety"}
 AT_EQUAL_DISTANCE = "utility at equal distance"
 TO_USUAL = "utility beside the usual setting's"
@@ -31,7 +31,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class EqualSafety:
-    """What a row's fronts reach at the safety of its reference at strength 1, in percent, by seed.
+    """What a row's fronts reach at its reference's safety where rows are compared, in percent, by seed.
 
     Attributes:
         safety: the reference's.
@@ -80,7 +80,7 @@ class Membership:
 
     Attributes:
         against: what the front sets against safety, utility or over_refusal.
-        mean: its mean at strength 1 among the other rows'.
+        mean: its mean at the strength that rows are compared at among the other rows'.
         seeds: the same seed by seed, over the seeds that all rows have.
         strengths: the mean at each strength among the means of all rows at all strengths.
     """
@@ -93,7 +93,7 @@ class Membership:
 
 
 def compare(experiment: Experiment, rows: Sequence[Row]) -> list[Comparison]:
-    """Every row against its reference, at strength 1, on the seeds that both have run."""
+    """Every row against its reference, at the strength that they are compared at, on the seeds that both have run."""
     found = []
     for row in rows:
         if (reference := reference_of(row, experiment, rows)) is None:
@@ -104,7 +104,7 @@ def compare(experiment: Experiment, rows: Sequence[Row]) -> list[Comparison]:
 
 
 def compare_to_usual(experiment: Experiment, rows: Sequence[Row]) -> list[Comparison]:
-    """Every row but its reference against the one with the paper's setting, at strength 1."""
+    """Every row but its reference against the one with the paper's setting, at that strength."""
     found = []
     for row in rows:
         usual, reference = usual_of(row, experiment, rows), reference_of(row, experiment, rows)
@@ -263,7 +263,7 @@ def front_membership(rows: Sequence[Row], against: str = "utility") -> list[Memb
         untuned = _coordinates(members[0].base, against)
         bases = {seed: _coordinates(result.base, against) for seed, result in members[0].by_seed().items()}
         common = set.intersection(*(set(row.by_seed()) for row in members))
-        on_mean = _on_front({row.name: _mean_point(row, 1.0, against) for row in members}, untuned)
+        on_mean = _on_front({row.name: _mean_point(row, row.strength, against) for row in members}, untuned)
         points = {
             seed: {row.name: _coordinates(row.by_seed()[seed].scores, against) for row in members} for seed in common
         }

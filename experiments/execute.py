@@ -49,15 +49,16 @@ class Task:
         )
 
     @property
-    def world(self) -> int:
-        """What its untuned model is of: on the testbed the first run of a world trains that."""
-        return self.point.config.data.seed
+    def base(self) -> str:
+        """World and seed of its untuned model: on the testbed the first run that begins with it trains it."""
+        config = self.point.config
+        return f"{config.data.seed} {config.model.base and config.model.base.seed}"
 
     @property
     def start(self) -> str:
         """What this task makes that others may begin with: of two at the same time, the second would wait."""
         config = self.point.config
-        return f"{self.world} {config.seed} {config.stages[0]} {config.method.projection(config.stages[0].name)}"
+        return f"{self.base} {config.seed} {config.stages[0]} {config.method.projection(config.stages[0].name)}"
 
 
 def tasks_of(points: Iterable[Point], folder: Path) -> list[Task]:
@@ -106,7 +107,7 @@ def _spread(waiting: list[Task], workers: int) -> list[str]:
     failed: list[str] = []
     progress = Progress(len(waiting), "runs", interval=60.0)
     finished = 0
-    begun: set[int] = set()
+    begun: set[str] = set()
     crew: list[_Worker] = []
 
     def stop(number: int) -> None:
@@ -128,7 +129,7 @@ def _spread(waiting: list[Task], workers: int) -> list[str]:
                 task = worker.task
                 problem = worker.result(task)
                 finished += 1
-                begun.add(task.world)
+                begun.add(task.base)
                 if problem is not None:
                     failed.append(f"{task.point.name}: {problem}")
                     log.error("failed: %s", failed[-1])
@@ -139,18 +140,18 @@ def _spread(waiting: list[Task], workers: int) -> list[str]:
     return failed
 
 
-def _take(waiting: list[Task], running: Sequence[Task], begun: Collection[int]) -> Task:
+def _take(waiting: list[Task], running: Sequence[Task], begun: Collection[str]) -> Task:
     """The first task that would wait neither for an untuned model in training nor for another's start.
 
     Where there is none, one that waits for the former; where there is none of these either, the first of all.
 
     Args:
-        begun: worlds of which a task has ended, so that their untuned model is there.
+        begun: untuned models with which a task has ended, so that they are there.
     """
     starts = {task.start for task in running}
-    training = {task.world for task in running} - set(begun)
+    training = {task.base for task in running} - set(begun)
     place = min(
-        range(len(waiting)), key=lambda place: (waiting[place].start in starts, waiting[place].world in training)
+        range(len(waiting)), key=lambda place: (waiting[place].start in starts, waiting[place].base in training)
     )
     return waiting.pop(place)
 

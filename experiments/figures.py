@@ -103,14 +103,14 @@ def _draw_published(axes: Axes, row: str, marker: str, scores: Sequence[str]) ->
 
 
 def _draw_row(axes: Axes, row: Row, colour: str, marker: str, scores: Sequence[str]) -> None:
-    """A row's means, one per strength; the row's own strength filled and with its intervals."""
+    """A row's means, one per strength; the one that is compared filled and with its intervals."""
     points = []
     for strength in row.strengths:
         safety, other = (row.summary(score, strength) for score in scores)
         if safety is None or other is None:
             continue
         points.append((safety.mean, height(scores[1], other.mean)))
-        own = strength == 1
+        own = strength == row.strength
         if own:
             axes.errorbar(*points[-1], xerr=safety.half_width, yerr=other.half_width, color=colour, elinewidth=1.5,
                           capsize=3, alpha=0.6, zorder=3)  # fmt: skip

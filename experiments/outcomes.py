@@ -94,7 +94,8 @@ class Row:
     Attributes:
         group: what rows are compared within: a model, or the testbed's world in its place.
         model: the row's at full size, a name of ``conf/model``.
-        config: of its first point at strength 1.
+        strength: multiple of the learning rates at which it is compared with others.
+        config: of its first point at that strength.
         points: what it consists of, whether it has run or not.
         results: of those that have.
     """
@@ -103,6 +104,7 @@ class Row:
     group: str
     model: str
     label: str
+    strength: float
     config: Config
     points: list[Point] = field(repr=False)
     results: list[Result] = field(repr=False)
@@ -136,25 +138,33 @@ class Row:
     def strengths(self) -> list[float]:
         return sorted({point.strength for point in self.points})
 
-    def planned(self, strength: float = 1.0) -> list[int]:
-        return [point.seed for point in self.points if point.strength == strength]
+    def planned(self, strength: float | None = None) -> list[int]:
+        """Seeds at a strength, here and below the one it is compared at if none is given."""
+        wanted = self.strength if strength is None else strength
+        return [point.seed for point in self.points if point.strength == wanted]
 
-    def by_seed(self, strength: float = 1.0) -> dict[int, Result]:
-        return {result.point.seed: result for result in self.results if result.point.strength == strength}
+    def by_seed(self, strength: float | None = None) -> dict[int, Result]:
+        wanted = self.strength if strength is None else strength
+        return {result.point.seed: result for result in self.results if result.point.strength == wanted}
 
-    def values(self, score: str, strength: float = 1.0) -> dict[int, float]:
+    def values(self, score: str, strength: float | None = None) -> dict[int, float]:
         """A score by seed, of those that have it."""
         found = self.by_seed(strength).items()
         return {seed: result.scores[score] for seed, result in found if score in result.scores}
 
-    def summary(self, score: str, strength: float = 1.0) -> Summary | None:
+    def summary(self, score: str, strength: float | None = None) -> Summary | None:
         values = list(self.values(score, strength).values())
         return summarize(values) if values else None
 
     @property
+    def bases(self) -> list[dict[str, float]]:
+        """The untuned model's scores, of which a seed may have its own, by seed that has run."""
+        return list({result.point.seed: result.base for result in self.results}.values())
+
+    @property
     def base(self) -> dict[str, float]:
-        """The untuned model's scores, of which a seed may have its own: means over seeds; empty before one has run."""
-        bases = list({result.point.seed: result.base for result in self.results}.values())
+        """Their means over seeds; empty before one has run."""
+        bases = self.bases
         shared = set.intersection(*map(set, bases)) if bases else ()
         return {name: fmean(base[name] for base in bases) for name in bases[0] if name in shared} if bases else {}
 
@@ -188,15 +198,16 @@ def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folde
         UserError: a result is damaged.
     """
     rows = []
+    strength = next((found for name, found in experiment.settings.compared_at.items() if name == suite), 1.0)
     for name in dict.fromkeys(point.row for point in points):
         own = [point for point in points if point.row == name]
-        config = min(own, key=lambda point: point.strength != 1).config
+        config = min(own, key=lambda point: point.strength != strength).config
         model = row_model(name)
         group = f"world {config.data.seed} in the place of {model}"
         if not load_suite(suite).models:
             group = model if config.model.name == model else f"{config.model.name} in the place of {model}"
         results = [result for point in own if (result := _read(point, folder, experiment.settings.distance))]
-        rows.append(Row(name, group, model, row_label(experiment, name, config), config, own, results))
+        rows.append(Row(name, group, model, row_label(experiment, name, config), strength, config, own, results))
     groups = list(dict.fromkeys(row.group for row in rows))
     return sorted(rows, key=lambda row: (groups.index(row.group), _order(row.pipeline, PIPELINES.values()),
                                          _order(row.method, publication().methods.values())))  # fmt: skip

@@ -45,6 +45,7 @@ SCORES_NOTE = (
     "In %. Mean over seeds ± half the 95% t-interval; one seed has none. Over-refusal: lower is better. Average gain: "
     "mean relative change of the benchmarks of both averages against the untuned model [inferred]."
 )
+RATES_NOTE = "All rows at × {:g} of their learning rates."
 PUBLISHED_NOTE = "Published: the paper's value with its source in brackets"
 SAME_MODEL = ", and ours minus it."
 OTHER_MODEL = (
@@ -57,20 +58,20 @@ DIFFERENCE_NOTE = (
     "pairs differ by the same amount, nothing to test."
 )
 EQUAL_NOTE = (
-    "Utility that each method reaches at S, the safety of naive tuning at its own learning rates (× 1), seed by seed: "
-    "read off the Pareto front of the method's points, one a strength (multiple of the learning rates), interpolated "
-    "linearly between neighbours. Safer: seeds whose whole front is safer than S; their point of highest utility "
-    "counts. No overlap: seeds whose points are all less safe than S; they have no number and no part in the means. "
-    "Over-refusal at S: the same of the front of high safety and low over-refusal; balanced: the mean of S and 100 "
-    "less that over-refusal. "
+    "Utility that each method reaches at S, the safety of naive tuning at the rates where rows are compared, seed by "
+    "seed: read off the Pareto front of the method's points, one a strength (multiple of the learning rates), "
+    "interpolated linearly between neighbours. Safer: seeds whose whole front is safer than S; their point of highest "
+    "utility counts. No overlap: seeds whose points are all less safe than S; they have no number and no part in the "
+    "means. Over-refusal at S: the same of the front of high safety and low over-refusal; balanced: the mean of S and "
+    "100 less that over-refusal. "
     "OGPSA minus it: paired over the seeds that both have a number for, 95% t-interval; p: two-sided paired t-test, "
     "corrected by Holm over the column (in all tables of this page)."
 )
 FRONT_NOTE = (
     "On the front: no other row of the pipeline, nor the untuned model, is as good in safety and utility and better in "
-    "one of them. By means: of the means over seeds at the rows' own learning rates. In seeds: the same seed by seed, "
-    "over the seeds that all rows have. At any strength: of all rows' means at all multiples of the learning rates; "
-    "the multiples at which the row is on that front."
+    "one of them. By means: of the means over seeds at the rates where rows are compared. In seeds: the same seed by "
+    "seed, over the seeds that all rows have. At any strength: of all rows' means at all multiples of the learning "
+    "rates; the multiples at which the row is on that front."
 )
 OVER_REFUSAL_FRONT_NOTE = (
     "On the front: as against utility, of high safety and low over-refusal: no other row of the pipeline, nor the "
@@ -119,7 +120,7 @@ def score_tables(
             cells |= {MOVED: _score(row.summary("moved")) if row else "", "direction": _cosine(ways.get(name))}
         cells |= {f"published {score}": _published(name, score, summaries[score] if ours else None) for score in shown}
         if references:
-            cells |= {f"Δ {score}": _difference(compared.get((name, score))) for score in COMPARED}
+            cells |= {f"Δ {_words(score)}": _difference(compared.get((name, score))) for score in COMPARED}
         if usual:
             cells |= {f"Δ utility to {usual}": _difference(compared.get((name, TO_USUAL)))}
         if distances:
@@ -134,7 +135,8 @@ def score_tables(
             summaries = {score: row.summary(score) for score in SCORES}
             lines.append(line(row, row.name, summaries, _named(row) | {"seeds": _seeds(row)}))
         tables.append(table_of(lines, f"{group}, {which}" if which else group))
-    notes = [SCORES_NOTE, *([MOVED_NOTE] if distances else [])]
+    rates = {row.strength for row in rows} - {1.0}
+    notes = [*(RATES_NOTE.format(strength) for strength in rates), SCORES_NOTE, *([MOVED_NOTE] if distances else [])]
     if shown:
         notes.append(PUBLISHED_NOTE + (SAME_MODEL if ours else OTHER_MODEL))
     if references:
@@ -221,14 +223,16 @@ def level_tables(levels: Sequence[AtLevel]) -> list[Table]:
 
 
 def strength_tables(rows: Sequence[Row]) -> list[Table]:
-    """Safety and utility at every multiple of the learning rates, where there are several."""
+    """Safety, utility and over-refusal at every multiple of the learning rates, where there are several."""
     tables = []
     for group, members in _groups([row for row in rows if len(row.strengths) > 1]):
         strengths = sorted({strength for row in members for strength in row.strengths})
         lines = [_named(row) | {f"× {strength:g}": _pair(row, strength) for strength in strengths} for row in members]
         tables.append(table_of(lines, f"{group}: by strength"))
-    scores = "safety, utility and how far the weights moved" if _distances(rows) else "safety and utility"
-    return _with_notes(tables, [f"In %, by multiple of the row's learning rates: {scores}."])
+    moved = " and how far the weights moved" if _distances(rows) else ""
+    return _with_notes(
+        tables, [f"In %, by multiple of the row's learning rates: safety, utility, over-refusal{moved}."]
+    )
 
 
 def equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comparison]) -> list[Table]:
@@ -328,13 +332,20 @@ def _with_notes(tables: Sequence[Table], notes: Sequence[str]) -> list[Table]:
 
 
 def _base(rows: Sequence[Row]) -> dict[str, Summary]:
-    """The untuned model's scores; nothing before one of ``rows`` has run."""
-    scores = next((row.base for row in rows if row.base), {})
-    return {name: Summary(1, value, None) for name, value in scores.items()}
+    """The untuned model's scores, over seeds if each has its own; nothing before one of ``rows`` has run."""
+    row = next((row for row in rows if row.base), None)
+    if row is None:
+        return {}
+    bases = [base for number, base in enumerate(row.bases) if base not in row.bases[:number]]
+    return {name: summarize([base[name] for base in (row.bases if len(bases) > 1 else bases)]) for name in row.base}
 
 
 def _named(row: Row) -> dict[str, str]:
     return {"pipeline": row.pipeline, "row": row.label}
+
+
+def _words(score: str) -> str:
+    return score.replace("_", "-")
 
 
 def _untuned(**more: str) -> dict[str, str]:
@@ -366,7 +377,7 @@ def _cosine(summary: Summary | None) -> str:
 
 
 def _pair(row: Row, strength: float) -> str:
-    scores = [_score(row.summary(score, strength)) for score in ("safety", "utility", "moved")]
+    scores = [_score(row.summary(score, strength)) for score in ("safety", "utility", "over_refusal", "moved")]
     return ", ".join(filter(None, scores)) or (NOT_RUN if strength in row.strengths else "")
 
 

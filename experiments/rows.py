@@ -38,9 +38,14 @@ class Device(Section):
 
 
 class Suite(Section):
-    """A size at which every row can run: ``experiments/definitions/suites/<name>.yaml``."""
+    """A size at which every row can run: ``experiments/definitions/suites/<name>.yaml``.
+
+    Attributes:
+        own_bases: each seed trains a testbed base of its own (``model.base.seed``); otherwise all start from one.
+    """
 
     overrides: list[str]
+    own_bases: bool = False
     models: dict[str, list[str]]
     rows: dict[str, list[str]] = Field(default_factory=dict)
     devices: int = Field(ge=1)
@@ -51,7 +56,7 @@ class Suite(Section):
 class Grid(Section):
     """Some of an experiment's rows, how many seeds they run at and at which multiples of their learning rates."""
 
-    rows: str = "*"
+    rows: list[str] = Field(default=["*"], min_length=1)
     first_seed: int = Field(default=0, ge=0)
     seeds: int = Field(ge=1)
     strengths: list[float] = Field(default=[1.0])
@@ -77,6 +82,7 @@ class ExperimentSettings(Section):
         losses: show how utility was lost.
         overlap: show the cosines of the safety gradient with the subspace and each reference, and the losses.
         levels: safeties at which over-refusal is read off the rows' strengths.
+        compared_at: the strength at which rows are compared, by suite; elsewhere 1.
     """
 
     title: str
@@ -91,6 +97,7 @@ class ExperimentSettings(Section):
     losses: bool = False
     overlap: bool = False
     levels: list[Level] = Field(default_factory=list)
+    compared_at: dict[SuiteName, float] = Field(default_factory=dict)
     suites: dict[SuiteName, list[Grid]]
 
 
@@ -224,9 +231,10 @@ def points(
         config = _compose(given)
         for seed, strength in _grid(experiment, suite, row, seeds):
             here, changes = _adjusted(config, strength, settings.max_steps)
-            found.append(
-                Point(row, seed, strength, (*given, *changes, f"seed={seed}"), here.model_copy(update={"seed": seed}))
-            )
+            here = here.model_copy(update={"seed": seed})
+            if settings.own_bases:
+                here, changes = _with_base(here, seed), [*changes, f"model.base.seed={seed}"]
+            found.append(Point(row, seed, strength, (*given, *changes, f"seed={seed}"), here))
     return found
 
 
@@ -271,6 +279,17 @@ def _adjusted(config: Config, strength: float, max_steps: int | None) -> tuple[C
     return config.model_copy(update={"stage": adjusted}), overrides
 
 
+def _with_base(config: Config, seed: int) -> Config:
+    """``config`` with the base of that seed.
+
+    Raises:
+        UserError: it names no testbed base.
+    """
+    _, base = config.testbed_base()
+    model = config.model.model_copy(update={"base": base.model_copy(update={"seed": seed})})
+    return config.model_copy(update={"model": model})
+
+
 def row_model(row: str) -> str:
     """The option of ``conf/model`` that a row picks, in its own file or in one that it inherits."""
     return _picks(row)["override /model"]
@@ -294,7 +313,7 @@ def _grid(experiment: Experiment, suite: str, row: str, seeds: Sequence[int] | N
     pairs = {
         (seed, strength): None
         for grid in _grids(experiment, suite)
-        if _matches(row, grid.rows)
+        if any(_matches(row, pattern) for pattern in grid.rows)
         for strength in grid.strengths
         for seed in (range(grid.first_seed, grid.first_seed + grid.seeds) if seeds is None else seeds)
     }

@@ -25,6 +25,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "model.base.accuracy=0",
         "model.base.hidden_size=32",
         "model.base.layers=2",
+        # Rates at which a few steps move the weights.
+        "model.recipe.sft.learning_rate=4e-4",
+        "model.recipe.sft.adapter_learning_rate=2e-3",
+        "model.recipe.dpo.learning_rate=5e-5",
+        "model.recipe.dpo.adapter_learning_rate=5e-4",
         "tracker=none",
         "eval.limit=4",
         f"cache_dir={tmp_path_factory.mktemp('cache')}",

@@ -210,7 +210,7 @@ def test_seeds_intervals_and_paired_differences(tmp_path: Path) -> None:
     assert r"95\% t-interval" in latex
     details = json.loads((out / "table1.json").read_text())
     assert len(details["runs"]) == 7
-    assert [one["p"] for one in details["comparisons"]] == [None, pytest.approx(p), None, None]
+    assert [one["p"] for one in details["comparisons"]] == [None, pytest.approx(p), *[None] * 4]
 
 
 def test_an_ablation_is_compared_with_the_usual_setting_besides(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_equal_safety_by_hand(tmp_path: Path) -> None:
     # As utility and over-refusal are corrected, each by itself.
     assert text.count("corrected by Holm over the column (in all tables of this page)") == 2
     strengths = lines_of(text, "world 0 in the place of qwen2_5_7b: by strength")
-    assert strengths[0]["× 0.5"] == "80.0 ± 0.0, 70.0 ± 0.0"
+    assert strengths[0]["× 0.5"] == "80.0 ± 0.0, 70.0 ± 0.0, 25.0 ± 0.0"
 
 
 SMALL = [f"small/sft_{name}" for name in ("baseline", "replay", "merge")]
@@ -339,7 +339,7 @@ def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Naive tuning loses 10 points for each percent it moves from the untuned 80; OGPSA, 1.5% away, is 5 above."""
     moved = {(BASELINE, 1.0): 0.02, (BASELINE, 0.5): 0.01, (OGPSA, 1.0): 0.015}
     table = experiment(
-        [BASELINE, OGPSA], {"seeds": 2}, {"rows": BASELINE, "seeds": 2, "strengths": [0.5]}, distance=True
+        [BASELINE, OGPSA], {"seeds": 2}, {"rows": [BASELINE], "seeds": 2, "strengths": [0.5]}, distance=True
     )
     given = points(table, "testbed")
     write_weights(tmp_path / "untuned", [1.0, 0.0, 0.0])
@@ -395,7 +395,7 @@ def test_distance_of_a_model_that_lies_in_a_folder(tmp_path: Path, monkeypatch: 
 
 def test_front_membership_by_hand(tmp_path: Path) -> None:
     """The untuned model is at (0.5, 0.8); of three rows one is dominated by mean and in seed 0, not in seed 1."""
-    strong = {"rows": BASELINE, "seeds": 2, "strengths": [0.5]}
+    strong = {"rows": [BASELINE], "seeds": 2, "strengths": [0.5]}
     table = experiment([BASELINE, LORA, OGPSA], {"seeds": 2}, strong, figure="front")
     given = points(table, "testbed")
     scores = {
@@ -450,6 +450,19 @@ def test_a_choice_and_its_confirmation_are_told_apart(tmp_path: Path) -> None:
         assert [line["first_seed"] for line in csv.DictReader(file)] == ["", "", "5", "5"]
 
 
+def test_rows_are_compared_at_the_strength_that_a_suite_names(tmp_path: Path) -> None:
+    """At × 4 OGPSA keeps 10 points more than naive tuning, at its own rates as much."""
+    grid = {"seeds": 2, "strengths": [1.0, 4.0]}
+    table = experiment([BASELINE, OGPSA], grid, compared_at={"testbed": 4.0})
+    given = points(table, "testbed")
+    for point in given:
+        write_run(tmp_path, point, 0.9, {1.0: 0.8, 4.0: 0.6 if point.row == OGPSA else 0.5}[point.strength])
+    text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text(encoding="utf-8")
+    _, naive, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
+    assert (naive["utility ↑"], ogpsa["Δ utility"]) == ("50.0 ± 0.0", "+10.0 ± 0.0 (–; n = 2)")
+    assert "All rows at × 4 of their learning rates." in text
+
+
 def test_equal_safety_waits_for_all_strengths(tmp_path: Path) -> None:
     table = experiment([BASELINE, OGPSA], {"seeds": 1, "strengths": [1.0, 0.5]})
     given = points(table, "testbed")
@@ -459,7 +472,7 @@ def test_equal_safety_waits_for_all_strengths(tmp_path: Path) -> None:
     rows = read_rows(table, "testbed", given, tmp_path)
     naive, ogpsa = equal_safety(table, rows)
     assert (naive.found, ogpsa.utility) == ({0: pytest.approx(60.0)}, {})
-    assert len(compare(table, rows)) == 2
+    assert len(compare(table, rows)) == 3
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -62,13 +63,15 @@ def test_rows_come_in_the_order_of_their_numbers() -> None:
 def test_seeds_and_strengths_are_the_suites_or_the_users() -> None:
     table = load_experiment("table1")
     found = points(table, "testbed", ["qwen2_5_7b_sft_dpo_ogpsa"])
-    seeds = {strength: [point.seed for point in found if point.strength == strength] for strength in (1, 0.25)}
-    assert seeds == {1: list(range(10)), 0.25: list(range(5))}
-    full, quarter = (next(point for point in found if point.strength == strength) for strength in (1, 0.25))
-    for stage, less in zip(full.config.stages, quarter.config.stages, strict=True):
-        assert less.learning_rate == pytest.approx(stage.learning_rate / 4)
+    assert {(point.strength, point.seed) for point in found} == set(product((0.25, 0.5, 1.0), range(5)))
+    full, half = (next(point for point in found if point.strength == strength) for strength in (1, 0.5))
+    for stage, less in zip(full.config.stages, half.config.stages, strict=True):
+        assert less.learning_rate == pytest.approx(stage.learning_rate / 2)
     [one] = points(table, "testbed", ["llama3_1_8b_sft_lora"], seeds=[7])
     assert (one.seed, one.config.seed, one.config.data.seed) == (7, 7, 1)
+    # Each seed has a base of its own, which the arguments for train.py name as well.
+    assert one.config.testbed_base()[1].seed == 7
+    assert compose_config(list(one.overrides)) == one.config
     [full_size] = points(table, "paper", ["llama3_1_8b_sft_lora"])
     assert (full_size.config.model.name, full_size.config.data.name) == ("llama3_1_8b", "paper")
 
