@@ -102,10 +102,17 @@ def test_the_gradient_of_replay_is_that_of_the_mean_over_the_rows_tokens(build: 
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", [["method=baseline"], [*OGPSA, "method.streaming=false"], ["method=replay"]])
-@pytest.mark.parametrize("stop", [2, 4, 6])
+# An epoch has four steps: within the first, on its end, within the second.
+@pytest.mark.parametrize(
+    ("stop", "method"),
+    [
+        pytest.param(2, ["method=baseline"], marks=pytest.mark.slow),
+        pytest.param(4, OGPSA, marks=pytest.mark.slow),
+        (6, OGPSA),
+        pytest.param(6, ["method=replay"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop: int, method: list[str]) -> None:
-    # An epoch has four steps: within the first, on its end, within the second.
     unbroken = build(*method)
     whole = trained(unbroken)
     broken = build(*method)
@@ -211,8 +218,8 @@ def test_labels_of_an_answer_batch_are_the_answers_tokens() -> None:
         (["stage.save_every=3"], "save_every=3 is not a multiple of updates_per_generation=2"),
         (["stage.max_new_tokens=64"], "max_new_tokens=64 leaves no prompt within max_length=64"),
         (["stage.delta=1.1"], "delta=1.1 is within the clip"),
-        (["method=ogpsa", "method.selection=conflict"], "method.selection: conflict compares with answers"),
-        (["stage.answerable_sets=[helpfulnes]"], "did you mean 'helpfulness'"),
+        ([*OGPSA, "method.selection=conflict"], "method.selection: conflict compares with answers"),
+        (["method=baseline", "stage.answerable_sets=[helpfulnes]"], "did you mean 'helpfulness'"),
     ],
 )
 def test_what_cannot_be_is_one_line(small_config: Callable[..., Config], overrides: list[str], told: str) -> None:
