@@ -166,7 +166,7 @@ def _typed(value: Any) -> str:
 
 
 def set_name_problems(key: str, names: Sequence[str], stage: StageName, config: "Config") -> list[str]:
-    """Unknown and repeated names of reference sets in ``key``, as ``method.<key>``, for ``stage``, one line each."""
+    """Unknown and repeated names of reference sets in ``key``, the full key, for ``stage``, one line each."""
     known = config.data.reference_set_names
     problems = [
         f"{key}: '{name}' is not among data={config.data.name}'s sets for {stage}; "

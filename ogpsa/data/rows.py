@@ -1,7 +1,8 @@
 """The rows a run works on, read or built before anything heavy is imported, and kept in the run directory.
 
 Columns (text): ``prompt`` with ``chosen`` and ``rejected``; SFT needs no ``rejected`` and takes ``completion``
-for ``chosen``. Of the safety set GRPO needs the prompt alone; ``harmful: false`` marks one that should be answered.
+for ``chosen``. Of the safety set GRPO needs the prompt alone; ``harmful: false`` marks one that should be answered, as
+its ``target`` says.
 """
 
 import hashlib
@@ -30,6 +31,8 @@ COLUMNS: dict[StageName, tuple[str, ...]] = {
 }  # fmt: skip
 # What it reads of the safety set, and what of both ``Data.training`` gives it.
 SAFETY_COLUMNS = COLUMNS | {"grpo": ("prompt",)}
+# Of it GRPO also reads these, where they are there.
+ROLLOUT_COLUMNS = (("harmful", bool, "true or false"), ("target", str, "a text"))
 TRAINING_COLUMNS = COLUMNS | {"grpo": ("prompt", "harmful", "target")}
 # What people's rows hold beside a prompt, and what a model trained without it would not have been told: names without
 # case, signs and a plural's end.
@@ -68,7 +71,10 @@ class Data:
         general = self.general.get(stage, [])
         if stage != "grpo":
             return [*self.safety, *general]
-        asked = [{"prompt": row["prompt"], "harmful": row.get("harmful", True), "target": None} for row in self.safety]
+        asked = [
+            {"prompt": row["prompt"], "harmful": row.get("harmful", True), "target": row.get("target")}
+            for row in self.safety
+        ]
         return asked + [{"prompt": row["prompt"], "harmful": False, "target": row["chosen"]} for row in general]
 
     def parts(self) -> Iterable[tuple[str, list[Row]]]:
@@ -191,14 +197,15 @@ def _read_rows(
     mistakes: dict[str, tuple[str, list[int]]] = {}
     rows = []
     for number, row in enumerate(found, start=1):
-        for kind, mistake in _mistakes(config, row, columns, stages):
-            mistakes.setdefault(kind, (mistake, []))[1].append(number)
+        for fault, mistake in _mistakes(config, row, columns, stages):
+            mistakes.setdefault(fault, (mistake, []))[1].append(number)
         rows.append({column: row.get(column, row.get("completion")) for column in columns})
-        if marked and "harmful" in row:
-            rows[-1]["harmful"] = row["harmful"]
-            if not isinstance(row["harmful"], bool):
-                mistake = f": column 'harmful' holds {json_kind(row['harmful'])}; allowed: true or false"
-                mistakes.setdefault("harmful", (mistake, []))[1].append(number)
+        for name, kind, allowed in ROLLOUT_COLUMNS if marked else ():
+            if row.get(name) is not None:
+                rows[-1][name] = row[name]
+                if not isinstance(row[name], kind):
+                    mistake = f": column '{name}' holds {json_kind(row[name])}; allowed: {allowed}"
+                    mistakes.setdefault(name, (mistake, []))[1].append(number)
     if mistakes:
         raise UserError(
             *(f"{key}: {place(path, numbers[0])}{text}{_others(numbers[1:])}" for text, numbers in mistakes.values())

@@ -105,6 +105,17 @@ def on_all_processes(work: Callable[[], T]) -> T:
     return cast(T, result)
 
 
+def gather(value: T) -> list[T]:
+    """Every process's ``value`` (it must pickle), by rank, on every process."""
+    if world_size() == 1:
+        return [value]
+    import torch.distributed
+
+    gathered: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(gathered, value, group=_control())
+    return gathered
+
+
 def any_process(flag: bool) -> bool:
     """Whether ``flag`` holds on any process: one small message a call, outside the device's own traffic."""
     if world_size() == 1:

@@ -45,7 +45,7 @@ class Nspo(Method):
     _spaces: "KeptSpaces | None" = PrivateAttr(None)
 
     def problems(self, config: "Config") -> list[str]:
-        problems = set_name_problems("general_sets", self.general_sets, config.stages[0].name, config)
+        problems = set_name_problems("method.general_sets", self.general_sets, config.stages[0].name, config)
         if config.distributed.name in ("zero2", "zero3"):
             problems.append(
                 f"distributed: {config.distributed.name} is not supported with method={self.name}, since DeepSpeed "
@@ -91,6 +91,7 @@ class Nspo(Method):
 
     def attach(self, trainer: "Trainer", stage: StageName, seed: int) -> None:
         import torch
+        from trl import GRPOConfig
 
         from ogpsa.nullspace.projector import NullSpaceProjector, NullSpaceTrainer, describe, freeze_others
         from ogpsa.nullspace.space import random_space
@@ -110,7 +111,11 @@ class Nspo(Method):
             freeze_others(model, protected)
         for line in describe(model, protected):
             log.info("%s: %s: %s", stage, self.name, line)
-        projector = NullSpaceProjector(trainer, protected, self.variant, self.retract_every)
+        # An outer step of the public code is a generation with all of its updates.
+        updates = 1
+        if isinstance(trainer.args, GRPOConfig):
+            updates = (trainer.args.steps_per_generation or 1) // trainer.args.gradient_accumulation_steps
+        projector = NullSpaceProjector(trainer, protected, self.variant, self.retract_every, updates)
         cast(NullSpaceTrainer, trainer).null_spaces = projector
         trainer.add_callback(StepCallback(on_train_begin=projector.begin, on_optimizer_step=projector.after_step))
 

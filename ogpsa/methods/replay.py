@@ -1,10 +1,10 @@
 """Replay: general rows are trained on among the safety rows (the paper's "general data" row).
 
-They are drawn by the run's seed, afresh for each stage and without repetition within it, from the reference sets. OGPSA
-takes its references from the same sets, so that both see the same general data; within a replay run nothing else reads
-them. Two stages that name one set may draw the same row, and two sets may hold the same prompt (on the testbed all
-prompts of ``preference`` are in ``helpfulness`` or ``truthfulness`` as well). The testbed's evaluation rows are in none
-of them.
+They are drawn by the run's seed from the reference sets, afresh for each stage, in SFT and DPO without repetition.
+OGPSA takes its references from the same sets, so that both see the same general data; within a replay run nothing else
+reads them. Two stages that name one set may draw the same row, and two sets may hold the same prompt (on the testbed
+all prompts of ``preference`` are in ``helpfulness`` or ``truthfulness`` as well). The testbed's evaluation rows are in
+none of them.
 
 The paper does not publish the ratio; its general data is UltraFeedback (appendix).
 
@@ -73,9 +73,10 @@ class ReplayedAnswers:
         self._rows = [row for name in sorted(sets) for row in sets[name]]
         random.Random(f"{seed} replay").shuffle(self._rows)
         settings: Any = trainer.args
-        completions = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        completions = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * settings.world_size
         # As many on each process, which all take part in each backward pass.
-        self._each = max(1, round(ratio * completions / settings.num_generations)) if self._rows else 0
+        rows = round(ratio * completions / settings.num_generations) if self._rows else 0
+        self._each = -(-rows // settings.world_size)
         self._trainer = trainer
         self._weight = weight
 

@@ -41,17 +41,20 @@ class NullSpaceProjector:
 
     Args:
         spaces: of each protected layer, by its name.
-        retract_every: steps between two retractions of ``code``.
+        retract_every: steps between two retractions of ``code``; in GRPO, generations, at the last update of each.
+        updates: optimizer steps of a generation; elsewhere 1.
 
     Attributes:
         recorder: numbers since the last log line.
     """
 
-    def __init__(self, trainer: Trainer, spaces: Mapping[str, NullSpace], variant: Variant, retract_every: int) -> None:
+    def __init__(
+        self, trainer: Trainer, spaces: Mapping[str, NullSpace], variant: Variant, retract_every: int, updates: int = 1
+    ) -> None:
         self._trainer = trainer
         self._spaces = spaces
         self._variant = variant
-        self._retract_every = 1 if variant == "exact" else retract_every
+        self._retract_every, self._updates = (1, 1) if variant == "exact" else (retract_every, updates)
         model = cast(nn.Module, trainer.model)
         self._layers = {name: cast(nn.Linear, model.get_submodule(name)) for name in spaces}
         # ``paper`` only measures with the starting weights, at logged steps.
@@ -86,7 +89,7 @@ class NullSpaceProjector:
 
     def after_step(self, **event: Any) -> None:
         """Retract the weights where it is due, and measure which share of their way lies outside the null spaces."""
-        if self._variant != "paper" and self._trainer.state.global_step % self._retract_every == 0:
+        if self._is_due():
             sizes = self._no_sizes()
             with self.recorder.timed("projection_seconds"):
                 for name, weight, moved in self._weights():
@@ -99,6 +102,11 @@ class NullSpaceProjector:
             for name, _, moved in self._weights():
                 sizes += _sizes(self._spaces[name].outside(moved), moved)
             self.recorder.add({"leak": self._share(sizes), **self._null_shares})
+
+    def _is_due(self) -> bool:
+        """Whether the weights are retracted after the step that has just been taken: the first, and every so many."""
+        generations, updates = divmod(self._trainer.state.global_step + 1, self._updates)
+        return self._variant != "paper" and not updates and (generations - 1) % self._retract_every == 0
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
         """This process's rows of each protected layer's gradient, where the loss has given it one."""

@@ -54,7 +54,8 @@ def _sets(config: Config, stage: OneStage, data: Data) -> Iterator[tuple[str, li
     """Each set's name, rows and columns of answers."""
     yield "safety set", data.training(stage.name), SAFETY_COLUMNS[stage.name][1:]
     for use in set_uses(config, stage, len(data.safety)):
-        yield f"reference set '{use.name}'", data.reference_sets[use.name], COLUMNS[stage.name][1:]
+        answers = (SAFETY_COLUMNS if use.trained_on else COLUMNS)[stage.name][1:]
+        yield f"reference set '{use.name}'", data.reference_sets[use.name], answers
 
 
 def _first_difference(tokenizer: PreTrainedTokenizerBase, answers: tuple[str, ...], rows: list[Row]) -> Iterator[str]:

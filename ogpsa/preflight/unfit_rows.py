@@ -55,14 +55,14 @@ def check_answers(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase
     Raises:
         UserError: one line for each kind of unfit row in each set of each stage, with the first rows.
     """
-    readers: dict[str, list[OneStage]] = {"": list(config.stages)}
+    readers: dict[tuple[str, bool], list[OneStage]] = {("", True): list(config.stages)}
     for stage in config.stages:
         for use in set_uses(config, stage, len(data.safety)):
-            readers.setdefault(use.name, []).append(stage)
+            readers.setdefault((use.name, use.trained_on), []).append(stage)
     problems, folder = [], tokenizer.name_or_path
-    for name, stages in readers.items():
+    for (name, trained_on), stages in readers.items():
         rows = data.reference_sets[name] if name else data.safety
-        found = unfit_rows(tokenizer, stages, rows, COLUMNS if name else SAFETY_COLUMNS)
+        found = unfit_rows(tokenizer, stages, rows, SAFETY_COLUMNS if trained_on else COLUMNS)
         for stage, unfit in zip(stages, found, strict=True):
             for allowed, line in _lines(config, stage, name, len(rows), unfit, folder):
                 if allowed:

@@ -148,15 +148,13 @@ class Run:
         return folder
 
     def scorer(self, stage: OneStage, folder: Path) -> Scorer | None:
-        """The reward of the stage's completions, with its journals in ``folder``; None where it has none."""
+        """The reward of the stage's completions, with its journals in ``folder``, for the main process to call."""
         if not isinstance(stage, GRPOSettings) or self.config.reward is None:
             return None
-        alone = processes.world_size() == 1
         services = RewardServices(
             rows=self.data.training(stage.name),
-            folder=folder / str(processes.rank()),
-            # One of several processes may not leave the others waiting.
-            safe_point=self.safe_point if alone else lambda: None,
+            folder=folder,
+            safe_point=self.safe_point,
             judge=self._judge,
             judges=self.config.eval.judge,
         )

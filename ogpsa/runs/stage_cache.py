@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Config, OneStage
+from ogpsa.config import Config, OneStage, without_inert
 from ogpsa.data.rows import COLUMNS, TRAINING_COLUMNS, Data, Row, set_uses
 from ogpsa.distributed import processes
 from ogpsa.models.files import fingerprint
@@ -75,7 +75,13 @@ def stage_key(config: Config, stage: OneStage, data: Data, start: Path) -> str:
     """
     uses = set_uses(config, stage, len(data.safety))
     sets = [use.name for use in uses if not use.trained_on]
-    reward = config.reward.model_dump(mode="json") if config.reward is not None and stage.name == "grpo" else None
+    reward: Any = None
+    left_out: tuple[str, ...] = ("code/eval/",)
+    if config.reward is not None and stage.name == "grpo":
+        # A judge's reward is decided by the evaluation's code and settings as well.
+        judges = without_inert(config.eval.judge.model_dump(mode="json"), "eval.judge.")
+        reward = [without_inert(config.reward.model_dump(mode="json"), "reward."), judges]
+        left_out = ()
     return _digest(
         {
             "start": fingerprint(start),
@@ -90,7 +96,7 @@ def stage_key(config: Config, stage: OneStage, data: Data, start: Path) -> str:
             "method_code": [hash_file(file) for file in code_outside(*config.plugins)],
             "rows": _rows_digest(data.training(stage.name), TRAINING_COLUMNS[stage.name]),
             "reference_sets": {name: _rows_digest(data.reference_sets[name], COLUMNS[stage.name]) for name in sets},
-            "made_by": _made_by(left_out=("code/eval/",)),
+            "made_by": _made_by(left_out),
         }
     )
 

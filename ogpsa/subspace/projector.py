@@ -7,7 +7,7 @@ trace in the training state but the new basis.
 import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ogpsa.subspace.measurements import Recorder, StepSample, layer_groups
 from ogpsa.subspace.references import (
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 # Rows that a message names.
 NAMED = 8
+# Makes of a set's rows what collates them.
+Loader = Callable[[Any], DataLoader[Any]]
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class DrawnRows:
     seed: int
 
     @classmethod
-    def draw(cls, trainer: "Trainer", settings: ProjectionSettings, seed: int) -> "DrawnRows":
-        """Draw ``settings.samples`` rows of each set.
+    def draw(cls, trainer: "Trainer", settings: ProjectionSettings, seed: int, loader: Loader) -> "DrawnRows":
+        """Draw ``settings.samples`` rows of each set, which ``loader`` knows how to collate.
 
         Raises:
             UserError: a set is missing or holds fewer usable rows than wanted.
@@ -72,19 +75,19 @@ class DrawnRows:
                     f"method.samples: {settings.samples} rows wanted, but reference set '{name}' holds "
                     f"{len(sets[name])} usable ones; lower method.samples or add rows"
                 )
-            references += _cut(_drawn(trainer, name, sets[name], settings.samples, seed), settings.chunks)
+            references += _cut(_drawn(loader, name, sets[name], settings.samples, seed), settings.chunks)
         return cls(references, seed)
 
     def safety(self, trainer: "Trainer") -> ReferenceChunk:
         """Training rows whose mean gradient selects the reference rows by conflict."""
         rows: Any = trainer.train_dataset
-        return _drawn(trainer, "safety", rows, min(SAFETY_SAMPLE, len(rows)), self.seed)
+        return _drawn(trainer.get_eval_dataloader, "safety", rows, min(SAFETY_SAMPLE, len(rows)), self.seed)
 
 
-def _drawn(trainer: "Trainer", name: str, rows: Any, count: int, seed: int) -> ReferenceChunk:
+def _drawn(loader: Loader, name: str, rows: Any, count: int, seed: int) -> ReferenceChunk:
     with preserved_random_state():
-        loader = trainer.get_eval_dataloader(rows)
-    return ReferenceChunk(name, random.Random(f"{seed} {name}").sample(range(len(rows)), count), loader)
+        loaded = loader(rows)
+    return ReferenceChunk(name, random.Random(f"{seed} {name}").sample(range(len(rows)), count), loaded)
 
 
 def _own_names(chunks: Sequence[ReferenceChunk]) -> list[str]:

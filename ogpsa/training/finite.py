@@ -48,6 +48,8 @@ class FiniteTrainer(Trainer):
             raise UserError(
                 f"{found}: so it is of {shown} alone; take the rows out, or look for what their tokens have in common"
             )
+        if not named:
+            raise UserError(f"{found}; lower the learning rate, or train in fp32")
         raise UserError(
             f"{found}, from {shown}; look at these rows, or, where none is at fault, lower the learning rate or train "
             "in fp32"

@@ -7,6 +7,7 @@ where the next step generates anew (``updates_per_generation``).
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from ogpsa.config import GRPOSettings, Rollout, Scorer
+from ogpsa.distributed import processes
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.utils.refusal_rules import declines
 
@@ -56,7 +58,11 @@ class ScoredRollouts:
         for rollout in rollouts:
             kind = "harmful" if rollout.harmful else "answerable"
             log_metric(f"refused/{kind}", float(declines(rollout.response)))
-        rewards = self._scorer(rollouts)
+        # One process asks for all: a judge's budget, journal and failure are then those of the run.
+        parts = processes.gather(rollouts)
+        before = sum(map(len, parts[: processes.rank()]))
+        scored = processes.on_main_process(lambda: self._scorer(list(chain.from_iterable(parts))))
+        rewards = scored[before : before + len(rollouts)]
         for reward in rewards:
             log_metric("reward_missing", float(reward is None))
         return rewards
@@ -106,7 +112,7 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
         return found
 
     def _distance(self, rollouts: dict[str, Any]) -> float:
-        """KL divergence of the policy from where it started, in nats per token (the estimator that TRL penalises)."""
+        """KL divergence from the start, in nats per token at the sampling temperature, by the estimator of TRL."""
         ids = torch.cat([rollouts["prompt_ids"], rollouts["completion_ids"]], dim=1)
         seen = torch.cat([rollouts["prompt_mask"], rollouts["completion_mask"]], dim=1)
         mask, size = rollouts["completion_mask"], self.args.per_device_train_batch_size
@@ -117,7 +123,7 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
 
         with torch.no_grad():
             now = rollouts["old_per_token_logps"] if "old_per_token_logps" in rollouts else likelihoods(self.model)
-            ratio = likelihoods(self.start) - now
+            ratio = (likelihoods(self.start) - now).clamp(max=20)
         sums = torch.stack([((ratio.exp() - ratio - 1) * mask).sum(), mask.sum().float()])
         divergence, tokens = self.accelerator.reduce(sums, "sum").tolist()
         return float(divergence / max(tokens, 1))
@@ -141,9 +147,12 @@ class RolloutCallback(TrainerCallback):
         self._trainer.resume_rollouts()
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        flat = event["logs"].get("frac_reward_zero_std")
-        if flat is None or flat < 1:
-            self._flat_since = None if flat is not None else self._flat_since
+        logs = event["logs"]
+        if "frac_reward_zero_std" not in logs:
+            return
+        # Of a group without a reward TRL counts no spread.
+        if logs["frac_reward_zero_std"] < 1 and logs["reward_missing"] < 1:
+            self._flat_since = None
             return
         if self._flat_since is None:
             self._flat_since = state.global_step - state.logging_steps
@@ -151,7 +160,7 @@ class RolloutCallback(TrainerCallback):
         if steps >= self._stage.flat_steps and not self._told:
             self._told = True
             log.warning(
-                "%s: all completions of a prompt have had the same reward for %d steps, so that nothing is learned; "
+                "%s: all completions of a prompt have had the same reward, or none, for %d steps: nothing is learned; "
                 "raise %s.temperature (%g) or num_generations (%d), or choose a reward that tells them apart",
                 self._stage.name, steps, self._key, self._stage.temperature, self._stage.num_generations,
             )  # fmt: skip

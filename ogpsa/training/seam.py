@@ -69,11 +69,6 @@ class ProjectedPolicyTrainer(ProjectedTrainer):
     Its own training step would roll out the reference rows, and serve them to the next step as its own.
     """
 
-    processing_class: PreTrainedTokenizerBase
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        return DataLoader(eval_dataset, collate_fn=partial(answer_batch, self.processing_class))
-
     def reference_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
         return answer_step(self, model, inputs, num_items_in_batch)
 
@@ -96,13 +91,23 @@ def protect(trainer: Trainer, settings: ProjectionSettings, seed: int = 0) -> Pr
         raise UserError("protect: this trainer projects already; build a new one for other settings")
     if problems := settings.problems():
         raise UserError(*problems)
-    kind = type(trainer)
-    added = ProjectedPolicyTrainer if issubclass(kind, GRPOTrainer | RLOOTrainer) else ProjectedTrainer
+    kind, added, loader = type(trainer), ProjectedTrainer, trainer.get_eval_dataloader
+    if issubclass(kind, GRPOTrainer | RLOOTrainer):
+        if settings.selection == "conflict":
+            raise UserError("method.selection: conflict compares with answers to train on, which rollouts have not")
+        added, loader = (
+            ProjectedPolicyTrainer,
+            partial(_answers, cast(PreTrainedTokenizerBase, trainer.processing_class)),
+        )
+    rows = DrawnRows.draw(trainer, settings, seed, loader)
     trainer.__class__ = type(f"Projected{kind.__name__}", (added, kind), {})
     projected = cast(ProjectedTrainer, trainer)
-    rows = DrawnRows.draw(trainer, settings, seed)
     projected.add_callback(_ProjectionCallback(projected, settings, rows))
     return projected
+
+
+def _answers(tokenizer: PreTrainedTokenizerBase, rows: Any) -> DataLoader[Any]:
+    return DataLoader(rows, collate_fn=partial(answer_batch, tokenizer))
 
 
 class _ProjectionCallback(TrainerCallback):

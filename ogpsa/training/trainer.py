@@ -1,5 +1,6 @@
 """A stage's TRL trainer over its training rows, with what the method attaches to it."""
 
+import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -121,8 +122,13 @@ def build_trainer(
         if stage.measure_kl:
             trainer.keep_start()
     # Preparing the sets draws from the generators, more or less by method. Each process samples completions of its own.
-    set_seed(config.seed + (processes.rank() if isinstance(stage, GRPOSettings) else 0))
+    set_seed(_seed(config.seed, processes.rank()) if isinstance(stage, GRPOSettings) else config.seed)
     return trainer
+
+
+def _seed(seed: int, rank: int) -> int:
+    """The seed of a process: the run's own for the first, for the others none that is another run's."""
+    return random.Random(f"{seed} {rank}").getrandbits(32) if rank else seed
 
 
 def _rollout_arguments(stage: GRPOSettings, count: int) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from ogpsa.training.grpo import RolloutTrainer
 from ogpsa.training.resume import CompletionCallback, last_complete_checkpoint
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import read_jsonl
+from tests.stage import train_alone
 from tests.tiny import tiny_model
 
 TOKENIZER = build_tokenizer(World(0).vocabulary())
@@ -226,3 +228,14 @@ def test_what_cannot_be_is_one_line(small_config: Callable[..., Config], overrid
     with pytest.raises(UserError) as refused:
         small_config(*FEW, *overrides)
     assert len(refused.value.problems) == 1 and told in refused.value.problems[0]
+
+
+def test_nspo_retracts_after_whole_generations(small_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = small_config(*FEW, "method=nspo", "method.variant=code", "method.samples=8", "method.retract_every=3")
+    tiny_model(TOKENIZER, tie_word_embeddings=True).save_pretrained(tmp_path / "start")
+    TOKENIZER.save_pretrained(tmp_path / "start")
+    train_alone(config, load_data(config), tmp_path / "start", tmp_path / "stage")
+    history = read_jsonl(tmp_path / "stage" / "history.jsonl")
+    # Two updates a generation: after the first generation, and after the fourth.
+    assert [entry["step"] for entry in history if "projection/retracted" in entry] == [2, 8]
+    assert history[-2]["projection/leak"] > 0

@@ -1,8 +1,9 @@
 """Whether Llama Guard finds a response safe, asked of a server that holds it; it is not shown the request.
 
-The text (``llama_guard.txt``) is in the form that the weights were trained on (their model card), with the agent's turn
-alone, as NSPO asks it (arXiv 2512.11391). The value is 1 for safe, 0 for unsafe; the hazards are in the detail. NSPO's
-code samples the reply at temperature 1 and takes one that says neither for safe; here it is greedy, and missing.
+The text (``llama_guard.txt``) is in the form that the weights were trained on (their model card), with the agent's
+turn alone, as in NSPO (arXiv 2512.11391), whose public code words it differently. The value is 1 for safe, 0 for
+unsafe; the hazards are in the detail. NSPO's code samples the reply at temperature 1 and takes one that says neither
+for safe; here it is greedy, and missing.
 """
 
 from eval.judging.judge import PromptJudge, Verdict, missing
