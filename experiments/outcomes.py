@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 
@@ -255,7 +255,9 @@ def setting(config: Config, key: str) -> str | None:
         values = [vars(projection)[name] for projection in projections if projection is not None]
         return " / ".join(dict.fromkeys(_text(value, "never") for value in values)) or None
     flat = flatten(config.model_dump(mode="json"))
-    parts = [value for path, value in flat.items() if path == key or path.startswith(f"{key}.")]
+    others = {f"{key}.{stage}" for stage in get_args(StageName)} - {f"{key}.{stage.name}" for stage in config.stages}
+    found = {path: value for path, value in flat.items() if path == key or path.startswith(f"{key}.")}
+    parts = [value for path, value in found.items() if path not in others]
     return " / ".join(dict.fromkeys(_text(value, "default") for value in parts)) or None
 
 

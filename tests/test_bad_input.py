@@ -122,8 +122,8 @@ MISTAKES = {
     "name of a section": Mistake(
         ["data.name=smal", "stage.name=sftdpo"],
         [
-            "stage.name: found 'sftdpo'; allowed: sft, dpo, sft_dpo; did you mean 'sft_dpo'?",
-            "data.name: found 'smal'; allowed: testbed, files, paper, small; did you mean 'small'?",
+            "stage.name: found 'sftdpo'; allowed: sft, dpo, grpo, sft_dpo, sft_grpo; did you mean 'sft_dpo'?",
+            "data.name: found 'smal'; allowed: testbed, files, nspo, paper, small; did you mean 'small'?",
         ],
     ),
     "type": Mistake(

@@ -121,7 +121,7 @@ MISTAKES = {
         "did you mean '4'?",
     "run rank sead=1":
         "sead: unknown key; allowed: seed, cache_dir, stage_store, lock_wait, accept_changed, preflight, model, stage, "
-        "method, data, eval, distributed, tracker; did you mean 'seed'?",
+        "method, reward, data, eval, distributed, tracker; did you mean 'seed'?",
     "run rank seed=3": "seed: set by this command for every run; name the seeds with seeds=",
     "list rank": "list: found 'rank'; it takes no arguments",
 }  # fmt: skip
