@@ -6,7 +6,7 @@ where the next step generates anew (``updates_per_generation``).
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler
 
 from ogpsa.config import GRPOSettings, Rollout, Scorer
 from ogpsa.distributed import processes
@@ -68,17 +67,20 @@ class ScoredRollouts:
         return rewards
 
 
-class _EpochSampler(RepeatSampler):
+class _EpochSampler(Sampler[int]):
     """TRL's order of prompts, drawn anew by seed and epoch, so that a resumed run has that of the unbroken one."""
 
-    def __init__(self, epoch: Callable[[], int], seed: int, **settings: Any) -> None:
-        super().__init__(seed=seed, **settings)
-        self._first = seed
+    def __init__(self, order: Any, seed: int, epoch: Callable[[], int]) -> None:
+        self._order = order
+        self._seed = seed
         self._epoch = epoch
 
-    def __iter__(self) -> Any:
-        self.generator.manual_seed(self._first + self._epoch())
-        yield from super().__iter__()  # type: ignore[no-untyped-call]
+    def __iter__(self) -> Iterator[int]:
+        self._order.generator.manual_seed(self._seed + self._epoch())
+        yield from self._order
+
+    def __len__(self) -> int:
+        return len(self._order)
 
 
 class RolloutTrainer(FiniteTrainer, GRPOTrainer):
@@ -100,10 +102,8 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
-        made = super()._get_train_sampler(dataset)
-        settings = {name: vars(made)[name] for name in ("data_source", "mini_repeat_count", "batch_size",
-                                                        "repeat_count", "shuffle", "seed")}  # fmt: skip
-        return _EpochSampler(lambda: int(self.state.epoch or 0), **settings)
+        order = super()._get_train_sampler(dataset)
+        return _EpochSampler(order, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
