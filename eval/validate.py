@@ -12,7 +12,7 @@ from eval.judging.reward import judge_scorer
 from eval.judging.verdicts import check_judge
 from eval.scores.artefacts import read_instrument
 from eval.scores.groups import check_groups
-from ogpsa.config import Config, GRPOSettings, RewardServices
+from ogpsa.config import Config, RewardServices
 from ogpsa.data.rows import Data
 from ogpsa.pipeline import check as check_training
 from ogpsa.pipeline import check_files, check_tokenizer
@@ -60,10 +60,10 @@ def _check_reward(config: Config, data: Data) -> None:
     Raises:
         UserError: one line per problem.
     """
-    if config.reward is not None and any(isinstance(stage, GRPOSettings) for stage in config.stages):
+    if config.reward is not None and config.rolls_out:
         rows, judges = data.training("grpo"), config.eval.judge
-        services = RewardServices(rows, Path(config.cache_dir), lambda: None, judge_scorer, judges)
-        config.reward.scorer(services)
+        # Making a scorer writes nothing, wherever its journals would be.
+        config.reward.scorer(RewardServices(rows, Path(), lambda: None, judge_scorer, judges))
 
 
 def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:

@@ -55,7 +55,7 @@ class RewardServices:
 
     Attributes:
         rows: those that the stage asks: ``harmful`` (taken to be true where it is absent), ``target``.
-        folder: of the journals in which paid verdicts are kept; each process has its own.
+        folder: of the journals in which paid verdicts are kept; the main process alone writes there.
         safe_point: called where the work may stop with everything saved; what it raises ends the scoring.
         judge: ``judge(name, endpoint, services)`` is a judge of the evaluation, whose values in [0, 1] it gives.
         judges: the evaluation's settings of judges, ``eval.judge``; a reward's endpoint takes the place of theirs.

@@ -44,10 +44,11 @@ class Config(Section):
     @property
     def plugins(self) -> list[Method | Reward]:
         """What has code of its own: the method, and the reward where a stage has one."""
-        return [self.method, *([self.reward] if self.reward is not None and self._rolls_out else [])]
+        return [self.method, *([self.reward] if self.reward is not None and self.rolls_out else [])]
 
     @property
-    def _rolls_out(self) -> bool:
+    def rolls_out(self) -> bool:
+        """Whether a stage learns from the model's own completions."""
         return any(isinstance(stage, GRPOSettings) for stage in self.stages)
 
     def stage_key(self, name: StageName) -> str:

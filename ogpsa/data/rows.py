@@ -29,10 +29,11 @@ Row = dict[str, Any]
 COLUMNS: dict[StageName, tuple[str, ...]] = {
     "sft": ("prompt", "chosen"), "dpo": ("prompt", "chosen", "rejected"), "grpo": ("prompt", "chosen"),
 }  # fmt: skip
-# What it reads of the safety set, and what of both ``Data.training`` gives it.
+# What a stage needs of the safety set.
 SAFETY_COLUMNS = COLUMNS | {"grpo": ("prompt",)}
-# Of it GRPO also reads these, where they are there.
+# What GRPO reads of it in addition, where a row has it.
 ROLLOUT_COLUMNS = (("harmful", bool, "true or false"), ("target", str, "a text"))
+# What the rows of ``Data.training`` hold.
 TRAINING_COLUMNS = COLUMNS | {"grpo": ("prompt", "harmful", "target")}
 # What people's rows hold beside a prompt, and what a model trained without it would not have been told: names without
 # case, signs and a plural's end.
