@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,21 @@ def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """``end_tokens`` of a model that is not loaded here."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return end_tokens(_generation_config(folder, config), tokenizer)
+
+
+def conversation_tokens(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[dict[str, str]]], ask: bool = False
+) -> list[list[int]]:
+    """The tokens of conversations by the template, with ``ask`` up to where the answer begins."""
+    turns = [list(conversation) for conversation in conversations]
+    texts = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
+    ids: list[list[int]] = tokenizer(list(map(str, texts)), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def common_beginning(first: Sequence[int], second: Sequence[int]) -> int:
+    """The number of tokens with which both begin: of a prompt and its conversation the prompt's, as TRL counts them."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))))
 
 
 def end_tokens(generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:

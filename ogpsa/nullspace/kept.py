@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ogpsa.config import Model
 from ogpsa.models.files import fingerprint
 from ogpsa.models.load import load_model
-from ogpsa.models.tokenizer import load_tokenizer
+from ogpsa.models.tokenizer import conversation_tokens, load_tokenizer
 from ogpsa.nullspace.moments import empty_model, in_portions, linear_layers, second_moments, shared_inputs
 from ogpsa.nullspace.settings import Modules, SpaceSettings, selected_layers
 from ogpsa.nullspace.space import NullSpace, null_space
@@ -85,8 +85,9 @@ def ensure_spaces(
         UserError: ``modules`` fits no layer, a layer is reached by no row or would have no null space.
     """
     tokenizer = load_tokenizer(base, model.template_kwargs)
-    # Whatever order they were drawn in.
-    tokens = sorted(row_tokens(tokenizer, *row)[: settings.max_length] for row in rows)
+    turns = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}] for prompt, answer in rows]
+    # Sorted, so that the order of the draw does not matter.
+    tokens = sorted(row[: settings.max_length] for row in conversation_tokens(tokenizer, turns))
     folder = cache / "nullspaces" / _key(base, model, tokens, settings)
     described = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     kept = KeptSpaces(folder, chosen_groups(empty_model(described), modules))
@@ -96,14 +97,6 @@ def ensure_spaces(
             _compute(folder, base, model, tokens, settings, missing, safe_point)
     _check_spaces(kept, settings)
     return kept
-
-
-def row_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> list[int]:
-    """A row as training would have it: the whole conversation."""
-    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def _key(base: Path, model: Model, tokens: Sequence[Sequence[int]], settings: SpaceSettings) -> str:

@@ -10,14 +10,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
 from ogpsa.config import Config, DPOSettings, GRPOSettings, OneStage, StageName
 from ogpsa.data.rows import COLUMNS, SAFETY_COLUMNS, Data, Row, row_place, set_uses
 from ogpsa.models.template import RENDERING_ERRORS
-from ogpsa.models.tokenizer import PROBES, context_difference
+from ogpsa.models.tokenizer import PROBES, common_beginning, context_difference
 from ogpsa.utils.answers import split_reply
 from ogpsa.utils.errors import UserError
 
@@ -221,6 +220,4 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | None]) -> lis
 def _prompt_length(tokenizer: PreTrainedTokenizerBase, text: str, whole: Sequence[Sequence[int]]) -> int:
     """Tokens before the answer, as TRL counts them: those with which prompt and conversation both begin."""
     [prompt] = _ids(tokenizer, _texts(tokenizer, [[_turn("user", text)]], ask=True))
-    return min(
-        len(list(takewhile(lambda pair: pair[0] == pair[1], zip(prompt, tokens, strict=False)))) for tokens in whole
-    )
+    return min(common_beginning(prompt, tokens) for tokens in whole)

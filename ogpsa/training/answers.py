@@ -1,12 +1,13 @@
 """Cross-entropy on given answers in a trainer whose own loss is of rollouts."""
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
+
+from ogpsa.models.tokenizer import common_beginning, conversation_tokens
 
 IGNORED = -100
 Message = dict[str, str]
@@ -20,18 +21,14 @@ def answer_batch(
     Args:
         rows: ``prompt`` and ``completion`` as messages.
     """
-    asked = [tokenizer.apply_chat_template(list(row["prompt"]), add_generation_prompt=True, tokenize=False)
-             for row in rows]  # fmt: skip
-    told = [tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False) for row in rows]
-    prompts: list[list[int]] = tokenizer(asked, add_special_tokens=False)["input_ids"]
-    wholes: list[list[int]] = tokenizer(told, add_special_tokens=False)["input_ids"]
+    prompts = conversation_tokens(tokenizer, [row["prompt"] for row in rows], ask=True)
+    wholes = conversation_tokens(tokenizer, [[*row["prompt"], *row["completion"]] for row in rows])
     padding: Any = tokenizer.pad_token_id
     shape = len(rows), max(map(len, wholes))
     tokens, labels = torch.full(shape, padding), torch.full(shape, IGNORED)
     mask = torch.zeros(shape, dtype=torch.long)
     for row, (prompt, whole) in enumerate(zip(prompts, wholes, strict=True)):
-        # As TRL counts a prompt's tokens: those with which prompt and conversation both begin.
-        begun = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False))))
+        begun = common_beginning(prompt, whole)
         tokens[row, : len(whole)] = torch.tensor(whole)
         labels[row, begun : len(whole)] = tokens[row, begun : len(whole)]
         mask[row, : len(whole)] = 1

@@ -16,7 +16,8 @@ from ogpsa.config import Config
 from ogpsa.data.rows import load_data
 from ogpsa.methods.nspo import Nspo
 from ogpsa.models.load import load_model
-from ogpsa.nullspace.kept import KeptSpaces, row_tokens
+from ogpsa.models.tokenizer import conversation_tokens
+from ogpsa.nullspace.kept import KeptSpaces
 from ogpsa.nullspace.moments import second_moments
 from ogpsa.preflight.report import report
 from ogpsa.testbed.cache import ensure_base
@@ -142,7 +143,12 @@ def test_outputs_on_the_general_rows_stay(train: Train, small_config: Configure)
     step, free = moved(config, train(*overrides)[0]), moved(config, train("method=baseline", "stage=sft", *FAR)[0])
     model, tokenizer = load_model(ensure_base(config), torch.float32)
     rows = [data.reference_sets[name] for name in ("helpfulness", "truthfulness")]
-    tokens = [row_tokens(tokenizer, row["prompt"], row["chosen"]) for part in rows for row in part]
+    turns = [
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["chosen"]}]
+        for part in rows
+        for row in part
+    ]
+    tokens = conversation_tokens(tokenizer, turns)
     # Of all rows, of which those that the spaces come from are a third.
     moments = second_moments(model, list(found.groups), tokens, True, lambda: None)
     for group, layers in found.groups.items():
