@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from ogpsa.nullspace.settings import Variant
 from ogpsa.nullspace.space import NullSpace
-from ogpsa.subspace.measurements import Recorder
+from ogpsa.subspace.measurements import Recorder, is_logged
 from ogpsa.subspace.shards import shard_like
 
 
@@ -77,7 +77,7 @@ class NullSpaceProjector:
 
     def project(self) -> None:
         """Project the accumulated and reduced gradients in place in ``paper``; elsewhere only measure them."""
-        if self._is_logged():
+        if is_logged(self._trainer.state):
             sizes = self._no_sizes()
             for name, gradient in self._gradients():
                 sizes += _sizes(self._spaces[name].outside(gradient), gradient)
@@ -97,7 +97,7 @@ class NullSpaceProjector:
                     sizes += _sizes(outside, moved)
                     weight.sub_(outside)
             self.recorder.add({"retracted": self._share(sizes)})
-        if self._is_logged():
+        if is_logged(self._trainer.state):
             sizes = self._no_sizes()
             for name, _, moved in self._weights():
                 sizes += _sizes(self._spaces[name].outside(moved), moved)
@@ -132,10 +132,6 @@ class NullSpaceProjector:
             sizes = cast(Tensor, self._trainer.accelerator.reduce(sizes, "sum"))
         outside, whole = sizes.sqrt().tolist()
         return outside / whole if whole else 0.0
-
-    def _is_logged(self) -> bool:
-        state = self._trainer.state
-        return (state.global_step + 1) % max(1, state.logging_steps) == 0
 
 
 def freeze_others(model: nn.Module, protected: Mapping[str, NullSpace]) -> None:

@@ -4,14 +4,23 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
 
 # Parts of the model's depth that are reported on separately.
 DEPTH_GROUPS = 4
 # Weights of a tensor whose step is looked at: all of a small one, evenly spread ones of a large one.
 SAMPLED_WEIGHTS = 1 << 13
+
+
+def is_logged(state: "TrainerState") -> bool:
+    """Whether the step that is being taken ends in a log line."""
+    return (state.global_step + 1) % max(1, state.logging_steps) == 0
 
 
 def layer_groups(names: Sequence[str]) -> list[str]:

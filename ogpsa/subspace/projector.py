@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ogpsa.subspace.measurements import Recorder, StepSample, layer_groups
+from ogpsa.subspace.measurements import Recorder, StepSample, is_logged, layer_groups
 from ogpsa.subspace.references import (
     ReferenceChunk,
     ReferencePasses,
@@ -247,13 +247,13 @@ class Projector:
         with self.recorder.timed("projection_seconds"):
             gradients = self._shards.gradients()
             self.recorder.add(self.subspace.project_(gradients))
-        if self._logged_step():
+        if is_logged(self._trainer.state):
             self._record_cosines("cosine_after", self.subspace.measure(gradients))
 
     def before_step(self) -> None:
         """Note where the weights are, if this step is projected or reported on."""
         self._weights_before = torch.empty(0)
-        if self.subspace.effective_rank and (self._settings.target == "update" or self._logged_step()):
+        if self.subspace.effective_rank and (self._settings.target == "update" or is_logged(self._trainer.state)):
             weights = self._shards.weights()
             self._sample.take(weights)
             self._weights_before = self.subspace.local_dots(weights)
@@ -268,7 +268,7 @@ class Projector:
                 self.recorder.add(self.subspace.report(step, sign=-1))
                 self.subspace.remove_(self._shards.weights(), step, sign=-1)
                 self._shards.publish()
-        if self._logged_step():
+        if is_logged(self._trainer.state):
             self._record_cosines("step_share", self._measured_step())
 
     def _measured_step(self) -> Tensor:
@@ -282,10 +282,6 @@ class Projector:
         """The cosine with the subspace of what was measured, whole and by layer group, as ``name``."""
         report = {key: value for key, value in self.subspace.report(measured).items() if key.endswith("cosine")}
         self.recorder.add({key.removesuffix("cosine") + name: value for key, value in report.items()})
-
-    def _logged_step(self) -> bool:
-        state = self._trainer.state
-        return (state.global_step + 1) % max(1, state.logging_steps) == 0
 
     def save(self, checkpoint: Path) -> None:
         """Write what resuming needs beside the trainer's own files; every process calls it."""
