@@ -31,7 +31,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class EqualSafety:
-    """What a row's fronts reach at its reference's safety where rows are compared, in percent, by seed.
+    """Reach of a row's fronts at its reference's safety, at the rates where rows are compared; in percent, by seed.
 
     Attributes:
         safety: the reference's.

@@ -32,7 +32,7 @@ from ogpsa.runs.directory import CONFIG_FILE, flatten
 from ogpsa.utils.errors import UserError, closest_match
 
 REQUIRED_SETTINGS = ("seed", "stage.name", "method.name", "eval.name", *BASE_SETTINGS)
-# Beside what is inert: the recipe, which shows in the stage's own keys, and a base's seed, which its scores show.
+# In addition to inert keys: the recipe, which shows in the stage's own keys, and a base's seed, which its scores show.
 IGNORED_SECTIONS = ("model.recipe", "model.base.seed")
 # Base values that differ by less differ in the order of summation alone.
 BASE_TOLERANCE = 1e-9

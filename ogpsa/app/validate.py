@@ -50,7 +50,7 @@ def load_config(raw: Mapping[str, Any], folders: Sequence[Path] = ()) -> Config:
 
 
 def _rollout_problems(config: Config) -> list[str]:
-    """What the whole configuration shows of the RL stage."""
+    """Problems of the RL stage that only the whole configuration shows, one line each."""
     problems: list[str] = []
     for stage in config.stages:
         if not isinstance(stage, GRPOSettings):

@@ -33,7 +33,7 @@ def without_inert(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity_of(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a whole configuration, perhaps of another version of this schema, the same run as another."""
+    """The part of a whole configuration, perhaps of another version of this schema, by which two runs are the same."""
     identity = without_inert(tree)
     if "grpo" not in identity["stage"]["name"]:
         identity.pop("reward", None)

@@ -51,7 +51,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class RewardServices:
-    """What a reward needs from outside.
+    """Services that a reward needs from outside.
 
     Attributes:
         rows: those that the stage asks: ``harmful`` (taken to be true where it is absent), ``target``.

@@ -43,7 +43,7 @@ class Config(Section):
 
     @property
     def plugins(self) -> list[Method | Reward]:
-        """What has code of its own: the method, and the reward where a stage has one."""
+        """Sections with code of their own: the method, and the reward where a stage has one."""
         return [self.method, *([self.reward] if self.reward is not None and self.rolls_out else [])]
 
     @property

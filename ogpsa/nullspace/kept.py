@@ -164,7 +164,7 @@ def _compute(
 
 
 def cost(config: PretrainedConfig, rows: int, tokens: int, modules: Modules) -> str:
-    """What ``ensure_spaces`` takes, in words.
+    """The cost of ``ensure_spaces`` in words.
 
     Args:
         config: the model's own.
@@ -178,9 +178,9 @@ def cost(config: PretrainedConfig, rows: int, tokens: int, modules: Modules) -> 
     largest, squares, cubes = max(widths.values()), *(sum(one**power for one in widths.values()) for power in (2, 3))
     return (
         f"{len(portions)} forward pass{'es' * (len(portions) > 1)} over {rows} rows of at most {tokens} tokens with "
-        f"{moments / 1e9:.3g} GB of second moments beside the weights; {len(widths)} eigendecompositions in fp64, up "
-        f"to {largest} × {largest} in {24 * largest**2 / 1e9:.3g} GB, about {9 * cubes / 1e12:.3g} TFLOP together; at "
-        f"most {2 * squares / 1e9:.3g} GB on disk and on each device"
+        f"{moments / 1e9:.3g} GB of second moments in addition to the weights; {len(widths)} eigendecompositions in "
+        f"fp64, up to {largest} × {largest} in {24 * largest**2 / 1e9:.3g} GB, about {9 * cubes / 1e12:.3g} TFLOP "
+        f"together; at most {2 * squares / 1e9:.3g} GB on disk and on each device"
     )
 
 

@@ -1,7 +1,8 @@
 """Peak memory of one training process, from the model's sizes and the settings alone.
 
 The formulas hold for decoders of Llama's kind (RMSNorm, rotary positions, gated MLP) and are measured against
-real peaks by ``benchmarks/memory.py``. Needs nothing heavy. All sizes are bytes; 1 GB is 1e9.
+real peaks by ``benchmarks/memory.py``, but for GRPO's generation and NSPO's bases, which follow from their shapes
+alone. Needs nothing heavy. All sizes are bytes; 1 GB is 1e9.
 """
 
 from dataclasses import dataclass, replace

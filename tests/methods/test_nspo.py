@@ -211,8 +211,8 @@ def test_preflight_says_what_the_spaces_take() -> None:
     lines = report(config, load_data(config)).splitlines()
     assert lines[-1] == (
         "nspo, once before the stages: 14 forward passes over 668 rows of at most 2048 tokens with 6.67 GB of second "
-        "moments beside the weights; 112 eigendecompositions in fp64, up to 18944 × 18944 in 8.61 GB, about 1.75e+03 "
-        "TFLOP together; at most 22.3 GB on disk and on each device"
+        "moments in addition to the weights; 112 eigendecompositions in fp64, up to 18944 × 18944 in 8.61 GB, about "
+        "1.75e+03 TFLOP together; at most 22.3 GB on disk and on each device"
     )
     [header, single] = [line.split() for line in lines if line.split()[:1] in (["distributed"], ["single"])]
     assert single[header.index("basis")] == "22.3"
