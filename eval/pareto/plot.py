@@ -142,6 +142,10 @@ def _draw_world(
             markeredgewidth=0.7 if solid else 1.4,
             zorder=4,
         )
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        # No score lies beyond them, though the margin does.
+        axis.set_ticks([tick for tick in axis.get_majorticklocs() if max(low, 0) <= tick <= min(high, 1)])
     axes.set_xlabel("safety score (fraction, 0 to 1) →")
     axes.set_ylabel(HEIGHTS[against])
     axes.grid(color="#E6E6E6", linewidth=0.6)
