@@ -73,6 +73,14 @@ class Artefacts:
         """The benchmarks and composites that a group's average is the mean of."""
         return [name for name, entry in self.benchmarks.items() if entry["group"] == group]
 
+    def group(self, name: str) -> str:
+        """The group that a benchmark counts in, by itself or as a part of a composite."""
+        holders = [one for one, entry in self.benchmarks.items() if name in (entry.get("parts") or [])]
+        return str(self.benchmarks[holders[0] if holders else name]["group"])
+
+    def lower_is_better(self, name: str) -> bool:
+        return self.group(name) == "over_refusal" or self.benchmarks[name]["metric"] == "loss"
+
     def parts(self, name: str) -> list[str]:
         """The benchmarks that a composite is the mean of, or the benchmark itself."""
         return list(self.benchmarks[name].get("parts") or [name])
@@ -105,6 +113,14 @@ class Artefacts:
         """
         path = self.folder / "generations" / f"{benchmark}.jsonl"
         return read_jsonl(path) if path.exists() else []
+
+    def categories(self, benchmark: str) -> dict[str, str]:
+        """By the items' ids, the category that the benchmark's makers put each in; empty where they name none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return {row["id"]: row["category"] for row in self.generations(benchmark) if row.get("category") is not None}
 
     def instrument(self, benchmark: str) -> Instrument:
         """The inputs that the benchmark's verdicts depend on."""

@@ -1,70 +1,41 @@
 """Two checkpoints on the same items: ``python -m eval compare A B``.
 
 A and B are folders of evaluations, or directories of finished runs, whose last evaluation is taken. Prints how B
-differs from A, benchmark by benchmark and average by average, with 95% intervals (paired bootstrap over items) and
-p-values (sign flips of the paired differences), and B's average gain with A as its base. Only items on which both have
-a verdict count; the others are listed as missing. Both must have been asked and judged alike.
+differs from A, benchmark by benchmark and average by average, with 95% intervals (paired bootstrap over items, or over
+categories of items), p-values (McNemar's exact test of the flips; sign flips of the paired differences where verdicts
+are graded), whether the score is unchanged within a margin, the flipped items, and B's average gain with A as its base.
+Only items on which both have a verdict count; the others are listed as missing. Both must have been asked and judged
+alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from eval.scores.aggregate import AVERAGES
-from eval.scores.artefacts import Artefacts, Instrument, item_seed, open_evaluation
-from eval.scores.statistics import (
-    RESAMPLES,
-    Gain,
-    Interval,
-    average_gain,
-    flip_test,
-    flipped_means,
-    percentile_interval,
-    resampled_means,
-    unanimous_interval,
-)
+from eval.scores.artefacts import Artefacts, Instrument, Row, item_seed, open_evaluation
+from eval.scores.differences import Difference, Drawn, mean_of
+from eval.scores.equivalence import MARGIN, Flips
+from eval.scores.flips import find_flips, flips_csv, flips_text
+from eval.scores.statistics import RESAMPLES, Gain, average_gain, flipped_means, resampled_means
 from ogpsa.runs.score_table import GROUPS, METRICS
-from ogpsa.utils.command_line import Parser, whole_number
+from ogpsa.utils.command_line import Parser, positive_number, whole_number
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.files import check_writable, write_atomically
 from ogpsa.utils.table import Table, aligned
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Array = NDArray[np.float64]
+    Indices = NDArray[np.intp]
 
 ALLOW = "--allow-different-judges"
-COLUMNS = ("", "A", "B", "B − A", "95% interval", "p", "items")
-# Resampled means of equal differences are equal but for rounding.
-ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Difference:
-    """B minus A, in one benchmark or average.
-
-    Attributes:
-        a, b: the scores, over the items that both have a verdict on.
-        interval: of the difference; None for fewer than two items, which say nothing of their spread. Where all items
-            differ alike, or none does, the bound of ``unanimous_interval``.
-        p_value: of the difference, None likewise.
-        items: those with both verdicts.
-        missing: those without.
-    """
-
-    a: float
-    b: float
-    interval: Interval | None
-    p_value: float | None
-    items: int
-    missing: int
-
-    @property
-    def value(self) -> float:
-        return self.b - self.a
+COLUMNS = ("", "A", "B", "B − A", "95% interval", "p", "flips", "within ±{}", "items", "needed")
+# Flips of each kind on the screen.
+SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -77,6 +48,7 @@ class Comparison:
         gain: B's average gain over the benchmarks of safety and utility, with A as its base; None if one cannot be
             compared.
         metrics: what each benchmark measures.
+        categories: by benchmark and category, A and B there; of all benchmarks whose makers name categories.
         notes: what is not compared, what else the two differ in, and averages with missing verdicts.
     """
 
@@ -84,43 +56,32 @@ class Comparison:
     averages: dict[str, Difference]
     gain: Gain | None
     metrics: dict[str, str]
+    categories: dict[str, dict[str, Difference]]
     notes: list[str]
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """A difference with the distributions that its interval and its p-value come from.
+class Drawing:
+    """How differences are drawn and read.
 
     Attributes:
-        bounded: of shares; a loss has no bound that items which all differ alike could leave.
+        by_category: a benchmark's categories are drawn whole, where it has any, since their items are alike.
+        margin: a difference that counts as none.
+        allow_different_judges: only note where the judge, its model, prompt or version, or the task differs.
     """
 
-    a: float
-    b: float
-    bootstrap: "Array"
-    flipped: "Array"
-    items: int
-    smallest: int
-    missing: int
-    bounded: bool = True
-
-    def difference(self) -> Difference:
-        if self.smallest < 2:
-            return Difference(self.a, self.b, None, None, self.items, self.missing)
-        interval = percentile_interval(self.bootstrap)
-        if self.bounded and interval.high - interval.low < ROUNDING:
-            interval = unanimous_interval(self.b - self.a, self.smallest, -1.0, 1.0)
-        p_value = flip_test(self.b - self.a, self.flipped)
-        return Difference(self.a, self.b, interval, p_value, self.items, self.missing)
+    resamples: int = RESAMPLES
+    seed: int = 0
+    by_category: bool = False
+    margin: float = MARGIN
+    allow_different_judges: bool = False
 
 
-def compare(
-    a: Artefacts, b: Artefacts, resamples: int = RESAMPLES, seed: int = 0, allow_different_judges: bool = False
-) -> Comparison:
+AS_USUAL = Drawing()
+
+
+def compare(a: Artefacts, b: Artefacts, drawing: Drawing = AS_USUAL) -> Comparison:
     """Compare two evaluations, benchmark by benchmark.
-
-    Args:
-        allow_different_judges: only note where the judge, its model, prompt or version, or the task differs.
 
     Raises:
         UserError: they share no benchmark with verdicts, or a shared one has other items, data or another metric, or
@@ -129,10 +90,10 @@ def compare(
     notes = _notes(a, b)
     shared = [name for name in a.benchmarks if name in b.benchmarks and a.parts(name) == [name] == b.parts(name)]
     problems: list[str] = []
-    drawn: dict[str, _Drawn] = {}
+    drawn: dict[str, Drawn] = {}
     for name in shared:
         try:
-            found = _draw(a, b, name, resamples, seed, notes, allow_different_judges)
+            found = _draw(a, b, name, drawing, notes)
         except UserError as error:
             problems += error.problems
             continue
@@ -143,7 +104,7 @@ def compare(
     for name in a.benchmarks:
         parts = a.parts(name)
         if name in b.benchmarks and name not in shared and parts == b.parts(name) and drawn.keys() >= set(parts):
-            drawn[name] = _mean([drawn[part] for part in parts])
+            drawn[name] = mean_of([drawn[part] for part in parts])
     if not drawn:
         raise UserError(f"{a.folder} and {b.folder}: no benchmark has verdicts in both", *notes)
     notes += _prompt_notes(a, b, [name for name in shared if name in drawn])
@@ -151,11 +112,11 @@ def compare(
     for group in AVERAGES:
         members = a.members(group)
         if sorted(members) == sorted(b.members(group)) and members and drawn.keys() >= set(members):
-            averages[group] = _mean([drawn[name] for name in members]).difference()
+            averages[group] = mean_of([drawn[name] for name in members]).difference(drawing.margin)
         elif members or b.members(group):
             without = sorted({*members, *b.members(group)} - drawn.keys()) or ["not the same benchmarks"]
             notes.append(f"{group}: no average of all its benchmarks: {', '.join(without)}")
-    differences = {name: drawn[name].difference() for name in a.benchmarks if name in drawn}
+    differences = {name: drawn[name].difference(drawing.margin) for name in a.benchmarks if name in drawn}
     gain = None
     if {"safety", "utility"} & averages.keys() and not {
         group for group in ("safety", "utility") if a.members(group) and group not in averages
@@ -166,7 +127,8 @@ def compare(
         )
     notes += [*_missing_notes("A", a), *_missing_notes("B", b)]
     metrics = {name: str(a.benchmarks[name]["metric"]) for name in differences}
-    return Comparison(differences, averages, gain, metrics, notes)
+    categories = {name: members for name in shared if name in drawn and (members := _by_category(a, b, name))}
+    return Comparison(differences, averages, gain, metrics, categories, notes)
 
 
 def _notes(a: Artefacts, b: Artefacts) -> list[str]:
@@ -207,9 +169,7 @@ def _missing_notes(side: str, one: Artefacts) -> list[str]:
     return notes
 
 
-def _draw(
-    a: Artefacts, b: Artefacts, name: str, resamples: int, seed: int, notes: list[str], allow_different_judges: bool
-) -> _Drawn | None:
+def _draw(a: Artefacts, b: Artefacts, name: str, drawing: Drawing, notes: list[str]) -> Drawn | None:
     """One benchmark, or None where a side has no verdict; remarks go to ``notes``.
 
     Raises:
@@ -223,27 +183,74 @@ def _draw(
             why = one.benchmarks[name].get("error") or "no verdict"
             notes.append(f"{name}: no score in {side}: {why}")
             return None
-    values_a, values_b = ({row["id"]: row["value"] for row in rows} for rows in (rows_a, rows_b))
-    _check_items(a, b, name, list(values_a), list(values_b))
+    _check_items(a, b, name, [row["id"] for row in rows_a], [row["id"] for row in rows_b])
     if differing := _differing(a.instrument(name), b.instrument(name)):
         line = f"{name}: not asked and judged alike: {'; '.join(differing)}"
-        if not allow_different_judges:
+        if not drawing.allow_different_judges:
             raise UserError(f"{line}; {ALLOW} compares them nevertheless")
         notes.append(line)
-    ids = [key for key, value in values_a.items() if value is not None and values_b[key] is not None]
-    missing = len(values_a) - len(ids)
-    if not ids:
+    values = _paired_values(rows_a, rows_b)
+    missing = len(rows_a) - len(values)
+    if not values:
         notes.append(f"{name}: no item has a verdict in both")
         return None
-    pairs = np.array([[values_a[key] for key in ids], [values_b[key] for key in ids]], dtype=np.float64)
     # Items in one order, so that the draw does not depend on which side comes first.
-    order = np.argsort(ids)
-    pairs, own = pairs[:, order], item_seed(sorted(ids), seed)
-    means = resampled_means(pairs, resamples, own)
-    flipped = flipped_means(pairs[1] - pairs[0], resamples, own)
-    value_a, value_b = (fmean(row) for row in pairs.tolist())
-    bounded = a.benchmarks[name]["metric"] != "loss"
-    return _Drawn(value_a, value_b, means[1] - means[0], flipped, len(ids), len(ids), missing, bounded)
+    ids = sorted(values)
+    pairs, own = np.array([values[key] for key in ids], dtype=np.float64).T, item_seed(ids, drawing.seed)
+    clusters = _clusters(a.categories(name), ids) if drawing.by_category else None
+    if drawing.by_category and clusters is None:
+        notes.append(f"{name}: its items have no categories, so that single items are drawn")
+    differences = pairs[1] - pairs[0]
+    binary = bool(np.isin(pairs, (0.0, 1.0)).all())
+    return Drawn(
+        a=fmean(pairs[0].tolist()),
+        b=fmean(pairs[1].tolist()),
+        bootstrap=np.subtract(*resampled_means(pairs, drawing.resamples, own, clusters)[::-1]),
+        flipped=flipped_means(differences, drawing.resamples, own, clusters),
+        items=len(ids),
+        smallest=len(ids) if clusters is None else int(clusters.max()) + 1,
+        missing=missing,
+        lower_is_better=a.lower_is_better(name),
+        bounded=a.benchmarks[name]["metric"] != "loss",
+        flips=Flips(int((differences > 0).sum()), int((differences < 0).sum())) if binary else None,
+        exact=clusters is None,
+        variance=float(differences.var(ddof=1)) if len(ids) > 1 else None,
+    )
+
+
+def _paired_values(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """A's and B's value of each item that has a verdict in both."""
+    values_b = {row["id"]: row["value"] for row in rows_b}
+    return {
+        row["id"]: (row["value"], values_b[row["id"]])
+        for row in rows_a
+        if row["value"] is not None and values_b[row["id"]] is not None
+    }
+
+
+def _clusters(categories: Mapping[str, str], ids: Sequence[str]) -> "Indices | None":
+    """Each item's category as a number, None where an item has none."""
+    import numpy as np
+
+    if not all(key in categories for key in ids):
+        return None
+    return np.unique([categories[key] for key in ids], return_inverse=True)[1]
+
+
+def _by_category(a: Artefacts, b: Artefacts, name: str) -> dict[str, Difference]:
+    """A benchmark's differences within each of its categories, without intervals: most hold few items."""
+    categories = a.categories(name)
+    values = _paired_values(a.verdicts(name), b.verdicts(name))
+    members: dict[str, list[tuple[float, float]]] = {}
+    for key, pair in values.items():
+        if key in categories:
+            members.setdefault(categories[key], []).append(pair)
+    found = {}
+    for category, pairs in sorted(members.items()):
+        side_a, side_b = (fmean(side) for side in zip(*pairs, strict=True))
+        missing = sum(one == category for one in categories.values()) - len(pairs)
+        found[category] = Difference(side_a, side_b, None, None, len(pairs), missing)
+    return found
 
 
 def _check_items(a: Artefacts, b: Artefacts, name: str, ids_a: Sequence[str], ids_b: Sequence[str]) -> None:
@@ -279,33 +286,28 @@ def _judge(one: Instrument) -> str:
     return f"{one.judge} ({one.judge_model})" if one.judge_model else str(one.judge)
 
 
-def _mean(members: Sequence[_Drawn]) -> _Drawn:
-    import numpy as np
-
-    return _Drawn(
-        fmean(member.a for member in members),
-        fmean(member.b for member in members),
-        np.mean([member.bootstrap for member in members], axis=0),
-        np.mean([member.flipped for member in members], axis=0),
-        sum(member.items for member in members),
-        min(member.smallest for member in members),
-        sum(member.missing for member in members),
-        all(member.bounded for member in members),
-    )
-
-
-def render(comparison: Comparison, a: Path, b: Path, resamples: int = RESAMPLES) -> str:
-    """The comparison as a Markdown table, with notes on how to read it."""
+def render(comparison: Comparison, a: Path, b: Path, drawing: Drawing = AS_USUAL) -> str:
+    """The comparison as Markdown tables, with notes on how to read them."""
     lines = [[GROUPS[group], *_cells(found)] for group, found in comparison.averages.items()]
     lines += [
         [f"{name} ({METRICS.get(comparison.metrics[name], comparison.metrics[name])})", *_cells(found)]
         for name, found in comparison.benchmarks.items()
     ]
-    text = [f"A: {a}", f"B: {b}", "", aligned(Table(COLUMNS, lines, align="lrrrrrr")), ""]
+    columns = [column.format(f"{drawing.margin:g}") for column in COLUMNS]
+    text = [f"A: {a}", f"B: {b}", "", aligned(Table(columns, lines, align="lrrrrrrlrr")), ""]
+    drawn = "categories" if drawing.by_category else "items"
     text.append(
-        f"B − A over the items that both have a verdict on; paired bootstrap and sign flips, {resamples} resamples; "
-        "p-values not corrected for the number of benchmarks. Where no item differs, or all differ alike, resampling "
-        "sees no spread: the interval is then Wilson's bound on the share of items that would not."
+        f"B − A over the items that both have a verdict on; paired bootstrap over {drawn}, {drawing.resamples} "
+        "resamples; p: McNemar's exact test of the flips (+: from 0 to 1), or sign flips where verdicts are graded"
+        f"{' or categories are drawn' if drawing.by_category else ''}, not corrected for the number of benchmarks. "
+        "Where no item differs, or all differ alike, resampling sees no spread: the interval is then Wilson's bound on "
+        "the share of items that would not."
+    )
+    text.append(
+        f"Within ±{drawing.margin:g} (--margin): unchanged, the 90% interval of B − A lies within the margin (TOST at "
+        "5%); not worse, it rules out a loss as large as the margin; worse, it rules out a smaller loss; undecided, "
+        "none of these. Needed: items that would show a difference of that size with power 80%, at this spread of the "
+        "paired differences."
     )
     gain = comparison.gain
     if gain is not None:
@@ -313,7 +315,15 @@ def render(comparison: Comparison, a: Path, b: Path, resamples: int = RESAMPLES)
         text.append(f"Average gain of B against A: {percent}, the mean relative change of {_named(gain.benchmarks)}.")
         if gain.excluded:
             text.append(f"Not in the average gain, since A scores 0: {', '.join(gain.excluded)}.")
-    return "\n".join([*text, *(f"Note: {note}" for note in comparison.notes)]) + "\n"
+    text += [f"Note: {note}" for note in comparison.notes]
+    if drawing.by_category and comparison.categories:
+        rows = [
+            [name, category, f"{found.a:.3f}", f"{found.b:.3f}", f"{found.value:+.3f}", _items(found)]
+            for name, members in comparison.categories.items()
+            for category, found in members.items()
+        ]
+        text += ["", aligned(Table(["", "category", "A", "B", "B − A", "items"], rows, align="llrrrr"))]
+    return "\n".join(text) + "\n"
 
 
 def _named(names: Sequence[str]) -> str:
@@ -322,8 +332,15 @@ def _named(names: Sequence[str]) -> str:
 
 def _cells(found: Difference) -> list[str]:
     interval = "–" if found.interval is None else f"{found.interval.low:+.3f} to {found.interval.high:+.3f}"
-    items = f"{found.items} ({found.missing} missing)" if found.missing else str(found.items)
-    return [f"{found.a:.3f}", f"{found.b:.3f}", f"{found.value:+.3f}", interval, _p(found.p_value), items]
+    flips = "–" if found.flips is None else f"+{found.flips.up} −{found.flips.down}"
+    return [
+        f"{found.a:.3f}", f"{found.b:.3f}", f"{found.value:+.3f}", interval, _p(found.p_value), flips,
+        found.finding or "–", _items(found), "–" if found.needed is None else str(found.needed),
+    ]  # fmt: skip
+
+
+def _items(found: Difference) -> str:
+    return f"{found.items} ({found.missing} missing)" if found.missing else str(found.items)
 
 
 def _p(value: float | None) -> str:
@@ -345,13 +362,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seed", metavar="N", type=whole_number(0), default=0, help="of the resampling; default: %(default)s"
     )
     parser.add_argument(
+        "--margin", metavar="M", type=positive_number, default=MARGIN,
+        help="a difference of scores from 0 to 1, or of nats per token, that counts as none; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--by-category", action="store_true", help="tables by category, and intervals that draw categories whole"
+    )
+    parser.add_argument(
+        "--flips", metavar="N", type=whole_number(0), default=SHOWN,
+        help="flipped items of each kind that are shown, those that became harmful first; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument("--flips-file", metavar="FILE", type=Path, help="a CSV of all flipped items with both answers")
+    parser.add_argument(
         ALLOW, action="store_true", help="compare even if the judge, its model, prompt or version, or the task differs"
     )
     try:
         options = parser.parse_args(arguments)
+        drawing = Drawing(
+            options.resamples, options.seed, options.by_category, options.margin, options.allow_different_judges
+        )
         a, b = open_evaluation(options.a), open_evaluation(options.b)
-        comparison = compare(a, b, options.resamples, options.seed, options.allow_different_judges)
+        comparison = compare(a, b, drawing)
+        flips = find_flips(a, b, [name for name in comparison.benchmarks if a.parts(name) == [name]])
+        if options.flips_file:
+            check_writable(options.flips_file.parent, "--flips-file")
+            write_atomically(options.flips_file, flips_csv(flips))
     except UserError as error:
         return report(error)
-    print(render(comparison, a.folder, b.folder, options.resamples), end="")
+    print(render(comparison, a.folder, b.folder, drawing), end="")
+    if shown := flips_text(flips, options.flips):
+        print(shown)
     return EXIT_DONE

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
+    Indices = NDArray[np.intp]
 
 Point = tuple[float, float]
 RESAMPLES = 10_000
@@ -153,7 +154,9 @@ def percentile_interval(samples: "Array", confidence: float = 0.95) -> Interval:
     return Interval(float(low), float(high))
 
 
-def resampled_means(values: "Array", resamples: int = RESAMPLES, seed: Sequence[int] = (0,)) -> "Array":
+def resampled_means(
+    values: "Array", resamples: int = RESAMPLES, seed: Sequence[int] = (0,), clusters: "Indices | None" = None
+) -> "Array":
     """Bootstrap: each row's mean over items drawn with replacement, the same items for all rows.
 
     The common draw is what pairs the rows: the spread of a difference of two rows is that of paired items. With
@@ -161,6 +164,7 @@ def resampled_means(values: "Array", resamples: int = RESAMPLES, seed: Sequence[
 
     Args:
         values: shape (rows, items), one item at least; NaN where an item has no value, which leaves it out.
+        clusters: each item's cluster, from 0; clusters are then drawn whole, and a mean is still one over items.
 
     Returns:
         Shape (rows, resamples); NaN where a draw holds no item with a value.
@@ -171,17 +175,23 @@ def resampled_means(values: "Array", resamples: int = RESAMPLES, seed: Sequence[
     filled = np.where(known, values, 0.0)
     items = values.shape[1]
     means = np.empty((len(values), resamples))
-    for part, counts in _drawn(_item_counts, items, resamples, seed):
+    for part, counts in _drawn(_item_counts, items, resamples, seed, clusters):
         with np.errstate(invalid="ignore"):
-            means[:, part] = (filled @ counts.T) / (items if known.all() else known.astype(float) @ counts.T)
+            fixed = known.all() and clusters is None
+            means[:, part] = (filled @ counts.T) / (items if fixed else known.astype(float) @ counts.T)
     return means
 
 
-def flipped_means(differences: "Array", resamples: int = RESAMPLES, seed: Sequence[int] = (0,)) -> "Array":
+def flipped_means(
+    differences: "Array", resamples: int = RESAMPLES, seed: Sequence[int] = (0,), clusters: "Indices | None" = None
+) -> "Array":
     """The mean of paired differences, shape (items,), with the sign of each drawn at random.
 
     If the two sides do not differ, either sign of an item's difference is as likely: this is the distribution
     that the mean then has. With the same seed two calls on as many items draw the same signs.
+
+    Args:
+        clusters: as for ``resampled_means``; one sign is drawn for each cluster.
 
     Returns:
         Shape (resamples,).
@@ -189,13 +199,13 @@ def flipped_means(differences: "Array", resamples: int = RESAMPLES, seed: Sequen
     import numpy as np
 
     means = np.empty(resamples)
-    for part, signs in _drawn(_signs, len(differences), resamples, seed):
+    for part, signs in _drawn(_signs, len(differences), resamples, seed, clusters):
         means[part] = signs @ differences / len(differences)
     return means
 
 
 def flip_test(difference: float, flipped: "Array") -> float:
-    """Two-sided p-value of a mean difference against its sign flips; on binary verdicts this is McNemar's test.
+    """Two-sided p-value of a mean difference against its sign flips.
 
     At least ``1 / (resamples + 1)``, since what was found is one of the possible outcomes.
     """
@@ -207,8 +217,9 @@ def flip_test(difference: float, flipped: "Array") -> float:
 
 
 def _drawn(
-    draw: "Callable[[np.random.Generator, int, int], Array]", items: int, resamples: int, seed: Sequence[int]
-) -> "Iterator[tuple[slice, Array]]":
+    draw: "Callable[[np.random.Generator, int, int], Array]", items: int, resamples: int, seed: Sequence[int],
+    clusters: "Indices | None",
+) -> "Iterator[tuple[slice, Array]]":  # fmt: skip
     """Weights of the items, shape (part, items), a part of the resamples at a time."""
     import numpy as np
 
@@ -216,7 +227,10 @@ def _drawn(
     step = max(1, DRAWN_AT_ONCE // items)
     for start in range(0, resamples, step):
         part = slice(start, min(start + step, resamples))
-        yield part, draw(generator, part.stop - part.start, items)
+        if clusters is None:
+            yield part, draw(generator, part.stop - part.start, items)
+        else:
+            yield part, draw(generator, part.stop - part.start, int(clusters.max()) + 1)[:, clusters]
 
 
 def _item_counts(generator: "np.random.Generator", resamples: int, items: int) -> "Array":

@@ -116,6 +116,17 @@ def whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
+def positive_number(text: str) -> float:
+    """Read a number above 0; an ``ArgumentTypeError`` says otherwise."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a number above 0")
+    return number
+
+
 def run_program(main: Callable[[], int]) -> int:
     """A program's exit code; a user's mistake, what the system refuses and Ctrl-C take one line each."""
     try:

@@ -33,6 +33,7 @@ class Benchmark:
     prompt_hash: str | None = None
     prompt: str = "a question"
     responses: Sequence[str] = field(default=())
+    categories: Sequence[str] = field(default=())
     error: str | None = None
     model: str = "f" * 16
 
@@ -98,7 +99,8 @@ def _write_rows(folder: Path, name: str, benchmark: Benchmark) -> None:
         head = {"id": f"{benchmark.prefix}-{index}", **stamp}
         response = benchmark.responses[index] if benchmark.responses else f"answer {index}"
         asked = {"prompt": benchmark.prompt, "target": "a target", "task_hash": benchmark.task_hash}
-        generations.append({**head, **asked, "response": response})
+        named = {"category": benchmark.categories[index]} if benchmark.categories else {}
+        generations.append({**head, **asked, **named, "response": response})
         told = {key: getattr(benchmark, key) for key in ("judge", "judge_hash", "prompt_hash", "judge_model")}
         status = "unparsed" if value is None else "parsed"
         label = "unparsed" if value is None else f"label {value}"

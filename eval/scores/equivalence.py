@@ -1,0 +1,67 @@
+"""What "unchanged" claims: a difference within a stated margin, exact tests of flips, and the items that settle it."""
+
+from dataclasses import dataclass
+from math import ceil, comb, ldexp
+from statistics import NormalDist
+from typing import Literal
+
+from eval.scores.statistics import Interval
+
+# Of scores between 0 and 1: two points [ours].
+MARGIN = 0.02
+# The interval whose place within the margin is a pair of one-sided tests at 5% (TOST, Schuirmann 1987).
+CONFIDENCE = 0.90
+POWER = 0.8
+
+Finding = Literal["unchanged", "not worse", "worse", "undecided"]
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Items of a yes-or-no verdict that differ between two sides.
+
+    Attributes:
+        up: those with 0 on the first side and 1 on the second.
+        down: the others.
+    """
+
+    up: int
+    down: int
+
+    @property
+    def p(self) -> float:
+        """McNemar's exact two-sided p: both kinds of flips are equally likely where the sides do not differ."""
+        total = self.up + self.down
+        tail = sum(comb(total, k) for k in range(min(self.up, self.down) + 1))
+        return min(1.0, ldexp(tail, 1 - total))
+
+
+def finding(interval: Interval, margin: float, lower_is_better: bool) -> Finding:
+    """What the 90% interval of a difference says of a margin.
+
+    Args:
+        interval: of the second side less the first.
+        lower_is_better: an increase is a loss.
+
+    Returns:
+        unchanged: the difference lies within the margin (TOST at 5%); not worse: any loss is smaller than the margin (a
+        one-sided test at 5%); worse: a loss that is larger than the margin; undecided: none of these is shown.
+    """
+    low, high = (-interval.high, -interval.low) if lower_is_better else (interval.low, interval.high)
+    if low > -margin:
+        return "unchanged" if high < margin else "not worse"
+    return "worse" if high < -margin else "undecided"
+
+
+def pairs_needed(variance: float, margin: float, power: float = POWER, alpha: float = 0.05) -> int:
+    """Pairs with which a two-sided test at ``alpha`` finds a true difference of ``margin`` with probability ``power``.
+
+    The normal approximation, ``(z(1 - alpha / 2) + z(power))² variance / margin²``; for few pairs, as seeds are, it is
+    about two too small.
+
+    Args:
+        variance: of a pair's difference.
+    """
+    normal = NormalDist()
+    quantiles = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
+    return max(2, ceil(quantiles**2 * variance / margin**2))
