@@ -127,7 +127,7 @@ def compare(a: Artefacts, b: Artefacts, drawing: Drawing = AS_USUAL) -> Comparis
         )
     notes += [*_missing_notes("A", a), *_missing_notes("B", b)]
     metrics = {name: str(a.benchmarks[name]["metric"]) for name in differences}
-    categories = {name: members for name in shared if name in drawn and (members := _by_category(a, b, name))}
+    categories = {name: split for name in shared if name in drawn and (split := _by_category(a, b, name))}
     return Comparison(differences, averages, gain, metrics, categories, notes)
 
 

@@ -1,7 +1,7 @@
 """What "unchanged" claims: a difference within a stated margin, exact tests of flips, and the items that settle it."""
 
 from dataclasses import dataclass
-from math import ceil, comb, ldexp
+from math import ceil, comb
 from statistics import NormalDist
 from typing import Literal
 
@@ -33,7 +33,7 @@ class Flips:
         """McNemar's exact two-sided p: both kinds of flips are equally likely where the sides do not differ."""
         total = self.up + self.down
         tail = sum(comb(total, k) for k in range(min(self.up, self.down) + 1))
-        return min(1.0, ldexp(tail, 1 - total))
+        return min(1.0, 2 * tail / (1 << total))
 
 
 def finding(interval: Interval, margin: float, lower_is_better: bool) -> Finding:
