@@ -199,6 +199,28 @@ def _stereotype(published: Iterable[Published]) -> Iterator[Row]:
             }  # fmt: skip
 
 
+def _mmlu_pro(published: Iterable[Published]) -> Iterator[Row]:
+    for row in published:
+        yield {
+            "id": f"mmlu-pro-{row['question_id']}", "prompt": row["question"], "target": row["answer"],
+            "choices": list(row["options"]), "category": row["category"],
+        }  # fmt: skip
+
+
+def _math_500(published: Iterable[Published]) -> Iterator[Row]:
+    for row in published:
+        yield {"id": row["unique_id"], "prompt": row["problem"], "target": row["answer"], "category": row["subject"]}
+
+
+def _halueval_qa(published: Iterable[Published]) -> Iterator[Row]:
+    for number, row in enumerate(published):
+        made_up = hashlib.sha256(row["question"].encode()).digest()[0] % 2 == 1
+        yield {
+            "id": f"halueval-qa-{number:05d}", "prompt": row["question"], "target": "yes" if made_up else "no",
+            "shown": row["hallucinated_answer" if made_up else "right_answer"],
+        }  # fmt: skip
+
+
 # The form in which multiple choices circulate as text: "A. …\nB. …", and the answer's own line.
 OPTION = re.compile(r"(?:^|\n)\s*([A-E])\. ")
 
@@ -374,6 +396,11 @@ CONVERSIONS = {
         ("Question", "choice1", "choice2", "choice3", "choice4", "answer"),
         _gpqa,
     ),
+    "mmlu_pro": Conversion(
+        ("question_id", "question", "options", "answer", "category"), ("choices", "category"), _mmlu_pro
+    ),
+    "math_500": Conversion(("unique_id", "problem", "answer", "subject"), (), _math_500),
+    "halueval_qa": Conversion(("question", "right_answer", "hallucinated_answer"), ("shown",), _halueval_qa),
     "hhh": Conversion(
         ("inputs", "targets", "multiple_choice_targets"), ("inputs", "targets", "multiple_choice_targets"), _hhh
     ),
