@@ -304,7 +304,9 @@ def _result(work: _Work, settings: Evaluation, safe_point: Callable[[], None], b
             made = _judge_verdicts(work, answered, settings, safe_point, budget)
         verdicts = [{**head, **verdict} for head, verdict in zip(expected, made, strict=True)]
         write_jsonl(work.verdicts, verdicts)
-    return Result(verdicts, content_hash(work.verdicts), work.available)
+    named = {row["id"]: _category(work.benchmark, row) for row in work.rows}
+    categories = {key: found["category"] for key, found in named.items() if found}
+    return Result(verdicts, content_hash(work.verdicts), work.available, categories)
 
 
 def _estimate(work: _Work, settings: Evaluation) -> Estimate:

@@ -1,7 +1,7 @@
 """Aggregation: from verdicts to the scores of benchmarks and groups."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from eval.benchmarks.definition import Benchmark
 from eval.judging.answers import NO_ANSWER
 from eval.scores.groups import scored_by
+from eval.scores.statistics import clustered_error
 from ogpsa.config import Evaluation
 
 AVERAGES = ("safety", "utility", "over_refusal")
@@ -16,11 +17,18 @@ AVERAGES = ("safety", "utility", "over_refusal")
 
 @dataclass(frozen=True)
 class Result:
-    """One benchmark's verdicts, the hash of their file, and how many rows the benchmark's own file holds."""
+    """One benchmark's verdicts.
+
+    Attributes:
+        verdicts_hash: of their file.
+        available: rows that the benchmark's own file holds.
+        categories: by item, that of the benchmark's makers; of some items or none.
+    """
 
     verdicts: list[dict[str, Any]]
     verdicts_hash: str | None
     available: int
+    categories: Mapping[str, str]
 
 
 def aggregate(
@@ -38,7 +46,9 @@ def aggregate(
     ``refused`` is the share of refusals among all answers. Of the responses, ``empty`` counts those that say nothing,
     ``unfinished`` those that end in a thought, and ``cut`` those that met the cap on tokens, None where it is not known
     how they ended. ``fallbacks`` counts the jailbroken requests that had to be put as they are, ``error`` says why
-    there is no score. A composite is the mean of its ``parts``.
+    there is no score. Where the items fall into categories, ``categories`` holds each one's ``value``, ``n`` and
+    ``missing``, and ``clustered_stderr`` is the error of ``value`` if items of one category are alike. A composite is
+    the mean of its ``parts``.
 
     Args:
         errors: why a benchmark without a result has none.
@@ -50,7 +60,7 @@ def aggregate(
     for benchmark in benchmarks:
         name = benchmark.name
         scores[name] = {
-            **_score(results.get(name, Result([], None, 0)), errors.get(name)),
+            **_score(results.get(name, Result([], None, 0, {})), errors.get(name)),
             "published": benchmark.source.count if benchmark.source else None,
             "metric": scored_by(benchmark, settings.judge),
             "group": "reported" if name in parts else group_of[name],
@@ -93,7 +103,25 @@ def _score(result: Result, error: str | None) -> dict[str, Any]:
         "available": result.available,
         "verdicts_hash": result.verdicts_hash,
         "rendered_hash": verdicts[0].get("rendered_hash") if verdicts else None,
+        **_by_category(verdicts, result.categories),
     }
+
+
+def _by_category(verdicts: list[dict[str, Any]], categories: Mapping[str, str]) -> dict[str, Any]:
+    """A benchmark's scores by category, and their error; None where an item has no category or all have the same."""
+    members: dict[str, list[float | None]] = {}
+    for verdict in verdicts:
+        members.setdefault(categories.get(verdict["id"], ""), []).append(verdict["value"])
+    if "" in members or len(members) < 2:
+        return {"categories": None, "clustered_stderr": None}
+    known = {name: [value for value in found if value is not None] for name, found in members.items()}
+    clusters = [name for name, values in known.items() for _ in values]
+    values = [value for of_one in known.values() for value in of_one]
+    entries = {
+        name: {"value": _mean(known[name]), "n": len(known[name]), "missing": len(found) - len(known[name])}
+        for name, found in sorted(members.items())
+    }
+    return {"categories": entries, "clustered_stderr": clustered_error(values, clusters) if values else None}
 
 
 def _average(members: list[dict[str, Any]]) -> dict[str, Any]:
@@ -123,9 +151,11 @@ def _composite(parts: list[dict[str, Any]], names: list[str], group: str) -> dic
         "published": None,
         "verdicts_hash": None,
         "rendered_hash": None,
+        "categories": None,
+        "clustered_stderr": None,
     }
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known and len(known) == len(values) else None

@@ -3,7 +3,7 @@
 Everything that draws is seeded. What is missing is NaN in an array and is never counted as a value.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist, fmean, mean, stdev
@@ -117,6 +117,18 @@ def wilson(value: float, n: int, confidence: float = 0.95) -> Interval:
     half_width = quantile * sqrt(value * (1 - value) / n + weight / (4 * n)) / (1 + weight)
     # Where all items agree, the end that is theirs is missed by the last bit.
     return Interval(min(value, max(0.0, centre - half_width)), max(value, min(1.0, centre + half_width)))
+
+
+def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Standard error of the mean of items that come in clusters, whose items may be alike (arXiv 2411.00640, eq. 4).
+
+    Where every item is a cluster of its own this is the usual error, but for n in place of n - 1.
+    """
+    centre = fmean(values)
+    sums: dict[Hashable, float] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + value - centre
+    return sqrt(sum(total**2 for total in sums.values())) / len(values)
 
 
 def normal_interval(value: float, stderr: float, confidence: float = 0.95, top: float = 1.0) -> Interval:

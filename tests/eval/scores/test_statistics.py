@@ -13,6 +13,7 @@ from eval.scores.statistics import (
     DRAWN_AT_ONCE,
     Interval,
     average_gain,
+    clustered_error,
     flip_test,
     flipped_means,
     front_shares,
@@ -59,6 +60,15 @@ def test_where_all_items_agree_the_interval_covers() -> None:
         interval = unanimous_interval(1.0, n, -1, 1)
         missed = not interval.low <= 1 - share + share * other <= interval.high
         assert not missed or (1 - share) ** n < 0.025
+
+
+def test_the_error_of_clusters() -> None:
+    values = [0.0, 0.0, 1.0, 1.0, 1.0, 0.0]
+    # Items of their own: √(Σ(x - mean)²) / n.
+    assert clustered_error(values, range(6)) == pytest.approx((6 * 0.25) ** 0.5 / 6)
+    # Pairs that agree are half as many items; pairs that cancel say nothing of the mean.
+    assert clustered_error([0, 0, 1, 1], "aabb") == pytest.approx((2 * 1.0) ** 0.5 / 4)
+    assert clustered_error([0, 1, 0, 1], "aabb") == 0
 
 
 def test_bootstrap_of_three_items_is_the_enumerated_one() -> None:
