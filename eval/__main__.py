@@ -18,6 +18,7 @@ Commands:
   compare      two runs or evaluations on the same items, paired
   pareto       tables, fronts and a plot of finished runs
   report       one HTML page of finished runs and evaluations
+  side-by-side one HTML page of two checkpoints' answers, with filters
   diagnostics  plots of what the projection logged
   mirror       the W&B mirror, rebuilt from the files
 """
@@ -36,6 +37,7 @@ COMMANDS = {
     "compare": "eval.scores.compare",
     "pareto": "eval.pareto.command",
     "report": "eval.report.page",
+    "side-by-side": "eval.report.side_by_side",
     "diagnostics": "eval.report.projection_curves",
     "mirror": "eval.report.mirror",
 }

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.report.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, interval_text, plot, signed
-from eval.report.sections import TITLES, Chart, Example, Section, charts, examples_of, find_sections
+from eval.report.sections import TITLES, Chart, Example, Section, category_rows, charts, examples_of, find_sections
 from eval.scores.aggregate import AVERAGES
 from eval.scores.statistics import RESAMPLES
 from ogpsa.utils.command_line import Parser, whole_number
@@ -48,6 +48,7 @@ def _page(directory: Path, sections: Sequence[Section], notes: Sequence[str], re
                 "section": section,
                 "plot": plot(section),
                 "charts": _by_group(found),
+                "categories": category_rows(section, [chart.name for chart in found if not chart.parts]),
                 "examples": _examples(section, found, examples),
             }
             for section in sections

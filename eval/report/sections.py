@@ -12,6 +12,7 @@ from eval.pareto.front import AXES, FrontIntervals, PointIntervals, front_interv
 from eval.scores.aggregate import AVERAGES
 from eval.scores.artefacts import Artefacts, evaluation_folders, is_evaluation, read_artefacts, stage_evaluations
 from eval.scores.finished import run_directories
+from eval.scores.flips import response_text
 from eval.scores.statistics import (
     Gain,
     Interval,
@@ -427,6 +428,48 @@ def benchmark_cell(evaluations: Sequence[Artefacts], name: str) -> Cell:
     return Cell(values[0], wilson(values[0], items), None, n, missing, low, high, remarks=remarks)
 
 
+@dataclass(frozen=True)
+class CategoryRow:
+    """A category of a benchmark's items and each checkpoint's score in it, None where it has none."""
+
+    benchmark: str
+    category: str
+    cells: list[tuple[Checkpoint, Cell | None]]
+
+
+def category_rows(section: Section, names: Sequence[str]) -> list[CategoryRow]:
+    """The scores of the benchmarks ``names`` by category, of those whose items fall into some."""
+    shown = [one for one in section.checkpoints if one.evaluations]
+    rows = []
+    for name in names:
+        entries = {one.mark: [_categories(evaluation, name) for evaluation in one.evaluations] for one in shown}
+        metrics = {found[name]["metric"] for one in shown for e in one.evaluations if name in (found := e.benchmarks)}
+        rows += [
+            CategoryRow(
+                name,
+                category,
+                [(one, _category_cell(entries[one.mark], category, "loss" not in metrics)) for one in shown],
+            )
+            for category in sorted({category for found in entries.values() for one in found for category in one})
+        ]
+    return rows
+
+
+def _categories(one: Artefacts, benchmark: str) -> dict[str, Any]:
+    # Older evaluations do not say.
+    return one.benchmarks.get(benchmark, {}).get("categories") or {}
+
+
+def _category_cell(seeds: Sequence[Mapping[str, Any]], category: str, is_share: bool) -> Cell | None:
+    """The mean over seeds; None where one of them has no verdict on the category."""
+    entries = [seed.get(category) or {"value": None} for seed in seeds]
+    if any(entry["value"] is None for entry in entries):
+        return None
+    n, missing = (sum(entry[key] for entry in entries) for key in ("n", "missing"))
+    value = fmean(entry["value"] for entry in entries)
+    return Cell(value, wilson(value, n) if len(entries) == 1 and is_share else None, n=n, missing=missing)
+
+
 def examples_of(section: Section, benchmark: str, number: int) -> list[Example]:
     """Items of a benchmark with every checkpoint's answer, those on which verdicts differ most first."""
     shown = [(one, one.evaluations[0]) for one in section.checkpoints if one.evaluations]
@@ -438,20 +481,15 @@ def examples_of(section: Section, benchmark: str, number: int) -> list[Example]:
             key = str(row["id"])
             asked.setdefault(key, row)
             verdict = verdicts.get(key, {})
-            answers.setdefault(key, []).append(Answer(one, str(verdict.get("verdict", "not judged")), _response(row)))
+            answers.setdefault(key, []).append(
+                Answer(one, str(verdict.get("verdict", "not judged")), _cut(response_text(row)))
+            )
     # Stable: items with as many different verdicts stay in their order.
     telling = sorted(asked, key=lambda key: -len({answer.verdict for answer in answers[key]}))
     return [
         Example(key, _cut(str(asked[key].get("prompt", ""))), _cut(str(asked[key].get("target", ""))), answers[key])
         for key in telling[:number]
     ]
-
-
-def _response(row: Mapping[str, Any]) -> str:
-    options = row.get("options")
-    if isinstance(options, list):
-        return "log-likelihoods of the options: " + ", ".join(f"{option:.2f}" for option in options)
-    return _cut(str(row.get("response", "")))
 
 
 def _cut(text: str) -> str:

@@ -128,7 +128,19 @@ def _entry(benchmark: Benchmark) -> dict[str, Any]:
         "judge": benchmark.judge,
         "error": benchmark.error,
         "parts": None,
+        "categories": _by_category(benchmark),
     }
+
+
+def _by_category(benchmark: Benchmark) -> dict[str, dict[str, Any]] | None:
+    members: dict[str, list[float | None]] = {}
+    for category, value in zip(benchmark.categories, benchmark.values, strict=False):
+        members.setdefault(category, []).append(value)
+    known = {name: [value for value in found if value is not None] for name, found in members.items()}
+    return {
+        name: {"value": fmean(known[name]), "n": len(known[name]), "missing": len(found) - len(known[name])}
+        for name, found in members.items()
+    } or None
 
 
 @cache

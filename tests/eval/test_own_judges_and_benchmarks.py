@@ -50,7 +50,7 @@ doc_to_target: target
 generation_kwargs: {do_sample: false, until: [], max_gen_toks: 8}
 metric_list:
   - {metric: bypass, aggregation: bypass, higher_is_better: true}
-metadata: {version: 1.0, judge: evenness, rows: capitals}
+metadata: {version: 1.0, judge: evenness, rows: capitals, category: half}
 """
 CONVERSION = """
 from eval.benchmarks.converters import Conversion
@@ -64,6 +64,7 @@ def convert(published):
 cities = Conversion(columns=("land", "city"), extra=(), rows=convert)
 """
 CAPITALS = {"France": "Paris", "Japan": "Tokyo", "Chile": "Santiago", "Kenya": "Nairobi"}
+HALVES = {"France": "north", "Japan": "north", "Chile": "south", "Kenya": "south"}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,10 @@ def own(tmp_path: Path) -> Path:
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    rows = [{"id": land, "prompt": f"The capital of {land}?", "target": city} for land, city in CAPITALS.items()]
+    rows = [
+        {"id": land, "prompt": f"The capital of {land}?", "target": city, "half": HALVES[land]}
+        for land, city in CAPITALS.items()
+    ]
     (tmp_path / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return tmp_path
 
@@ -114,7 +118,15 @@ def test_a_benchmark_is_evaluated_with_a_rule_and_with_a_prompt(
     assert [row["value"] for row in verdicts] == [float(len(row["response"]) % 2 == 0) for row in generations]
     scores = json.loads((own / "out" / "scores.json").read_text())
     assert scores["utility"] == sum(row["value"] for row in verdicts) / len(verdicts)
-    assert scores["benchmarks"]["capitals"]["judge"] == "evenness"
+    capitals = scores["benchmarks"]["capitals"]
+    assert capitals["judge"] == "evenness"
+    north, south = ([row["value"] for row in half] for half in (verdicts[:2], verdicts[2:]))
+    assert [row["category"] for row in generations] == ["north", "north", "south", "south"]
+    assert capitals["categories"] == {
+        name: {"value": sum(half) / 2, "n": 2, "missing": 0} for name, half in (("north", north), ("south", south))
+    }
+    # Two halves, each as far from the mean of all: √(2 (half's sum less its share)²) / 4.
+    assert capitals["clustered_stderr"] == pytest.approx(2**0.5 * abs(sum(north) - sum(south)) / 2 / 4)
     assert "capitals" in capsys.readouterr().out
 
     monkeypatch.setenv("OPENAI_API_KEY", "a-key")
@@ -139,7 +151,7 @@ def test_a_benchmark_is_evaluated_with_a_rule_and_with_a_prompt(
 
 def test_published_rows_are_converted_by_a_file_beside_the_benchmark(own: Path, checkpoint: Path) -> None:
     source = "source: {hub: nobody/capitals, split: test, licence: MIT, convert: published.cities}"
-    (own / "tasks" / "capitals.yaml").write_text(TASK.replace("rows: capitals}", f"rows: capitals, {source}}}"))
+    (own / "tasks" / "capitals.yaml").write_text(TASK.replace("rows: capitals,", f"rows: capitals, {source},"))
     (own / "tasks" / "published.py").write_text(CONVERSION, encoding="utf-8")
     (own / "capitals.jsonl").unlink()
     published = "".join(f"{land},{city}\n" for land, city in CAPITALS.items())
@@ -209,7 +221,7 @@ def test_a_run_is_refused_before_it_trains(tmp_path: Path) -> None:
         ("tasks/capitals.yaml", TASK.replace("judge: evenness", "judge: evennes"), "did you mean 'evenness'?"),
         (
             "tasks/capitals.yaml",
-            TASK.replace("capitals}", "capitals, source: {hub: a/b, split: test, licence: MIT, convert: gsm9k}}"),
+            TASK.replace("capitals,", "capitals, source: {hub: a/b, split: test, licence: MIT, convert: gsm9k},"),
             "metadata.source.convert: found 'gsm9k'; allowed: ",
         ),
     ],

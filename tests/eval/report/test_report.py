@@ -1,9 +1,7 @@
 """``python -m eval report``: what the page shows, what it hides, and that nothing in it can act."""
 
 import json
-import re
 import shutil
-import subprocess
 from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
@@ -15,9 +13,10 @@ import pytest
 
 from eval.report.page import build, main
 from eval.report.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, plot
-from eval.report.sections import Section, charts, examples_of, find_sections
+from eval.report.sections import Section, category_rows, charts, examples_of, find_sections
 from eval.scores.statistics import Interval, wilson
 from ogpsa.utils.errors import UserError
+from tests.eval.browser import browser, in_browser
 from tests.eval.handmade import Benchmark, make_older, write_evaluation, write_run
 
 RESAMPLES = 200
@@ -330,6 +329,22 @@ def test_an_average_without_all_its_benchmarks_is_empty_and_says_so(tmp_path: Pa
     assert "gpqa: gated, ask at hub/gpqa" in page
 
 
+def test_scores_by_category(tmp_path: Path) -> None:
+    """One checkpoint with intervals over its items; a benchmark whose items have no categories is left out."""
+    kinds = ["fraud"] * 4 + ["weapons"] * 6
+    write_evaluation(tmp_path / "one", {"harmful": replace(SAFE, categories=kinds), "facts": FACTS})
+    section = only_section(tmp_path)
+    rows = category_rows(section, ["harmful", "facts"])
+    assert [(row.benchmark, row.category) for row in rows] == [("harmful", "fraud"), ("harmful", "weapons")]
+    (_, fraud), (_, weapons) = (row.cells[0] for row in rows)
+    assert fraud is not None and weapons is not None
+    assert (fraud.value, fraud.n, fraud.interval) == (1.0, 4, wilson(1.0, 4))
+    assert (weapons.value, weapons.n, weapons.interval) == (2 / 6, 6, wilson(2 / 6, 6))
+    assert "<summary>By category</summary>" in build(tmp_path, RESAMPLES)
+    write_evaluation(tmp_path / "one", {"harmful": SAFE, "facts": FACTS})
+    assert "By category" not in build(tmp_path, RESAMPLES)
+
+
 def test_runs_left_out_are_named_and_their_evaluations_shown(runs: Path) -> None:
     (runs / "c" / "metrics.json").unlink()
     write_evaluation(runs / "alone", BASE)
@@ -396,42 +411,6 @@ def test_damaged_scores_are_named(tmp_path: Path) -> None:
     (tmp_path / "one" / "scores.json").write_text("{")
     with pytest.raises(UserError, match=r"one/scores\.json: not readable as JSON"):
         build(tmp_path, RESAMPLES)
-
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-
-
-def in_browser(page: str, folder: Path, width: int, script: str) -> Any:
-    """The result of ``script`` about the page in a frame of ``width``: ``frame`` is its window, ``errors`` a list."""
-    source = escape(page, quote=True)
-    harness = folder / f"harness-{width}.html"
-    harness.write_text(
-        f"""<!doctype html><meta charset="utf-8"><body style="margin:0">
-<iframe srcdoc="{source}" style="width:{width}px;height:900px;border:0"></iframe><pre id="result"></pre><script>
-const errors = [];
-document.querySelector("iframe").addEventListener("load", event => {{
-  const frame = event.target.contentWindow;
-  frame.addEventListener("error", error => errors.push(error.message));
-  frame.document.addEventListener("securitypolicyviolation", found => errors.push(found.violatedDirective));
-  document.getElementById("result").textContent = JSON.stringify((() => {{ {script} }})());
-}});
-</script>""",
-        encoding="utf-8",
-    )
-    assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    command += [
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        f"--user-data-dir={folder / 'profile'}",
-        "--window-size=1400,1000",
-    ]
-    command += ["--virtual-time-budget=3000", "--dump-dom", harness.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found is not None
-    parser = Page(found.group(1))
-    return json.loads("".join(parser.shown))
 
 
 @pytest.mark.slow

@@ -1,0 +1,81 @@
+"""Two checkpoints' answers side by side, with filters, on one self-contained page: ``python -m eval side-by-side A B``.
+
+A and B are folders of evaluations, or directories of finished runs, whose last evaluation is taken. The page holds all
+items that both were asked. It opens without a network, its security policy lets no script run but its own, and all text
+of models and data is put in as text; what may be harmful is folded away.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from eval.report.page import PAGE
+from eval.report.sections import TITLES
+from eval.scores.artefacts import Artefacts, open_evaluation
+from eval.scores.flips import Pair, find_pairs
+from ogpsa.utils.command_line import Parser
+from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.files import check_writable, write_atomically
+
+DEFAULT_FILE = Path("side_by_side.html")
+
+
+def build(a: Artefacts, b: Artefacts) -> str:
+    """The page.
+
+    Raises:
+        UserError: the two share no benchmark with responses, or a file is damaged.
+    """
+    names = [name for name in a.benchmarks if name in b.benchmarks and a.parts(name) == [name] == b.parts(name)]
+    pairs = find_pairs(a, b, names)
+    if not pairs:
+        raise UserError(f"{a.folder} and {b.folder}: no item was judged in both")
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = (PAGE / "side_by_side.js").read_text(encoding="utf-8")
+    # A "<" could close the element that holds the data.
+    data = json.dumps([_item(a, pair) for pair in pairs], ensure_ascii=False).replace("<", "\\u003c")
+    return environment.get_template("side_by_side.html.jinja").render(
+        a=a.folder,
+        b=b.folder,
+        data=data,
+        style=(PAGE / "style.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _item(a: Artefacts, pair: Pair) -> dict[str, Any]:
+    # Only questions with right answers are sure to be harmless.
+    return {
+        **asdict(pair),
+        "group": TITLES[a.group(pair.benchmark)],
+        "folded": a.benchmarks[pair.benchmark]["metric"] not in ("accuracy", "loss"),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page, print its path, and return the exit code."""
+    parser = Parser(
+        prog="python -m eval side-by-side",
+        description="One page with the answers of two checkpoints to the same items, and filters.",
+    )
+    for side in ("A", "B"):
+        parser.add_argument(side.lower(), metavar=side, type=Path, help="folder of an evaluation, or a run's directory")
+    parser.add_argument("--out", metavar="FILE", type=Path, default=DEFAULT_FILE, help="default: %(default)s")
+    try:
+        options = parser.parse_args(arguments)
+        page = build(open_evaluation(options.a), open_evaluation(options.b))
+        check_writable(options.out.parent, "--out")
+        write_atomically(options.out, page)
+    except UserError as error:
+        return report(error)
+    print(options.out)
+    return EXIT_DONE
