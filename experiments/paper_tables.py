@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import get_args
 
+from eval.scores.equivalence import MARGIN, Finding, finding, pairs_needed
 from eval.scores.statistics import Summary, balanced_score, summarize
 from experiments.comparisons import (
     AT_EQUAL_DISTANCE,
@@ -24,6 +25,7 @@ from ogpsa.config import StageName
 from ogpsa.utils.table import Table, table_of
 
 TITLES = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓", "gain": "average gain ↑"}
+LOWER_IS_BETTER = ("over_refusal", AT_EQUAL_SAFETY["over_refusal"])
 MOVED = "moved"
 RATES = "learning rates"
 MOVED_NOTE = (
@@ -56,6 +58,12 @@ DIFFERENCE_NOTE = (
     "Δ: difference to {}, paired by seed, with its 95% t-interval; in brackets p of a two-sided "
     "paired t-test, corrected by Holm over the column (in all tables of this page), and the number of pairs; –: all "
     "pairs differ by the same amount, nothing to test."
+)
+FINDINGS: dict[Finding, str] = {"unchanged": "≈", "not worse": "≥", "worse": "<"}
+MARGIN_NOTE = (
+    "What a difference's 90% t-interval says of a margin of two points: ≈, the difference is smaller (two one-sided "
+    "tests at 5%); ≥, any loss is smaller; <, the loss is larger; needs N: it says none of these, and N pairs would "
+    "show a difference of two points with power 80%, at this spread (a normal approximation)."
 )
 EQUAL_NOTE = (
     "Utility that each method reaches at S, the safety of naive tuning at the rates where rows are compared, seed by "
@@ -142,7 +150,7 @@ def score_tables(
     if references:
         labels = dict.fromkeys(row.label for row in rows if row.name in references)
         whose = f"{', '.join(labels)} of the same pipeline" + (f", or to {usual}" if usual else "")
-        notes.append(DIFFERENCE_NOTE.format(whose))
+        notes += [DIFFERENCE_NOTE.format(whose), MARGIN_NOTE]
     return _with_notes(tables, notes)
 
 
@@ -219,7 +227,7 @@ def level_tables(levels: Sequence[AtLevel]) -> list[Table]:
             }
             lines.append(_named(one.row) | cells)
         tables.append(table_of(lines, f"{group}: {over_refusal} at a level of {safety}"))
-    return _with_notes(tables, [LEVEL_NOTE])
+    return _with_notes(tables, [LEVEL_NOTE, MARGIN_NOTE])
 
 
 def strength_tables(rows: Sequence[Row]) -> list[Table]:
@@ -265,7 +273,7 @@ def equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comp
                 }
             lines.append(_named(one.row) | cells)
         tables.append(table_of(lines, f"{group}: utility at equal safety"))
-    return _with_notes(tables, [EQUAL_NOTE])
+    return _with_notes(tables, [EQUAL_NOTE, MARGIN_NOTE])
 
 
 def loss_tables(rows: Sequence[Row]) -> list[Table]:
@@ -396,11 +404,15 @@ def _with_published(summary: Summary | None, row: Row | None, name: str, score: 
 def _difference(one: Comparison | None) -> str:
     if one is None:
         return ""
-    summary = one.paired.difference
+    summary, narrow, variance = one.paired.difference, one.paired.narrow, one.paired.variance
     if summary.half_width is None:
         return f"{_signed(summary.mean)} (n = 1)"
     p = "–" if one.p is None else "< 0.001" if one.p < 0.001 else f"{one.p:.3f}"
-    return f"{_signed(summary.mean)} ± {summary.half_width:.1f} ({p}; n = {summary.n})"
+    told = [p, f"n = {summary.n}"]
+    if narrow is not None and variance is not None:
+        found = finding(narrow, 100 * MARGIN, one.score in LOWER_IS_BETTER)
+        told.append(FINDINGS.get(found) or f"needs {pairs_needed(variance, 100 * MARGIN)}")
+    return f"{_signed(summary.mean)} ± {summary.half_width:.1f} ({'; '.join(told)})"
 
 
 def _signed(value: float) -> str:

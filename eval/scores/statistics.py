@@ -343,10 +343,14 @@ class Paired:
     Attributes:
         difference: its mean and t interval.
         p: two-sided paired t-test; None for one pair, and where all differ by the same amount: no spread, no test.
+        narrow: the 90% t interval, None likewise.
+        variance: of a pair's difference, None likewise.
     """
 
     difference: Summary
     p: float | None
+    narrow: Interval | None = None
+    variance: float | None = None
 
 
 def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
@@ -362,7 +366,13 @@ def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
     from scipy.special import stdtr
 
     t = difference.mean / (stdev(differences) / sqrt(len(differences)))
-    return Paired(difference, 2 * float(stdtr(len(differences) - 1, -abs(t))))
+    half_width = summarize(differences, 0.90).half_width or 0.0
+    return Paired(
+        difference,
+        2 * float(stdtr(len(differences) - 1, -abs(t))),
+        Interval(difference.mean - half_width, difference.mean + half_width),
+        stdev(differences) ** 2,
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -37,9 +37,11 @@ def experiment(
     return Experiment(name, ExperimentSettings.model_validate(given), tuple(rows))
 
 
-def scores_of(config: Config, safety: float, utility: float, benchmarks: dict[str, float]) -> dict[str, Any]:
+def scores_of(
+    config: Config, safety: float, utility: float, benchmarks: dict[str, float], over_refusal: float = 0.25
+) -> dict[str, Any]:
     values = dict.fromkeys(config.eval.safety, safety) | dict.fromkeys(config.eval.utility, utility) | benchmarks
-    averages = {"safety": safety, "utility": utility, "over_refusal": 0.25}
+    averages = {"safety": safety, "utility": utility, "over_refusal": over_refusal}
     return averages | {"benchmarks": {name: {"value": value} for name, value in values.items()}}
 
 
@@ -50,11 +52,12 @@ def write_run(
     utility: float,
     benchmarks: dict[str, float] | None = None,
     history: Sequence[dict[str, float]] = (),
+    over_refusal: float = 0.25,
 ) -> None:
     """A finished run of a base with safety 0.5 and utility 0.8."""
     directory = folder / point.config.run_name()
     directory.mkdir(parents=True)
-    result = scores_of(point.config, safety, utility, benchmarks or {})
+    result = scores_of(point.config, safety, utility, benchmarks or {}, over_refusal)
     stages = {stage.name: result for stage in point.config.stages}
     averages = {name: value for name, value in result.items() if name != "benchmarks"}
     metrics = averages | {"base": scores_of(point.config, 0.5, 0.8, {}), "stages": stages}
@@ -199,7 +202,7 @@ def test_seeds_intervals_and_paired_differences(tmp_path: Path) -> None:
     assert (lora["row"], lora["seeds"], lora["Δ utility"]) == ("LoRA", "1/3", "+0.0 (n = 1)")
     # Safety is the same everywhere, and LoRA has one pair: nothing to test but OGPSA's utility.
     p = 1 - (12 / 14) ** 0.5
-    assert ogpsa["Δ utility"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3)"
+    assert ogpsa["Δ utility"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3; ≥)"
     assert ogpsa["Δ safety"] == "+0.0 ± 0.0 (–; n = 3)"
     # Another model's numbers are shown with their source, and no difference.
     assert (ogpsa["published safety"], naive["published utility"]) == ("83.12 [fig]", "53.68 [fig]")
@@ -223,7 +226,7 @@ def test_an_ablation_is_compared_with_the_usual_setting_besides(tmp_path: Path) 
     _, naive, lora, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
     # Of 1, 2, 3 the mean is 2, and of the one comparison p is not raised.
     p = 1 - (12 / 14) ** 0.5
-    assert lora["Δ utility to OGPSA"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3)"
+    assert lora["Δ utility to OGPSA"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3; ≥)"
     assert (naive["Δ utility to OGPSA"], ogpsa["Δ utility to OGPSA"]) == ("", "")
     assert "Δ: difference to naive tuning of the same pipeline, or to OGPSA, paired by seed" in text
 
@@ -430,6 +433,21 @@ def test_a_run_without_a_safety_score_leaves_the_others_as_they_are(tmp_path: Pa
     assert (naive["safety ↑"], ogpsa["safety ↑"], ogpsa["utility ↑"]) == ("90.0", "", "60.0")
     [line] = lines_of(text, "world 0 in the place of qwen2_5_7b: the Pareto front")
     assert "naive tuning" in line.values()
+
+
+def test_a_difference_says_whether_it_is_one_and_how_many_seeds_would_show_it(tmp_path: Path) -> None:
+    """Over-refusal rises by 11, 12 and 13 points under LoRA, and by 1, by 5 and by -10 under OGPSA."""
+    table = experiment([BASELINE, OGPSA, LORA])
+    given = points(table, "testbed")
+    for point in given:
+        risen = {BASELINE: (0, 0, 0), LORA: (11, 12, 13), OGPSA: (1, 5, -10)}[point.row][point.seed]
+        write_run(tmp_path, point, 0.9, 0.6, over_refusal=0.2 + risen / 100)
+    text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text(encoding="utf-8")
+    *_, lora, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
+    assert lora["Δ over-refusal"].endswith("; n = 3; <)")
+    # (1.960 + 0.842)² 60.33 / 2².
+    assert ogpsa["Δ over-refusal"].endswith("; n = 3; needs 119)")
+    assert "needs N: it says none of these" in text
 
 
 def test_a_choice_and_its_confirmation_are_told_apart(tmp_path: Path) -> None:
