@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import get_args
 
-from eval.scores.equivalence import MARGIN, Finding, finding, pairs_needed
+from eval.scores.equivalence import MARGIN, finding, pairs_needed
 from eval.scores.statistics import Summary, balanced_score, summarize
 from experiments.comparisons import (
     AT_EQUAL_DISTANCE,
@@ -59,11 +59,10 @@ DIFFERENCE_NOTE = (
     "paired t-test, corrected by Holm over the column (in all tables of this page), and the number of pairs; –: all "
     "pairs differ by the same amount, nothing to test."
 )
-FINDINGS: dict[Finding, str] = {"unchanged": "≈", "not worse": "≥", "worse": "<"}
 MARGIN_NOTE = (
-    "What a difference's 90% t-interval says of a margin of two points: ≈, the difference is smaller (two one-sided "
-    "tests at 5%); ≥, any loss is smaller; <, the loss is larger; needs N: it says none of these, and N pairs would "
-    "show a difference of two points with power 80%, at this spread (a normal approximation)."
+    "What a difference's 90% t-interval says of a margin of two points: unchanged, the difference is smaller (two "
+    "one-sided tests at 5%); not worse, any loss is smaller; worse, the loss is larger; needs N: it says none of these, "
+    "and N pairs would show a difference of two points with power 80%, at this spread (a normal approximation)."
 )
 EQUAL_NOTE = (
     "Utility that each method reaches at S, the safety of naive tuning at the rates where rows are compared, seed by "
@@ -411,7 +410,7 @@ def _difference(one: Comparison | None) -> str:
     told = [p, f"n = {summary.n}"]
     if narrow is not None and variance is not None:
         found = finding(narrow, 100 * MARGIN, one.score in LOWER_IS_BETTER)
-        told.append(FINDINGS.get(found) or f"needs {pairs_needed(variance, 100 * MARGIN)}")
+        told.append(f"needs {pairs_needed(variance, 100 * MARGIN)}" if found == "undecided" else found)
     return f"{_signed(summary.mean)} ± {summary.half_width:.1f} ({'; '.join(told)})"
 
 

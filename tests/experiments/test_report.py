@@ -202,7 +202,7 @@ def test_seeds_intervals_and_paired_differences(tmp_path: Path) -> None:
     assert (lora["row"], lora["seeds"], lora["Δ utility"]) == ("LoRA", "1/3", "+0.0 (n = 1)")
     # Safety is the same everywhere, and LoRA has one pair: nothing to test but OGPSA's utility.
     p = 1 - (12 / 14) ** 0.5
-    assert ogpsa["Δ utility"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3; ≥)"
+    assert ogpsa["Δ utility"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3; not worse)"
     assert ogpsa["Δ safety"] == "+0.0 ± 0.0 (–; n = 3)"
     # Another model's numbers are shown with their source, and no difference.
     assert (ogpsa["published safety"], naive["published utility"]) == ("83.12 [fig]", "53.68 [fig]")
@@ -226,7 +226,7 @@ def test_an_ablation_is_compared_with_the_usual_setting_besides(tmp_path: Path) 
     _, naive, lora, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
     # Of 1, 2, 3 the mean is 2, and of the one comparison p is not raised.
     p = 1 - (12 / 14) ** 0.5
-    assert lora["Δ utility to OGPSA"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3; ≥)"
+    assert lora["Δ utility to OGPSA"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3; not worse)"
     assert (naive["Δ utility to OGPSA"], ogpsa["Δ utility to OGPSA"]) == ("", "")
     assert "Δ: difference to naive tuning of the same pipeline, or to OGPSA, paired by seed" in text
 
@@ -444,7 +444,7 @@ def test_a_difference_says_whether_it_is_one_and_how_many_seeds_would_show_it(tm
         write_run(tmp_path, point, 0.9, 0.6, over_refusal=0.2 + risen / 100)
     text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text(encoding="utf-8")
     *_, lora, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
-    assert lora["Δ over-refusal"].endswith("; n = 3; <)")
+    assert lora["Δ over-refusal"].endswith("; n = 3; worse)")
     # (1.960 + 0.842)² 60.33 / 2².
     assert ogpsa["Δ over-refusal"].endswith("; n = 3; needs 119)")
     assert "needs N: it says none of these" in text
