@@ -61,7 +61,7 @@ DIFFERENCE_NOTE = (
 )
 MARGIN_NOTE = (
     "What a difference's 90% t-interval says of a margin of two points: unchanged, the difference is smaller (two "
-    "one-sided tests at 5%); not worse, any loss is smaller; worse, the loss is larger; needs N: it says none of these, "
+    "one-sided tests at 5%); not worse, any loss is smaller; worse, the loss is larger; needs N: none of these, "
     "and N pairs would show a difference of two points with power 80%, at this spread (a normal approximation)."
 )
 EQUAL_NOTE = (
