@@ -29,23 +29,53 @@ class BaseTraining(Section):
         return self
 
 
+class VisionTower(Section):
+    """What reads images, by the names of its part of ``config.json``.
+
+    Attributes:
+        inside: ``model_type`` of the whole model.
+    """
+
+    inside: Literal["gemma3"]
+    model_type: Literal["siglip_vision_model"]
+    hidden_size: int = Field(ge=1)
+    intermediate_size: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    image_size: int = Field(ge=1)
+    patch_size: int = Field(ge=1)
+    vision_use_head: bool
+
+
 class Architecture(Section):
     """The values of a model's ``config.json`` that determine its size, by transformers' names.
 
     Attributes:
         of: the hub id that has it.
+        vision: of a model that reads images as well, whose text part the other values then describe.
     """
 
     of: str
-    model_type: Literal["qwen2", "llama"]
+    model_type: Literal["gemma3_text", "llama", "olmo3", "qwen2", "qwen3", "smollm3"]
     hidden_size: int = Field(ge=1)
     intermediate_size: int = Field(ge=1)
     num_hidden_layers: int = Field(ge=1)
     num_attention_heads: int = Field(ge=1)
     num_key_value_heads: int = Field(ge=1)
+    # hidden_size / num_attention_heads where it is not said.
+    head_dim: int | None = Field(default=None, ge=1)
     vocab_size: int = Field(ge=1)
     tie_word_embeddings: bool
     max_position_embeddings: int = Field(ge=1)
+    vision: VisionTower | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What transformers' ``AutoConfig.for_model`` takes."""
+        text = self.model_dump(exclude={"of", "vision"}, exclude_none=True)
+        if self.vision is None:
+            return text
+        vision = self.vision.model_dump()
+        return {"model_type": vision.pop("inside"), "text_config": text, "vision_config": vision}
 
 
 class LocalCopy(Section):

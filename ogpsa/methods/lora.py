@@ -56,12 +56,18 @@ class Lora(Method):
             UserError: a target module is not a linear layer of the model.
         """
         from peft import LoraConfig
+        from torch import nn
+
+        from ogpsa.models.text import linear_layers
 
         modules: Any = stage_value(self.lora_target_modules, stage)
         if isinstance(modules, list):
             _check_modules(modules, model)
+        reached = linear_layers(model)
+        missed = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and name not in reached]
         return LoraConfig(
             task_type="CAUSAL_LM",
+            exclude_modules=missed or None,
             r=stage_value(self.lora_rank, stage),
             lora_alpha=self.alpha(stage),
             lora_dropout=stage_value(self.lora_dropout, stage),
@@ -79,11 +85,9 @@ class Lora(Method):
 
 
 def _check_modules(names: list[str], model: "PreTrainedModel") -> None:
-    from torch import nn
+    from ogpsa.models.text import linear_layers
 
-    head = model.get_output_embeddings()
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
-    linear = {name.rpartition(".")[2] for name in layers}
+    linear = {name.rpartition(".")[2] for name in linear_layers(model)}
     problems = [
         f"method.lora_target_modules: '{name}' is not a linear layer of the model; "
         f"allowed: all-linear, or some of {', '.join(sorted(linear))}{closest_match(name, linear)}"

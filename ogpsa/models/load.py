@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ogpsa.models.text import freeze_what_text_misses
 from ogpsa.models.tokenizer import load_tokenizer, loading
 from ogpsa.utils.errors import UserError
 
@@ -24,6 +25,8 @@ def load_model(
     template_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer (padding on the left, its template pinned) of a local folder.
+
+    What no text passes through, as a vision tower, is frozen.
 
     Raises:
         UserError: the files cannot be read as a model, lack weights, hold others, NaN or zeros alone, or as
@@ -54,6 +57,7 @@ def load_model(
             "config.json as it was when the weights were saved, or take them out"
         )
     check_finite(model, folder)
+    freeze_what_text_misses(model)
     _check_embeddings(model, folder)
     return model, tokenizer
 

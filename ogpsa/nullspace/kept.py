@@ -15,8 +15,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from ogpsa.config import Model
 from ogpsa.models.files import fingerprint
 from ogpsa.models.load import load_model
+from ogpsa.models.text import linear_layers
 from ogpsa.models.tokenizer import conversation_tokens, load_tokenizer
-from ogpsa.nullspace.moments import empty_model, in_portions, linear_layers, second_moments, shared_inputs
+from ogpsa.nullspace.moments import empty_model, in_portions, second_moments, shared_inputs
 from ogpsa.nullspace.settings import Modules, SpaceSettings, selected_layers
 from ogpsa.nullspace.space import NullSpace, null_space
 from ogpsa.utils.errors import UserError

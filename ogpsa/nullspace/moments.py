@@ -8,14 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from ogpsa.models.text import linear_layers
+
 # Rows of a forward pass.
 ROWS = 8
-
-
-def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The linear layers by name, without the output head."""
-    head = model.get_output_embeddings()
-    return {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head}
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:

@@ -341,6 +341,8 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None) -> ModelShape
     Raises:
         UserError: its configuration does not describe a decoder of Llama's kind.
     """
+    from ogpsa.models.text import language_model
+
     facts = model.config.get_text_config().to_dict()
     wanted = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     absent = [name for name in wanted if not isinstance(facts.get(name), int)]
@@ -350,7 +352,7 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None) -> ModelShape
             "as Llama, Qwen2 and Mistral"
         )
     parameters = dict(model.named_parameters())
-    base = {name: p for name, p in parameters.items() if "lora_" not in name}
+    base = {name: p for name, p in language_model(model).named_parameters() if "lora_" not in name}
     blocks = [p for name, p in base.items() if any(part.isdecimal() for part in name.split("."))]
     trained = [p for p in parameters.values() if p.requires_grad]
     head = model.get_output_embeddings().weight

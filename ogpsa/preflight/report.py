@@ -346,11 +346,13 @@ def meta_model(config: Config) -> "PreTrainedModel":
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from ogpsa.models.text import freeze_what_text_misses
+
     model = config.model
     if model.path is None:
         described: Any = _testbed_config(config)
     elif model.architecture is not None and model.architecture.of == model.path and not Path(model.path).is_dir():
-        described = AutoConfig.for_model(**model.architecture.model_dump(exclude={"of"}))
+        described = AutoConfig.for_model(**model.architecture.described())
     else:
         try:
             folder = _config_folder(model.path, model.revision)
@@ -361,6 +363,7 @@ def meta_model(config: Config) -> "PreTrainedModel":
     with torch.device("meta"):
         try:
             made: PreTrainedModel = AutoModelForCausalLM.from_config(described, dtype=torch.float32)
+            freeze_what_text_misses(made)
         except ValueError:
             kind = described.model_type
             raise UserError(f"model.path: {model.path} ({kind}) is not a causal language model") from None

@@ -194,6 +194,15 @@ def test_a_hub_model_needs_its_configuration_alone(
         ("llama3_2_1b", 1_235_814_400),
         ("llama3_2_3b", 3_212_749_824),
         ("llama3_1_8b", 8_030_261_248),
+        ("llama3_3_70b", 70_553_706_496),
+        ("qwen3_0_6b", 596_049_920),
+        ("qwen3_1_7b", 1_720_574_976),
+        ("qwen3_4b", 4_022_468_096),
+        ("qwen3_8b", 8_190_735_360),
+        ("gemma3_1b", 999_885_952),
+        ("gemma3_4b", 4_300_079_472),
+        ("olmo3_7b", 7_298_011_136),
+        ("smollm3_3b", 3_075_098_624),
     ],
 )
 def test_a_named_model_needs_no_network(model: str, parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
