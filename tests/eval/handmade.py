@@ -138,7 +138,11 @@ def _by_category(benchmark: Benchmark) -> dict[str, dict[str, Any]] | None:
         members.setdefault(category, []).append(value)
     known = {name: [value for value in found if value is not None] for name, found in members.items()}
     return {
-        name: {"value": fmean(known[name]), "n": len(known[name]), "missing": len(found) - len(known[name])}
+        name: {
+            "value": fmean(known[name]) if known[name] else None,
+            "n": len(known[name]),
+            "missing": len(found) - len(known[name]),
+        }
         for name, found in members.items()
     } or None
 
