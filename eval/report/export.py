@@ -149,7 +149,9 @@ def inspect_log(one: Evaluated, benchmark: str, members: Sequence[Item]) -> dict
     scorer = instrument.judge or "judge"
     model = f"ogpsa/{one.name}"
     identity = hashlib.sha256(json.dumps([one.name, benchmark, entry.get("verdicts_hash")]).encode()).hexdigest()[:22]
-    made = datetime.fromtimestamp((one.artefacts.folder / SCORES_FILE).stat().st_mtime, UTC).isoformat(timespec="seconds")
+    made = datetime.fromtimestamp((one.artefacts.folder / SCORES_FILE).stat().st_mtime, UTC).isoformat(
+        timespec="seconds"
+    )
     metrics = {
         name: {"name": name, "value": entry[key]}
         for name, key in (("mean", "value"), ("stderr", "stderr"))

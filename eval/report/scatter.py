@@ -91,13 +91,19 @@ def _badges(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         if not columns or places[index][0] - places[columns[-1][0]][0] >= GAP:
             columns.append([])
         columns[-1].append(index)
+    starts = [places[column[0]][0] for column in columns]
+    aside = [x + ASIDE if x < WIDTH / 2 else x - ASIDE for x in starts]
+    # In the middle, columns of both sides may come to stand in one another's way.
+    groups: list[list[tuple[float, int]]] = []
+    for x, column in sorted(zip(aside, columns, strict=True)):
+        if not groups or x - groups[-1][-1][0] >= GAP:
+            groups.append([])
+        groups[-1] += [(x, index) for index in column]
     found = {}
-    for column in columns:
-        column.sort(key=lambda index: (places[index][1], index))
-        heights = _apart([places[index][1] for index in column])
-        for index, y in zip(column, heights, strict=True):
-            x = places[index][0]
-            found[index] = (x + ASIDE if x < WIDTH / 2 else x - ASIDE, y)
+    for group in groups:
+        group.sort(key=lambda badge: (places[badge[1]][1], badge[1]))
+        heights = _apart([places[index][1] for _, index in group])
+        found |= {index: (x, y) for (x, index), y in zip(group, heights, strict=True)}
     return [found[index] for index in range(len(places))]
 
 

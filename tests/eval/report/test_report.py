@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +373,19 @@ def test_marks_lie_in_the_plot_and_their_numbers_apart(tmp_path: Path) -> None:
     assert all(LEFT <= x <= WIDTH - RIGHT and TOP <= y <= HEIGHT - BOTTOM for x, y in badges)
     assert all(LEFT <= mark.x <= WIDTH - RIGHT and TOP <= mark.y <= HEIGHT - BOTTOM for mark in found.marks)
     assert all(below[1] - above[1] >= 22 - 1e-6 for above, below in pairwise(badges))
+
+
+def test_numbers_of_many_points_do_not_cover_each_other(tmp_path: Path) -> None:
+    """Two clouds of ten that face each other across the middle of the plot."""
+    for index in range(20):
+        ones = 45 + index % 4 if index % 2 else 54 + index % 3
+        safe = Benchmark([1.0] * ones + [0.0] * (100 - ones), "safety", "refusal_rate", "harmful")
+        facts = Benchmark([1.0] * (60 + index) + [0.0] * (40 - index))
+        write_evaluation(tmp_path / f"{index:02d}", {"harmful": safe, "facts": facts})
+    found = plot(only_section(tmp_path))
+    assert found is not None
+    for one, other in combinations((mark.badge for mark in found.marks), 2):
+        assert max(abs(one[0] - other[0]), abs(one[1] - other[1])) >= 18
 
 
 def test_command_writes_one_file(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
