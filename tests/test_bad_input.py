@@ -100,13 +100,6 @@ BENCHMARKS = (
     "addition, benign_how_to, category, category_yes_no, facts, harmful_heldout, harmful_seen, look_alike, maximum, "
     "repeat, reverse"
 )
-ALL_BENCHMARKS = (
-    "addition, advglue, alpaca_loss, benign_how_to, category, category_yes_no, commonsenseqa, facts, gpqa, "
-    "gsm8k, harmbench_standard, harmful_heldout, harmful_requests_heldout, harmful_seen, hhh, humaneval, "
-    "ifeval, look_alike, malicious_instructions, maximum, mmlu, mmlu_cloze, openbookqa, physical_safety_safe, "
-    "physical_safety_unsafe, piqa, repeat, reverse, simpleqa, stereotype, strongreject_none, "
-    "strongreject_pair, strongreject_pap, wikipedia_loss, wildchat_toxic, xstest_safe, xstest_unsafe"
-)
 TOKENIZER = "tokenizer.json, tokenizer.model, vocab.json"
 
 MISTAKES = {
@@ -351,7 +344,7 @@ MISTAKES = {
     # Evaluation.
     "benchmark": Mistake(
         ["eval.safety=[harmful_sen]"],
-        [f"eval: 'harmful_sen' is no benchmark; allowed: {ALL_BENCHMARKS}; did you mean 'harmful_seen'?"],
+        ["eval: unknown benchmark 'harmful_sen' (python -m eval benchmarks lists them); did you mean 'harmful_seen'?"],
     ),
     "benchmark twice": Mistake(["eval.safety=[look_alike]"], ["eval: benchmark 'look_alike' is listed twice"]),
     "benchmark folder missing": Mistake(

@@ -26,6 +26,7 @@ from ogpsa.utils.files import read_jsonl, read_text
 from ogpsa.utils.json_text import json_kind
 
 TASKS = Path(__file__).parent / "tasks"
+LISTED = "python -m eval benchmarks lists them"
 COLUMNS = ("id", "prompt", "target")
 # In a judge's place: the verdict is the lm-eval task's own metric.
 OWN_METRIC = "lm_eval"
@@ -149,13 +150,13 @@ def find_benchmarks(
     files = named_files("[!_]*.yaml", TASKS, folder, "eval.task_dir")
     names, judges = list(names), judges or {}
     problems = [
-        f"{key}: '{name}' is no benchmark; allowed: {', '.join(files)}{closest_match(name, files)}"
+        f"{key}: unknown benchmark '{name}' ({LISTED}){closest_match(name, files)}"
         for name in names
         if name not in files
     ]
     problems += [f"{key}: benchmark '{name}' is listed twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     problems += [
-        f"eval.judges: '{name}' is no benchmark; allowed: {', '.join(files)}{closest_match(name, files)}"
+        f"eval.judges: unknown benchmark '{name}' ({LISTED}){closest_match(name, files)}"
         for name in judges
         if name not in files
     ]

@@ -279,7 +279,7 @@ def test_bad_rows_are_named(checkpoint: Path, rows: Path, tmp_path: Path, rows_t
 
 
 def test_an_unknown_benchmark_is_named_with_its_closest_match(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'fcats' is no benchmark; .*did you mean 'facts'\?"):
+    with pytest.raises(UserError, match=r"unknown benchmark 'fcats' .*; did you mean 'facts'\?"):
         evaluate(checkpoint, rows, tmp_path, settings(utility=["fcats"]))
     with pytest.raises(UserError, match="'facts' is listed twice"):
         evaluate(checkpoint, rows, tmp_path, settings(utility=["facts"], safety=["facts"]))
@@ -352,7 +352,7 @@ def test_a_damaged_checkpoint_ends_in_one_line_and_exit_code_2(
     ("arguments", "message"),
     [
         (["output=x"], "checkpoint: no value given"),
-        (["checkpoint"], "'checkpoint': neither KEY=VALUE nor a command; commands: prefetch, judge"),
+        (["checkpoint"], "'checkpoint': neither KEY=VALUE nor a command; commands: benchmarks, prefetch, judge"),
         (["jugde"], "did you mean 'judge'?"),
         (["checkpoint=x", "output"], "'output': expected KEY=VALUE"),
         (["checkpiont=x"], "checkpiont: unknown key"),

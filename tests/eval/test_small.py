@@ -115,7 +115,7 @@ def test_losses_compare_and_are_drawn_on_a_scale_of_their_own(evaluated: Path) -
     ("key", "message"),
     [
         ("eval.max_new_tokens=0", "eval.max_new_tokens"),
-        ("eval.limits.xstest_save=3", "eval.limits: 'xstest_save' is no benchmark"),
+        ("eval.limits.xstest_save=3", "eval.limits: unknown benchmark 'xstest_save'"),
         ("eval.utility=[piqa,wikipedia_loss]", "'wikipedia_loss' is scored by loss; utility averages accuracy"),
     ],
 )
