@@ -99,7 +99,7 @@ def _badges(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         if not groups or x - groups[-1][-1][0] >= GAP:
             groups.append([])
         groups[-1] += [(x, index) for index in column]
-    found = {}
+    found: dict[int, tuple[float, float]] = {}
     for group in groups:
         group.sort(key=lambda badge: (places[badge[1]][1], badge[1]))
         heights = _apart([places[index][1] for _, index in group])

@@ -12,7 +12,7 @@ from eval import __main__ as command
 from eval.benchmarks.definition import find_benchmarks
 from eval.report.sections import charts, find_sections
 from eval.scores.artefacts import read_artefacts
-from eval.scores.compare import compare
+from eval.scores.compare import Drawing, compare
 from ogpsa.app.compose import compose_config
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from tests.eval.local_mirror import write_mirror
@@ -102,7 +102,7 @@ def test_another_cap_is_another_evaluation(evaluated: Path) -> None:
 
 def test_losses_compare_and_are_drawn_on_a_scale_of_their_own(evaluated: Path) -> None:
     one = read_artefacts(evaluated / "out")
-    same = compare(one, one, resamples=10).benchmarks["wikipedia_loss"]
+    same = compare(one, one, Drawing(resamples=10)).benchmarks["wikipedia_loss"]
     assert same.interval is not None and (same.interval.low, same.interval.high) == (0.0, 0.0)
     [section], _ = find_sections(evaluated / "out", resamples=10)
     [chart] = [chart for chart in charts(section) if chart.name == "wikipedia_loss"]
