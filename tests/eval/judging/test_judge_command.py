@@ -444,5 +444,9 @@ def test_refusal_match_gives_xstests_published_labels_row_by_row(tmp_path: Path)
 
 @pytest.mark.skipif(not XSTEST.is_dir(), reason="XSTest's published labels are not here")
 def test_the_readme_reports_the_agreement_that_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    assert agreement.main([str(XSTEST)]) == EXIT_DONE
-    assert capsys.readouterr().out.strip() in (ROOT / "eval" / "README.md").read_text(encoding="utf-8")
+    assert agreement.main([str(XSTEST), "--judge", "refusal_match,refusal_rules"]) == EXIT_DONE
+    printed = capsys.readouterr().out.strip()
+    assert printed in (ROOT / "eval" / "README.md").read_text(encoding="utf-8")
+    rules = printed.partition("| refusal_rules |")[2].partition("\n\n")[0]
+    kappas = [float(line.split("|")[5]) for line in rules.splitlines() if line.startswith("| completions_")]
+    assert len(kappas) == 3 and sum(kappas) / 3 >= 0.80 and min(kappas) >= 0.65
