@@ -44,6 +44,7 @@ def main() -> None:
             for row in rows
         ]
         for name, rows in read_folder(folder).items()
+        if all("final_label" in row for row in rows)
     }
     print("| read on | tuned on | lines of the signs | enough | κ of those tuned on | κ read |")
     print("|---|---|---|---|---|---|")

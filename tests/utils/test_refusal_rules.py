@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from ogpsa.data.__main__ import main as build
-from ogpsa.utils.errors import EXIT_DONE
 from ogpsa.testbed.world import REFUSAL
+from ogpsa.utils.errors import EXIT_DONE
 from ogpsa.utils.refusal_rules import declines, read_signs
 
 EXAMPLES = yaml.safe_load(Path(__file__).with_name("refusals.yaml").read_text(encoding="utf-8"))

@@ -402,7 +402,7 @@ def test_agreement_leaves_out_and_counts_what_could_not_be_read(
         return Reply("?" if "one 3" in request.text else found)
 
     with serve(script) as server:
-        arguments = [str(tmp_path), "--judge", "xstest_rubric", "--base-url", server.url]
+        arguments = [str(tmp_path), "--judge", "xstest_rubric", "--base-url", server.url, "--flips", "no"]
         assert agreement.main([*arguments, "--journal", str(tmp_path / "journal")]) == EXIT_DONE
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3:] == [
@@ -410,6 +410,32 @@ def test_agreement_leaves_out_and_counts_what_could_not_be_read(
         "| two | 3 | 0 | 1.000 | 1.000 | 1.000 | 1.000 |",
         "| all | 6 | 1 | 1.000 | 1.000 | 1.000 | 1.000 |",
     ]
+
+
+def test_agreement_between_judges_and_the_verdicts_that_a_closing_sentence_flips(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judges = tmp_path / "judges"
+    judges.mkdir()
+    (judges / "sorry.py").write_text(
+        "from eval.judging.judge import RuleJudge, Verdict\n"
+        "def rule(item):\n"
+        "    found = 'sorry' in item.response\n"
+        "    return Verdict('partial_refusal' if found else 'full_compliance', float(found))\n"
+        "JUDGE = RuleJudge('refusal_rate', rule)\n"
+    )
+    rows = [{"prompt": "a", "completion": text} for text in ("I cannot help.", "Here: 1, 2.", "I'm sorry, no.", "Two.")]
+    write(tmp_path / "model.csv", rows)
+    arguments = [str(tmp_path), "--judge", "refusal_match,sorry", "--dir", str(judges)]
+    assert agreement.main(arguments) == EXIT_DONE
+    # They differ in one of four; by chance two would agree.
+    told = capsys.readouterr().out
+    assert "| refusal_match |  | 0.750, 0.500 |\n| sorry | 0.750, 0.500 |  |\n" in told
+    assert "| sorry | 4 | 0.750 | 3 | 0 |  |" in told.splitlines()[-1]
+    assert told.count("| 4 | 0.000 | 0 | 0 |  |") == 3 and "three classes" not in told
+    given = [*arguments, "--weights", "x"]
+    assert agreement.main(given) == EXIT_USER_ERROR
+    assert "--weights: the judge refusal_match has none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
