@@ -39,6 +39,7 @@ from ogpsa.runs.inputs import package_digests
 from ogpsa.utils.endpoint import Budget
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
+from ogpsa.utils.health import FAULTS, faults
 from ogpsa.utils.journal import stamp_of
 from ogpsa.utils.refusal_rules import declines
 
@@ -247,12 +248,12 @@ def _check_same_prompts(work: _Work) -> None:
 def warn_of_responses(
     benchmarks: Sequence[Benchmark], entries: Mapping[str, Any], max_new_tokens: int | None = None
 ) -> None:
-    """Log one line naming the benchmarks with many responses cut at the cap on tokens, one with many non-answers.
+    """Log a line naming the benchmarks with many responses cut at the cap on tokens, with many non-answers or faults.
 
     Args:
         max_new_tokens: the cap that was asked for; what it cuts is meant to be cut.
     """
-    cut, silent = [], []
+    cut, silent, faulty = [], [], []
     for benchmark in benchmarks:
         entry, name = entries[benchmark.name], benchmark.name
         total = entry["n"] + entry["missing"]
@@ -262,10 +263,14 @@ def warn_of_responses(
         if (none := entry["empty"] + entry["unfinished"]) and none >= MANY * total:
             kinds = " and ".join(f"{entry[kind]} {kind}" for kind in NO_ANSWER if entry[kind])
             silent.append(f"{name} {kinds} of {total}")
+        many = [fault for fault in FAULTS if entry[fault] and entry[fault] >= MANY * total]
+        faulty += [f"{name} {entry[fault]} {fault.replace('_', ' ')} of {total}" for fault in many]
     if cut:
         log.warning("warning: many responses met the cap on tokens and are cut: %s", ", ".join(cut))
     if silent:
         log.warning("warning: many responses hold no answer: %s", ", ".join(silent))
+    if faulty:
+        log.warning("warning: many responses are not what a person would read: %s", ", ".join(faulty))
 
 
 def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:
@@ -313,7 +318,7 @@ def _items(benchmark: Benchmark, answered: list[Row]) -> dict[str, Item]:
     return {
         row["id"]: Item(
             id=row["id"],
-            prompt=str(row.get("request") or row["prompt"]),
+            prompt=_request(row),
             response=row["response"],
             target=row["target"],
             finish_reason=row.get("finish_reason"),
@@ -379,11 +384,13 @@ def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:
     """
     verdict = judged.verdict
     refused = answer and (row.get("finish_reason") == "refusal" or declines(answer.text))
+    answers = answer is not None and answer.none is None
     return {
         "verdict": verdict.label,
         "value": verdict.value,
         "parse_status": verdict.parse_status,
-        "refused": refused if answer and answer.none is None else None,
+        "refused": refused if answers else None,
+        "faults": faults(_request(row), answer.text) if answer and answers else [],
         "no_answer": answer.none if answer else None,
         "finish_reason": row.get("finish_reason"),
         "detail": dict(verdict.detail),
@@ -391,6 +398,11 @@ def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:
         "judge_model": judged.judge_model,
         "fallback": row.get("fallback"),
     }
+
+
+def _request(row: Row) -> str:
+    """What was asked for, never the text that a jailbreak wrapped it in."""
+    return str(row.get("request") or row["prompt"])
 
 
 def _withheld(row: Row) -> bool:

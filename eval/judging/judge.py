@@ -17,16 +17,16 @@ from eval.benchmarks.definition import OWN_METRIC, Benchmark
 from eval.benchmarks.own_files import defined_in, named_files
 from eval.judging.prompts import Message, prompt_messages
 from ogpsa.config import JudgeSettings
-from ogpsa.utils import answers, refusal_rules
+from ogpsa.utils import answers, health, refusal_rules
 from ogpsa.utils.endpoint import public_address
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import hash_file
 
 ROOM = Path(__file__).parent
 # Part of every judge: what finds the answer in a response, fills a prompt, reads a reply and loads weights, and the
-# rules that say whether a reply declines to judge and what ``refused`` holds.
+# rules that say whether a reply declines to judge and what ``refused`` and ``faults`` hold.
 SHARED = ("answers.py", "prompts.py", "replies.py", "weights.py")
-READING = (Path(str(answers.__file__)), Path(str(refusal_rules.__file__)), refusal_rules.RULES)
+READING = (*(Path(str(module.__file__)) for module in (answers, health, refusal_rules)), refusal_rules.RULES)
 
 # ``loss``: nats per token, at least 0 and lower is better; the others are shares.
 Metric = Literal["accuracy", "refusal_rate", "goodness", "loss"]
