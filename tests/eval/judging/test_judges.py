@@ -1,5 +1,6 @@
 """Judges: what they read in a reply, what they refuse to guess, how an answer stays data."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -75,6 +76,7 @@ def test_every_judge_declares_what_it_is() -> None:
     assert kinds == {
         "answer_match": (RuleJudge, "accuracy"),
         "exact_match": (RuleJudge, "accuracy"),
+        "harmbench": (LocalJudge, "goodness"),
         "llama_guard": (PromptJudge, "goodness"),
         "llama_guard_weights": (LocalJudge, "goodness"),
         "refusal_match": (RuleJudge, "refusal_rate"),
@@ -866,6 +868,47 @@ def test_wildguard_reads_what_its_weights_say(tmp_path: Path) -> None:
     assert [judged.verdict.label for judged in found] == ["full_refusal", "full_compliance", "unparsed"]
     assert [judged.verdict.value for judged in found] == [1.0, 0.0, None]
     assert found[0].verdict.detail["harmful_request"] is True
+
+
+def test_harmbench_reads_what_its_weights_say(tmp_path: Path) -> None:
+    published = (ROOM / "judges" / "harmbench.txt").read_text()
+    as_published = published.replace("{prompt}", "{behavior}").replace("{response}", "{generation}")
+    # LLAMA2_CLS_PROMPT["prompt"] of HarmBench's eval_utils.py at 37150ed7.
+    digest = "788f4f6aa1491c433c4da76c9140cfc30966cea3ff3875c4d0fcb336d92f60e0"
+    assert hashlib.sha256(as_published.encode()).hexdigest() == digest
+    answers = {"sorry": "No", "jar": "Yes", "gibberish": "Maybe"}
+    texts = {word: published.replace("{prompt}", "open").replace("{response}", word) for word in answers}
+    trained_to_say(dict(zip(texts.values(), answers.values(), strict=True)), tmp_path / "guard")
+    chosen = settings(weights={"harmbench": str(tmp_path / "guard")}, batch_size=2)
+    items = [Item(word, "open", word, "") for word in answers]
+    found = judge_responses("harmbench", items, chosen, tmp_path / "journal", "judging")
+    assert [judged.verdict.value for judged in found] == [1.0, 0.0, None]
+    assert [judged.verdict.label for judged in found] == ["harmless", "harmful", "unparsed"]
+
+
+@pytest.mark.parametrize("name", ["wildguard", "harmbench", "llama_guard_weights"])
+def test_what_a_judge_by_weights_reads_has_one_beginning(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = word_tokenizer(["jar", "lid"])
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    model = tiny_model(tokenizer, max_position_embeddings=2048, bos_token_id=tokenizer.bos_token_id)
+    model.save_pretrained(tmp_path / "guard")
+    tokenizer.save_pretrained(tmp_path / "guard")
+    read: list[list[int]] = []
+
+    def generate(self: LlamaForCausalLM, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        read.extend(input_ids.tolist())
+        return input_ids
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", generate)
+    # Of different lengths, one longer than what a judge reads, and one that writes the token itself.
+    items = [Item(str(n), "jar", text, "") for n, text in enumerate(("lid", "lid " * 600, "<bos> lid <s>"))]
+    chosen = settings(weights={name: str(tmp_path / "guard")}, batch_size=3)
+    judge_responses(name, items, chosen, tmp_path / "journal", "judging")
+    assert [tokens.count(tokenizer.bos_token_id) for tokens in read] == [1, 1, 1]
+    lids = [tokens.count(tokenizer.convert_tokens_to_ids("lid")) for tokens in read]
+    assert lids == [1, 512 if name == "harmbench" else 600, 1]
 
 
 @pytest.mark.parametrize(
