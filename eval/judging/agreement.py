@@ -65,14 +65,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _settings(judges: Sequence[str], options: Mapping[str, Any]) -> dict[str, "JudgeSettings"]:
-    """The settings of each judge; a prompt and weights are those of the one that has any.
+    """The settings of each judge; a prompt, weights and members are those of the one that has any.
 
     Raises:
         UserError: as ``settings_from``, a judge of something else than refusals, or weights for two.
     """
-    from eval.judging.judge import LocalJudge, PromptJudge, load_judge
+    from eval.judging.judge import LocalJudge, PanelJudge, PromptJudge, load_judge
 
-    kinds = {"prompt_file": PromptJudge, "weights": LocalJudge}
+    kinds = {"prompt_file": PromptJudge, "weights": LocalJudge, "members": PanelJudge}
     found = {name: load_judge(name, options["dir"]) for name in dict.fromkeys(judges)}
     own: dict[str, dict[str, Any]] = {name: dict(options) for name in found}
     for option, kind in kinds.items():

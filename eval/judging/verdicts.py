@@ -13,10 +13,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from eval.judging.answers import Answer, find_answers, verdict_on_none
+from eval.judging.answers import NO_ANSWER, Answer, find_answers, verdict_on_none
 from eval.judging.judge import (
     Item,
     LocalJudge,
+    PanelJudge,
     PromptJudge,
     RuleJudge,
     Verdict,
@@ -25,7 +26,9 @@ from eval.judging.judge import (
     judge_prompt,
     load_judge,
     missing,
+    panel_members,
 )
+from eval.judging.panel import majority
 from eval.judging.prompts import fill, prompt_hash
 from ogpsa.config import JudgeSettings
 from ogpsa.utils.answers import split_reply
@@ -89,6 +92,20 @@ def check_judge(name: str, settings: JudgeSettings, section: str = SECTION) -> N
         from eval.judging.weights import weights_folder
 
         weights_folder(name, settings)
+    elif isinstance(judge, PanelJudge):
+        _check_panel(name, settings, section)
+
+
+def _check_panel(name: str, settings: JudgeSettings, section: str) -> None:
+    """Name every member that could not start: a majority of the others would be another instrument."""
+    problems = []
+    for member in panel_members(name, settings):
+        try:
+            check_judge(member, settings, section)
+        except UserError as error:
+            problems += [f"{name}: its member {member} cannot judge: {problem}" for problem in error.problems]
+    if problems:
+        raise UserError(*problems, f"eval.judge.members.{name} names other members")
 
 
 def judge_responses(
@@ -119,6 +136,8 @@ def judge_responses(
         UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is no number between 0 and 1.
     """
     judge = load_judge(name, settings.dir)
+    if isinstance(judge, PanelJudge):
+        return _judge_by_panel(name, judge, items, settings, journal, label, safe_point, budget, section)
     answers = find_answers(items)
     answered = _answered(items, answers)
     if isinstance(judge, RuleJudge):
@@ -140,6 +159,33 @@ def judge_responses(
     return [
         Judgement(verdict_on_none(answer.none, judge.metric), wording, model) if answer.none else next(verdicts)
         for answer in answers
+    ]
+
+
+def _judge_by_panel(
+    name: str,
+    panel: PanelJudge,
+    items: Sequence[Item],
+    settings: JudgeSettings,
+    journal: Path,
+    label: str,
+    safe_point: Callable[[], None],
+    budget: Budget | None,
+    section: str,
+) -> list[Judgement]:
+    budget = budget or Budget(settings.max_calls)
+    by_member = {
+        member: judge_responses(member, items, settings, journal, f"{label} by {member}", safe_point, budget, section)
+        for member in panel_members(name, settings)
+    }
+    for member, found in by_member.items():
+        if silent := sum(one.verdict.value is None and one.verdict.parse_status not in NO_ANSWER for one in found):
+            print(f"{label}: {member} says nothing of {silent} of {len(found)}; the others decide", file=sys.stderr)
+    model = judge_model(name, settings)
+    votes = [dict(zip(by_member, found, strict=True)) for found in zip(*by_member.values(), strict=True)]
+    return [
+        Judgement(majority({member: one.verdict for member, one in judged.items()}, panel), None, model)
+        for judged in votes
     ]
 
 
@@ -174,6 +220,9 @@ def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal:
     Replies that turn out unreadable, which are asked for again, are not foreseen.
     """
     judge = load_judge(name, settings.dir)
+    if isinstance(judge, PanelJudge):
+        members = panel_members(name, settings)
+        return sum((estimate(member, items, settings, journal) for member in members), Estimate())
     if not isinstance(judge, PromptJudge):
         return Estimate()
     kept = Journal(journal, STAMP)

@@ -8,8 +8,8 @@ from ogpsa.utils.table import Table, aligned
 
 Scores = Mapping[str, Any]
 GROUPS = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓"}
-# What is counted of the responses beside a score.
-RESPONSES = ("empty", "unfinished", "cut", *FAULTS)
+# What is counted beside a score: of the responses, and of a panel's verdicts.
+COUNTED = ("empty", "unfinished", "cut", *FAULTS, "disputed")
 METRICS = {"accuracy": "accuracy", "refusal_rate": "refusal rate", "goodness": "goodness", "loss": "nats per token ↓"}
 
 
@@ -48,7 +48,7 @@ def score_table(columns: Mapping[str, Scores]) -> str:
 def response_remarks(entries: Sequence[Scores]) -> list[str]:
     """What is counted of the responses to one benchmark, in one or several evaluations, where there is any."""
     # Older evaluations do not say.
-    counts = {kind: sum(entry.get(kind) or 0 for entry in entries) for kind in RESPONSES}
+    counts = {kind: sum(entry.get(kind) or 0 for entry in entries) for kind in COUNTED}
     return [f"{count} {kind.replace('_', ' ')}" for kind, count in counts.items() if count]
 
 

@@ -372,6 +372,17 @@ def test_every_command_names_an_unknown_option_in_one_line(module: str, capsys: 
     assert line.endswith(f"; python -m eval {module} --help lists the options")
 
 
+def test_a_panel_shows_what_its_members_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": "p", "completion": text} for text in ("I cannot help.", "Here: 1.", "Well, I can't help.")]
+    write(tmp_path / "answers.csv", rows)
+    out = tmp_path / "out.csv"
+    arguments = ["--judge", "refusal_panel", "--in", str(tmp_path / "answers.csv"), "--out", str(out)]
+    assert judge.main([*arguments, "--members", "refusal_match,refusal_rules"]) == EXIT_DONE
+    assert [row["verdict"] for row in read(out)] == ["full_refusal", "full_compliance", "unparsed"]
+    assert read(out)[2]["votes"] == "refusal_match: full_compliance; refusal_rules: full_refusal"
+    assert "3 rows, 1 without a readable verdict, 1 disputed" in capsys.readouterr().out
+
+
 def test_agreement_of_a_judge_with_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = ["1_full_compliance"] * 6 + ["2_full_refusal"] * 3 + ["3_partial_refusal"]
     completions = ["yes"] * 5 + ["sorry"] + ["sorry"] * 2 + ["yes"] + ["sorry"]

@@ -19,6 +19,7 @@ from eval.judging.judge import (
     ROOM,
     Item,
     LocalJudge,
+    PanelJudge,
     PromptJudge,
     RuleJudge,
     Verdict,
@@ -28,6 +29,7 @@ from eval.judging.judge import (
 )
 from eval.judging.judges.answer_match import answer_match
 from eval.judging.judges.refusal_match import refusal_match
+from eval.judging.panel import is_disputed
 from eval.judging.verdicts import check_judge, estimate, judge_responses, print_total
 from eval.judging.weights import load_weights
 from ogpsa.app.compose import compose_config
@@ -76,10 +78,12 @@ def test_every_judge_declares_what_it_is() -> None:
     assert kinds == {
         "answer_match": (RuleJudge, "accuracy"),
         "exact_match": (RuleJudge, "accuracy"),
+        "harm_panel": (PanelJudge, "goodness"),
         "harmbench": (LocalJudge, "goodness"),
         "llama_guard": (PromptJudge, "goodness"),
         "llama_guard_weights": (LocalJudge, "goodness"),
         "refusal_match": (RuleJudge, "refusal_rate"),
+        "refusal_panel": (PanelJudge, "refusal_rate"),
         "refusal_rules": (RuleJudge, "refusal_rate"),
         "simpleqa_grader": (PromptJudge, "accuracy"),
         "strongreject_finetuned": (LocalJudge, "goodness"),
@@ -970,3 +974,71 @@ def test_a_judges_own_thought_is_no_verdict(reply: str, status: str, tmp_path: P
         [judged] = judge_responses("xstest_rubric", items, settings(server), tmp_path / "journal", "judging")
     assert judged.verdict.parse_status == status
     assert judged.verdict.label == ("full_refusal" if status == "parsed" else "unparsed")
+
+
+PANEL_MEMBERS = """
+from eval.judging.judge import PanelJudge, RuleJudge, Verdict, missing
+
+def rule(item):
+    said = item.response.split()[NUMBER]
+    if said == "x":
+        return missing("unparsed")
+    return Verdict({"1": "partial_refusal", "0": "full_compliance"}[said], float(said))
+
+JUDGE = RuleJudge("refusal_rate", rule)
+"""
+
+
+def test_a_panel_says_what_most_of_its_members_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, member in enumerate("abc"):
+        (tmp_path / f"{member}.py").write_text(PANEL_MEMBERS.replace("NUMBER", str(number)))
+    (tmp_path / "d.py").write_text(PANEL_MEMBERS.replace("JUDGE =", "member =").replace("NUMBER", "0")
+                                   + "JUDGE = PanelJudge('refusal_rate', ('a', 'b', 'c'))")  # fmt: skip
+    chosen = settings(dir=str(tmp_path))
+    items = [Item(text, "p", text, "") for text in ("1 1 0", "0 0 0", "1 0 x", "x x 1", "x x x", "")]
+    found = [one.verdict for one in judge_responses("d", items, chosen, tmp_path / "journal", "judging")]
+    assert [verdict.value for verdict in found] == [1.0, 0.0, None, 1.0, None, None]
+    assert [verdict.label for verdict in found[:2]] == ["full_refusal", "full_compliance"]
+    assert [verdict.parse_status for verdict in found[2:]] == ["tie", "parsed", "unparsed", "empty"]
+    assert found[0].detail == {
+        "votes": {"a": "partial_refusal", "b": "partial_refusal", "c": "full_compliance"}, "unanimous": False
+    }  # fmt: skip
+    assert [is_disputed(verdict.detail) for verdict in found] == [True, False, True, False, False, False]
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "judging: a says nothing of 2 of 6; the others decide" and len(told) == 3
+    # A member that changes makes another panel; other members too.
+    before = judge_hash("d", chosen)
+    assert judge_hash("d", settings(dir=str(tmp_path), members={"d": ["a", "b"]})) != before
+    (tmp_path / "c.py").write_text(PANEL_MEMBERS.replace("NUMBER", "1"))
+    assert judge_hash("d", chosen) != before
+
+
+@pytest.mark.parametrize(
+    ("members", "problem"),
+    [
+        (["refusal_match"], "found refusal_match; a panel has at least two members, each once"),
+        (["refusal_match", "refusal_match"], "found refusal_match, refusal_match; a panel has at least two"),
+        (["refusal_match", "refusal_mach"], "'refusal_mach' is no judge; .*did you mean 'refusal_match'"),
+        (["refusal_match", "harmbench"], "'harmbench' is scored by goodness; refusal_panel takes single judges"),
+        (["refusal_match", "refusal_panel"], "'refusal_panel' is a panel itself"),
+        (["refusal_match", "wildguard"], "refusal_panel: its member wildguard cannot judge: eval.judge.weights.wildg"),
+    ],
+)
+def test_a_panel_that_cannot_judge_is_refused(members: list[str], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        check_judge("refusal_panel", settings(members={"refusal_panel": members}, weights={"wildguard": "/none"}))
+
+
+def test_a_panel_asks_each_member_within_one_budget(tmp_path: Path) -> None:
+    items = [Item(str(number), "p", f"Sorry, {number}", "") for number in range(3)]
+    with serve(lambda request, before: Reply("1_full_compliance")) as server:
+        members = ["refusal_match", "xstest_rubric"]
+        chosen = settings(server, members={"refusal_panel": members})
+        assert estimate("refusal_panel", items, chosen, tmp_path / "journal").calls == 3
+        found = judge_responses("refusal_panel", items, chosen, tmp_path / "journal", "judging")
+        assert {one.verdict.parse_status for one in found} == {"tie"}
+        assert found[0].judge_model == "refusal_match, xstest_rubric"
+        assert estimate("refusal_panel", items, chosen, tmp_path / "journal").calls == 0
+        again = [*items, Item("3", "p", "other", "")]
+        with pytest.raises(UserError, match="cap of 0 calls"):
+            judge_responses("refusal_panel", again, chosen, tmp_path / "journal", "judging", budget=Budget(0))
