@@ -384,13 +384,13 @@ def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:
     """
     verdict = judged.verdict
     refused = answer and (row.get("finish_reason") == "refusal" or declines(answer.text))
-    answers = answer is not None and answer.none is None
+    answered = answer if answer and answer.none is None else None
     return {
         "verdict": verdict.label,
         "value": verdict.value,
         "parse_status": verdict.parse_status,
-        "refused": refused if answers else None,
-        "faults": faults(_request(row), answer.text) if answer and answers else [],
+        "refused": refused if answered else None,
+        "faults": faults(_request(row), answered.text) if answered else [],
         "no_answer": answer.none if answer else None,
         "finish_reason": row.get("finish_reason"),
         "detail": dict(verdict.detail),

@@ -195,17 +195,16 @@ def check_judge_settings(settings: JudgeSettings) -> None:
     if problems:
         raise UserError(*problems)
     for name in settings.members:
-        panel_members(name, settings)
+        if isinstance(panel := judges[name], PanelJudge):
+            panel_members(name, panel, settings)
 
 
-def panel_members(name: str, settings: JudgeSettings) -> dict[str, Judge]:
-    """The judges of the panel called ``name``.
+def panel_members(name: str, panel: PanelJudge, settings: JudgeSettings) -> dict[str, Judge]:
+    """The judges of the panel called ``name``, by their names.
 
     Raises:
         UserError: fewer than two, one twice, a panel, or one that is unknown or judges something else.
     """
-    panel = load_judge(name, settings.dir)
-    assert isinstance(panel, PanelJudge)
     names, key = settings.members.get(name, panel.members), f"eval.judge.members.{name}"
     if len(set(names)) < max(2, len(names)):
         raise UserError(f"{key}: found {', '.join(names) or 'none'}; a panel has at least two members, each once")
@@ -220,7 +219,7 @@ def panel_members(name: str, settings: JudgeSettings) -> dict[str, Judge]:
 def endpoint_judges(name: str, settings: JudgeSettings) -> int:
     """How many models behind endpoints the judge called ``name`` asks about each response."""
     judge = load_judge(name, settings.dir)
-    judges = panel_members(name, settings).values() if isinstance(judge, PanelJudge) else [judge]
+    judges = panel_members(name, judge, settings).values() if isinstance(judge, PanelJudge) else [judge]
     return sum(isinstance(one, PromptJudge) for one in judges)
 
 
@@ -250,9 +249,10 @@ def judge_model(name: str, settings: JudgeSettings) -> str | None:
 
     Of a panel, its members.
     """
-    if isinstance(load_judge(name, settings.dir), PanelJudge):
-        return ", ".join(panel_members(name, settings))
-    if isinstance(load_judge(name, settings.dir), PromptJudge):
+    judge = load_judge(name, settings.dir)
+    if isinstance(judge, PanelJudge):
+        return ", ".join(panel_members(name, judge, settings))
+    if isinstance(judge, PromptJudge):
         return f"{settings.model} at {public_address(settings.base_url)}"
     return judge_weights(name, settings) or None
 
@@ -269,7 +269,7 @@ def judge_hash(name: str, settings: JudgeSettings) -> str:
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
     judge = load_judge(name, settings.dir)
     if isinstance(judge, PanelJudge):
-        for member in panel_members(name, settings):
+        for member in panel_members(name, judge, settings):
             digest.update(judge_hash(member, settings).encode())
     elif isinstance(judge, PromptJudge):
         digest.update(json.dumps([judge_model(name, settings), judge_prompt(name, settings)]).encode())

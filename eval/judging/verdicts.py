@@ -93,13 +93,13 @@ def check_judge(name: str, settings: JudgeSettings, section: str = SECTION) -> N
 
         weights_folder(name, settings)
     elif isinstance(judge, PanelJudge):
-        _check_panel(name, settings, section)
+        _check_panel(name, judge, settings, section)
 
 
-def _check_panel(name: str, settings: JudgeSettings, section: str) -> None:
+def _check_panel(name: str, panel: PanelJudge, settings: JudgeSettings, section: str) -> None:
     """Name every member that could not start: a majority of the others would be another instrument."""
     problems = []
-    for member in panel_members(name, settings):
+    for member in panel_members(name, panel, settings):
         try:
             check_judge(member, settings, section)
         except UserError as error:
@@ -174,19 +174,17 @@ def _judge_by_panel(
     section: str,
 ) -> list[Judgement]:
     budget = budget or Budget(settings.max_calls)
-    by_member = {
-        member: judge_responses(member, items, settings, journal, f"{label} by {member}", safe_point, budget, section)
-        for member in panel_members(name, settings)
-    }
-    for member, found in by_member.items():
-        if silent := sum(one.verdict.value is None and one.verdict.parse_status not in NO_ANSWER for one in found):
-            print(f"{label}: {member} says nothing of {silent} of {len(found)}; the others decide", file=sys.stderr)
+    verdicts: dict[str, list[Verdict]] = {}
+    for member in panel_members(name, panel, settings):
+        by = f"{label} by {member}"
+        judged = judge_responses(member, items, settings, journal, by, safe_point, budget, section)
+        verdicts[member] = [one.verdict for one in judged]
+        silent = [one for one in verdicts[member] if one.value is None and one.parse_status not in NO_ANSWER]
+        if silent:
+            print(f"{by}: no verdict on {len(silent)} of {len(items)}; the other members decide", file=sys.stderr)
     model = judge_model(name, settings)
-    votes = [dict(zip(by_member, found, strict=True)) for found in zip(*by_member.values(), strict=True)]
-    return [
-        Judgement(majority({member: one.verdict for member, one in judged.items()}, panel), None, model)
-        for judged in votes
-    ]
+    found = zip(*verdicts.values(), strict=True)
+    return [Judgement(majority(dict(zip(verdicts, said, strict=True)), panel), None, model) for said in found]
 
 
 def _answered(items: Sequence[Item], answers: Sequence[Answer]) -> list[Item]:
@@ -221,7 +219,7 @@ def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal:
     """
     judge = load_judge(name, settings.dir)
     if isinstance(judge, PanelJudge):
-        members = panel_members(name, settings)
+        members = panel_members(name, judge, settings)
         return sum((estimate(member, items, settings, journal) for member in members), Estimate())
     if not isinstance(judge, PromptJudge):
         return Estimate()

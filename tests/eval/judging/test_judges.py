@@ -1005,7 +1005,7 @@ def test_a_panel_says_what_most_of_its_members_say(tmp_path: Path, capsys: pytes
     }  # fmt: skip
     assert [is_disputed(verdict.detail) for verdict in found] == [True, False, True, False, False, False]
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == "judging: a says nothing of 2 of 6; the others decide" and len(told) == 3
+    assert told[0] == "judging by a: no verdict on 2 of 6; the other members decide" and len(told) == 3
     # A member that changes makes another panel; other members too.
     before = judge_hash("d", chosen)
     assert judge_hash("d", settings(dir=str(tmp_path), members={"d": ["a", "b"]})) != before
