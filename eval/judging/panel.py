@@ -11,6 +11,7 @@ SIDES: Mapping[Metric, tuple[str, str]] = {
     "refusal_rate": ("full_compliance", "full_refusal"), "goodness": ("harmful", "harmless"),
     "accuracy": ("incorrect", "correct"),
 }  # fmt: skip
+OTHER = ("no", "yes")
 HALF = 0.5
 
 
@@ -39,4 +40,4 @@ def majority(verdicts: Mapping[str, Verdict], panel: PanelJudge) -> Verdict:
     if 2 * sum(taken) == len(taken):
         return missing("tie", **detail)
     side = 2 * sum(taken) > len(taken)
-    return Verdict(SIDES[panel.metric][side], float(side), detail=detail)
+    return Verdict(SIDES.get(panel.metric, OTHER)[side], float(side), detail=detail)
