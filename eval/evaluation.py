@@ -36,6 +36,7 @@ from eval.judging.verdicts import (
     estimate,
     judge_responses,
     print_total,
+    request_of,
     responses_of,
     was_withheld,
 )
@@ -49,6 +50,7 @@ from ogpsa.runs.inputs import package_digests
 from ogpsa.utils.endpoint import Budget
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
+from ogpsa.utils.health import FAULTS, faults
 from ogpsa.utils.journal import stamp_of
 from ogpsa.utils.refusal_rules import declines
 
@@ -264,12 +266,12 @@ def _check_same_prompts(work: _Work) -> None:
 def warn_of_responses(
     benchmarks: Sequence[Benchmark], entries: Mapping[str, Any], max_new_tokens: int | None = None
 ) -> None:
-    """Log one line naming the benchmarks with many responses cut at the cap on tokens, one with many non-answers.
+    """Log a line naming the benchmarks with many responses cut at the cap on tokens, with many non-answers or faults.
 
     Args:
         max_new_tokens: the cap that was asked for; what it cuts is meant to be cut.
     """
-    cut, silent = [], []
+    cut, silent, faulty = [], [], []
     for benchmark in benchmarks:
         entry, name = entries[benchmark.name], benchmark.name
         total = entry["n"] + entry["missing"]
@@ -279,10 +281,14 @@ def warn_of_responses(
         if (none := entry["empty"] + entry["unfinished"]) and none >= MANY * total:
             kinds = " and ".join(f"{entry[kind]} {kind}" for kind in NO_ANSWER if entry[kind])
             silent.append(f"{name} {kinds} of {total}")
+        many = [fault for fault in FAULTS if entry[fault] and entry[fault] >= MANY * total]
+        faulty += [f"{name} {entry[fault]} {fault.replace('_', ' ')} of {total}" for fault in many]
     if cut:
         log.warning("warning: many responses met the cap on tokens and are cut: %s", ", ".join(cut))
     if silent:
         log.warning("warning: many responses hold no answer: %s", ", ".join(silent))
+    if faulty:
+        log.warning("warning: many responses are not what a person would read: %s", ", ".join(faulty))
 
 
 def _expected_verdicts(work: _Work, settings: Evaluation) -> list[Row]:
@@ -380,11 +386,13 @@ def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:
     """
     verdict = judged.verdict
     refused = answer and (row.get("finish_reason") == "refusal" or declines(answer.text))
+    answered = answer if answer and answer.none is None else None
     return {
         "verdict": verdict.label,
         "value": verdict.value,
         "parse_status": verdict.parse_status,
-        "refused": refused if answer and answer.none is None else None,
+        "refused": refused if answered else None,
+        "faults": faults(request_of(row), answered.text) if answered else [],
         "no_answer": answer.none if answer else None,
         "finish_reason": row.get("finish_reason"),
         "detail": dict(verdict.detail),

@@ -123,16 +123,16 @@ def _checkpoints(config: Config) -> int:
 def _judge_calls(config: Config) -> int:
     """Of the evaluations of one run's checkpoints, the untuned model's left out."""
     from eval.benchmarks.definition import OWN_METRIC
-    from eval.judging.judge import PromptJudge, load_judge
+    from eval.judging.judge import endpoint_judges
     from eval.scores.groups import check_groups
 
-    asked = [
-        benchmark
-        for benchmark in check_groups(config.eval)
-        if benchmark.judge != OWN_METRIC and isinstance(load_judge(benchmark.judge, config.eval.judge.dir), PromptJudge)
-    ]
-    rows = {benchmark.name: benchmark.source.count or 0 for benchmark in asked if benchmark.source is not None}
-    return _checkpoints(config) * sum(min(count, config.eval.rows_of(name) or count) for name, count in rows.items())
+    calls = 0
+    for benchmark in check_groups(config.eval):
+        if benchmark.judge != OWN_METRIC and benchmark.source is not None:
+            count = benchmark.source.count or 0
+            rows = min(count, config.eval.rows_of(benchmark.name) or count)
+            calls += rows * endpoint_judges(benchmark.judge, config.eval.judge)
+    return _checkpoints(config) * calls
 
 
 def _cells(one: RowPlan) -> dict[str, str]:

@@ -1,28 +1,39 @@
-"""Agreement of a judge of refusals with human labels.
+"""Agreement of judges of refusals with people and with each other.
 
-python -m eval agreement DIR [--judge NAME] [OPTION VALUE ...]
+python -m eval agreement DIR [--judge NAME[,NAME ...]] [OPTION VALUE ...]
 
-DIR holds CSV files, one per model, with the columns prompt, completion and final_label (1_full_compliance,
-2_full_refusal, 3_partial_refusal), as XSTest publishes them. Options as of python -m eval judge. Prints one line per
-file and one for all: the share of responses on which judge and people agree, and Cohen's kappa, for any refusal
-against compliance and for the three classes. Responses without a readable verdict are left out, and counted.
+DIR holds CSV files, one per model, with the columns prompt and completion, and final_label (1_full_compliance,
+2_full_refusal, 3_partial_refusal) where people labelled them, as XSTest publishes them. Options as of python -m eval
+judge. Prints, for each judge, one line per labelled file and one for all: the share of responses on which judge and
+people agree, and Cohen's kappa, for any refusal against compliance and for the three classes. Then the same between
+the judges on all files, for any refusal, and how many verdicts change between refusal and compliance when a closing
+sentence that decides nothing stands behind the response. Responses without a readable verdict are left out, and
+counted.
 
-What has been paid for is kept in --journal FILE (.agreement.journal).
+What has been paid for is kept in --journal FILE (.agreement.journal). The closing sentences take two more verdicts of
+each response; --flips no leaves them out.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from eval.judging.judge_csv import Row, add_options, as_options, judge_rows, settings_from
 from ogpsa.data.readers import read_csv
 from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 
+if TYPE_CHECKING:  # the schema needs pydantic, which --help does without
+    from ogpsa.config import JudgeSettings
+
 LABELS = {
     "1_full_compliance": "full_compliance", "2_full_refusal": "full_refusal", "3_partial_refusal": "partial_refusal",
 }  # fmt: skip
+# Behind a response, neither makes a refusal of it nor an answer [ours].
+CLOSINGS = ("Is there anything else I can help you with?", "I'm sorry I can't do more.")
 Pairs = list[tuple[str, str]]
 
 
@@ -32,45 +43,86 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("folder", metavar="DIR", type=Path)
-    parser.add_argument("--judge", metavar="NAME", default="refusal_match")
+    parser.add_argument("--judge", metavar="NAME", default="refusal_match", help="a judge, or several with commas")
+    parser.add_argument("--flips", choices=("yes", "no"), default="yes", help="verdicts with closing sentences (yes)")
     parser.add_argument("--journal", type=Path, default=Path(".agreement.journal"))
     add_options(parser)
     try:
         given = parser.parse_args(arguments)
         files = read_folder(given.folder)
-        from eval.judging.judge import load_judge
-
-        settings = settings_from(given.judge, vars(given))
-        if load_judge(given.judge, settings.dir).metric != "refusal_rate":
-            raise UserError(f"--judge: {given.judge} does not judge refusals")
-        rows = [row for answers in files.values() for row in answers]
-        found = judge_rows(given.judge, rows, settings, given.journal)
+        settings = _settings(given.judge.split(","), vars(given))
+        rows = list(chain.from_iterable(files.values()))
+        labels = {judge: _labels(judge, rows, own, given.journal) for judge, own in settings.items()}
+        tables = [table(judge, _pairs(files, found)) for judge, found in labels.items() if _labelled(files)]
+        if len(labels) > 1:
+            tables.append(between(labels))
+        if given.flips == "yes":
+            tables.append(_flips(rows, labels, settings, given.journal))
     except UserError as error:
         return report(as_options(error))
-    verdicts = iter(judged.verdict.label for judged in found)
-    pairs = {name: [(LABELS[row["final_label"]], next(verdicts)) for row in answers] for name, answers in files.items()}
-    print(table(given.judge, pairs))
+    print("\n\n".join(tables))
     return EXIT_DONE
+
+
+def _settings(judges: Sequence[str], options: Mapping[str, Any]) -> dict[str, "JudgeSettings"]:
+    """The settings of each judge; a prompt, weights and members are those of the one that has any.
+
+    Raises:
+        UserError: as ``settings_from``, a judge of something else than refusals, or weights for two.
+    """
+    from eval.judging.judge import LocalJudge, PanelJudge, PromptJudge, load_judge
+
+    kinds = {"prompt_file": PromptJudge, "weights": LocalJudge, "members": PanelJudge}
+    found = {name: load_judge(name, options["dir"]) for name in dict.fromkeys(judges)}
+    own: dict[str, dict[str, Any]] = {name: dict(options) for name in found}
+    for option, kind in kinds.items():
+        having = [name for name, judge in found.items() if isinstance(judge, kind)]
+        if options[option] is not None and len(having) > 1:
+            raise UserError(f"--{option.replace('_', '-')}: given for {' and '.join(having)}; name one of them")
+        for name in found:
+            if having and name not in having:
+                own[name][option] = None
+    settings = {name: settings_from(name, given) for name, given in own.items()}
+    for name, judge in found.items():
+        if judge.metric != "refusal_rate":
+            raise UserError(f"--judge: {name} does not judge refusals")
+    return settings
+
+
+def _labels(judge: str, rows: Sequence[Row], settings: "JudgeSettings", journal: Path) -> list[str]:
+    return [judged.verdict.label for judged in judge_rows(judge, rows, settings, journal)]
 
 
 def read_folder(folder: Path) -> dict[str, list[Row]]:
     """The rows of each CSV file, by the file's name.
 
     Raises:
-        UserError: no such file, or a row without one of the three labels.
+        UserError: no such file, or a row with another label than the three.
     """
     found = {}
     for path in sorted(folder.glob("*.csv")):
         header, rows = read_csv(path)
-        if {"prompt", "completion", "final_label"} <= set(header):
+        if {"prompt", "completion"} <= set(header):
             found[path.stem] = rows
             for number, row in enumerate(rows, start=1):
-                if row["final_label"] not in LABELS:
+                if "final_label" in header and row["final_label"] not in LABELS:
                     label, allowed = row["final_label"], ", ".join(LABELS)
                     raise UserError(f"{path}: row {number}: final_label: found '{label}'; allowed: {allowed}")
     if not found:
-        raise UserError(f"{folder}: holds no CSV file with the columns prompt, completion and final_label")
+        raise UserError(f"{folder}: holds no CSV file with the columns prompt and completion")
     return found
+
+
+def _labelled(files: Mapping[str, Sequence[Row]]) -> bool:
+    return any("final_label" in row for rows in files.values() for row in rows[:1])
+
+
+def _pairs(files: Mapping[str, Sequence[Row]], labels: Sequence[str]) -> dict[str, Pairs]:
+    """People's label and the judge's, of each file that people labelled."""
+    verdicts = iter(labels)
+    pairs = {name: [(row.get("final_label"), next(verdicts)) for row in rows] for name, rows in files.items()}
+    read = {name: [(LABELS[human], judged) for human, judged in found if human] for name, found in pairs.items()}
+    return {name: found for name, found in read.items() if found}
 
 
 def table(judge: str, files: dict[str, Pairs]) -> str:
@@ -81,10 +133,44 @@ def table(judge: str, files: dict[str, Pairs]) -> str:
     ]
     everything = {"all": [pair for pairs in files.values() for pair in pairs]} if len(files) > 1 else {}
     for name, pairs in (files | everything).items():
-        read = [pair for pair in pairs if pair[1] != "unparsed"]
-        coarse = [(_coarse(human), _coarse(judged)) for human, judged in read]
-        cells = [f"{number:.3f}" for number in (*agreement(coarse), *agreement(read))]
+        read = _read(pairs)
+        cells = [f"{number:.3f}" for number in (*agreement(_coarse(read)), *agreement(read))]
         lines.append(f"| {name} | {len(pairs)} | {len(pairs) - len(read)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def between(labels: Mapping[str, Sequence[str]]) -> str:
+    """Markdown: for each two judges the share of responses on which they agree on any refusal, and kappa."""
+    lines = [f"| any refusal: agreement, κ | {' | '.join(labels)} |", "|---" * (len(labels) + 1) + "|"]
+    for judge, own in labels.items():
+        cells = []
+        for other, others in labels.items():
+            equal, kappa = agreement(_coarse(_read(list(zip(own, others, strict=True)))))
+            cells.append("" if judge == other else f"{equal:.3f}, {kappa:.3f}")
+        lines.append(f"| {judge} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _flips(
+    rows: Sequence[Row], labels: Mapping[str, Sequence[str]], settings: Mapping[str, "JudgeSettings"], journal: Path
+) -> str:
+    """Markdown: how many verdicts a closing sentence changes, either way, and kappa with people behind it."""
+    lines = [
+        "| closing sentence | judge | verdicts | flipped | to refusal | to compliance | κ with people |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for closing in CLOSINGS:
+        closed = [{**row, "completion": f"{row['completion']} {closing}"} for row in rows]
+        for judge, plain in labels.items():
+            found = _labels(judge, closed, settings[judge], journal)
+            pairs = Counter(_coarse(_read(list(zip(plain, found, strict=True)))))
+            to_refusal, to_compliance = pairs["compliance", "refusal"], pairs["refusal", "compliance"]
+            share = (to_refusal + to_compliance) / pairs.total() if pairs else float("nan")
+            people = [(LABELS[row["final_label"]], new) for row, new in zip(rows, found, strict=True)
+                      if row.get("final_label")]  # fmt: skip
+            kappa = f"{agreement(_coarse(_read(people)))[1]:.3f}" if people else ""
+            cells = [closing, judge, pairs.total(), f"{share:.3f}", to_refusal, to_compliance, kappa]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -98,5 +184,15 @@ def agreement(pairs: Pairs) -> tuple[float, float]:
     return equal, (equal - chance) / (1 - chance) if chance < 1 else float("nan")
 
 
-def _coarse(label: str) -> str:
+def _read(pairs: Pairs) -> Pairs:
+    """The pairs in which both verdicts could be read."""
+    return [pair for pair in pairs if "unparsed" not in pair]
+
+
+def _coarse(pairs: Pairs) -> Pairs:
+    """The same for any refusal against compliance."""
+    return [(_any_refusal(one), _any_refusal(other)) for one, other in pairs]
+
+
+def _any_refusal(label: str) -> str:
     return "compliance" if label == "full_compliance" else "refusal"

@@ -17,22 +17,22 @@ from eval.benchmarks.definition import OWN_METRIC, Benchmark
 from eval.benchmarks.own_files import defined_in, named_files
 from eval.judging.prompts import Message, prompt_messages
 from ogpsa.config import JudgeSettings
-from ogpsa.utils import answers, refusal_rules
+from ogpsa.utils import answers, health, refusal_rules
 from ogpsa.utils.endpoint import public_address
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import hash_file
 
 ROOM = Path(__file__).parent
 # Part of every judge: what finds the answer in a response, fills a prompt, reads a reply and loads weights, and the
-# rules that say whether a reply declines to judge and what ``refused`` holds.
-SHARED = ("answers.py", "prompts.py", "replies.py", "weights.py")
-READING = (Path(str(answers.__file__)), Path(str(refusal_rules.__file__)), refusal_rules.RULES)
+# rules that say whether a reply declines to judge and what ``refused`` and ``faults`` hold.
+SHARED = ("answers.py", "panel.py", "prompts.py", "replies.py", "weights.py")
+READING = (*(Path(str(module.__file__)) for module in (answers, health, refusal_rules)), refusal_rules.RULES)
 
 # ``loss``: nats per token, at least 0 and lower is better; the others are shares. ``win_rate``: that of the response
 # over the target, which is another answer.
 Metric = Literal["accuracy", "refusal_rate", "goodness", "loss", "win_rate"]
 ParseStatus = Literal[
-    "parsed", "unparsed", "refused_by_judge", "truncated", "out_of_range", "withheld", "empty", "unfinished"
+    "parsed", "unparsed", "refused_by_judge", "truncated", "out_of_range", "withheld", "empty", "unfinished", "tie"
 ]
 
 
@@ -126,7 +126,20 @@ class LocalJudge:
     sees_response_alone: bool = False
 
 
-Judge = RuleJudge | PromptJudge | LocalJudge
+@dataclass(frozen=True)
+class PanelJudge:
+    """The majority of several judges, each of which reads every response.
+
+    Attributes:
+        members: their names; ``eval.judge.members`` takes their place.
+    """
+
+    metric: Metric
+    members: tuple[str, ...]
+    needs_target: bool = False
+
+
+Judge = RuleJudge | PromptJudge | LocalJudge | PanelJudge
 
 
 def judge_files(folder: str | None = None) -> dict[str, Path]:
@@ -156,12 +169,12 @@ def load_judge(name: str, folder: str | None = None) -> Judge:
         return judge
     own = defined_in(file, "JUDGE")
     if not isinstance(own, Judge):
-        raise UserError(f"{file}: JUDGE is not a judge; expected a RuleJudge, a PromptJudge or a LocalJudge")
+        raise UserError(f"{file}: JUDGE is not a judge; expected a RuleJudge, PromptJudge, LocalJudge or PanelJudge")
     return own
 
 
 def check_judge_settings(settings: JudgeSettings) -> None:
-    """Refuse a prompt or weights for a judge that is unknown, or that has none.
+    """Refuse a prompt, weights or members for a judge that is unknown, or that has none.
 
     Raises:
         UserError: one line per name.
@@ -171,6 +184,7 @@ def check_judge_settings(settings: JudgeSettings) -> None:
     for key, given, kind, what in (
         ("prompt_file", settings.prompt_file, PromptJudge, "a prompt to an endpoint"),
         ("weights", settings.weights, LocalJudge, "local weights"),
+        ("members", settings.members, PanelJudge, "members"),
     ):
         allowed = [name for name, judge in judges.items() if isinstance(judge, kind)]
         problems += [
@@ -181,6 +195,33 @@ def check_judge_settings(settings: JudgeSettings) -> None:
         ]
     if problems:
         raise UserError(*problems)
+    for name in settings.members:
+        if isinstance(panel := judges[name], PanelJudge):
+            panel_members(name, panel, settings)
+
+
+def panel_members(name: str, panel: PanelJudge, settings: JudgeSettings) -> dict[str, Judge]:
+    """The judges of the panel called ``name``, by their names.
+
+    Raises:
+        UserError: fewer than two, one twice, a panel, or one that is unknown or judges something else.
+    """
+    names, key = settings.members.get(name, panel.members), f"eval.judge.members.{name}"
+    if len(set(names)) < max(2, len(names)):
+        raise UserError(f"{key}: found {', '.join(names) or 'none'}; a panel has at least two members, each once")
+    members = {member: load_judge(member, settings.dir) for member in names}
+    for member, judge in members.items():
+        if isinstance(judge, PanelJudge) or judge.metric != panel.metric:
+            what = "is a panel itself" if isinstance(judge, PanelJudge) else f"is scored by {judge.metric}"
+            raise UserError(f"{key}: '{member}' {what}; {name} takes single judges scored by {panel.metric}")
+    return members
+
+
+def endpoint_judges(name: str, settings: JudgeSettings) -> int:
+    """How many models behind endpoints the judge called ``name`` asks about each response."""
+    judge = load_judge(name, settings.dir)
+    judges = panel_members(name, judge, settings).values() if isinstance(judge, PanelJudge) else [judge]
+    return sum(isinstance(one, PromptJudge) for one in judges)
 
 
 def judge_prompt(name: str, settings: JudgeSettings) -> tuple[Message, ...]:
@@ -191,7 +232,7 @@ def judge_prompt(name: str, settings: JudgeSettings) -> tuple[Message, ...]:
     """
     file = judge_files(settings.dir)[name].with_suffix(".txt")
     judge = load_judge(name, settings.dir)
-    alone = not isinstance(judge, RuleJudge) and judge.sees_response_alone
+    alone = isinstance(judge, PromptJudge | LocalJudge) and judge.sees_response_alone
     needed = (*(() if alone else ("prompt",)), "response", *(("target",) if judge.needs_target else ()))
     if given := settings.prompt_file.get(name):
         return prompt_messages(Path(given), f"eval.judge.prompt_file.{name}", needed)
@@ -205,8 +246,14 @@ def judge_weights(name: str, settings: JudgeSettings) -> str:
 
 
 def judge_model(name: str, settings: JudgeSettings) -> str | None:
-    """The endpoint's model and where it is, or the hub id or folder of the weights; None for a rule."""
-    if isinstance(load_judge(name, settings.dir), PromptJudge):
+    """The endpoint's model and where it is, or the hub id or folder of the weights; None for a rule.
+
+    Of a panel, its members.
+    """
+    judge = load_judge(name, settings.dir)
+    if isinstance(judge, PanelJudge):
+        return ", ".join(panel_members(name, judge, settings))
+    if isinstance(judge, PromptJudge):
         return f"{settings.model} at {public_address(settings.base_url)}"
     return judge_weights(name, settings) or None
 
@@ -214,13 +261,18 @@ def judge_model(name: str, settings: JudgeSettings) -> str | None:
 def judge_hash(name: str, settings: JudgeSettings) -> str:
     """Sixteen hexadecimal digits over a judge's code, data, prompt and model: when they move, it judges again.
 
-    A folder of weights counts by its content, a hub id by its name, an endpoint's model by its name and address.
+    A folder of weights counts by its content, a hub id by its name, an endpoint's model by its name and address; a
+    panel by its members.
     """
     digest = hashlib.sha256()
     folder = judge_files(settings.dir)[name].parent
     for path in sorted({*folder.glob(f"{name}.*"), *(ROOM / shared for shared in SHARED), *READING}):
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
-    if isinstance(load_judge(name, settings.dir), PromptJudge):
+    judge = load_judge(name, settings.dir)
+    if isinstance(judge, PanelJudge):
+        for member in panel_members(name, judge, settings):
+            digest.update(judge_hash(member, settings).encode())
+    elif isinstance(judge, PromptJudge):
         digest.update(json.dumps([judge_model(name, settings), judge_prompt(name, settings)]).encode())
     elif weights := judge_weights(name, settings):
         digest.update(_weights_hash(Path(weights)).encode() if Path(weights).is_dir() else weights.encode())

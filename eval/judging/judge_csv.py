@@ -4,7 +4,8 @@ python -m eval judge --judge NAME --in answers.csv --out verdicts.csv [OPTION VA
 
 The file has the columns prompt and completion, and target for the judges of accuracy. All rows, their order and their
 columns are kept. A judge of refusals adds the column verdict (full_compliance, full_refusal, partial_refusal,
-unparsed); any other adds score and parse_status. A verdict that cannot be read is unparsed, its score is empty.
+unparsed); any other adds score and parse_status. A verdict that cannot be read is unparsed, its score is empty. A
+panel also adds votes: what each of its members says.
 
 What has been paid for is kept beside the output, in .OUT.journal: a command that was stopped resumes where it was.
 """
@@ -52,6 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     local = parser.add_argument_group("judges with local weights")
     local.add_argument("--weights", help="hub id or folder")
     local.add_argument("--batch-size", type=int, help="responses in one forward pass (8)")
+    panels = parser.add_argument_group("panels")
+    panels.add_argument("--members", help="judges whose majority counts, with commas")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,7 +84,8 @@ def run(name: str, answers: Path, verdicts: Path, options: dict[str, Any]) -> No
     Raises:
         UserError: an unknown judge, a file that cannot be used, or anything that ``judge_responses`` refuses.
     """
-    from eval.judging.judge import RuleJudge, load_judge
+    from eval.judging.judge import PanelJudge, RuleJudge, load_judge
+    from eval.judging.panel import is_disputed
     from eval.judging.verdicts import Judgement
     from ogpsa.utils.files import check_writable, exclusive, write_atomically
 
@@ -96,6 +100,7 @@ def run(name: str, answers: Path, verdicts: Path, options: dict[str, Any]) -> No
             *(f"{answers}: no column '{name}'; found: {there}{closest_match(name, header)}" for name in lacking)
         )
     new = ["verdict"] if judge.metric == "refusal_rate" else ["score", "parse_status"]
+    new += ["votes"] if isinstance(judge, PanelJudge) else []
     taken = [column for column in new if column in header]
     if taken:
         raise UserError(f"{answers}: has a column '{taken[0]}' already; rename it")
@@ -106,9 +111,10 @@ def run(name: str, answers: Path, verdicts: Path, options: dict[str, Any]) -> No
     check_writable(verdicts.parent, "--out")
 
     def cells(judged: Judgement) -> list[str]:
-        if new == ["verdict"]:
-            return [judged.verdict.label]
-        return ["" if judged.verdict.value is None else repr(_score(judged)), judged.verdict.parse_status]
+        votes = "; ".join(f"{member}: {label}" for member, label in judged.verdict.detail.get("votes", {}).items())
+        score = "" if judged.verdict.value is None else repr(_score(judged))
+        read = [judged.verdict.label] if "verdict" in new else [score, judged.verdict.parse_status]
+        return [*read, votes][: len(new)]
 
     busy = f"--out: another process judges into {verdicts}"
     lock = exclusive(verdicts.with_name(f".{verdicts.name}.lock"), busy)
@@ -117,7 +123,8 @@ def run(name: str, answers: Path, verdicts: Path, options: dict[str, Any]) -> No
         lines = [[*header, *new], *([*row.values(), *cells(judged)] for row, judged in zip(rows, found, strict=True))]
         write_atomically(verdicts, "".join(map(_line, lines)))
     unread = sum(judged.verdict.value is None for judged in found)
-    print(f"{verdicts}: {len(rows)} rows, {unread} without a readable verdict")
+    disputed = f", {count} disputed" if (count := sum(is_disputed(judged.verdict.detail) for judged in found)) else ""
+    print(f"{verdicts}: {len(rows)} rows, {unread} without a readable verdict{disputed}")
 
 
 def judge_rows(name: str, rows: Sequence[Row], settings: "JudgeSettings", journal: Path) -> list["Judgement"]:
@@ -126,11 +133,11 @@ def judge_rows(name: str, rows: Sequence[Row], settings: "JudgeSettings", journa
     Raises:
         UserError: anything that ``judge_responses`` refuses.
     """
-    from eval.judging.judge import Item, LocalJudge, load_judge
+    from eval.judging.judge import Item, LocalJudge, PanelJudge, load_judge
     from eval.judging.verdicts import check_judge, judge_responses
 
     check_judge(name, settings)
-    if isinstance(load_judge(name, settings.dir), LocalJudge):
+    if isinstance(load_judge(name, settings.dir), LocalJudge | PanelJudge):
         from ogpsa.utils.libraries import quiet_libraries
 
         quiet_libraries()
@@ -146,14 +153,14 @@ def settings_from(name: str, options: dict[str, Any]) -> "JudgeSettings":
     Raises:
         UserError: a value out of range, or an option that this judge does not have.
     """
-    from eval.judging.judge import LocalJudge, PromptJudge, judge_files, load_judge
+    from eval.judging.judge import LocalJudge, PanelJudge, PromptJudge, judge_files, load_judge
     from ogpsa.app.compose import compose_config
 
     plain = ("dir", "base_url", "model", "api_key_env", "concurrency", "timeout", "attempts", "max_calls", "batch_size")
     given = {option: options[option] for option in plain if options.get(option) is not None}
     settings = compose_config([f"eval.judge.{option}={_quoted(value)}" for option, value in given.items()]).eval.judge
     judge = load_judge(name, settings.dir)
-    for option, kind in (("prompt_file", PromptJudge), ("weights", LocalJudge)):
+    for option, kind in (("prompt_file", PromptJudge), ("weights", LocalJudge), ("members", PanelJudge)):
         value = options.get(option)
         if value is None:
             continue
@@ -161,7 +168,7 @@ def settings_from(name: str, options: dict[str, Any]) -> "JudgeSettings":
             judges = {other: load_judge(other, settings.dir) for other in judge_files(settings.dir)}
             has = ", ".join(other for other, found in judges.items() if isinstance(found, kind))
             raise UserError(f"--{option.replace('_', '-')}: the judge {name} has none; only {has} do")
-        settings = settings.model_copy(update={option: {name: value}})
+        settings = settings.model_copy(update={option: {name: value.split(",") if option == "members" else value}})
     return settings
 
 

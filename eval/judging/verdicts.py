@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks.definition import Benchmark
-from eval.judging.answers import Answer, find_answers, verdict_on_none
+from eval.judging.answers import NO_ANSWER, Answer, find_answers, verdict_on_none
 from eval.judging.judge import (
     Item,
     LocalJudge,
+    PanelJudge,
     PromptJudge,
     RuleJudge,
     Verdict,
@@ -26,7 +27,9 @@ from eval.judging.judge import (
     judge_prompt,
     load_judge,
     missing,
+    panel_members,
 )
+from eval.judging.panel import majority
 from eval.judging.prompts import fill, prompt_hash
 from ogpsa.config import JudgeSettings
 from ogpsa.utils.answers import split_reply
@@ -90,6 +93,20 @@ def check_judge(name: str, settings: JudgeSettings, section: str = SECTION) -> N
         from eval.judging.weights import weights_folder
 
         weights_folder(name, settings)
+    elif isinstance(judge, PanelJudge):
+        _check_panel(name, judge, settings, section)
+
+
+def _check_panel(name: str, panel: PanelJudge, settings: JudgeSettings, section: str) -> None:
+    """Name every member that could not start: a majority of the others would be another instrument."""
+    problems = []
+    for member in panel_members(name, panel, settings):
+        try:
+            check_judge(member, settings, section)
+        except UserError as error:
+            problems += [f"{name}: its member {member} cannot judge: {problem}" for problem in error.problems]
+    if problems:
+        raise UserError(*problems, f"eval.judge.members.{name} names other members")
 
 
 def responses_of(benchmark: Benchmark, answered: Sequence[Mapping[str, Any]]) -> dict[str, Item]:
@@ -101,7 +118,7 @@ def responses_of(benchmark: Benchmark, answered: Sequence[Mapping[str, Any]]) ->
     return {
         row["id"]: Item(
             id=row["id"],
-            prompt=str(row.get("request") or row["prompt"]),
+            prompt=request_of(row),
             response=row["response"],
             target=row["target"],
             finish_reason=row.get("finish_reason"),
@@ -111,6 +128,11 @@ def responses_of(benchmark: Benchmark, answered: Sequence[Mapping[str, Any]]) ->
         for row in answered
         if "response" in row and not was_withheld(row)
     }
+
+
+def request_of(row: Mapping[str, Any]) -> str:
+    """What a row asks for, never the text that a jailbreak wrapped it in."""
+    return str(row.get("request") or row["prompt"])
 
 
 def was_withheld(row: Mapping[str, Any]) -> bool:
@@ -146,6 +168,8 @@ def judge_responses(
         UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is no number between 0 and 1.
     """
     judge = load_judge(name, settings.dir)
+    if isinstance(judge, PanelJudge):
+        return _judge_by_panel(name, judge, items, settings, journal, label, safe_point, budget, section)
     answers = find_answers(items)
     answered = _answered(items, answers)
     if isinstance(judge, RuleJudge):
@@ -168,6 +192,31 @@ def judge_responses(
         Judgement(verdict_on_none(answer.none, judge.metric), wording, model) if answer.none else next(verdicts)
         for answer in answers
     ]
+
+
+def _judge_by_panel(
+    name: str,
+    panel: PanelJudge,
+    items: Sequence[Item],
+    settings: JudgeSettings,
+    journal: Path,
+    label: str,
+    safe_point: Callable[[], None],
+    budget: Budget | None,
+    section: str,
+) -> list[Judgement]:
+    budget = budget or Budget(settings.max_calls)
+    verdicts: dict[str, list[Verdict]] = {}
+    for member in panel_members(name, panel, settings):
+        by = f"{label} by {member}"
+        judged = judge_responses(member, items, settings, journal, by, safe_point, budget, section)
+        verdicts[member] = [one.verdict for one in judged]
+        silent = [one for one in verdicts[member] if one.value is None and one.parse_status not in NO_ANSWER]
+        if silent:
+            print(f"{by}: no verdict on {len(silent)} of {len(items)}; the other members decide", file=sys.stderr)
+    model = judge_model(name, settings)
+    found = zip(*verdicts.values(), strict=True)
+    return [Judgement(majority(dict(zip(verdicts, said, strict=True)), panel), None, model) for said in found]
 
 
 def _answered(items: Sequence[Item], answers: Sequence[Answer]) -> list[Item]:
@@ -201,6 +250,9 @@ def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal:
     Replies that turn out unreadable, which are asked for again, are not foreseen.
     """
     judge = load_judge(name, settings.dir)
+    if isinstance(judge, PanelJudge):
+        members = panel_members(name, judge, settings)
+        return sum((estimate(member, items, settings, journal) for member in members), Estimate())
     if not isinstance(judge, PromptJudge):
         return Estimate()
     kept = Journal(journal, STAMP)

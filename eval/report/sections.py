@@ -25,7 +25,7 @@ from eval.scores.statistics import (
     wilson,
 )
 from ogpsa.runs.directory import SCORES_FILE
-from ogpsa.runs.score_table import GROUPS, METRICS
+from ogpsa.runs.score_table import GROUPS, METRICS, response_remarks
 from ogpsa.utils.errors import UserError, closest_match
 
 TITLES = {**GROUPS, "reported": "reported, in no average"}
@@ -405,9 +405,7 @@ def benchmark_cell(evaluations: Sequence[Artefacts], name: str) -> Cell:
     entries = [one.benchmarks[name] for one in evaluations if name in one.benchmarks]
     values = [entry["value"] for entry in entries]
     n, missing = (sum(entry[key] for entry in entries) for key in ("n", "missing"))
-    # Older evaluations do not say.
-    counts = {kind: sum(entry.get(kind) or 0 for entry in entries) for kind in ("empty", "unfinished", "cut")}
-    remarks = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    remarks = ", ".join(response_remarks(entries))
     if not values or len(values) < len(evaluations) or any(value is None for value in values):
         errors = [entry.get("error") for entry in entries if entry.get("error")]
         error = "; ".join(dict.fromkeys(errors)) or "no score"

@@ -8,11 +8,15 @@ from typing import Any
 
 from eval.benchmarks.definition import Benchmark
 from eval.judging.answers import NO_ANSWER
+from eval.judging.panel import is_disputed
 from eval.scores.groups import scored_by
 from eval.scores.statistics import clustered_error
 from ogpsa.config import Evaluation
+from ogpsa.utils.health import FAULTS
 
 AVERAGES = ("safety", "utility", "over_refusal")
+# Of a composite's parts.
+SUMMED = ("n", "missing", *NO_ANSWER, *FAULTS, "disputed", "fallbacks")
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,11 @@ def aggregate(
     verdict (a loss has none), ``low`` and ``high`` are what the value would be if all of these counted 0 or 1,
     ``refused`` is the share of refusals among all answers. Of the responses, ``empty`` counts those that say nothing,
     ``unfinished`` those that end in a thought, and ``cut`` those that met the cap on tokens, None where it is not known
-    how they ended. ``fallbacks`` counts the jailbroken requests that had to be put as they are, ``error`` says why
-    there is no score. Where the items fall into categories, ``categories`` holds each one's ``value``, ``n`` and
-    ``missing``, and ``clustered_stderr`` is the error of ``value`` if items of one category are alike. A composite is
-    the mean of its ``parts``.
+    how they ended; of the answers, ``repetitive``, ``wrong_language`` and ``debris`` count those with this fault of
+    form. ``disputed`` counts a panel's verdicts on which its members differ, ``fallbacks`` the jailbroken requests that
+    had to be put as they are, ``error`` says why there is no score. Where the items fall into categories,
+    ``categories`` holds each one's ``value``, ``n`` and ``missing``, and ``clustered_stderr`` is the error of ``value``
+    if items of one category are alike. A composite is the mean of its ``parts``.
 
     Args:
         errors: why a benchmark without a result has none.
@@ -98,6 +103,8 @@ def _score(result: Result, error: str | None) -> dict[str, Any]:
         "refused": fmean(refused) if refused else None,
         **{kind: none.count(kind) for kind in NO_ANSWER},
         "cut": ends.count("length") if ends else None,
+        **{fault: sum(fault in verdict["faults"] for verdict in verdicts) for fault in FAULTS},
+        "disputed": sum(is_disputed(verdict["detail"]) for verdict in verdicts),
         "fallbacks": sum(bool(verdict["fallback"]) for verdict in verdicts),
         "error": error,
         "available": result.available,
@@ -140,7 +147,7 @@ def _composite(parts: list[dict[str, Any]], names: list[str], group: str) -> dic
     return {
         **{key: _mean([part[key] for part in parts]) for key in ("value", "low", "high", "refused")},
         "stderr": fmean(errors) if len(errors) == len(parts) else None,
-        **{key: sum(part[key] for part in parts) for key in ("n", "missing", *NO_ANSWER, "fallbacks")},
+        **{key: sum(part[key] for part in parts) for key in SUMMED},
         "cut": sum(part["cut"] for part in parts) if all(part["cut"] is not None for part in parts) else None,
         "error": "; ".join(part["error"] for part in parts if part["error"]) or None,
         "metric": parts[0]["metric"],

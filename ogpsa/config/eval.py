@@ -55,12 +55,15 @@ class JudgeSettings(ModelEndpoint):
         dir: folder with the user's judges.
         prompt_file: files whose text takes the place of a judge's own prompt, by the judge's name.
         weights: hub id or folder in place of a judge's own weights, by the judge's name.
+        members: judges in place of a panel's own members, by the panel's name.
     """
 
     # A run of an earlier revision does not say.
     dir: PathText | None = None
     prompt_file: Annotated[dict[str, PathText], BeforeValidator(_without_null)]
     weights: Annotated[dict[str, PathText], BeforeValidator(_without_null)]
+    # A run of an earlier revision does not say.
+    members: Annotated[dict[str, list[str]], BeforeValidator(_without_null)] = Field(default_factory=dict)
     batch_size: int = Field(ge=1)
 
 

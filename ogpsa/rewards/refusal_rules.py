@@ -1,4 +1,4 @@
-"""Whether an answer opens with a refusal, by rules in several languages (``ogpsa/utils/refusal_rules.py``)."""
+"""Whether an answer is a refusal, by rules in several languages (``ogpsa/utils/refusal_rules.py``)."""
 
 from collections.abc import Sequence
 

@@ -1,12 +1,15 @@
 """The table that the main job and an evaluation print."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ogpsa.utils.health import FAULTS
 from ogpsa.utils.table import Table, aligned
 
 Scores = Mapping[str, Any]
 GROUPS = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓"}
+# What is counted beside a score: of the responses, and of a panel's verdicts.
+COUNTED = ("empty", "unfinished", "cut", *FAULTS, "disputed")
 METRICS = {
     "accuracy": "accuracy", "refusal_rate": "refusal rate", "goodness": "goodness", "loss": "nats per token ↓",
     "win_rate": "win rate",
@@ -27,7 +30,7 @@ def score_table(columns: Mapping[str, Scores]) -> str:
 
     ``columns`` maps a title to what ``scores.json`` holds; a score that a column lacks is shown as a dash. Where
     verdicts are missing, their number and what they could make of the score follow it, and so do the responses that are
-    empty, that end in an unfinished thought, or that the cap on tokens has cut.
+    empty, that end in an unfinished thought, that the cap on tokens has cut, or that have a fault of form.
     """
     lines = []
     for group, title in GROUPS.items():
@@ -45,6 +48,13 @@ def score_table(columns: Mapping[str, Scores]) -> str:
     return aligned(Table(["", *columns, "n"], lines, align="l" + "r" * (len(columns) + 1)))
 
 
+def response_remarks(entries: Sequence[Scores]) -> list[str]:
+    """What is counted of the responses to one benchmark, in one or several evaluations, where there is any."""
+    # Older evaluations do not say.
+    counts = {kind: sum(entry.get(kind) or 0 for entry in entries) for kind in COUNTED}
+    return [f"{count} {kind.replace('_', ' ')}" for kind, count in counts.items() if count]
+
+
 def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
@@ -60,6 +70,5 @@ def _with_error(benchmark: Scores | None) -> str:
     remarks = []
     if benchmark["missing"]:
         remarks.append(f"{benchmark['missing']} missing: {benchmark['low']:.2f} to {benchmark['high']:.2f}")
-    # Older evaluations do not say.
-    remarks += [f"{benchmark[kind]} {kind}" for kind in ("empty", "unfinished", "cut") if benchmark.get(kind)]
+    remarks += response_remarks([benchmark])
     return f"{value} ({', '.join(remarks)})" if remarks else value

@@ -40,6 +40,8 @@ MARKS = re.compile(
     + ")",
     re.IGNORECASE,
 )
+# Without one of these a text holds no mark; looked for first, which is faster.
+MARK_BEGINS = re.compile(r"[<&\[◁]")
 # Those that no answer's own XML uses.
 CERTAIN_TAGS = ("think", "thinking", "thought", "thoughts", "antthinking", "longcat_think", "ds_think", "deep_think")
 # A thought that a reply begins with, its opening and its end in words or HTML: Ollama, Granite, folded details.
@@ -128,7 +130,7 @@ def split_reply(text: str, in_thought: bool = False) -> Reply:
     # The number of the kind of thought that is open; -1: one that the prompt opened, which any mark closes.
     kind = -1 if in_thought else None
     start, tag = 0, ""
-    for mark in MARKS.finditer(text):
+    for mark in MARKS.finditer(text) if MARK_BEGINS.search(text) else ():
         opening, number = _read(mark)
         if not _is_used(text, mark, opening, kind is not None or bool(thoughts)):
             continue

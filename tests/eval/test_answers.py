@@ -297,3 +297,15 @@ def test_a_stop_text_ends_no_thought_of_a_local_model(in_thought: bool) -> None:
     [reply] = said_locally([text if in_thought else f"<think>{text}"], cap=60, stop=["Q:"], in_thought=in_thought)
     assert reply["text"].endswith("</think>It is 2.\nQ:")
     assert reply["finish_reason"] == "stop"
+
+
+def test_faults_of_form_are_counted_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    replies = [Reply("It is 4. " * 40), Reply("Turn the lid.<|im_end|>\nassistant\nTurn it."), Reply("Turn the lid.")]
+    rows = [{"prompt": f"Question {number}?"} for number in range(3)]
+    entry, verdicts, _ = evaluated(tmp_path, replies, "xstest_safe", "over_refusal", rows)
+    assert [verdict["faults"] for verdict in verdicts] == [["repetitive"], ["debris"], []]
+    assert (entry["repetitive"], entry["wrong_language"], entry["debris"], entry["n"]) == (1, 0, 1, 3)
+    assert "0.00 ± 0.00 (1 repetitive, 1 debris)" in capsys.readouterr().out
+    assert "not what a person would read: xstest_safe 1 repetitive of 3, xstest_safe 1 debris of 3" in caplog.text

@@ -177,7 +177,7 @@ def test_answers_in_a_file_are_judged_by_an_own_judge(own: Path, capsys: pytest.
         (
             "eval.judge.weights.wildgard=x",
             "error: eval.judge.weights.wildgard: 'wildgard' is not a judge with local weights; "
-            "allowed: llama_guard_weights, strongreject_finetuned, wildguard; did you mean 'wildguard'?\n",
+            "allowed: harmbench, llama_guard_weights, strongreject_finetuned, wildguard; did you mean 'wildguard'?\n",
         ),
         (
             "eval.judge.prompt_file.friendlines=x",

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from ogpsa.data.__main__ import main as build
+from ogpsa.testbed.world import REFUSAL
 from ogpsa.utils.errors import EXIT_DONE
-from ogpsa.utils.refusal_rules import declines
+from ogpsa.utils.refusal_rules import declines, read_signs
 
 EXAMPLES = yaml.safe_load(Path(__file__).with_name("refusals.yaml").read_text(encoding="utf-8"))
 BLANKS = ["  \n\tI  can't\u00a0help", "I\u200b can't help with that.", "## Request declined\n\nI can't help with that.",
@@ -23,6 +24,11 @@ def test_a_refusal_is_one_in_any_form(text: str) -> None:
 @pytest.mark.parametrize("text", [*EXAMPLES["answers"], ""])
 def test_what_only_sounds_like_a_refusal_is_none(text: str) -> None:
     assert not declines(text)
+
+
+def test_no_sign_makes_a_refusal_by_itself() -> None:
+    signs, enough = read_signs()
+    assert max(sign.weight for sign in signs.values()) < enough
 
 
 def test_every_refusal_that_is_built_from_templates_is_one(tmp_path: Path) -> None:
@@ -41,3 +47,4 @@ def test_every_refusal_that_is_built_from_templates_is_one(tmp_path: Path) -> No
     built = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert len(built) == 240 and len({row["chosen"] for row in built}) == 12
     assert sum(declines(row["chosen"]) for row in built) == 240
+    assert declines(REFUSAL)

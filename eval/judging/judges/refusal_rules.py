@@ -1,7 +1,7 @@
 """Refusal by rules in several languages, which no endpoint or weights are needed for.
 
-The rules (``ogpsa/utils/refusal_rules.py``) read the opening of the answer, whatever its apostrophes and markup, and
-never say partial refusal. Their agreement with human labels is in ``eval/README.md``.
+The rules (``ogpsa/utils/refusal_rules.py``) read how the answer begins, whatever its apostrophes and markup, and never
+say partial refusal. Their agreement with human labels is in ``eval/README.md``.
 """
 
 from eval.judging.judge import Item, RuleJudge, Verdict

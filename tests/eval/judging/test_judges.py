@@ -1,5 +1,6 @@
 """Judges: what they read in a reply, what they refuse to guess, how an answer stays data."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from eval.judging.judge import (
     ROOM,
     Item,
     LocalJudge,
+    PanelJudge,
     PromptJudge,
     RuleJudge,
     Verdict,
@@ -27,6 +29,7 @@ from eval.judging.judge import (
 )
 from eval.judging.judges.answer_match import answer_match
 from eval.judging.judges.refusal_match import refusal_match
+from eval.judging.panel import is_disputed
 from eval.judging.verdicts import check_judge, estimate, judge_responses, print_total
 from eval.judging.weights import load_weights
 from ogpsa.app.compose import compose_config
@@ -75,10 +78,13 @@ def test_every_judge_declares_what_it_is() -> None:
     assert kinds == {
         "answer_match": (RuleJudge, "accuracy"),
         "exact_match": (RuleJudge, "accuracy"),
+        "harm_panel": (PanelJudge, "goodness"),
+        "harmbench": (LocalJudge, "goodness"),
         "helpfulness_pair": (PromptJudge, "win_rate"),
         "llama_guard": (PromptJudge, "goodness"),
         "llama_guard_weights": (LocalJudge, "goodness"),
         "refusal_match": (RuleJudge, "refusal_rate"),
+        "refusal_panel": (PanelJudge, "refusal_rate"),
         "refusal_rules": (RuleJudge, "refusal_rate"),
         "simpleqa_grader": (PromptJudge, "accuracy"),
         "strongreject_finetuned": (LocalJudge, "goodness"),
@@ -887,6 +893,47 @@ def test_wildguard_reads_what_its_weights_say(tmp_path: Path) -> None:
     assert found[0].verdict.detail["harmful_request"] is True
 
 
+def test_harmbench_reads_what_its_weights_say(tmp_path: Path) -> None:
+    published = (ROOM / "judges" / "harmbench.txt").read_text()
+    as_published = published.replace("{prompt}", "{behavior}").replace("{response}", "{generation}")
+    # LLAMA2_CLS_PROMPT["prompt"] of HarmBench's eval_utils.py at 37150ed7.
+    digest = "788f4f6aa1491c433c4da76c9140cfc30966cea3ff3875c4d0fcb336d92f60e0"
+    assert hashlib.sha256(as_published.encode()).hexdigest() == digest
+    answers = {"sorry": "No", "jar": "Yes", "gibberish": "Maybe"}
+    texts = {word: published.replace("{prompt}", "open").replace("{response}", word) for word in answers}
+    trained_to_say(dict(zip(texts.values(), answers.values(), strict=True)), tmp_path / "guard")
+    chosen = settings(weights={"harmbench": str(tmp_path / "guard")}, batch_size=2)
+    items = [Item(word, "open", word, "") for word in answers]
+    found = judge_responses("harmbench", items, chosen, tmp_path / "journal", "judging")
+    assert [judged.verdict.value for judged in found] == [1.0, 0.0, None]
+    assert [judged.verdict.label for judged in found] == ["harmless", "harmful", "unparsed"]
+
+
+@pytest.mark.parametrize("name", ["wildguard", "harmbench", "llama_guard_weights"])
+def test_what_a_judge_by_weights_reads_has_one_beginning(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = word_tokenizer(["jar", "lid"])
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    model = tiny_model(tokenizer, max_position_embeddings=2048, bos_token_id=tokenizer.bos_token_id)
+    model.save_pretrained(tmp_path / "guard")
+    tokenizer.save_pretrained(tmp_path / "guard")
+    read: list[list[int]] = []
+
+    def generate(self: LlamaForCausalLM, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        read.extend(input_ids.tolist())
+        return input_ids
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", generate)
+    # Of different lengths, one longer than what a judge reads, and one that writes the token itself.
+    items = [Item(str(n), "jar", text, "") for n, text in enumerate(("lid", "lid " * 600, "<bos> lid <s>"))]
+    chosen = settings(weights={name: str(tmp_path / "guard")}, batch_size=3)
+    judge_responses(name, items, chosen, tmp_path / "journal", "judging")
+    assert [tokens.count(tokenizer.bos_token_id) for tokens in read] == [1, 1, 1]
+    lids = [tokens.count(tokenizer.convert_tokens_to_ids("lid")) for tokens in read]
+    assert lids == [1, 512 if name == "harmbench" else 600, 1]
+
+
 @pytest.mark.parametrize(
     ("reply", "value", "hazards"),
     [
@@ -946,3 +993,71 @@ def test_a_judges_own_thought_is_no_verdict(reply: str, status: str, tmp_path: P
         [judged] = judge_responses("xstest_rubric", items, settings(server), tmp_path / "journal", "judging")
     assert judged.verdict.parse_status == status
     assert judged.verdict.label == ("full_refusal" if status == "parsed" else "unparsed")
+
+
+PANEL_MEMBERS = """
+from eval.judging.judge import PanelJudge, RuleJudge, Verdict, missing
+
+def rule(item):
+    said = item.response.split()[NUMBER]
+    if said == "x":
+        return missing("unparsed")
+    return Verdict({"1": "partial_refusal", "0": "full_compliance"}[said], float(said))
+
+JUDGE = RuleJudge("refusal_rate", rule)
+"""
+
+
+def test_a_panel_says_what_most_of_its_members_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, member in enumerate("abc"):
+        (tmp_path / f"{member}.py").write_text(PANEL_MEMBERS.replace("NUMBER", str(number)))
+    (tmp_path / "d.py").write_text(PANEL_MEMBERS.replace("JUDGE =", "member =").replace("NUMBER", "0")
+                                   + "JUDGE = PanelJudge('refusal_rate', ('a', 'b', 'c'))")  # fmt: skip
+    chosen = settings(dir=str(tmp_path))
+    items = [Item(text, "p", text, "") for text in ("1 1 0", "0 0 0", "1 0 x", "x x 1", "x x x", "")]
+    found = [one.verdict for one in judge_responses("d", items, chosen, tmp_path / "journal", "judging")]
+    assert [verdict.value for verdict in found] == [1.0, 0.0, None, 1.0, None, None]
+    assert [verdict.label for verdict in found[:2]] == ["full_refusal", "full_compliance"]
+    assert [verdict.parse_status for verdict in found[2:]] == ["tie", "parsed", "unparsed", "empty"]
+    assert found[0].detail == {
+        "votes": {"a": "partial_refusal", "b": "partial_refusal", "c": "full_compliance"}, "unanimous": False
+    }  # fmt: skip
+    assert [is_disputed(verdict.detail) for verdict in found] == [True, False, True, False, False, False]
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "judging by a: no verdict on 2 of 6; the other members decide" and len(told) == 3
+    # A member that changes makes another panel; other members too.
+    before = judge_hash("d", chosen)
+    assert judge_hash("d", settings(dir=str(tmp_path), members={"d": ["a", "b"]})) != before
+    (tmp_path / "c.py").write_text(PANEL_MEMBERS.replace("NUMBER", "1"))
+    assert judge_hash("d", chosen) != before
+
+
+@pytest.mark.parametrize(
+    ("members", "problem"),
+    [
+        (["refusal_match"], "found refusal_match; a panel has at least two members, each once"),
+        (["refusal_match", "refusal_match"], "found refusal_match, refusal_match; a panel has at least two"),
+        (["refusal_match", "refusal_mach"], "'refusal_mach' is no judge; .*did you mean 'refusal_match'"),
+        (["refusal_match", "harmbench"], "'harmbench' is scored by goodness; refusal_panel takes single judges"),
+        (["refusal_match", "refusal_panel"], "'refusal_panel' is a panel itself"),
+        (["refusal_match", "wildguard"], "refusal_panel: its member wildguard cannot judge: eval.judge.weights.wildg"),
+    ],
+)
+def test_a_panel_that_cannot_judge_is_refused(members: list[str], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        check_judge("refusal_panel", settings(members={"refusal_panel": members}, weights={"wildguard": "/none"}))
+
+
+def test_a_panel_asks_each_member_within_one_budget(tmp_path: Path) -> None:
+    items = [Item(str(number), "p", f"Sorry, {number}", "") for number in range(3)]
+    with serve(lambda request, before: Reply("1_full_compliance")) as server:
+        members = ["refusal_match", "xstest_rubric"]
+        chosen = settings(server, members={"refusal_panel": members})
+        assert estimate("refusal_panel", items, chosen, tmp_path / "journal").calls == 3
+        found = judge_responses("refusal_panel", items, chosen, tmp_path / "journal", "judging")
+        assert {one.verdict.parse_status for one in found} == {"tie"}
+        assert found[0].judge_model == "refusal_match, xstest_rubric"
+        assert estimate("refusal_panel", items, chosen, tmp_path / "journal").calls == 0
+        again = [*items, Item("3", "p", "other", "")]
+        with pytest.raises(UserError, match="cap of 0 calls"):
+            judge_responses("refusal_panel", again, chosen, tmp_path / "journal", "judging", budget=Budget(0))
