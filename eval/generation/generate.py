@@ -224,7 +224,7 @@ def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
         return _in_vllm(checkpoint, settings)
     with isolated_and_silent():
         model, tokenizer = load_for_generation(checkpoint, settings.template_kwargs)
-        lm = SharingLM(model, tokenizer, settings.batch_size, settings.batch_tokens)
+        lm = SharingLM(model, tokenizer, settings.batch_size)
     return LocalModel(lm, settings.batch_size, settings.batch_tokens, replies_by(lm))
 
 

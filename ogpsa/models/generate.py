@@ -153,7 +153,7 @@ class Generator:
         replies: list[list[int]] = [[] for _ in rows]
         going = list(range(len(rows)))
         try:
-            read = reader.read_alike(rows, [1] * len(rows))
+            read = reader.read(rows)
             while True:
                 tokens = read.logits[:, -1].float().argmax(dim=-1).tolist()
                 for row, token in zip(going, tokens, strict=True):

@@ -1,20 +1,20 @@
-"""Rows of tokens read by a causal model, from what rows that begin alike have left in its cache.
+"""Rows of tokens read by a causal model: what they begin with once, and not on when they have ended.
 
-Rows are padded on the left, whichever way they are read, so that a model sees the same mask and positions as without
-the cache.
+Rows are padded on the left whether or not their beginning was read before, so that a model sees the same mask and
+positions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-Tokens = Sequence[int]
+Tokens = list[int]
 # Tokens that a common beginning must save: a forward pass of its own costs as much as reading some twenty [measured,
 # 135M parameters on a CPU core].
 WORTH = 32
@@ -29,6 +29,12 @@ def left_padded(rows: Sequence[Tokens], device: torch.device) -> tuple[torch.Ten
     width = max(len(row) for row in rows)
     ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
     return ids, _mask([len(row) for row in rows], width, device)
+
+
+def beginning(rows: Sequence[Tokens]) -> list[int]:
+    """What all rows begin with: what the first and the last of them in order begin with."""
+    first, last = min(rows), max(rows)
+    return [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
 
 
 def _mask(lengths: Sequence[int], width: int, device: torch.device) -> torch.Tensor:
@@ -58,7 +64,7 @@ class Read:
     Attributes:
         lengths: each row's tokens, without the padding.
         cache: keys and values, ``[rows, heads, longest, size]`` each.
-        logits: of each row's last columns, ``[rows, columns, vocabulary]``.
+        logits: of each row's last token, ``[rows, 1, vocabulary]``.
     """
 
     lengths: list[int]
@@ -67,40 +73,19 @@ class Read:
 
 
 class RowReader:
-    """Reads rows of tokens; one that ``keeps_every_key`` as the model."""
+    """Reads rows of tokens, for a model that ``keeps_every_key``."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def read(
-        self, rows: Sequence[Tokens], columns: int = 1, begun: Read | None = None, origins: Sequence[int] = ()
-    ) -> Read:
-        """Read rows, each from where the row of ``begun`` that it goes on from ends.
-
-        Args:
-            columns: those whose logits are wanted; no row may have fewer tokens beyond its origin than it needs.
-            begun: rows that were read before.
-            origins: for each row, the number of the one in ``begun`` that it begins with.
-        """
-        ids, mask = left_padded(rows, self._model.device)
-        lengths = [len(row) for row in rows]
-        known = [begun.lengths[origin] for origin in origins] if begun else [0] * len(rows)
-        # The shorter rows read some tokens of their beginning again, where padding would stand.
-        fresh = max(length - before for length, before in zip(lengths, known, strict=True))
-        held = ids.shape[1] - fresh
-        cache = _branches(begun, origins, lengths, held) if begun else DynamicCache()
-        return self._forward(ids[:, held:], mask, cache, lengths, columns)
-
-    def read_alike(self, rows: Sequence[Tokens], needed: Sequence[int]) -> Read:
-        """Read rows, what all of them begin with only once, and give the logits of as many columns as a row needs.
-
-        Args:
-            needed: each row's last tokens whose logits are wanted.
-        """
-        shared = commonprefix(list(rows))[: min(len(row) - own for row, own in zip(rows, needed, strict=True))]
+    def read(self, rows: Sequence[Tokens]) -> Read:
+        """Read rows, what all of them begin with only once."""
+        # A token must be left that says what comes next.
+        shared = beginning(rows)[: min(len(row) for row in rows) - 1]
         if (len(rows) - 1) * len(shared) < WORTH:
-            return self.read(rows, max(needed))
-        return self.read(rows, max(needed), self.read([shared]), [0] * len(rows))
+            return self._read(rows, DynamicCache(), 0)
+        held = self._read([shared], DynamicCache(), 0).cache
+        return self._read(rows, _spread(held, rows), len(shared))
 
     def go_on(self, read: Read, rows: Sequence[int], tokens: Tokens) -> Read:
         """Read one more token of each of ``rows``; the others are left behind, and ``read`` is used up."""
@@ -109,32 +94,32 @@ class RowReader:
             cache.batch_select_indices(torch.tensor(rows, device=self._model.device))
         lengths = [read.lengths[row] + 1 for row in rows]
         ids = torch.tensor(tokens, device=self._model.device)[:, None]
-        return self._forward(ids, _mask(lengths, cache.get_seq_length() + 1, ids.device), cache, lengths, 1)
+        return self._forward(ids, _mask(lengths, cache.get_seq_length() + 1, ids.device), cache, lengths)
 
-    def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, lengths: list[int], columns: int
-    ) -> Read:
+    def _read(self, rows: Sequence[Tokens], cache: DynamicCache, held: int) -> Read:
+        ids, mask = left_padded(rows, self._model.device)
+        return self._forward(ids[:, held:], mask, cache, [len(row) for row in rows])
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, lengths: list[int]) -> Read:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = self._model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=columns,
+            logits_to_keep=1,
         )  # fmt: skip
         return Read(lengths, cache, output.logits)
 
 
-def _branches(begun: Read, origins: Sequence[int], lengths: Sequence[int], held: int) -> DynamicCache:
-    """The first ``held`` columns of rows that go on from ``origins``; behind the mask stands anything."""
-    device = begun.cache.layers[0].keys.device
-    rows = torch.tensor(origins, device=device)[:, None]
-    width = begun.cache.get_seq_length()
-    longest = max(lengths)
-    shifts = [
-        (longest - length) - (width - begun.lengths[origin])
-        for length, origin in zip(lengths, origins, strict=True)
-    ]  # fmt: skip
-    places = (torch.arange(held) - torch.tensor(shifts)[:, None]).clamp(0, width - 1).to(device)
+def _spread(held: DynamicCache, rows: Sequence[Tokens]) -> DynamicCache:
+    """As many first columns of the padded rows as ``held`` has tokens of what they begin with.
+
+    A shorter row has padding there, and less of its beginning: it reads the rest again, where padding would stand.
+    Behind the mask stands anything.
+    """
+    longest = max(len(row) for row in rows)
+    padding = torch.tensor([longest - len(row) for row in rows])
+    places = (torch.arange(held.get_seq_length()) - padding[:, None]).clamp(min=0)
     cache = DynamicCache()
-    for number, layer in enumerate(begun.cache.layers):
-        keys, values = (kept[rows, :, places].transpose(1, 2) for kept in (layer.keys, layer.values))
+    for number, layer in enumerate(held.layers):
+        keys, values = (kept[0][:, places].transpose(0, 1) for kept in (layer.keys, layer.values))
         cache.update(keys, values, number)
     return cache
