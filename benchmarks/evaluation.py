@@ -39,8 +39,8 @@ NOTES = (
     "Random weights, prompts of the testbed's words. generation: as many tokens as the task allows, since random "
     "weights seldom end a response. With --checkpoint: a real model on real rows.",
 )
-# More than any batch here comes to.
-COLUMNS = 10**6
+# More tokens than any batch here comes to.
+TOKENS = 10**6
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
     with isolated_and_silent():
         lm = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=options.batch_size, add_bos_token=False)
         sharing = SharingLM(network, tokenizer, options.batch_size)
-    model = LocalModel(sharing, options.batch_size, COLUMNS, replies_by(sharing))
+    model = LocalModel(sharing, options.batch_size, TOKENS, replies_by(sharing))
     table = []
     for title, (benchmark, rows) in asked.items():
         said: dict[str, list[Answer]] = {}

@@ -11,13 +11,15 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 Tokens = list[int]
 # Tokens that a common beginning must save: a forward pass of its own costs as much as reading some twenty [measured,
 # 135M parameters on a CPU core].
 WORTH = 32
+# Columns for which a cache has room when it grows [ours].
+ROOM = 64
 # Arguments of a forward pass that is told what was read before.
 ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 # Rotary frequencies that move with the length of the sequence: keys that a shorter one left are turned otherwise.
@@ -57,6 +59,43 @@ def keeps_every_key(model: Any) -> bool:
     )
 
 
+class _Roomy(DynamicLayer):
+    """A layer's keys and values with room behind them, so that not every token costs a copy of all before it."""
+
+    _held: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        known = self.get_seq_length()
+        length = known + key_states.shape[-2]
+        if self._held is None or self._held[0].shape[-2] < length:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            self._held = self._with_room(self.keys, key_states), self._with_room(self.values, value_states)
+        for held, states in zip(self._held, (key_states, value_states), strict=True):
+            held[..., known:length, :] = states
+        self.keys, self.values = (held[..., :length, :] for held in self._held)
+        return self.keys, self.values
+
+    @staticmethod
+    def _with_room(known: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        *outer, length, size = states.shape
+        columns = known.shape[-2] if known.numel() else 0
+        held = states.new_empty(*outer, columns + length + ROOM, size)
+        if columns:
+            held[..., :columns, :] = known
+        return held
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._held = None
+
+
+def _empty_cache() -> Cache:
+    return Cache(layer_class_to_replicate=_Roomy)
+
+
 @dataclass(frozen=True)
 class Read:
     """Rows that a model has read.
@@ -68,7 +107,7 @@ class Read:
     """
 
     lengths: list[int]
-    cache: DynamicCache
+    cache: Cache
     logits: torch.Tensor
 
 
@@ -83,8 +122,8 @@ class RowReader:
         # A token must be left that says what comes next.
         shared = beginning(rows)[: min(len(row) for row in rows) - 1]
         if (len(rows) - 1) * len(shared) < WORTH:
-            return self._read(rows, DynamicCache(), 0)
-        held = self._read([shared], DynamicCache(), 0).cache
+            return self._read(rows, _empty_cache(), 0)
+        held = self._read([shared], _empty_cache(), 0).cache
         return self._read(rows, _spread(held, rows), len(shared))
 
     def go_on(self, read: Read, rows: Sequence[int], tokens: Tokens) -> Read:
@@ -96,11 +135,11 @@ class RowReader:
         ids = torch.tensor(tokens, device=self._model.device)[:, None]
         return self._forward(ids, _mask(lengths, cache.get_seq_length() + 1, ids.device), cache, lengths)
 
-    def _read(self, rows: Sequence[Tokens], cache: DynamicCache, held: int) -> Read:
+    def _read(self, rows: Sequence[Tokens], cache: Cache, held: int) -> Read:
         ids, mask = left_padded(rows, self._model.device)
         return self._forward(ids[:, held:], mask, cache, [len(row) for row in rows])
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, lengths: list[int]) -> Read:
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, lengths: list[int]) -> Read:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = self._model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
@@ -109,7 +148,7 @@ class RowReader:
         return Read(lengths, cache, output.logits)
 
 
-def _spread(held: DynamicCache, rows: Sequence[Tokens]) -> DynamicCache:
+def _spread(held: Cache, rows: Sequence[Tokens]) -> Cache:
     """As many first columns of the padded rows as ``held`` has tokens of what they begin with.
 
     A shorter row has padding there, and less of its beginning: it reads the rest again, where padding would stand.
@@ -118,7 +157,7 @@ def _spread(held: DynamicCache, rows: Sequence[Tokens]) -> DynamicCache:
     longest = max(len(row) for row in rows)
     padding = torch.tensor([longest - len(row) for row in rows])
     places = (torch.arange(held.get_seq_length()) - padding[:, None]).clamp(min=0)
-    cache = DynamicCache()
+    cache = _empty_cache()
     for number, layer in enumerate(held.layers):
         keys, values = (kept[0][:, places].transpose(0, 1) for kept in (layer.keys, layer.values))
         cache.update(keys, values, number)
