@@ -163,7 +163,8 @@ class LocalModel:
         if request.request_type != "generate_until":
             return self._batch
         prompt, settings = request.args
-        return max(1, min(self._batch, self._tokens // (len(self._lm.tok_encode(prompt)) + settings["max_gen_toks"])))
+        tokens: int = len(self._lm.tok_encode(prompt)) + settings["max_gen_toks"]
+        return max(1, min(self._batch, self._tokens // tokens))
 
     def _fails(self, question: Question) -> bool:
         try:

@@ -75,7 +75,7 @@ class _Text:
         return [*self.context, *self.continuation[:-1]]
 
 
-class SharingLM(HFLM):
+class SharingLM(HFLM):  # type: ignore[misc]
     """lm-eval's model of transformers, faster where texts begin alike.
 
     Args:

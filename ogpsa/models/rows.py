@@ -79,7 +79,7 @@ class _Roomy(DynamicLayer):
         return self.keys, self.values
 
     @staticmethod
-    def _with_room(known: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def _with_room(known: Any, states: torch.Tensor) -> torch.Tensor:
         *outer, length, size = states.shape
         columns = known.shape[-2] if known.numel() else 0
         held = states.new_empty(*outer, columns + length + ROOM, size)
@@ -158,7 +158,8 @@ def _spread(held: Cache, rows: Sequence[Tokens]) -> Cache:
     padding = torch.tensor([longest - len(row) for row in rows])
     places = (torch.arange(held.get_seq_length()) - padding[:, None]).clamp(min=0)
     cache = _empty_cache()
-    for number, layer in enumerate(held.layers):
+    layers: list[Any] = held.layers
+    for number, layer in enumerate(layers):
         keys, values = (kept[0][:, places].transpose(0, 1) for kept in (layer.keys, layer.values))
         cache.update(keys, values, number)
     return cache

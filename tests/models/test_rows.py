@@ -63,7 +63,7 @@ def test_replies_are_those_of_each_prompt_alone(
     for prompt, reply in zip(prompts, found, strict=True):
         asked = torch.tensor([tokens.encode(prompt)])
         said = model.generate(asked, max_new_tokens=cap, do_sample=False)[0, asked.shape[1] :].tolist()
-        whole = tokens.decode([token for token in said if token not in ends], skip_special_tokens=True)
+        whole = str(tokens.decode([token for token in said if token not in ends], skip_special_tokens=True))
         places = [place for text in stop if (place := whole.find(text)) >= 0]
         stopped = bool(places) or said[-1] in ends
         reasons.add(reply["finish_reason"])
