@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from time import process_time
 from typing import Any
 
 import torch
@@ -33,9 +34,10 @@ from ogpsa.testbed.world import World
 from ogpsa.utils.files import write_jsonl
 
 NOTES = (
-    "ours over plain: ratio of the medians of rounds taken in turn; below 1, ours is faster. differing: rows whose "
-    "response, or likeliest option, is not plain lm-eval's. nats apart: the largest difference of an option's "
-    "log-likelihood.",
+    "ours over plain: ratio of the medians of rounds taken in turn; below 1, ours is faster. in processor time: the "
+    "same of this process's time on the processors, which other work on the machine touches less.",
+    "differing: rows whose response, or likeliest option, is not plain lm-eval's. nats apart: largest difference of "
+    "an option's log-likelihood.",
     "Random weights, prompts of the testbed's words. generation: as many tokens as the task allows, since random "
     "weights seldom end a response. With --checkpoint: a real model on real rows.",
 )
@@ -79,11 +81,13 @@ def main() -> None:
                 "ours": partial(ours, model, benchmark, rows, Path(folder)),
             }
             times = in_turn({name: partial(_timed, work, said, name, device) for name, work in works.items()}, rounds)
-        found = {name: median(taken) for name, taken in times.items()}
+        found = {name: median(wall for wall, _ in taken) for name, taken in times.items()}
+        processor = {name: median(busy for _, busy in taken) for name, taken in times.items()}
         table.append(
             {"task": title, "rows": len(rows)}
             | {f"{name}_s": value for name, value in found.items()}
             | {"ours_over_plain": found["ours"] / found["plain"]}
+            | {"in_processor_time": processor["ours"] / processor["plain"]}
             | _apart(said["plain"], said["ours"])
         )
     settings = {name: value for name, value in vars(options).items() if name != "out"} | {"rounds": rounds}
@@ -95,11 +99,16 @@ def main() -> None:
     write(name, options.out, device, settings, {f"Evaluation: {title}": table}, NOTES)
 
 
-def _timed(work: Callable[[], list[Answer]], said: dict[str, list[Answer]], name: str, device: torch.device) -> float:
+def _timed(
+    work: Callable[[], list[Answer]], said: dict[str, list[Answer]], name: str, device: torch.device
+) -> tuple[float, float]:
+    """Seconds on the clock, and of this process on the processors."""
+
     def noted() -> None:
         said[name] = work()
 
-    return seconds(noted, device)
+    start = process_time()
+    return seconds(noted, device), process_time() - start
 
 
 def _apart(plainly: Sequence[Answer], ourselves: Sequence[Answer]) -> Row:
