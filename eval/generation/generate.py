@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 
 from eval.benchmarks.definition import Benchmark
 from eval.generation.isolation import isolated_and_silent
+from eval.generation.likelihoods import SharingLM
 from eval.generation.questions import Answer, Question, Questions, Row
 from ogpsa.config import Evaluation
 from ogpsa.models.generate import Generator, NotFiniteLogitsError, ReplyDecoder, load_for_generation
@@ -24,8 +25,6 @@ from ogpsa.utils.signals import deaf_children
 
 # Behind it in a rendered prompt stands what the template begins the answer with.
 REQUEST = "request"
-# Texts that a CPU scores at once: more of them gain nothing there, and pad the shorter ones.
-CPU_TEXTS = 4
 
 
 class Answering(Protocol):
@@ -109,13 +108,14 @@ class LocalModel:
     """A model in this process, by one of lm-eval's classes.
 
     Args:
-        batch: rows that are given to it at once.
+        batch: rows that are given to it at once, if they are short enough.
+        tokens: of prompts and the longest responses that a batch may come to.
         replies: writes the responses, of which lm-eval's classes would not say how they ended.
     """
 
-    def __init__(self, lm: TemplateLM, batch: int, replies: Replying) -> None:
+    def __init__(self, lm: TemplateLM, batch: int, tokens: int, replies: Replying) -> None:
         self._lm: Any = lm
-        self._batch = batch
+        self._batch, self._tokens = batch, tokens
         self._replies = replies
         # lm-eval's own way leaves out a system's turn that the template refuses.
         self._chat = Chat(self._lm.tokenizer)
@@ -144,9 +144,10 @@ class LocalModel:
     def answer(
         self, questions: Sequence[Question], keep: Callable[[dict[str, Answer]], None], safe_point: Callable[[], None]
     ) -> None:
-        for start in range(0, len(questions), self._batch):
+        start = 0
+        while start < len(questions):
             safe_point()
-            batch = questions[start : start + self._batch]
+            batch = questions[start : start + self._rows_at_once(questions[start])]
             try:
                 answers = self._answers(batch)
             except NotFiniteLogitsError:
@@ -154,6 +155,16 @@ class LocalModel:
                 alone = [number for number, question in enumerate(batch, start=start) if self._fails(question)]
                 raise NotFiniteLogitsError(alone or range(start, start + len(batch))) from None
             keep({question.row_id: answer for question, answer in zip(batch, answers, strict=True)})
+            start += len(batch)
+
+    def _rows_at_once(self, longest: Question) -> int:
+        """How many rows, none of them longer than this one, make a batch."""
+        request = longest.requests[0]
+        if request.request_type != "generate_until":
+            return self._batch
+        prompt, settings = request.args
+        tokens: int = len(self._lm.tok_encode(prompt)) + settings["max_gen_toks"]
+        return max(1, min(self._batch, self._tokens // tokens))
 
     def _fails(self, question: Question) -> bool:
         try:
@@ -214,10 +225,8 @@ def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
         return _in_vllm(checkpoint, settings)
     with isolated_and_silent():
         model, tokenizer = load_for_generation(checkpoint, settings.template_kwargs)
-        scored_at_once = min(settings.batch_size, CPU_TEXTS) if model.device.type == "cpu" else settings.batch_size
-        # As in training: what begins or ends a sequence is the template's to write.
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=scored_at_once, add_bos_token=False)
-    return LocalModel(lm, settings.batch_size, replies_by(lm))
+        lm = SharingLM(model, tokenizer, settings.batch_size)
+    return LocalModel(lm, settings.batch_size, settings.batch_tokens, replies_by(lm))
 
 
 def replies_by(lm: HFLM) -> Replying:
@@ -259,4 +268,4 @@ def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
         found = [output.outputs[0] for output in outputs]
         return [{"text": decoder.text(one.token_ids), "finish_reason": str(one.finish_reason)} for one in found]
 
-    return LocalModel(lm, 16 * settings.batch_size, replies)
+    return LocalModel(lm, 16 * settings.batch_size, 16 * settings.batch_tokens, replies)

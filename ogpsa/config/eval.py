@@ -84,6 +84,8 @@ class Evaluation(Section):
     # A run of an earlier revision does not say.
     max_new_tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(ge=1)
+    # A run of an earlier revision does not say.
+    batch_tokens: int = Field(default=131072, ge=1)
     data_dir: PathText | None
     # A run of an earlier revision does not say.
     task_dir: PathText | None = None

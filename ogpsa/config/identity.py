@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-# Where to log and cache, whether to run at all, how an endpoint is reached, what a model's own files say and where a
-# copy of them lies (a run notes what was read by content): no part of what makes two runs the same. A star stands for
-# the keys that lead to a reward within a reward.
+# Where to log and cache, whether to run at all, how an endpoint is reached, how many tokens a batch of the evaluation
+# holds, what a model's own files say and where a copy of them lies (a run notes what was read by content): no part of
+# what makes two runs the same. A star stands for the keys that lead to a reward within a reward.
 INERT_SECTIONS = (
     "tracker", "cache_dir", "stage_store", "lock_wait", "accept_changed", "preflight", "eval.judge.max_calls",
-    "model.architecture", "model.local_copy",
+    "eval.batch_tokens", "model.architecture", "model.local_copy",
     *(f"eval.{section}.{key}" for section in ("backend", "judge")
       for key in ("api_key_env", "concurrency", "timeout", "attempts")),
     *(f"reward.*endpoint.{key}" for key in ("api_key_env", "concurrency", "timeout", "attempts", "max_calls")),

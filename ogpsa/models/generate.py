@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from ogpsa.models.load import load_model
+from ogpsa.models.rows import RowReader, Tokens, keeps_every_key, left_padded
 from ogpsa.models.template import Chat
 from ogpsa.models.tokenizer import context_length, end_tokens
 from ogpsa.utils.answers import MARK_TOKENS, answer_stops
@@ -83,7 +84,9 @@ class Generator:
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._max_tokens, self._context = max_tokens, context
-        self._decoder = ReplyDecoder(tokenizer, ends if isinstance(ends, list) else [ends])
+        self._ends = set(ends if isinstance(ends, list) else [ends])
+        self._decoder = ReplyDecoder(tokenizer, self._ends)
+        self._reader = RowReader(model) if keeps_every_key(model) else None
         model.generation_config = GenerationConfig(
             eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, max_new_tokens=max_tokens, do_sample=False
         )
@@ -129,24 +132,52 @@ class Generator:
             UserError: a prompt leaves no room for a reply of ``max_tokens``.
             NotFiniteLogitsError: the model's logits are not finite.
         """
-        inputs: Any = self._tokenizer(
-            list(prompts), return_tensors="pt", padding=True, add_special_tokens=special_tokens
-        ).to(self._model.device)
-        length = inputs["input_ids"].shape[1]
+        encoded: Any = self._tokenizer(list(prompts), add_special_tokens=special_tokens)
+        rows: list[list[int]] = encoded["input_ids"]
+        length = max(len(row) for row in rows)
         if self._context is not None and length + self._max_tokens > self._context:
             raise UserError(
                 f"{self._tokenizer.name_or_path}: a prompt of {length} tokens and a reply of up to {self._max_tokens} "
                 f"exceed the model's context of {self._context}; lower max_tokens, or leave long prompts out"
             )
+        at_stop = _AtStop(self._decoder, stop, in_thought) if stop else None
         with torch.inference_mode():
-            generated = self._model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                stopping_criteria=StoppingCriteriaList(
-                    [_AtStop(self._decoder, stop, in_thought, length)] if stop else []
-                ),
-            ).tolist()
-        return [self._decoder.reply(tokens[length:], stop, in_thought) for tokens in generated]
+            if self._reader is None:
+                replies = self._generated(rows, at_stop)
+            else:
+                replies = self._continued(self._reader, rows, at_stop)
+        return [self._decoder.reply(tokens, stop, in_thought) for tokens in replies]
+
+    def _continued(self, reader: RowReader, rows: Sequence[Tokens], at_stop: "_AtStop | None") -> list[list[int]]:
+        """The likeliest next tokens of each row, one after another; a row that has ended leaves the batch."""
+        replies: list[list[int]] = [[] for _ in rows]
+        going = list(range(len(rows)))
+        try:
+            read = reader.read(rows)
+            while True:
+                tokens = read.logits[:, -1].float().argmax(dim=-1).tolist()
+                for row, token in zip(going, tokens, strict=True):
+                    replies[row].append(token)
+                places = [place for place, row in enumerate(going) if not self._ended(replies[row], at_stop)]
+                if not places:
+                    return replies
+                going = [going[place] for place in places]
+                read = reader.go_on(read, places, [tokens[place] for place in places])
+        except NotFiniteLogitsError as error:
+            raise NotFiniteLogitsError([going[place] for place in error.rows]) from None
+
+    def _ended(self, reply: list[int], at_stop: "_AtStop | None") -> bool:
+        at_end = len(reply) == self._max_tokens or reply[-1] in self._ends
+        return at_end or (at_stop is not None and at_stop.ends(reply))
+
+    def _generated(self, rows: Sequence[Tokens], at_stop: "_AtStop | None") -> list[list[int]]:
+        """The same by transformers' own loop, whichever cache the model has; what has ended is padded."""
+        ids, mask = left_padded(rows, self._model.device)
+        criteria = [] if at_stop is None else [_StoppingAt(at_stop, ids.shape[1])]
+        generated = self._model.generate(
+            input_ids=ids, attention_mask=mask, stopping_criteria=StoppingCriteriaList(criteria)
+        )
+        return [list(tokens) for tokens in generated[:, ids.shape[1] :].tolist()]
 
 
 class ReplyDecoder:
@@ -178,20 +209,27 @@ class ReplyDecoder:
         return tokens[:end]
 
 
-class _AtStop(StoppingCriteria):
-    """Ends a row whose answer holds a stop text; one in its thought ends nothing."""
+class _AtStop:
+    """Whether an answer holds a stop text; one in its thought ends nothing."""
 
-    def __init__(self, decoder: ReplyDecoder, stop: Sequence[str], in_thought: bool, start: int) -> None:
-        self._decoder, self._stop, self._in_thought, self._start = decoder, stop, in_thought, start
+    def __init__(self, decoder: ReplyDecoder, stop: Sequence[str], in_thought: bool) -> None:
+        self._decoder, self._stop, self._in_thought = decoder, stop, in_thought
         # No tokenizer makes more tokens of a text than it has bytes.
         self._window = 1 + max(len(text.encode()) for text in stop)
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        rows = input_ids[:, self._start :].tolist()
-        return torch.tensor([self._stopped(tokens) for tokens in rows], device=input_ids.device)
-
-    def _stopped(self, tokens: list[int]) -> bool:
+    def ends(self, tokens: list[int]) -> bool:
         end = self._decoder.text(tokens[-self._window :])
         return any(text in end for text in self._stop) and answer_stops(
             self._decoder.text(tokens), self._stop, self._in_thought
         )
+
+
+class _StoppingAt(StoppingCriteria):
+    """``_AtStop`` for each row of a batch whose replies begin at the column ``start``."""
+
+    def __init__(self, at_stop: _AtStop, start: int) -> None:
+        self._at_stop, self._start = at_stop, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        rows = input_ids[:, self._start :].tolist()
+        return torch.tensor([self._at_stop.ends(tokens) for tokens in rows], device=input_ids.device)

@@ -165,6 +165,16 @@ def test_responses_equal_greedy_decoding_of_each_prompt_alone(finished: Path, ch
         assert row["response"] == tokenizer.decode(answer, skip_special_tokens=True)
 
 
+def test_batches_of_fewer_tokens_say_the_same(finished: Path, checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    batches: list[None] = []
+    changed = settings(batch_tokens=1)
+    assert changed.key() == settings().key()
+    evaluate(checkpoint, rows, tmp_path, changed, lambda: batches.append(None), until="generations")
+    assert len(batches) == ROWS * len(BENCHMARKS)
+    made = contents(tmp_path)
+    assert made and made.items() <= contents(finished).items()
+
+
 def test_targets_equal_to_the_responses_score_one(finished: Path, checkpoint: Path, rows: Path, tmp_path: Path) -> None:
     answered = Path(shutil.copytree(rows, tmp_path / "rows"))
     for name in ("facts", "reverse"):
