@@ -15,6 +15,7 @@ from ogpsa.config.method import (
     SetUse,
     missing_stage_values,
     mixed_in,
+    sample_problems,
     set_name_problems,
     stage_value,
 )
@@ -30,5 +31,5 @@ __all__ = [
     "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Method", "Model", "ModelEndpoint", "OneStage",
     "PathText", "Reward", "RewardServices", "Rollout", "SFTSettings", "Scorer", "Section", "SetUse", "StageName",
     "StageSettings", "TestbedData", "Tracker", "describe", "identity_key", "identity_name", "identity_of", "is_inert",
-    "missing_stage_values", "mixed_in", "set_name_problems", "stage_value", "without_inert",
+    "missing_stage_values", "mixed_in", "sample_problems", "set_name_problems", "stage_value", "without_inert",
 ]  # fmt: skip

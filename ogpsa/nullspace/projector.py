@@ -155,11 +155,6 @@ def describe(model: nn.Module, protected: Mapping[str, NullSpace]) -> list[str]:
         f"null share of {kind}: min {low:.2f}, median {middle:.2f}, max {high:.2f}"
         for kind, (low, middle, high) in kinds.items()
     ]
-    whole = [name for name, space in protected.items() if space.share == 1]
-    if whole:
-        lines.append(
-            f"every direction is null in {len(whole)} of the layers, so that nothing protects them: {whole[0]}, …"
-        )
     return lines
 
 
