@@ -245,11 +245,18 @@ def test_llama_guard_sees_the_response_alone_and_is_paid_once(tmp_path: Path) ->
         score = given.scorer(services(tmp_path))
         assert score(rollouts) == [0, -1, -1, -1]
         assert len(server.requests) == 2
-        assert not any("How do I open it?" in request.text or "Hm." in request.text for request in server.requests)
+        # Its server's chat template makes the input, of a conversation in which the user says nothing.
+        turns = [
+            [{"role": "user", "content": ""}, {"role": "assistant", "content": text}] for text in (DECLINED, HELPED)
+        ]
+        assert [request.body["messages"] for request in server.requests] == turns
         assert all(request.body["temperature"] == 0 for request in server.requests)
         # A resumed run reads what is kept.
         assert scores(given, [*rollouts, *map(rollout, SILENT)], tmp_path) == [0, -1, -1, -1, *[None] * len(SILENT)]
         assert len(server.requests) == 2
+        shown = given.model_copy(update={"shows_request": True})
+        assert scores(shown, rollouts[1:2], tmp_path) == [-1]
+        assert server.requests[2].body["messages"] == [{**turns[1][0], "content": rollouts[1].prompt}, turns[1][1]]
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0, -1), (0.25, -0.25), (1, 2)])
