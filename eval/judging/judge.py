@@ -28,6 +28,8 @@ ROOM = Path(__file__).parent
 SHARED = ("answers.py", "prompts.py", "replies.py", "weights.py")
 READING = (Path(str(answers.__file__)), Path(str(refusal_rules.__file__)), refusal_rules.RULES)
 
+# Judges a batch of items.
+ReadyJudge = Callable[[Sequence["Item"]], list["Verdict"]]
 # ``loss``: nats per token, at least 0 and lower is better; the others are shares.
 Metric = Literal["accuracy", "refusal_rate", "goodness", "loss"]
 ParseStatus = Literal[
@@ -114,13 +116,15 @@ class LocalJudge:
 
     Attributes:
         weights: hub id or folder; ``eval.judge.weights`` takes its place.
-        open: loads the weights of the judge of this name and returns what judges a batch of items.
+        open: loads the weights of the judge of this name.
+        parameters: of ``weights``, for the pre-flight of a run that takes the judge as a reward; 0: not known.
         needs_prompt: as of a ``PromptJudge``.
     """
 
     metric: Metric
     weights: str
-    open: Callable[[str, JudgeSettings], Callable[[Sequence[Item]], list[Verdict]]]
+    open: Callable[[str, JudgeSettings], ReadyJudge]
+    parameters: float = 0.0
     needs_target: bool = False
     needs_prompt: bool = True
 

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from eval.judging.judge import (
     Item,
     LocalJudge,
     PromptJudge,
+    ReadyJudge,
     RuleJudge,
     Verdict,
     judge_hash,
@@ -100,6 +102,7 @@ def judge_responses(
     safe_point: Callable[[], None] = _never_stop,
     budget: Budget | None = None,
     section: str = SECTION,
+    opened: Callable[[], ReadyJudge] | None = None,
 ) -> list[Judgement]:
     """The verdicts of the judge called ``name``, in the order of ``items``.
 
@@ -114,6 +117,7 @@ def judge_responses(
             is finished stays.
         budget: the cap on calls, where several calls share one; otherwise ``settings.max_calls`` for this one.
         section: the endpoint's settings in the configuration, for messages.
+        opened: the judge by its weights, where the caller keeps it in memory; otherwise it is loaded if it is needed.
 
     Raises:
         UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is no number between 0 and 1.
@@ -127,7 +131,9 @@ def judge_responses(
         kept = Journal(journal, STAMP)
         try:
             if isinstance(judge, LocalJudge):
-                judged = _judge_by_weights(name, judge, answered, settings, kept, label, safe_point)
+                judged = _judge_by_weights(
+                    name, opened or partial(judge.open, name, settings), answered, settings, kept, label, safe_point
+                )
             else:
                 budget = budget or Budget(settings.max_calls)
                 endpoint = Endpoint.of(section, settings, settings.model, budget)
@@ -280,7 +286,7 @@ def _read(judge: PromptJudge, reply: Record) -> Verdict:
 
 def _judge_by_weights(
     name: str,
-    judge: LocalJudge,
+    opened: Callable[[], ReadyJudge],
     items: Sequence[Item],
     settings: JudgeSettings,
     kept: Journal,
@@ -291,7 +297,7 @@ def _judge_by_weights(
     keys = [_hash([identity, item.prompt, item.response, item.target]) for item in items]
     pending = [(key, item) for key, item in dict(zip(keys, items, strict=True)).items() if key not in kept.pieces]
     if pending:
-        verdicts_of = judge.open(name, settings)
+        verdicts_of = opened()
         progress = Progress(len(pending), label)
         with progress:
             for start in range(0, len(pending), settings.batch_size):

@@ -18,6 +18,9 @@ class Judge(Reward):
     shows_request: bool
     endpoint: ModelEndpoint
 
+    def judges(self) -> set[str]:
+        return {self.judge}
+
     def scorer(self, services: RewardServices) -> Scorer:
         values_of = services.judge(self.judge, self.endpoint, services)
 

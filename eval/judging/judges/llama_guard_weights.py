@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from eval.judging.judge import Item, LocalJudge, Verdict, judge_prompt
+from eval.judging.judge import Item, LocalJudge, ReadyJudge, Verdict, judge_prompt
 from eval.judging.judges.llama_guard import ANSWER_TOKENS, parse
 from eval.judging.prompts import Message, fill
 from eval.judging.weights import load_weights, without_special_tokens
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def _open(name: str, settings: JudgeSettings) -> Callable[[Sequence[Item]], list[Verdict]]:
+def _open(name: str, settings: JudgeSettings) -> ReadyJudge:
     model, tokenizer = load_weights(name, settings)
     from ogpsa.models.generate import Generator
 
@@ -56,4 +56,6 @@ def _renderer(
 
 
 # Gated.
-JUDGE = LocalJudge(metric="goodness", weights="meta-llama/Llama-Guard-4-12B", open=_open, needs_prompt=False)
+JUDGE = LocalJudge(
+    metric="goodness", weights="meta-llama/Llama-Guard-4-12B", open=_open, parameters=12e9, needs_prompt=False
+)
