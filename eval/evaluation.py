@@ -3,7 +3,8 @@
 ```
 generations/<benchmark>.jsonl   the row, its response (or log-likelihoods), and what they rest on:
                                 benchmark, backend, model_fingerprint, data_hash, task_hash, template_kwargs,
-                                rendered_hash (of the benchmark's prompts as the model got them)
+                                rendered_hash (of the benchmark's prompts as the model got them); category, where the
+                                rows fall into some
 verdicts/<benchmark>.jsonl      id, judge, verdict, value, parse_status, refused, detail, and what they rest on;
                                 no_answer: empty, or unfinished (the response ends in a thought); finish_reason;
                                 fallback: the jailbreak failed and the request was put as it is
@@ -218,7 +219,14 @@ def _generate(
     # A half-made file of other code or libraries is begun again.
     stamp = _stamp(work.rows) | {"made_by": dict(made_by)}
     answers = generate(backend, questions, work.benchmark.name, journal, stamp, safe_point)
-    write_jsonl(work.generations, [{**row, **answer} for row, answer in zip(work.rows, answers, strict=True)])
+    rows = zip(work.rows, answers, strict=True)
+    write_jsonl(work.generations, [{**row, **_category(work.benchmark, row), **answer} for row, answer in rows])
+
+
+def _category(benchmark: Benchmark, row: Row) -> Row:
+    """What a table by category puts a row under; nothing where its column is not there."""
+    kind = row.get(benchmark.category)
+    return {} if kind is None else {"category": str(kind)}
 
 
 def _stamp(rows: Sequence[Row]) -> dict[str, Any]:

@@ -199,6 +199,28 @@ def _stereotype(published: Iterable[Published]) -> Iterator[Row]:
             }  # fmt: skip
 
 
+def _mmlu_pro(published: Iterable[Published]) -> Iterator[Row]:
+    for row in published:
+        yield {
+            "id": f"mmlu-pro-{row['question_id']}", "prompt": row["question"], "target": row["answer"],
+            "choices": list(row["options"]), "category": row["category"],
+        }  # fmt: skip
+
+
+def _math_500(published: Iterable[Published]) -> Iterator[Row]:
+    for row in published:
+        yield {"id": row["unique_id"], "prompt": row["problem"], "target": row["answer"], "category": row["subject"]}
+
+
+def _halueval_qa(published: Iterable[Published]) -> Iterator[Row]:
+    for number, row in enumerate(published):
+        made_up = hashlib.sha256(row["question"].encode()).digest()[0] % 2 == 1
+        yield {
+            "id": f"halueval-qa-{number:05d}", "prompt": row["question"], "target": "yes" if made_up else "no",
+            "shown": row["hallucinated_answer" if made_up else "right_answer"],
+        }  # fmt: skip
+
+
 # The form in which multiple choices circulate as text: "A. …\nB. …", and the answer's own line.
 OPTION = re.compile(r"(?:^|\n)\s*([A-E])\. ")
 
@@ -254,13 +276,75 @@ CLOZE = {
 }
 
 
-def _harmbench(published: Iterable[Published]) -> Iterator[Row]:
-    for row in published:
-        if row["FunctionalCategory"] == "standard":
+def _harmbench(part: str) -> Conversion:
+    """HarmBench's behaviours of one functional category; a contextual one stands behind its context, as published."""
+
+    def convert(published: Iterable[Published]) -> Iterator[Row]:
+        for row in published:
+            if row["FunctionalCategory"] == part:
+                context = row["ContextString"] if part == "contextual" else ""
+                yield {
+                    "id": f"harmbench-{row['BehaviorID']}",
+                    "prompt": f"{context}\n\n---\n\n{row['Behavior']}" if context else row["Behavior"], "target": "",
+                    "category": row["SemanticCategory"],
+                }  # fmt: skip
+
+    context = ("ContextString",) if part == "contextual" else ()
+    return Conversion(("Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID", *context), (), convert)
+
+
+def _requests(
+    name: str,
+    column: str,
+    category: str | None = None,
+    only: tuple[str, str] | None = None,
+    elsewhere: tuple[str, ...] | None = None,
+    text: Callable[[Any], Any] = lambda published: published,
+) -> Conversion:
+    """Requests that stand in one column, numbered as published.
+
+    Args:
+        category: column of what a table by category is made of.
+        only: a column, and what stands there in the rows that count.
+        elsewhere: as a ``Conversion``'s; its requests are in ``prompt``, and their list's name is the category.
+        text: reads the request in its column.
+    """
+
+    def convert(published: Iterable[Published]) -> Iterator[Row]:
+        for number, row in enumerate(published):
+            if only and row[only[0]] != only[1]:
+                continue
+            as_published = column in row
+            kind = row[category] if category and as_published else row.get("config")
             yield {
-                "id": f"harmbench-{row['BehaviorID']}", "prompt": row["Behavior"], "target": "",
-                "category": row["SemanticCategory"],
+                "id": f"{name}-{number:05d}", "prompt": text(row[column if as_published else "prompt"]), "target": "",
+                **({} if kind is None else {"category": str(kind)}),
             }  # fmt: skip
+
+    columns = (column, *((category,) if category else ()), *(only[:1] if only else ()))
+    return Conversion(columns, (), convert, elsewhere)
+
+
+def _without_headings(prompt: str) -> str:
+    """A request without the headings of Alpaca's form, where it stands between them."""
+    return prompt.removeprefix("### Instruction:").removesuffix("### Response:").strip()
+
+
+def _first_turn(turns: Any) -> str:
+    if not isinstance(turns, list):
+        raise TypeError(f"turns: found {turns!r}; expected a list")
+    return str(turns[0])
+
+
+def _distinct(published: Iterable[Published]) -> Iterator[Row]:
+    """Prompts that occur in several rows, once each and named by their text."""
+    seen: set[str] = set()
+    for row in published:
+        prompt = row["prompt"].strip()
+        if prompt not in seen:
+            seen.add(prompt)
+            digest = hashlib.sha256(prompt.encode()).hexdigest()[:12]
+            yield {"id": f"prompt-{digest}", "prompt": prompt, "target": ""}
 
 
 def _instructions(name: str) -> Conversion:
@@ -312,6 +396,11 @@ CONVERSIONS = {
         ("Question", "choice1", "choice2", "choice3", "choice4", "answer"),
         _gpqa,
     ),
+    "mmlu_pro": Conversion(
+        ("question_id", "question", "options", "answer", "category"), ("choices", "category"), _mmlu_pro
+    ),
+    "math_500": Conversion(("unique_id", "problem", "answer", "subject"), (), _math_500),
+    "halueval_qa": Conversion(("question", "right_answer", "hallucinated_answer"), ("shown",), _halueval_qa),
     "hhh": Conversion(
         ("inputs", "targets", "multiple_choice_targets"), ("inputs", "targets", "multiple_choice_targets"), _hhh
     ),
@@ -334,9 +423,20 @@ CONVERSIONS = {
     "openbookqa": _cloze("openbookqa", _by_label("question_stem")),
     "commonsenseqa": _cloze("commonsenseqa", _by_label("question")),
     "mmlu_cloze": _cloze("mmlu_cloze", lambda row: (row["question"], list(row["choices"]), int(row["answer"]))),
-    "harmbench_standard": Conversion(
-        ("Behavior", "FunctionalCategory", "SemanticCategory", "BehaviorID"), (), _harmbench
-    ),
+    "harmbench_standard": _harmbench("standard"),
+    "harmbench_contextual": _harmbench("contextual"),
+    "advbench": _requests("advbench", "goal"),
+    "jailbreakbench": _requests("jailbreakbench", "Goal", "Category"),
+    "sorry_bench": _requests("sorry-bench", "turns", "category", only=("prompt_style", "base"), text=_first_turn),
+    "wildguardtest": _requests("wildguardtest", "prompt", "subcategory", only=("prompt_harm_label", "harmful")),
+    "wildjailbreak_harmful": _requests("wildjailbreak", "adversarial", only=("data_type", "adversarial_harmful")),
+    "wildjailbreak_benign": _requests("wildjailbreak", "adversarial", only=("data_type", "adversarial_benign")),
+    "or_bench_hard": _requests("or-bench", "prompt", "category"),
+    "coconot": _requests("coconot", "prompt", "category"),
+    "harmfulqa": _requests("harmfulqa", "question", "topic"),
+    "alert": _requests("alert", "prompt", "category", text=_without_headings),
+    "do_not_answer": _requests("do-not-answer", "question", "types_of_harm", elsewhere=("prompt",)),
+    "safe_rlhf_heldout": Conversion(("prompt",), (), _distinct),
     "malicious_instructions": _instructions("malicious"),
     "physical_safety_safe": _instructions("physical-safety-safe"),
     "physical_safety_unsafe": _instructions("physical-safety-unsafe"),

@@ -1,10 +1,10 @@
 """Benchmarks: one YAML each, in lm-eval's task format, and one file of rows.
 
 They are found below ``eval/benchmarks/tasks`` and in the folder that ``eval.task_dir`` names. In addition to lm-eval's
-keys a YAML holds under ``metadata`` the judge, the file of rows, where they come from and what they need, and with
-``plain_text`` that its prompts are put as they are, without the chat template. An ``include`` that begins with
-``lm_eval/`` is a file of the installed package. Nothing here imports torch or lm-eval: a mistake in a name or a file
-shows before a model is loaded.
+keys a YAML holds under ``metadata`` the judge, the file of rows, where they come from and what they need, the column by
+which they fall into categories (``category``, if it does not say), and with ``plain_text`` that its prompts are put as
+they are, without the chat template. An ``include`` that begins with ``lm_eval/`` is a file of the installed package.
+Nothing here imports torch or lm-eval: a mistake in a name or a file shows before a model is loaded.
 """
 
 import hashlib
@@ -101,6 +101,7 @@ class Benchmark:
         plain_text: the prompts are put as they are, without the chat template.
         task_hash: sixteen hexadecimal digits over ``task`` and ``plain_text``.
         tokenized: by column, the entries that need NLTK's trained tokenizer, where a row has one of them.
+        category: the column that a table by category is made of; its rows need not have one.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Benchmark:
     plain_text: bool
     task_hash: str
     tokenized: Mapping[str, Sequence[str]]
+    category: str
 
     @property
     def generates(self) -> bool:
@@ -224,6 +226,7 @@ def _benchmark(path: Path, judge: str | None, max_new_tokens: int | None) -> Ben
         plain_text=plain_text,
         task_hash=digest[:16],
         tokenized=metadata.get("tokenized", {}),
+        category=str(metadata.get("category", "category")),
     )
 
 
