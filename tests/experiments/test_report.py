@@ -16,7 +16,7 @@ from experiments.comparisons import at_levels, compare, compare_at_equal_distanc
 from experiments.costs import costs
 from experiments.distance import Weights, relative_distance, weights_of
 from experiments.figures import draw_over_refusal
-from experiments.outcomes import publication, published, read_rows
+from experiments.outcomes import publication, published, read_rows, rival
 from experiments.paper_tables import level_tables
 from experiments.report import report
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
@@ -122,8 +122,9 @@ def test_utility_at_safety_by_hand(safety: float, expected: AtSafety | None) -> 
 
 def test_published_numbers_are_of_rows_that_exist() -> None:
     rows = {path.relative_to(ROWS).with_suffix("").as_posix() for path in ROWS.rglob("*.yaml")}
-    models = {"qwen2_5_7b", "llama3_1_8b", ""}
-    assert {name for name, _ in published()} <= rows | models
+    models = {"qwen2_5_7b", "llama3_1_8b", "llama3_8b", ""}
+    rivals = {rival(entry.model or "", entry.method) for entry in published().values() if entry.method}
+    assert {name for name, _ in published()} <= rows | models | rivals
     assert sum(entry.tag == "fig" for entry in published().values()) == 2 * (3 * 5 + 1)
     gains = [published()[f"table1/{model}_sft_dpo_{method}", "gain"].value
              for model in ("qwen2_5_7b", "llama3_1_8b") for method in ("baseline", "ogpsa")]  # fmt: skip
@@ -161,6 +162,25 @@ def test_what_is_published_is_of_its_own_model_and_benchmarks(change: str, tmp_p
     _, ogpsa = lines_of(text, group)
     assert ogpsa["published utility"] == "55.05 [fig]"
     assert "none is shown" in text and "benchmark by benchmark" not in text
+
+
+def test_attack_success_stands_beside_nspos(tmp_path: Path) -> None:
+    table = experiment(["nspo/llama3_8b_nspo_paper"], {"seeds": 1}, suite="paper", name="nspo", attack_success=True)
+    (point,) = points(table, "paper")
+    write_run(tmp_path, point, 0.9, 0.6, {"sorry_bench": 0.8})
+    out = written(table, "paper", [point], tmp_path)
+    untuned, ours, *rivals = lines_of((out / "nspo.md").read_text(), "llama3_8b, benchmark by benchmark")
+    # 100 less the safety score, which is 50 of the untuned model.
+    assert untuned["attack_success/sorry_bench"] == "50.0; 34.15 [nspo], +15.9"
+    assert ours["attack_success/sorry_bench"] == "20.0; 16.81 [nspo], +3.2"
+    assert ours["attack_success/jailbreakbench"] == "10.0" and ours["mmlu"] == "60.0"
+    assert {line["row"]: line["attack_success/alert"] for line in rivals} == {
+        "SafeRLHF (published)": "13.66 [nspo]", "W-DOOR (published)": "1.86 [nspo]", "BFPO (published)": "7.22 [nspo]",
+    }  # fmt: skip
+    with (out / "nspo.csv").open() as handle:
+        (record,) = csv.DictReader(handle)
+    assert record["attack_success/sorry_bench_published"] == "16.81"
+    assert (float(record["safety"]), float(record["attack_success/advbench"])) == (90, pytest.approx(10))
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
