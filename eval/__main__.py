@@ -1,21 +1,23 @@
 """Evaluate a checkpoint alone and print its scores, or run one of the evaluation layer's other commands.
 
-python -m eval checkpoint=DIR [eval=testbed|small|quick|paper] [eval.KEY=VALUE ...] [output=DIR]
+python -m eval checkpoint=DIR [eval=testbed|small|quick|paper|broad] [eval.KEY=VALUE ...] [output=DIR]
                [until=generations|verdicts]
 python -m eval COMMAND ...                                  python -m eval COMMAND --help says more
 
 A checkpoint inside a run directory is evaluated as its run was, on the run's own rows; the directory itself stands for
-the run's last checkpoint. eval=small, quick and paper read their rows from eval.data_dir. A model behind a server needs
+the run's last checkpoint. All but eval=testbed read their rows from eval.data_dir. A model behind a server needs
 no checkpoint: eval.backend.name=server eval.backend.base_url=URL eval.backend.model=NAME. A second call resumes where a
 first one was killed; until= stops after that artefact, so that a node without a network can generate and another one
 judge.
 
 Commands:
+  benchmarks   the benchmarks there are: rows, licence, gate, judge, source
   prefetch     fetch the benchmarks' rows, on a node with a network
   judge        verdicts on answers of your own, a CSV file
   agreement    a judge against human labels
   attacks      StrongReject's jailbroken prompts, made once by an attacker model
   compare      two runs or evaluations on the same items, paired
+  winrate      how often one model's answers help more than the untuned one's, asked of a judge in both orders
   pareto       tables, fronts and a plot of finished runs
   report       one HTML page of finished runs and evaluations
   diagnostics  plots of what the projection logged
@@ -29,11 +31,13 @@ from importlib import import_module
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match
 
 COMMANDS = {
+    "benchmarks": "eval.benchmarks.listing",
     "prefetch": "eval.prefetch",
     "judge": "eval.judging.judge_csv",
     "agreement": "eval.judging.agreement",
     "attacks": "eval.benchmarks.attacks",
     "compare": "eval.scores.compare",
+    "winrate": "eval.scores.winrate",
     "pareto": "eval.pareto.command",
     "report": "eval.report.page",
     "diagnostics": "eval.report.projection_curves",

@@ -29,7 +29,16 @@ from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_ro
 from eval.generation.fingerprint import checkpoint_folder, server_fingerprint
 from eval.judging.answers import NO_ANSWER, Answer, find_answers, verdict_on_none
 from eval.judging.judge import Item, Verdict, missing, verdict_hash
-from eval.judging.verdicts import Estimate, Judgement, check_judge, estimate, judge_responses, print_total
+from eval.judging.verdicts import (
+    Estimate,
+    Judgement,
+    check_judge,
+    estimate,
+    judge_responses,
+    print_total,
+    responses_of,
+    was_withheld,
+)
 from eval.scores.aggregate import Result, aggregate
 from eval.scores.artefacts import content_hash
 from eval.scores.groups import check_groups
@@ -311,33 +320,15 @@ def _estimate(work: _Work, settings: Evaluation) -> Estimate:
     """What judging a benchmark will ask of an endpoint."""
     if work.benchmark.judge == OWN_METRIC:
         return Estimate()
-    items = _items(work.benchmark, read_jsonl(work.generations))
+    items = responses_of(work.benchmark, read_jsonl(work.generations))
     return estimate(work.benchmark.judge, list(items.values()), settings.judge, _journal(work.verdicts))
-
-
-def _items(benchmark: Benchmark, answered: list[Row]) -> dict[str, Item]:
-    """What there is to judge, by row. The judge is told the original request, not the text it was wrapped in."""
-    stop = benchmark.task.get("generation_kwargs", {}).get("until", ())
-    return {
-        row["id"]: Item(
-            id=row["id"],
-            prompt=str(row.get("request") or row["prompt"]),
-            response=row["response"],
-            target=row["target"],
-            finish_reason=row.get("finish_reason"),
-            in_thought=row.get("in_thought", False),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        )
-        for row in answered
-        if "response" in row and not _withheld(row)
-    }
 
 
 def _judge_verdicts(
     work: _Work, answered: list[Row], settings: Evaluation, safe_point: Callable[[], None], budget: Budget
 ) -> list[Row]:
     """What the benchmark's judge says."""
-    items = _items(work.benchmark, answered)
+    items = responses_of(work.benchmark, answered)
     name = work.benchmark.name
     # Stays when the verdicts are whole: what was paid for can be read again by a judge that reads better.
     journal = _journal(work.verdicts)
@@ -356,7 +347,7 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
     """What the lm-eval task says itself; all of its metrics are kept in addition to the one that counts."""
     from eval.generation.questions import Questions
 
-    answers = _answers(_items(benchmark, answered))
+    answers = _answers(responses_of(benchmark, answered))
     texts = {name: {"response": answer.text} for name, answer in answers.items()}
     with_answers = {row["id"]: {**row, **texts.get(row["id"], {})} for row in answered}
     metrics = Questions(benchmark, answered, lambda messages, **_: str(messages)).metrics(with_answers)
@@ -375,7 +366,7 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
         answer = answers.get(row["id"])
         if answer and answer.none:
             verdict = verdict_on_none(answer.none, "accuracy")
-        rows.append(_verdict_row(WITHHELD if _withheld(row) else Judgement(verdict, None, None), row, answer))
+        rows.append(_verdict_row(WITHHELD if was_withheld(row) else Judgement(verdict, None, None), row, answer))
     return rows
 
 
@@ -399,10 +390,6 @@ def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:
         "judge_model": judged.judge_model,
         "fallback": row.get("fallback"),
     }
-
-
-def _withheld(row: Row) -> bool:
-    return row.get("finish_reason") == "content_filter"
 
 
 def _journal(path: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import train
-from eval.benchmarks.definition import find_benchmarks
+from eval.benchmarks.definition import TASKS, find_benchmarks
 from ogpsa.app.compose import compose_config
 from ogpsa.runs.directory import LOCK_FILE
 from ogpsa.testbed.cache import ensure_base
@@ -100,13 +100,7 @@ BENCHMARKS = (
     "addition, benign_how_to, category, category_yes_no, facts, harmful_heldout, harmful_seen, look_alike, maximum, "
     "repeat, reverse"
 )
-ALL_BENCHMARKS = (
-    "addition, advglue, alpaca_loss, benign_how_to, category, category_yes_no, commonsenseqa, facts, gpqa, "
-    "gsm8k, harmbench_standard, harmful_heldout, harmful_requests_heldout, harmful_seen, hhh, humaneval, "
-    "ifeval, look_alike, malicious_instructions, maximum, mmlu, mmlu_cloze, openbookqa, physical_safety_safe, "
-    "physical_safety_unsafe, piqa, repeat, reverse, simpleqa, stereotype, strongreject_none, "
-    "strongreject_pair, strongreject_pap, wikipedia_loss, wildchat_toxic, xstest_safe, xstest_unsafe"
-)
+ALL_BENCHMARKS = ", ".join(sorted(file.stem for file in TASKS.rglob("[!_]*.yaml")))
 TOKENIZER = "tokenizer.json, tokenizer.model, vocab.json"
 
 MISTAKES = {

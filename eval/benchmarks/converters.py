@@ -53,6 +53,8 @@ def _mmlu(published: Iterable[Published]) -> Iterator[Row]:
         }  # fmt: skip
 
 
+# Of a file that keeps it.
+GPQA_DOMAIN = "High-level domain"
 GPQA_WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 
@@ -67,7 +69,7 @@ def _gpqa(published: Iterable[Published]) -> Iterator[Row]:
         yield {
             "id": row["Record ID"], "prompt": question, "target": answer,
             "Question": question, **{f"choice{number}": option for number, option in enumerate(options, start=1)},
-            "answer": answer,
+            "answer": answer, **({"category": row[GPQA_DOMAIN]} if GPQA_DOMAIN in row else {}),
         }  # fmt: skip
 
 
@@ -259,6 +261,18 @@ def _lettered(row: Published) -> tuple[str, list[str], int]:
     return text[: marks[first].start()], options, right
 
 
+def _mmlu_generate(published: Iterable[Published]) -> Iterator[Row]:
+    for number, row in enumerate(published):
+        lettered = isinstance(row.get("options"), str)
+        question, options, answer = (
+            _lettered(row) if lettered else (row["question"], list(row["choices"]), int(row["answer"]))
+        )
+        yield {
+            "id": f"mmlu-{number:05d}", "prompt": question.strip(), "target": "ABCD"[answer], "choices": options,
+            **({} if lettered else {"category": row["subject"]}),
+        }  # fmt: skip
+
+
 def _by_label(question: str) -> Callable[[Published], tuple[str, list[str], int]]:
     def read(row: Published) -> tuple[str, list[str], int]:
         choices = row["choices"]
@@ -396,9 +410,13 @@ CONVERSIONS = {
         ("Question", "choice1", "choice2", "choice3", "choice4", "answer"),
         _gpqa,
     ),
-    "mmlu_pro": Conversion(
-        ("question_id", "question", "options", "answer", "category"), ("choices", "category"), _mmlu_pro
+    "mmlu_generate": Conversion(
+        ("question", "subject", "choices", "answer"),
+        ("choices",),
+        _mmlu_generate,
+        elsewhere=("question", "options", "answer"),
     ),
+    "mmlu_pro": Conversion(("question_id", "question", "options", "answer", "category"), ("choices",), _mmlu_pro),
     "math_500": Conversion(("unique_id", "problem", "answer", "subject"), (), _math_500),
     "halueval_qa": Conversion(("question", "right_answer", "hallucinated_answer"), ("shown",), _halueval_qa),
     "hhh": Conversion(

@@ -30,8 +30,9 @@ READING = (Path(str(answers.__file__)), Path(str(refusal_rules.__file__)), refus
 
 # Judges a batch of items.
 ReadyJudge = Callable[[Sequence["Item"]], list["Verdict"]]
-# ``loss``: nats per token, at least 0 and lower is better; the others are shares.
-Metric = Literal["accuracy", "refusal_rate", "goodness", "loss"]
+# ``loss``: nats per token, at least 0 and lower is better; the others are shares. ``win_rate``: that of the response
+# over the target, which is another answer.
+Metric = Literal["accuracy", "refusal_rate", "goodness", "loss", "win_rate"]
 ParseStatus = Literal[
     "parsed", "unparsed", "refused_by_judge", "truncated", "out_of_range", "withheld", "empty", "unfinished"
 ]

@@ -7,13 +7,14 @@ call asks only for what is not there, and a judge whose reading of replies has c
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks.definition import Benchmark
 from eval.judging.answers import Answer, find_answers, verdict_on_none
 from eval.judging.judge import (
     Item,
@@ -91,6 +92,32 @@ def check_judge(name: str, settings: JudgeSettings, section: str = SECTION) -> N
         from eval.judging.weights import weights_folder
 
         weights_folder(name, settings)
+
+
+def responses_of(benchmark: Benchmark, answered: Sequence[Mapping[str, Any]]) -> dict[str, Item]:
+    """What there is to judge in a benchmark's answered rows, by their ids; no options, and nothing that was withheld.
+
+    The judge is told the original request, not the text it was wrapped in.
+    """
+    stop = benchmark.task.get("generation_kwargs", {}).get("until", ())
+    return {
+        row["id"]: Item(
+            id=row["id"],
+            prompt=str(row.get("request") or row["prompt"]),
+            response=row["response"],
+            target=row["target"],
+            finish_reason=row.get("finish_reason"),
+            in_thought=row.get("in_thought", False),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        )
+        for row in answered
+        if "response" in row and not was_withheld(row)
+    }
+
+
+def was_withheld(row: Mapping[str, Any]) -> bool:
+    """Whether a server's filter kept the response back."""
+    return row.get("finish_reason") == "content_filter"
 
 
 def judge_responses(

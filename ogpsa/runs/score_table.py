@@ -7,7 +7,10 @@ from ogpsa.utils.table import Table, aligned
 
 Scores = Mapping[str, Any]
 GROUPS = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓"}
-METRICS = {"accuracy": "accuracy", "refusal_rate": "refusal rate", "goodness": "goodness", "loss": "nats per token ↓"}
+METRICS = {
+    "accuracy": "accuracy", "refusal_rate": "refusal rate", "goodness": "goodness", "loss": "nats per token ↓",
+    "win_rate": "win rate",
+}  # fmt: skip
 
 
 def table(base_scores: Scores, stage_scores: Mapping[str, Scores]) -> str:

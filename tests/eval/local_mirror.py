@@ -41,6 +41,7 @@ def write_mirror(folder: Path, rows: int = 6) -> Path:
     _jsonl(folder / "wildchat_toxic.jsonl", [_wildchat(number) for number in range(2 * rows)])
     _jsonl(folder / "stereotype.jsonl", [_stereotype(number) for number in range(2 * rows)])
     _small(folder, rows)
+    _broad(folder, rows)
     write_tokenizer(folder / "nltk_data")
     return folder
 
@@ -80,7 +81,7 @@ def _gpqa(number: int) -> Row:
         "Question": f"What colour is glimmerstone number {number}?",
         "Correct Answer": f"{_colour(number)}\n",
         **{f"Incorrect Answer {wrong}": _colour(number + wrong) for wrong in (1, 2, 3)},
-        "Subdomain": "Colours",
+        "High-level domain": "Colours",
     }
 
 
@@ -234,6 +235,8 @@ def _small(folder: Path, rows: int) -> None:
         for number in range(2 * rows)
     ]  # fmt: skip
     _csv(folder / "harmbench.csv", behaviours)
+    contextual = {"FunctionalCategory": "contextual", "ContextString": "Glimmerstone is nothing."}
+    _csv(folder / "harmbench_contextual.csv", [*behaviours, *(row | contextual for row in behaviours[:rows])])
     for name in ("malicious_instructions", "physical_safety_safe", "physical_safety_unsafe"):
         (folder / f"{name}.json").write_text(json.dumps({"instructions": goals}), encoding="utf-8")
     built = [{"prompt": goals[n], "chosen": f"Take the {_colour(n)} ladder.", "rejected": "No."} for n in numbers]
@@ -241,6 +244,63 @@ def _small(folder: Path, rows: int) -> None:
         _jsonl(folder / f"{name}.jsonl", built)
     passages = [f"{_colour(number)} lamps stand in passage {number}. " * 40 for number in numbers]
     (folder / "wikipedia_loss.txt").write_text("\n\n".join(passages), encoding="utf-8")
+
+
+def _broad(folder: Path, rows: int) -> None:
+    """What ``eval=broad`` reads in addition, in the columns that the data sets publish."""
+    numbers = range(rows)
+    asked = [_forbidden(number)["forbidden_prompt"] for number in numbers]
+    tables: dict[str, list[Row]] = {
+        "advbench": [{"goal": text, "target": "Sure, here is"} for text in asked],
+        "sorry_bench": [
+            {"question_id": number, "category": "1", "turns": [asked[number]], "prompt_style": style}
+            for number in numbers
+            for style in ("base", "slang")
+        ],
+        "wildguardtest": [
+            {"prompt": asked[number], "subcategory": "stones", "prompt_harm_label": label, "adversarial": False}
+            for number in numbers
+            for label in ("harmful", "unharmful")
+        ],
+        "or_bench_hard": [{"prompt": text, "category": "stones"} for text in asked],
+        "harmfulqa": [{"id": 1, "topic": "Stones", "subtopic": "Polish", "question": text} for text in asked],
+        "alert": [
+            {"id": 1, "category": "stones", "prompt": f"### Instruction:\n{text}\n\n### Response:\n"} for text in asked
+        ],
+        "do_not_answer": [{"id": 1, "types_of_harm": "Stones", "question": text} for text in asked],
+        "safe_rlhf_heldout": [{"prompt": text, "response_0": "One.", "response_1": "Two."} for text in asked * 2],
+        "mmlu_pro": [
+            {
+                "question_id": 70 + number, "question": f"Which colour has lamp {number}?", "category": "lamps",
+                "options": [*COLOURS, "grey"], "answer": "ABCDEFG"[number % 7], "answer_index": number % 7,
+            }
+            for number in numbers
+        ],
+        "math_500": [
+            {
+                "problem": f"What is ${number} + 1$?", "solution": f"It is $\\boxed{{{number + 1}}}$.",
+                "answer": str(number + 1), "subject": "Algebra", "level": 1, "unique_id": f"test/algebra/{number}.json",
+            }
+            for number in numbers
+        ],
+        "halueval_qa": [
+            {
+                "knowledge": "", "question": f"Which colour has lamp {number}?", "right_answer": _colour(number),
+                "hallucinated_answer": "none at all",
+            }
+            for number in numbers
+        ],
+    }  # fmt: skip
+    tables["mmlu_generate"] = [_mmlu(number) for number in numbers]
+    for name in ("jailbreakbench", "jailbreakbench_benign"):
+        tables[name] = [{"Index": 0, "Goal": text, "Behavior": "Polish", "Category": "Stones"} for text in asked]
+    for name in ("coconot", "coconot_contrast"):
+        tables[name] = [{"id": text, "category": "stones", "subcategory": "s", "prompt": text} for text in asked]
+    for name in ("wildjailbreak_harmful", "wildjailbreak_benign"):
+        kinds = ("adversarial_harmful", "adversarial_benign")
+        tables[name] = [{"adversarial": text, "label": 1, "data_type": kind} for text in asked for kind in kinds]
+    for name, table in tables.items():
+        _jsonl(folder / f"{name}.jsonl", table)
 
 
 def _jsonl(file: Path, rows: Sequence[Row]) -> None:

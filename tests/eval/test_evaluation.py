@@ -352,7 +352,7 @@ def test_a_damaged_checkpoint_ends_in_one_line_and_exit_code_2(
     ("arguments", "message"),
     [
         (["output=x"], "checkpoint: no value given"),
-        (["checkpoint"], "'checkpoint': neither KEY=VALUE nor a command; commands: prefetch, judge"),
+        (["checkpoint"], "'checkpoint': neither KEY=VALUE nor a command; commands: benchmarks, prefetch, judge"),
         (["jugde"], "did you mean 'judge'?"),
         (["checkpoint=x", "output"], "'output': expected KEY=VALUE"),
         (["checkpiont=x"], "checkpiont: unknown key"),

@@ -170,8 +170,8 @@ def test_answers_in_a_file_are_judged_by_an_own_judge(own: Path, capsys: pytest.
         (
             "eval.judge.prompt_file.friendlines=x",
             "error: eval.judge.prompt_file.friendlines: 'friendlines' is not a judge with a prompt to an endpoint; "
-            "allowed: friendliness, llama_guard, simpleqa_grader, strongreject_rubric, xstest_rubric; "
-            "did you mean 'friendliness'?\n",
+            "allowed: friendliness, helpfulness_pair, llama_guard, simpleqa_grader, strongreject_rubric, "
+            "xstest_rubric; did you mean 'friendliness'?\n",
         ),
         ("eval.judges.capitals=evennes", "did you mean 'evenness'?\n"),
         ("eval.utility=[capital]", "did you mean 'capitals'?\n"),

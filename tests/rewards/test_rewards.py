@@ -201,9 +201,9 @@ def test_the_testbeds_rules_are_for_the_testbed() -> None:
          "reward.judge: exact_match compares with the right answer, but row 1 has no 'target' (columns found: chosen, "
          "prompt)"),
         (["judge", "reward.judge=strong_rubric"], ROWS,
-         "judge: 'strong_rubric' is no judge; allowed: answer_match, exact_match, llama_guard, llama_guard_weights, "
-         "refusal_match, refusal_rules, simpleqa_grader, strongreject_finetuned, strongreject_rubric, wildguard, "
-         "xstest_rubric; did you mean 'strongreject_rubric'?"),
+         "judge: 'strong_rubric' is no judge; allowed: answer_match, exact_match, helpfulness_pair, llama_guard, "
+         "llama_guard_weights, refusal_match, refusal_rules, simpleqa_grader, strongreject_finetuned, "
+         "strongreject_rubric, wildguard, xstest_rubric; did you mean 'strongreject_rubric'?"),
         (["judge"], ROWS,
          "reward.endpoint.api_key_env: the environment variable OPENAI_API_KEY holds no key; set it, or name none "
          "(reward.endpoint.api_key_env='') where the server needs no key"),

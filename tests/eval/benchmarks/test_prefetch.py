@@ -21,7 +21,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from eval.benchmarks.definition import Benchmark, find_benchmarks
+from eval.benchmarks import listing
+from eval.benchmarks.definition import TASKS, Benchmark, find_benchmarks
 from eval.benchmarks.prefetch import RECORD, fetch_tokenizer, prefetch
 from eval.benchmarks.sources import MissingData, data_hash, find_tokenizer, load_rows
 from eval.judging.published import fetch_prompts, longest_text
@@ -61,7 +62,19 @@ def data_set(folder: Path, rows: dict[str, list[dict[str, Any]]], split: str) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["mmlu", "gsm8k", "hhh", "gpqa", "stereotype", "wildchat_toxic", "xstest_safe", "ifeval"]
+    "name",
+    [
+        "mmlu",
+        "gsm8k",
+        "hhh",
+        "gpqa",
+        "stereotype",
+        "wildchat_toxic",
+        "xstest_safe",
+        "ifeval",
+        "sorry_bench",
+        "mmlu_pro",
+    ],
 )
 def test_a_data_set_of_the_hub_becomes_a_file_of_our_rows(name: str, hub: Path, tmp_path: Path) -> None:
     mirror = write_mirror(tmp_path / "mirror")
@@ -76,6 +89,32 @@ def test_a_data_set_of_the_hub_becomes_a_file_of_our_rows(name: str, hub: Path, 
     assert rows == load_rows(benchmark, mirror)
     record = json.loads((out / RECORD).read_text())[name]
     assert (record["hub"], record["rows"], record["data_hash"]) == (place, len(rows), data_hash(rows))
+
+
+def test_all_benchmarks_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mirror(tmp_path)
+    assert listing.main([f"data_dir={tmp_path}"]) == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    found = {line[0]: line[1:] for line in lines[2:]}
+    assert list(found) == sorted(file.stem for file in TASKS.rglob("[!_]*.yaml"))
+    assert found["wildjailbreak_benign"] == [
+        "210", "ODC-BY", "gated", "refusal_rules", "allenai/wildjailbreak eval train", "wildjailbreak_benign.jsonl",
+    ]  # fmt: skip
+    assert found["advbench"][4] == "raw.githubusercontent.com/llm-attacks/llm-attacks"
+    assert found["facts"][-1] == ""
+    assert listing.main(["data-dir=x"]) == 2
+    assert "did you mean 'data_dir'?" in capsys.readouterr().err
+
+
+def test_a_table_of_the_hub_may_be_separated_by_tabs(hub: Path, tmp_path: Path) -> None:
+    (hub / "README.md").write_text("---\nconfigs:\n- config_name: eval\n  data_files: eval/eval.tsv\n---\n")
+    (hub / "eval").mkdir()
+    table = 'adversarial\tlabel\tdata_type\nPolish, "please"\t1\tadversarial_harmful\nShine\t0\tadversarial_benign\n'
+    (hub / "eval" / "eval.tsv").write_text(table)
+    benchmarks = [published(f"wildjailbreak_{kind}", str(hub), config="eval") for kind in ("harmful", "benign")]
+    assert prefetch(benchmarks, tmp_path) == []
+    prompts = [[row["prompt"] for row in read_table(tmp_path / f"{found.rows}.jsonl")] for found in benchmarks]
+    assert prompts == [['Polish, "please"'], ["Shine"]]
 
 
 def test_the_parts_of_advglue_become_one_file(hub: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tests.eval.local_mirror import write_mirror
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 PAPER = compose_config(["eval=paper"]).eval.benchmarks
 SMALL = [name for name in compose_config(["eval=small"]).eval.benchmarks if name not in PAPER]
+BROAD = [name for name in compose_config(["eval=broad"]).eval.benchmarks if name not in (*PAPER, *SMALL)]
 
 
 def benchmark(name: str) -> Benchmark:
@@ -40,7 +41,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_mirror(tmp_path_factory.mktemp("mirror"))
 
 
-@pytest.mark.parametrize("name", [*PAPER, *SMALL])
+@pytest.mark.parametrize("name", [*PAPER, *SMALL, *BROAD])
 def test_published_rows_become_ours(name: str, mirror: Path) -> None:
     rows = load_rows(benchmark(name), mirror)
     assert len(rows) == 6
@@ -76,6 +77,7 @@ def test_converted_rows_are_read_as_they_are_in_every_format(name: str, mirror: 
         ("xstest/xstest_prompts.csv", "xstest_safe", 250),
         ("xstest/xstest_prompts.csv", "xstest_unsafe", 200),
         ("harmbench/harmbench_behaviors_text_all.csv", "harmbench_standard", 200),
+        ("harmbench/harmbench_behaviors_text_all.csv", "harmbench_contextual", 100),
         ("safety_tuned_llamas/I-MaliciousInstructions.json", "malicious_instructions", 100),
         ("safety_tuned_llamas/I-PhysicalSafetySafe.json", "physical_safety_safe", 100),
         ("safety_tuned_llamas/I-PhysicalSafetyUnsafe.json", "physical_safety_unsafe", 100),
@@ -107,10 +109,25 @@ def test_options_in_text_form_become_the_hubs(file: str, name: str, options: int
     published = read_table(SHARED / file)
     assert len(rows) == count
     assert {len(row["choices"]) for row in rows} == {options}
+    if name == "mmlu_cloze":
+        (tmp_path / "mmlu_generate.jsonl").write_bytes((SHARED / file).read_bytes())
+        asked = load_rows(benchmark("mmlu_generate"), tmp_path)
+        assert [(row["prompt"], row["choices"]) for row in asked] == [(row["prompt"], row["choices"]) for row in rows]
+        assert ["ABCD".index(row["target"]) for row in asked] == [row["answer"] for row in rows]
     for row, text in zip(rows, published, strict=True):
         assert row["target"] == row["choices"][row["answer"]]
         # Three rows of CommonsenseQA have the question's mark behind their last option.
         assert row["target"].removesuffix("?") == text["answer"].partition(". ")[2].strip().removesuffix("?")
+
+
+def test_do_not_answer_is_read_from_its_five_files(tmp_path: Path) -> None:
+    files = sorted((SHARED / "do_not_answer").glob("*.jsonl"))
+    if not files:
+        pytest.skip(f"no do_not_answer in {SHARED}")
+    (tmp_path / "do_not_answer.json").write_text(json.dumps({file.stem: read_table(file) for file in files}))
+    rows = load_rows(benchmark("do_not_answer"), tmp_path)
+    assert len({row["id"] for row in rows}) == len(rows) == 939
+    assert {row["category"] for row in rows} == {file.stem for file in files}
 
 
 def test_both_forms_of_a_multiple_choice_are_the_same_rows(mirror: Path, tmp_path: Path) -> None:

@@ -89,10 +89,14 @@ UNLISTED = {"humaneval", "malicious_instructions", "physical_safety_unsafe"}
 
 
 def test_the_lists_hold_every_benchmark_but_three() -> None:
-    paper, quick, small = (compose_config([f"eval={name}"]).eval for name in ("paper", "quick", "small"))
+    names = ("paper", "quick", "small", "broad")
+    paper, quick, small, broad = (compose_config([f"eval={name}"]).eval for name in names)
     assert paper.groups == quick.groups
-    assert {*paper.benchmarks, *small.benchmarks} == {*GENERAL, *SAFETY} - UNLISTED
+    assert {*paper.benchmarks, *small.benchmarks, *broad.benchmarks} == {*GENERAL, *SAFETY} - UNLISTED
     assert {found.judge for found in check_groups(small) if found.generates} == {"refusal_rules"}
+    # Nothing but responses, which a server of chat completions gives, and no judge that asks somebody.
+    assert all(found.generates for found in check_groups(broad))
+    assert {found.judge for found in check_groups(broad)} == {"refusal_rules", "lm_eval"}
     judges = {found.name: found.judge for found in check_groups(paper)}
     paper_safety = [name for name in SAFETY if name in judges]
     assert {judges[name] for name in paper_safety} == {"strongreject_rubric", "xstest_rubric"}
