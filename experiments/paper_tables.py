@@ -294,7 +294,7 @@ def loss_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def cost_tables(spent: Sequence[Cost]) -> list[Table]:
-    """What projection costs, where it is counted."""
+    """What each method costs, where it is counted."""
     lines = [_named(one.row) | {"seeds": _seeds(one.row)} | one.cells() for one in spent]
     return [table_of(lines, "What it costs", COST_NOTES)] if lines else []
 

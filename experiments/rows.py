@@ -78,7 +78,7 @@ class ExperimentSettings(Section):
         usual: the same for the row with the paper's setting, or the nearest to it; they are compared with both.
         axis: key that the figure's horizontal axis shows.
         distance: show how far the weights have moved.
-        costs: show what projection costs.
+        costs: show what each method costs.
         losses: show how utility was lost.
         attack_success: show the safety benchmarks as attack success, 100 less the score.
         overlap: show the cosines of the safety gradient with the subspace and each reference, and the losses.

@@ -118,7 +118,9 @@ class Nspo(Method):
         updates = 1
         if isinstance(trainer.args, GRPOConfig):
             updates = (trainer.args.steps_per_generation or 1) // trainer.args.gradient_accumulation_steps
-        projector = NullSpaceProjector(trainer, protected, self.variant, self.retract_every, updates)
+        projector = NullSpaceProjector(
+            trainer, protected, self.variant, self.retract_every, updates, self._spaces.seconds
+        )
         cast(NullSpaceTrainer, trainer).null_spaces = projector
         trainer.add_callback(StepCallback(on_train_begin=projector.begin, on_optimizer_step=projector.after_step))
 

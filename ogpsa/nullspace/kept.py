@@ -56,6 +56,11 @@ class KeptSpaces:
     def layers(self) -> list[str]:
         return [layer for layers in self.groups.values() for layer in layers]
 
+    @property
+    def seconds(self) -> float:
+        """The time that computing them took, on the machine that did."""
+        return sum(float(read_json(self.folder / group / COMPLETE_FILE)["seconds"]) for group in self.groups)
+
     def load(self) -> dict[str, NullSpace]:
         """The space of each group."""
         return {group: self._load(group) for group in self.groups}
@@ -153,14 +158,19 @@ def _compute(
     portions = list(in_portions({group: layers[group].in_features for group in groups}, MOMENTS_BYTES))
     log.info("null spaces: %d inputs of linear layers, %d rows, %d passes", len(groups), len(tokens), len(portions))
     for portion in portions:
+        portion_began = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=model.precision == "bf16"):
             moments = second_moments(loaded, portion, tokens, settings.skip_first_token, safe_point)
+        of_passes = (time.monotonic() - portion_began) / len(portion)
         for group in portion:
             safe_point()
+            group_began = time.monotonic()
             space, least = null_space(moments.pop(group), settings.rule, settings.threshold)
             with build_folder(folder / group) as temporary:
                 save_file({"basis": space.basis.cpu()}, temporary / SPACE_FILE)
+                seconds = of_passes + time.monotonic() - group_began
                 facts = {"of_null_side": space.of_null_side, "share": space.share, "least_threshold": least}
+                facts |= {"seconds": round(seconds, 4)}
                 mark_complete(temporary, facts)
     log.info("null spaces: computed in %.0f s, kept in %s", time.monotonic() - began, folder)
 

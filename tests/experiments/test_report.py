@@ -22,6 +22,7 @@ from experiments.report import report
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
 from ogpsa.config import Config
 from ogpsa.methods import method_names
+from ogpsa.preflight.report import stage_shapes
 from ogpsa.runs.inputs import model_digests
 
 BASELINE, OGPSA, LORA = (f"table1/qwen2_5_7b_sft_{name}" for name in ("baseline", "ogpsa", "lora"))
@@ -548,7 +549,11 @@ def test_cost_by_hand(tmp_path: Path) -> None:
             line |= {"projection/refresh_seconds": 2.0, "projection/projection_seconds": 0.3}
         runtime = 20.0 if point.row == BASELINE else 30.0
         write_run(tmp_path, point, 0.9, 0.6, history=[line, {"step": 10, "train_runtime": runtime}])
-    naive, ogpsa = (cost.stages["sft"] for cost in costs("testbed", read_rows(table, "testbed", given, tmp_path)))
+        facts = {"steps": 10, "cpu_seconds": 0.8 * runtime}
+        (tmp_path / point.config.run_name() / "01-sft" / "COMPLETE.json").write_text(json.dumps(facts))
+    naive, ogpsa = (
+        cost.stages["sft"] for cost in costs(table, "testbed", read_rows(table, "testbed", given, tmp_path))
+    )
     assert (naive.rows, naive.work, naive.basis, naive.time) == (0.0, 0.0, 0.0, None)
     # 234 steps of 1248 rows three times over; an estimate every 30 steps of 200 rows from two sets.
     assert ogpsa.rows == pytest.approx(8 * 400 / (8 * 400 + 3 * 1248))
@@ -556,8 +561,28 @@ def test_cost_by_hand(tmp_path: Path) -> None:
     assert ogpsa.projection == pytest.approx(0.1)
     assert ogpsa.time == pytest.approx(1 / (1 - 16 / 30 - 0.1))
     assert ogpsa.basis == 2.0
+    assert (naive.step, ogpsa.step, ogpsa.setup) == (None, pytest.approx(1.5), None)
+    assert naive.peak is not None and ogpsa.peak is not None and 0 < naive.peak < ogpsa.peak
     text = (written(table, "testbed", given, tmp_path) / "cost.md").read_text()
     assert lines_of(text, "What it costs")[1]["time per step"] == "× 2.73"
+
+
+def test_cost_of_null_spaces_is_what_was_logged(tmp_path: Path) -> None:
+    table = experiment(["rl/grpo", "rl/nspo_exact"], {"seeds": 1}, name="rl", reference="rl/grpo", costs=True)
+    given = points(table, "testbed")
+    for point in given:
+        line: dict[str, float] = {"step": 4, "loss": 1.0}
+        if point.row == "rl/nspo_exact":
+            line |= {"projection/setup_seconds": 7.0, "projection/basis_bytes": 1000.0}
+        write_run(tmp_path, point, 0.9, 0.6, history=[line, {"step": 4, "train_runtime": 20.0}])
+    plain, exact = (
+        cost.stages["grpo"] for cost in costs(table, "testbed", read_rows(table, "testbed", given, tmp_path))
+    )
+    assert (plain.setup, plain.basis, exact.setup) == (None, 0.0, 7.0)
+    trained = stage_shapes(given[1].config, "grpo")[1].trained
+    assert exact.basis == pytest.approx(1000 / (4 * trained))
+    # Neither noted the processor's time.
+    assert exact.step is None
 
 
 def test_overlap_is_the_mean_over_seeds(tmp_path: Path) -> None:
