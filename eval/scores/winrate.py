@@ -126,7 +126,7 @@ def compare_answers(
         UserError: the judge compares no answers or cannot be asked, a side has no such answers, or the two were not
             asked the same.
     """
-    from eval.judging.judge import judge_hash, load_judge
+    from eval.judging.judge import judge_hash, judge_model, load_judge
     from eval.judging.verdicts import check_judge
 
     if load_judge(judge, settings.dir).metric != "win_rate":
@@ -137,6 +137,7 @@ def compare_answers(
         "benchmark": benchmark,
         "judge": judge,
         "judge_hash": judge_hash(judge, settings),
+        "judge_model": judge_model(judge, settings),
         **{
             f"{name}_{key}": value
             for name, side in (("a", a), ("b", b))

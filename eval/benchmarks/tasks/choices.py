@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 LETTERS = "ABCDEFGHIJ"
@@ -30,29 +31,46 @@ def yes_no_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[
 
 def read_letter(response: str, options: int) -> str | None:
     """The letter of one of ``options`` that a response names last as its answer; else one that stands alone in its last
-    line, or at the beginning of its first; None where there is none. Letters are capitals.
+    line, or at the beginning of its first; None where there is none. Letters are capitals, and options that are merely
+    repeated are no answer.
     """
     letters = LETTERS[:options]
     # "The answer is A cat", "Answer: I think …" name no letter.
     words = "".join(letter for letter in letters if letter in "AI")
     others = "".join(letter for letter in letters if letter not in "AI")
     letter = rf"([{others}](?![\w'’])|[{words}](?![\w'’])(?=[ \t]*(?:[^\w\s'’]|\n|\Z)|\s+(?:because|since|as)\b))"
-    return _read(response, letter, rf"([{letters}])\W*", rf"\W*([{letters}])(?:[).:](?:\s|\Z)|\W*\Z)")
+    text = _plain(response)
+    found = _read(text, letter, rf"([{letters}])\W*", rf"\W*([{letters}])(?:[).:](?:\s|\Z)|\W*\Z)")
+    if found is None:
+        return None
+    repeated = set(re.findall(rf"(?m)^\W*([{letters}])[).:]\s", text))
+    return None if found.begins_line and repeated - {found.word} else found.word
 
 
 def read_yes_no(response: str) -> str | None:
     """``yes`` or ``no``, whichever a response names last as its answer, consists of in its last line or begins with."""
     word = r"(?i:(yes|no))\b"
-    found = _read(response, word, rf"{word}\W*", rf"\W*{word}")
-    return found and found.lower()
+    found = _read(_plain(response), word, rf"{word}\W*", rf"\W*{word}")
+    return found.word.lower() if found else None
 
 
-def _read(response: str, answer: str, alone: str, beginning: str) -> str | None:
-    text = MARKUP.sub("", BOXED.sub(" answer: ", response)).strip()
-    if not text:
-        return None
-    if named := re.findall(LEAD + answer, text):
-        return str(named[-1])
-    lines = text.splitlines()
-    found = re.fullmatch(rf"\W*{alone}", lines[-1]) or re.match(beginning, lines[0])
-    return found and found[1]
+@dataclass(frozen=True)
+class _Found:
+    """What a response names; ``begins_line``: at the beginning of a line, where options stand as well."""
+
+    word: str
+    begins_line: bool
+
+
+def _plain(response: str) -> str:
+    return MARKUP.sub("", BOXED.sub(" answer: ", response)).strip()
+
+
+def _read(text: str, answer: str, alone: str, beginning: str) -> _Found | None:
+    if named := list(re.finditer(LEAD + answer, text)):
+        return _Found(named[-1][1], "\n" in named[-1][0])
+    lines = text.splitlines() or [""]
+    if last := re.fullmatch(rf"\W*{alone}", lines[-1]):
+        return _Found(last[1], begins_line=False)
+    first = re.match(beginning, lines[0])
+    return _Found(first[1], begins_line=True) if first else None

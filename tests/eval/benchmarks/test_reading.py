@@ -21,6 +21,12 @@ from eval.benchmarks.tasks.maths import boxed, math_results, same
         ("B. Paris", "B"),
         ("(C)", "C"),
         ("It rains, so it is wet.\n\nC", "C"),
+        ("A. Tundra\nB. Taiga\nThe answer is B", "B"),
+        # Options that are repeated.
+        ("A. Tundra\nB. Taiga\nC. Desert", None),
+        ("C. Desert\n\nWhich one?\n\nA. Tundra\nB. Taiga\nC. Desert", None),
+        ("Answer:\nA. Tundra\nB. Taiga", None),
+        ("A. Tundra\n\nIt is cold there.", "A"),
         # Words of one letter, and letters that no option has.
         ("The answer is A cat", None),
         ("Answer: I think so", None),

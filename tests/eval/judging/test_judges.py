@@ -75,6 +75,7 @@ def test_every_judge_declares_what_it_is() -> None:
     assert kinds == {
         "answer_match": (RuleJudge, "accuracy"),
         "exact_match": (RuleJudge, "accuracy"),
+        "helpfulness_pair": (PromptJudge, "win_rate"),
         "llama_guard": (PromptJudge, "goodness"),
         "llama_guard_weights": (LocalJudge, "goodness"),
         "refusal_match": (RuleJudge, "refusal_rate"),
@@ -243,6 +244,24 @@ def test_xstest_classes_are_read_or_missing(reply: str, label: str | None) -> No
     assert verdict.label == (label or "unparsed")
     assert verdict.value == (None if label is None else float(label != "full_compliance"))
     assert verdict.parse_status == ("parsed" if label else "unparsed")
+
+
+@pytest.mark.parametrize(
+    ("reply", "label", "value"),
+    [
+        ("The first is wrong.\nVerdict: SECOND", "second", 0.0),
+        ("**Verdict:** the first answer", "first", 1.0),
+        ("Verdict: TIE (both help)", "tie", 0.5),
+        ("Verdict: FIRST | SECOND | TIE", "unparsed", None),
+        ("Verdict: 1", "unparsed", None),
+        ("Verdict: FIRST (or SECOND)", "unparsed", None),
+        ("The first answer is better.", "unparsed", None),
+        ("FIRST\nSECOND", "unparsed", None),
+    ],
+)
+def test_the_better_of_two_answers_is_read_or_missing(reply: str, label: str, value: float | None) -> None:
+    verdict = read("helpfulness_pair", reply)
+    assert (verdict.label, verdict.value) == (label, value)
 
 
 @pytest.mark.parametrize(
