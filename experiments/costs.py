@@ -36,8 +36,8 @@ NOTES = (
     "step: what these shares make of a step, one over what they leave. Each is a ratio within one run: others go on "
     "beside it.",
     "By the reference's: a step's time by that of the row that rows are compared with, seed by seed, mean over the "
-    "seeds that both ran without interruption; on the testbed the processor's time, which others do not disturb. "
-    "Set-up: what NSPO's null spaces took, once for all runs from the same model.",
+    "seeds that both ran without interruption; on the testbed the processor's time, which others disturb less. In "
+    "GRPO the lengths of the completions tell too. Set-up: what NSPO's null spaces took, once for all runs from the same model.",
     "Basis / weights: bytes of the basis (OGPSA: rank × trained weights × bytes a number; NSPO: its spaces' bases) by "
     "those of the trained weights in fp32. Peak: the pre-flight's estimate for a GPU.",
 )
