@@ -37,7 +37,8 @@ NOTES = (
     "beside it.",
     "By the reference's: a step's time by that of the row that rows are compared with, seed by seed, mean over the "
     "seeds that both ran without interruption; on the testbed the processor's time, which others disturb less. In "
-    "GRPO the lengths of the completions tell too. Set-up: what NSPO's null spaces took, once for all runs from the same model.",
+    "GRPO the lengths of the completions tell too. Set-up: what NSPO's null spaces took, once for "
+    "all runs from the same model.",
     "Basis / weights: bytes of the basis (OGPSA: rank × trained weights × bytes a number; NSPO: its spaces' bases) by "
     "those of the trained weights in fp32. Peak: the pre-flight's estimate for a GPU.",
 )
