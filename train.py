@@ -26,10 +26,10 @@ program = Program(check)
 def main(config: "Config", directory: Path, overrides: list[str]) -> tuple[float, float]:
     """Run the pipeline; returns the safety and the utility score of its last stage."""
     from eval.evaluation import evaluate
-    from eval.judging.reward import judge_scorer
+    from eval.judging.reward import JUDGES
     from ogpsa.pipeline import run
 
-    return run(config, directory, evaluate, overrides, judge_scorer)
+    return run(config, directory, evaluate, overrides, JUDGES)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What projection costs: reference rows by count, time from what the trainers logged, memory by the basis's size."""
+"""What a method costs: reference rows by count, time from what the trainers noted, memory by the sizes of things."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from experiments.outcomes import Row
-from experiments.rows import load_suite
+from experiments.outcomes import Row, reference_of, usual_of
+from experiments.rows import Experiment, load_suite
 from ogpsa.config import Config, StageName
 from ogpsa.preflight.memory import BASIS_BYTES
 from ogpsa.subspace.settings import ProjectionSettings
@@ -22,7 +22,10 @@ COLUMNS = {
     "refreshing": "{:.1%}",
     "projecting": "{:.1%}",
     "time per step": "× {:.2f}",
+    "by the reference's": "× {:.2f}",
+    "set-up": "{:.3g} s",
     "basis / weights": "{:.2f}",
+    "peak": "{:.3g} GB",
 }
 NOTES = (
     "Stage by stage (SFT / DPO). Reference rows: their share of all rows that pass through the model in training. "
@@ -32,7 +35,12 @@ NOTES = (
     "steps; both as a share of the stage's training time, mean over the seeds that ran without interruption. Time per "
     "step: what these shares make of a step, one over what they leave. Each is a ratio within one run: others go on "
     "beside it.",
-    "Basis / weights: bytes of the basis (rank × trained weights × bytes a number) by theirs in fp32.",
+    "By the reference's: a step's time by that of the row that rows are compared with, seed by seed, mean over the "
+    "seeds that both ran without interruption; on the testbed the processor's time, which others disturb less. In "
+    "GRPO the lengths of the completions tell too. Set-up: what NSPO's null spaces took, once for "
+    "all runs from the same model.",
+    "Basis / weights: bytes of the basis (OGPSA: rank × trained weights × bytes a number; NSPO: its spaces' bases) by "
+    "those of the trained weights in fp32. Peak: the pre-flight's estimate for a GPU.",
 )
 
 
@@ -44,7 +52,10 @@ class StageCost:
         rows: reference rows as a share of all rows that pass through the model; ``work``: their share of the work.
         refresh: time in refreshes as a share of the training time; ``projection``: time in projecting.
         time: per step, as a multiple of a step without the two.
+        step: a whole step's time, as a multiple of that of the reference row's.
+        setup: seconds that went before the stages.
         basis: memory of the basis as a multiple of that of the trained weights in fp32.
+        peak: GB of a GPU at the highest moment, as estimated.
     """
 
     rows: float | None
@@ -52,7 +63,10 @@ class StageCost:
     refresh: float | None
     projection: float | None
     time: float | None
-    basis: float
+    step: float | None
+    setup: float | None
+    basis: float | None
+    peak: float | None
 
 
 @dataclass(frozen=True)
@@ -71,13 +85,15 @@ class Cost:
         return {f"{stage}_{name}": value for stage, one in self.stages.items() for name, value in asdict(one).items()}
 
 
-def costs(suite: str, rows: Sequence[Row]) -> list[Cost]:
+def costs(experiment: Experiment, suite: str, rows: Sequence[Row]) -> list[Cost]:
     """What each row costs, as far as it is known."""
     devices = load_suite(suite).devices
     found = []
     for row in rows:
         counts = _counts(row.config, devices)
-        found.append(Cost(row, {stage: _stage(row, stage, counts.get(stage)) for stage in _names(row.config)}))
+        other = reference_of(row, experiment, rows) or usual_of(row, experiment, rows)
+        stages = {stage: _stage(row, other, stage, counts.get(stage), devices) for stage in _names(row.config)}
+        found.append(Cost(row, stages))
     return found
 
 
@@ -100,7 +116,7 @@ def _counts(config: Config, devices: int) -> "dict[StageName, Counts]":
     }
 
 
-def _stage(row: Row, stage: StageName, counts: "Counts | None") -> StageCost:
+def _stage(row: Row, other: Row | None, stage: StageName, counts: "Counts | None", devices: int) -> StageCost:
     settings = row.config.method.projection(stage)
     histories = _histories(row, stage)
     refresh = projection = time = None
@@ -114,8 +130,58 @@ def _stage(row: Row, stage: StageName, counts: "Counts | None") -> StageCost:
         refresh=refresh,
         projection=projection,
         time=time,
-        basis=_basis(settings, row.config) if settings else 0.0,
+        step=_relative(_step_seconds(row, stage), _step_seconds(other, stage)) if other else None,
+        setup=_logged(histories, "setup_seconds"),
+        basis=_basis(settings, row.config) if settings else _logged_basis(row.config, stage, histories),
+        peak=_peak(row.config, stage, devices),
     )
+
+
+def _step_seconds(row: Row, stage: StageName) -> dict[int, float]:
+    """Of a step, by seed: the processor's time on the testbed, whose runs share a machine, the clock's elsewhere."""
+    found = {}
+    for seed, result in row.by_seed().items():
+        facts = result.run.facts(stage)
+        if len(result.run.sessions) > 1 or not facts.get("steps"):
+            continue
+        if row.config.model.path is None and "cpu_seconds" in facts:
+            found[seed] = facts["cpu_seconds"] / facts["steps"]
+        elif row.config.model.path is not None:
+            found[seed] = _runtime(result.run.history(stage)) / facts["steps"]
+    return found
+
+
+def _relative(ours: Mapping[int, float], theirs: Mapping[int, float]) -> float | None:
+    ratios = [ours[seed] / theirs[seed] for seed in ours if theirs.get(seed)]
+    return fmean(ratios) if ratios else None
+
+
+def _logged(histories: Sequence[Sequence[dict[str, Any]]], name: str) -> float | None:
+    """The mean over runs of what their trainers logged; None where they did not."""
+    values = [_mean(one, name) for one in histories if any(f"projection/{name}" in line for line in one)]
+    return fmean(values) if values else None
+
+
+def _logged_basis(config: Config, stage: StageName, histories: Sequence[Sequence[dict[str, Any]]]) -> float | None:
+    from ogpsa.preflight.report import stage_shapes
+
+    if not config.method.prepared_from():
+        return 0.0
+    found = _logged(histories, "basis_bytes")
+    return None if found is None else found / (BASIS_BYTES["fp32"] * stage_shapes(config, stage)[1].trained)
+
+
+def _peak(config: Config, stage: StageName, devices: int) -> float | None:
+    from eval.judging.reward import JUDGES
+    from ogpsa.preflight.memory import GB, estimate
+    from ogpsa.preflight.report import stage_setup, stage_shapes
+
+    settings = next(one for one in config.stages if one.name == stage)
+    try:
+        shape = stage_shapes(config, stage)[1]
+    except UserError:  # The model's configuration is not here.
+        return None
+    return estimate(shape, stage_setup(config, settings, config.distributed.name, devices, JUDGES)).peak / GB
 
 
 def _histories(row: Row, stage: StageName) -> list[list[dict[str, Any]]]:

@@ -236,11 +236,11 @@ def _work(connection: Connection, log_file: Path) -> None:
 
 def _run(task: Task) -> str | None:
     from eval.evaluation import evaluate
-    from eval.judging.reward import judge_scorer
+    from eval.judging.reward import JUDGES
     from ogpsa.pipeline import run
 
     try:
-        run(task.point.config, task.directory, evaluate, task.point.overrides, judge_scorer)
+        run(task.point.config, task.directory, evaluate, task.point.overrides, JUDGES)
     except UserError as error:
         return " / ".join(error.problems)
     except Exception as error:  # noqa: BLE001  # the traceback is in the run's log; the other points still run

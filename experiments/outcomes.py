@@ -13,7 +13,7 @@ import yaml
 from eval.scores.finished import FinishedRun, is_finished, read_finished
 from eval.scores.statistics import Summary, average_gain, balanced_score, summarize
 from experiments.distance import Weights, relative_distance, weights_of
-from experiments.rows import PUBLISHED_FILE, Experiment, Point, load_suite, row_model
+from experiments.rows import PUBLISHED_FILE, Experiment, ExperimentSettings, Point, load_suite, row_model
 from ogpsa.config import Config, Section, StageName
 from ogpsa.runs.directory import flatten
 from ogpsa.subspace.settings import ProjectionSettings
@@ -21,6 +21,8 @@ from ogpsa.utils.errors import UserError
 
 # Averages over benchmarks, and the average gain over the base.
 SCORES = ("safety", "utility", "over_refusal", "gain")
+# Data and benchmarks, by name, on which numbers are published.
+PUBLISHED_SETTINGS = {("paper", "paper"), ("nspo", "nspo")}
 # Of safety and over-refusal (``balanced_score``).
 BALANCED = "balanced"
 # In the order of the paper.
@@ -29,10 +31,11 @@ Item = TypeVar("Item")
 
 
 class Published(Section):
-    """A published number, in percent."""
+    """A published number, in percent; ``method`` has no row here."""
 
     row: str | None
     model: str | None
+    method: str | None = None
     score: str
     value: float
     tag: str
@@ -52,8 +55,23 @@ def publication() -> Publication:
 
 @cache
 def published() -> dict[tuple[str, str], Published]:
-    """All published numbers, by row (the untuned model's by the model's name) and score."""
-    return {(entry.row or entry.model or "", entry.score): entry for entry in publication().scores}
+    """All published numbers, by row (the untuned model's by the model's name, those of a method without a row by
+    ``rival``) and score.
+    """
+    return {
+        (rival(entry.model or "", entry.method) if entry.method else entry.row or entry.model or "", entry.score): entry
+        for entry in publication().scores
+    }
+
+
+def rival(model: str, method: str) -> str:
+    """The name under which ``published`` has a method that has no row."""
+    return f"{model} {method}"
+
+
+def attack_success(benchmark: str) -> str:
+    """The score of a safety benchmark as attack success: 100 less that of the benchmark."""
+    return f"attack_success/{benchmark}"
 
 
 def method_label(config: Config) -> str:
@@ -95,6 +113,7 @@ class Row:
         group: what rows are compared within: a model, or the testbed's world in its place.
         model: the row's at full size, a name of ``conf/model``.
         strength: multiple of the learning rates at which it is compared with others.
+        attacks: whether its safety benchmarks are shown as attack success.
         config: of its first point at that strength.
         points: what it consists of, whether it has run or not.
         results: of those that have.
@@ -108,6 +127,7 @@ class Row:
     config: Config
     points: list[Point] = field(repr=False)
     results: list[Result] = field(repr=False)
+    attacks: bool = False
 
     @property
     def pipeline(self) -> str:
@@ -120,13 +140,17 @@ class Row:
     @property
     def comparable(self) -> bool:
         """Whether what is published is of the same model, data and benchmarks."""
-        names = (self.config.model.name, self.config.data.name, self.config.eval.name)
-        return names == (self.model, "paper", "paper")
+        names = (self.config.data.name, self.config.eval.name)
+        return self.config.model.name == self.model and names in PUBLISHED_SETTINGS
 
     @property
     def benchmarks(self) -> list[str]:
-        """All that enters an average or is reported in addition."""
-        return [name for members in self.config.eval.groups.values() for name in members]
+        """All that enters an average or is reported in addition, as it is shown."""
+        return [
+            attack_success(name) if self.attacks and group == "safety" else name
+            for group, members in self.config.eval.groups.items()
+            for name in members
+        ]
 
     @property
     def losses(self) -> list[str]:
@@ -206,8 +230,9 @@ def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folde
         group = f"world {config.data.seed} in the place of {model}"
         if not load_suite(suite).models:
             group = model if config.model.name == model else f"{config.model.name} in the place of {model}"
-        results = [result for point in own if (result := _read(point, folder, experiment.settings.distance))]
-        rows.append(Row(name, group, model, row_label(experiment, name, config), strength, config, own, results))
+        results = [result for point in own if (result := _read(point, folder, experiment.settings))]
+        label, attacks = row_label(experiment, name, config), experiment.settings.attack_success
+        rows.append(Row(name, group, model, label, strength, config, own, results, attacks))
     groups = list(dict.fromkeys(row.group for row in rows))
     return sorted(rows, key=lambda row: (groups.index(row.group), _order(row.pipeline, PIPELINES.values()),
                                          _order(row.method, publication().methods.values())))  # fmt: skip
@@ -267,7 +292,7 @@ def _text(value: Any, null: str) -> str:
     return null if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _read(point: Point, folder: Path, distance: bool) -> Result | None:
+def _read(point: Point, folder: Path, settings: ExperimentSettings) -> Result | None:
     directory = folder / point.config.run_name()
     if not is_finished(directory):
         return None
@@ -280,7 +305,11 @@ def _read(point: Point, folder: Path, distance: bool) -> Result | None:
     if all(name in scores and name in base for name in members):
         gain = average_gain({name: scores[name] for name in members}, {name: base[name] for name in members})
         scores |= {} if gain.percent is None else {"gain": gain.percent}
-    weights = weights_of(point.config, directory) if distance else None
+    if settings.attack_success:
+        for found in (base, scores):
+            attacked = [name for name in point.config.eval.safety if name in found]
+            found |= {attack_success(name): 100 - found[name] for name in attacked}
+    weights = weights_of(point.config, directory) if settings.distance else None
     if weights is not None:
         scores |= {"moved": 100 * relative_distance(weights)}
     return Result(point, run, scores, base, weights)

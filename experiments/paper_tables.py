@@ -19,7 +19,7 @@ from experiments.comparisons import (
 )
 from experiments.costs import NOTES as COST_NOTES
 from experiments.costs import Cost
-from experiments.outcomes import BALANCED, SCORES, Row, published, reference_of, usual_of
+from experiments.outcomes import BALANCED, SCORES, Row, published, reference_of, rival, usual_of
 from experiments.rows import Experiment
 from ogpsa.config import StageName
 from ogpsa.utils.table import Table, table_of
@@ -74,6 +74,7 @@ EQUAL_NOTE = (
     "OGPSA minus it: paired over the seeds that both have a number for, 95% t-interval; p: two-sided paired t-test, "
     "corrected by Holm over the column (in all tables of this page)."
 )
+ATTACK_NOTE = "Attack success: 100 less the benchmark's safety score; lower is better."
 FRONT_NOTE = (
     "On the front: no other row of the pipeline, nor the untuned model, is as good in safety and utility and better in "
     "one of them. By means: of the means over seeds at the rates where rows are compared. In seeds: the same seed by "
@@ -165,8 +166,15 @@ def benchmark_tables(experiment: Experiment, rows: Sequence[Row]) -> list[Table]
             _named(row) | {name: _with_published(row.summary(name), row, row.name, name) for name in names}
             for row in members
         ]
+        lines += [
+            {"pipeline": "", "row": f"{method} (published)"}
+            | {name: _published(rival(model, method), name, None) for name in names}
+            for method in dict.fromkeys(one.method for one in published().values() if one.model == model)
+            if method is not None
+        ]
         tables.append(table_of(lines, f"{group}, benchmark by benchmark"))
-    return _with_notes(tables, ["In %: ours; what is published, with its source, and ours minus it."])
+    notes = ["In %: ours; what is published, with its source, and ours minus it."]
+    return _with_notes(tables, [*notes, *([ATTACK_NOTE] if any(row.attacks for row in rows) else [])])
 
 
 def front_tables(fronts: Sequence[Membership], against: str = "utility") -> list[Table]:
@@ -293,7 +301,7 @@ def loss_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def cost_tables(spent: Sequence[Cost]) -> list[Table]:
-    """What projection costs, where it is counted."""
+    """What each method costs, where it is counted."""
     lines = [_named(one.row) | {"seeds": _seeds(one.row)} | one.cells() for one in spent]
     return [table_of(lines, "What it costs", COST_NOTES)] if lines else []
 

@@ -72,6 +72,7 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
 
 
 def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
+    from eval.judging.reward import JUDGES
     from ogpsa.data.rows import load_data
     from ogpsa.preflight.memory import shape_of
     from ogpsa.preflight.report import count, fit, meta_model
@@ -94,7 +95,7 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
     ]
     samples = sum(one.samples for one in counts)
     references = sum(one.reference_samples for one in counts)
-    memory = fit(config, suite.devices, suite.device.memory_gb) if shape is not None else None
+    memory = fit(config, suite.devices, suite.device.memory_gb, JUDGES) if shape is not None else None
     return RowPlan(
         row,
         runs=len(tasks),

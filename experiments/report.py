@@ -114,7 +114,7 @@ class Findings:
             front_membership(rows) if experiment.settings.figure == "front" else [],
             front_membership(rows, "over_refusal") if experiment.settings.figure == "front" else [],
             at_levels(experiment, rows),
-            costs(suite, rows) if experiment.settings.costs else [],
+            costs(experiment, suite, rows) if experiment.settings.costs else [],
         )
 
     @property

@@ -78,8 +78,9 @@ class ExperimentSettings(Section):
         usual: the same for the row with the paper's setting, or the nearest to it; they are compared with both.
         axis: key that the figure's horizontal axis shows.
         distance: show how far the weights have moved.
-        costs: show what projection costs.
+        costs: show what each method costs.
         losses: show how utility was lost.
+        attack_success: show the safety benchmarks as attack success, 100 less the score.
         overlap: show the cosines of the safety gradient with the subspace and each reference, and the losses.
         levels: safeties at which over-refusal is read off the rows' strengths.
         compared_at: the strength at which rows are compared, by suite; elsewhere 1.
@@ -95,6 +96,7 @@ class ExperimentSettings(Section):
     distance: bool = False
     costs: bool = False
     losses: bool = False
+    attack_success: bool = False
     overlap: bool = False
     levels: list[Level] = Field(default_factory=list)
     compared_at: dict[SuiteName, float] = Field(default_factory=dict)

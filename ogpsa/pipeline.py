@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ogpsa.config import Config
+from ogpsa.config import NO_JUDGES, Config, Judges
 from ogpsa.data.rows import Data, load_data
 from ogpsa.distributed import processes
 from ogpsa.distributed.launch import check_launch
@@ -18,11 +18,11 @@ from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own
 from ogpsa.runs.inputs import check_rows, check_unchanged, code_digests, model_digests
 from ogpsa.runs.score_table import table
 from ogpsa.runs.tracking import check_tracker
-from ogpsa.utils.errors import Problems, UserError
+from ogpsa.utils.errors import Problems
 from ogpsa.utils.files import check_writable
 
 if TYPE_CHECKING:
-    from ogpsa.runs.run import Evaluate, Judge, Run
+    from ogpsa.runs.run import Evaluate, Run
 
 
 def align(config: Config, run: "Run") -> dict[str, Any]:
@@ -32,6 +32,7 @@ def align(config: Config, run: "Run") -> dict[str, Any]:
 
     base = checkpoint = run.starting_model()
     run.on_main_process(partial(check_contexts, config, run.data, base))
+    run.on_main_process(run.check_reward)
     config.method.prepare(base, run)
     scores = {"base": run.evaluate(base, "base")}
     for stage in config.stages:
@@ -43,18 +44,13 @@ def align(config: Config, run: "Run") -> dict[str, Any]:
     return run.finish(scores)
 
 
-def no_judge(name: str, *_: Any) -> Any:
-    """The judges of a program that brings none."""
-    raise UserError(f"reward: '{name}' is a judge of the evaluation, which this program does not bring")
-
-
 def run(
-    config: Config, directory: Path, evaluate: "Evaluate", overrides: Sequence[str] = (), judge: "Judge" = no_judge
+    config: Config, directory: Path, evaluate: "Evaluate", overrides: Sequence[str] = (), judges: Judges = NO_JUDGES
 ) -> tuple[float, float]:
     """Run, or resume, the whole pipeline in ``directory``; every process of the run calls it.
 
     Args:
-        judge: makes a scorer of a judge of the evaluation, for the RL stage's rewards.
+        judges: of the evaluation, for the RL stage's rewards.
 
     Returns:
         The last checkpoint's safety and utility score, in [0, 1]; NaN where there is none, as with ``preflight``.
@@ -67,14 +63,14 @@ def run(
     directory = processes.broadcast(directory)
     data = processes.on_main_process(lambda: check(config, directory))
     if config.preflight:
-        processes.on_main_process(lambda: _print_preflight(config, data, directory))
+        processes.on_main_process(lambda: _print_preflight(config, data, directory, judges))
         return math.nan, math.nan
     with own(directory, config):
         metrics = processes.on_main_process(lambda: read_metrics(directory))
         if metrics is None:
             from ogpsa.runs.run import Run
 
-            with Run.start(config, directory, data, evaluate, judge, overrides) as started:
+            with Run.start(config, directory, data, evaluate, judges.scorer, overrides) as started:
                 metrics = align(config, started)
     if processes.is_main():
         print(f"\n{table(metrics['base'], metrics['stages'])}\n\n{directory / METRICS_FILE}", flush=True)
@@ -148,14 +144,14 @@ def check_tokenizer(config: Config, data: Data) -> Path | None:
     return folder
 
 
-def _print_preflight(config: Config, data: Data, directory: Path) -> None:
+def _print_preflight(config: Config, data: Data, directory: Path, judges: Judges) -> None:
     from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
     from ogpsa.preflight.report import report
 
     try:
-        print(report(config, data), flush=True)
+        print(report(config, data, judges), flush=True)
         if config.model.path is None:
             _check_testbed(config, data)
         elif check_tokenizer(config, data) is None:

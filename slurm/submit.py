@@ -212,6 +212,7 @@ def _directory_problems(row: Row) -> list[str]:
 
 def _memory_problems(rows: Sequence[Row], nodes: int) -> list[tuple[Row, str]]:
     """Rows whose pre-flight does not fit in ``OGPSA_GPU_MEMORY_GB``."""
+    from eval.judging.reward import JUDGES
     from ogpsa.preflight.report import fit, told_memory
 
     memory = told_memory()
@@ -225,7 +226,7 @@ def _memory_problems(rows: Sequence[Row], nodes: int) -> list[tuple[Row, str]]:
     for row in reversed(different.values()):
         per_node = processes_per_node(row, nodes)
         assert per_node is not None
-        verdict = fit(row.config, per_node * nodes, memory)
+        verdict = fit(row.config, per_node * nodes, memory, JUDGES)
         if not verdict.fits:
             found.append((row, f"does not fit: {verdict.text}"))
     return found

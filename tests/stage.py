@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import Config
+from ogpsa.config import NO_JUDGES, Config
 from ogpsa.data.rows import Data
-from ogpsa.pipeline import no_judge
 from ogpsa.runs.run import Run
 from ogpsa.runs.tracking import NoTracker, Tracker
 from ogpsa.training.stage import train_stage
@@ -22,7 +21,7 @@ def train_alone(
 ) -> None:
     """Train the configuration's first stage from ``start`` into ``folder``."""
     stop, mirror = interruption or Interruption(), tracker or NoTracker()
-    run = Run(config, folder.parent, data, _not_evaluated, no_judge, stop, mirror)
+    run = Run(config, folder.parent, data, _not_evaluated, NO_JUDGES.scorer, stop, mirror)
     config.method.prepare(start, run)
     train_stage(run, config.stages[0], start, folder)
 

@@ -1,7 +1,7 @@
 """What a judge is, and where it is found: one file, whose name a benchmark's ``metadata.judge`` gives.
 
 A judge's file declares ``JUDGE``: a rule, a prompt to an endpoint's model, or local weights. Its prompt and its data
-lie beside it under the same name (``xstest_rubric.txt``, ``refusal_match.json``). Judges are found in ``judges/`` and
+lie beside it under the same name (``xstest_rubric.txt``, ``llama_guard.json``). Judges are found in ``judges/`` and
 in the folder that ``eval.judge.dir`` names. A verdict without a value is counted as missing, never guessed.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from eval.benchmarks.definition import OWN_METRIC, Benchmark
 from eval.benchmarks.own_files import defined_in, named_files
-from eval.judging.prompts import Message, prompt_messages
+from eval.judging.prompts import PLACEHOLDERS, Message, prompt_messages
 from ogpsa.config import JudgeSettings
 from ogpsa.utils import answers, health, refusal_rules
 from ogpsa.utils.endpoint import public_address
@@ -28,6 +28,8 @@ ROOM = Path(__file__).parent
 SHARED = ("answers.py", "panel.py", "prompts.py", "replies.py", "weights.py")
 READING = (*(Path(str(module.__file__)) for module in (answers, health, refusal_rules)), refusal_rules.RULES)
 
+# Judges a batch of items.
+ReadyJudge = Callable[[Sequence["Item"]], list["Verdict"]]
 # ``loss``: nats per token, at least 0 and lower is better; the others are shares. ``win_rate``: that of the response
 # over the target, which is another answer.
 Metric = Literal["accuracy", "refusal_rate", "goodness", "loss", "win_rate"]
@@ -90,14 +92,14 @@ class RuleJudge:
 
 @dataclass(frozen=True)
 class PromptJudge:
-    """Asks an endpoint's model with the text beside the judge's file, or with that of ``eval.judge.prompt_file``.
+    """Asks an endpoint's model with the text (or messages) beside the judge's file, or of ``eval.judge.prompt_file``.
 
     The text has the placeholders ``{prompt}``, ``{response}`` and, with ``needs_target``, ``{target}``.
 
     Attributes:
         parse: reads the model's reply.
         max_tokens: cap on the reply.
-        sees_response_alone: the text need not have ``{prompt}``.
+        needs_prompt: the text has to have ``{prompt}``.
         published: where the published wording is, a text or a Python file whose longest string it is.
     """
 
@@ -105,7 +107,7 @@ class PromptJudge:
     parse: Callable[[str], Verdict]
     max_tokens: int
     needs_target: bool = False
-    sees_response_alone: bool = False
+    needs_prompt: bool = True
     published: str | None = None
 
 
@@ -115,15 +117,17 @@ class LocalJudge:
 
     Attributes:
         weights: hub id or folder; ``eval.judge.weights`` takes its place.
-        open: loads the weights of the judge of this name and returns what judges a batch of items.
-        sees_response_alone: as of a ``PromptJudge``.
+        open: loads the weights of the judge of this name.
+        parameters: of ``weights``, for the pre-flight of a run that takes the judge as a reward; 0: not known.
+        needs_prompt: as of a ``PromptJudge``.
     """
 
     metric: Metric
     weights: str
-    open: Callable[[str, JudgeSettings], Callable[[Sequence[Item]], list[Verdict]]]
+    open: Callable[[str, JudgeSettings], ReadyJudge]
+    parameters: float = 0.0
     needs_target: bool = False
-    sees_response_alone: bool = False
+    needs_prompt: bool = True
 
 
 @dataclass(frozen=True)
@@ -230,10 +234,12 @@ def judge_prompt(name: str, settings: JudgeSettings) -> tuple[Message, ...]:
     Raises:
         UserError: the file cannot be read as a prompt.
     """
-    file = judge_files(settings.dir)[name].with_suffix(".txt")
-    judge = load_judge(name, settings.dir)
-    alone = isinstance(judge, PromptJudge | LocalJudge) and judge.sees_response_alone
-    needed = (*(() if alone else ("prompt",)), "response", *(("target",) if judge.needs_target else ()))
+    file, judge = judge_files(settings.dir)[name], load_judge(name, settings.dir)
+    messages = file.with_suffix(".json")
+    file = messages if messages.is_file() else file.with_suffix(".txt")
+    optional = [] if isinstance(judge, RuleJudge | PanelJudge) or judge.needs_prompt else ["prompt"]
+    optional += [] if judge.needs_target else ["target"]
+    needed = [text for text in PLACEHOLDERS if text not in optional]
     if given := settings.prompt_file.get(name):
         return prompt_messages(Path(given), f"eval.judge.prompt_file.{name}", needed)
     return prompt_messages(file, f"judge {name}", needed)

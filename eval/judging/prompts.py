@@ -53,7 +53,8 @@ def prompt_messages(path: Path, key: str, needed: Collection[str]) -> tuple[Mess
         except (ValueError, TypeError, AttributeError):
             valid = False
         if not valid:
-            raise UserError(f'{key}: {path} is no list of messages {{"role": "system" or "user", "content": text}}')
+            form = '{"role": …, "content": text}'
+            raise UserError(f"{key}: {path} is no list of messages {form}; roles: {', '.join(ROLES)}")
     found = {MEANINGS.get(word) for message in messages for word in PLACEHOLDER.findall(message["content"])}
     lacking = [" or ".join(f"{{{alias}}}" for alias in PLACEHOLDERS[word]) for word in needed if word not in found]
     if lacking:

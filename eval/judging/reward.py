@@ -1,11 +1,13 @@
 """A judge of the evaluation as a reward of the RL stage: its values, each paid for once."""
 
 from collections.abc import Sequence
+from functools import partial
 
-from eval.judging.judge import Item, load_judge
+from eval.judging.judge import Item, LocalJudge, PromptJudge, ReadyJudge, judge_hash, load_judge
 from eval.judging.verdicts import check_judge, judge_responses
-from ogpsa.config import ModelEndpoint, RewardServices, Rollout, Scorer
-from ogpsa.utils.endpoint import Budget
+from eval.judging.weights import weights_memory
+from ogpsa.config import Judges, JudgeSettings, ModelEndpoint, RewardServices, Rollout, Scorer
+from ogpsa.utils.endpoint import Budget, Endpoint
 from ogpsa.utils.errors import UserError
 
 
@@ -13,26 +15,45 @@ def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -
     """The judge called ``name`` as a scorer of rollouts: its value in [0, 1]; None where it says none.
 
     What it said is kept in ``services.folder``, under a hash of what it was shown: a resumed run reads the same values
-    and pays nothing again. The cap on calls is for one session, as an evaluation's.
+    and pays nothing again. The cap on calls is for one session, as an evaluation's. A judge's own weights stay in
+    memory from the first rollouts on.
 
     Raises:
-        UserError: as ``check_judge``, or the judge compares with right answers that a row lacks; in scoring, as
-            ``Endpoint.complete``, what came in by then being kept.
+        UserError: as ``check_judge``, with ``services.reach`` also as ``Endpoint.reach``, or the judge compares with
+            right answers that a row lacks; in scoring, as ``Endpoint.complete``, what came in by then being kept.
     """
     settings = services.judges.model_copy(update=endpoint.model_dump())
     section = f"{services.section}.endpoint"
     check_judge(name, settings, section)
-    if load_judge(name, settings.dir).needs_target:
+    judge = load_judge(name, settings.dir)
+    if services.reach and isinstance(judge, PromptJudge):
+        Endpoint.of(section, settings, settings.model).reach()
+    if judge.needs_target:
         _check_targets(name, services)
     budget = Budget(endpoint.max_calls)
     journal = services.folder / f"{services.section}.journal"
+    opened = partial(_opened, name, judge, settings, services) if isinstance(judge, LocalJudge) else None
 
     def score(rollouts: Sequence[Rollout]) -> list[float | None]:
         items = [_item(number, rollout) for number, rollout in enumerate(rollouts)]
-        judged = judge_responses(name, items, settings, journal, services.section, services.safe_point, budget, section)
+        judged = judge_responses(
+            name, items, settings, journal, services.section, services.safe_point, budget, section, opened
+        )
         return [one.verdict.value for one in judged]
 
     return score
+
+
+def _opened(name: str, judge: LocalJudge, settings: JudgeSettings, services: RewardServices) -> ReadyJudge:
+    """The judge by its weights, loaded once, without a trace in what training draws at random."""
+    from ogpsa.subspace.references import preserved_random_state
+
+    key = judge_hash(name, settings)
+    if key not in services.opened:
+        with preserved_random_state():
+            services.opened[key] = judge.open(name, settings)
+    ready: ReadyJudge = services.opened[key]
+    return ready
 
 
 def _item(number: int, rollout: Rollout) -> Item:
@@ -47,3 +68,6 @@ def _check_targets(name: str, services: RewardServices) -> None:
                 f"{services.section}.judge: {name} compares with the right answer, but row {number} has no 'target' "
                 f"(columns found: {', '.join(sorted(row))})"
             )
+
+
+JUDGES = Judges(judge_scorer, weights_memory)

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from eval.judging.judge import (
     LocalJudge,
     PanelJudge,
     PromptJudge,
+    ReadyJudge,
     RuleJudge,
     Verdict,
     judge_hash,
@@ -149,6 +151,7 @@ def judge_responses(
     safe_point: Callable[[], None] = _never_stop,
     budget: Budget | None = None,
     section: str = SECTION,
+    opened: Callable[[], ReadyJudge] | None = None,
 ) -> list[Judgement]:
     """The verdicts of the judge called ``name``, in the order of ``items``.
 
@@ -163,6 +166,7 @@ def judge_responses(
             is finished stays.
         budget: the cap on calls, where several calls share one; otherwise ``settings.max_calls`` for this one.
         section: the endpoint's settings in the configuration, for messages.
+        opened: the judge by its weights, where the caller keeps it in memory; otherwise it is loaded if it is needed.
 
     Raises:
         UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is no number between 0 and 1.
@@ -178,7 +182,9 @@ def judge_responses(
         kept = Journal(journal, STAMP)
         try:
             if isinstance(judge, LocalJudge):
-                judged = _judge_by_weights(name, judge, answered, settings, kept, label, safe_point)
+                judged = _judge_by_weights(
+                    name, opened or partial(judge.open, name, settings), answered, settings, kept, label, safe_point
+                )
             else:
                 budget = budget or Budget(settings.max_calls)
                 endpoint = Endpoint.of(section, settings, settings.model, budget)
@@ -359,7 +365,7 @@ def _read(judge: PromptJudge, reply: Record) -> Verdict:
 
 def _judge_by_weights(
     name: str,
-    judge: LocalJudge,
+    opened: Callable[[], ReadyJudge],
     items: Sequence[Item],
     settings: JudgeSettings,
     kept: Journal,
@@ -370,7 +376,7 @@ def _judge_by_weights(
     keys = [_hash([identity, item.prompt, item.response, item.target]) for item in items]
     pending = [(key, item) for key, item in dict(zip(keys, items, strict=True)).items() if key not in kept.pieces]
     if pending:
-        verdicts_of = judge.open(name, settings)
+        verdicts_of = opened()
         progress = Progress(len(pending), label)
         with progress:
             for start in range(0, len(pending), settings.batch_size):

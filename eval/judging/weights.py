@@ -1,11 +1,12 @@
 """Weights of local judges: safetensors only, a LoRA adapter over its base included."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.judging.judge import judge_weights
+from eval.judging.judge import LocalJudge, judge_weights, load_judge
 from ogpsa.config import JudgeSettings
 from ogpsa.models.files import HUB_ID, SNAPSHOT_FILES, TOKENIZER_FILES, is_whole
 from ogpsa.utils.errors import UserError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = "adapter_config.json"
+BF16_BYTES = 2
 
 
 def weights_folder(name: str, settings: JudgeSettings) -> Path:
@@ -28,6 +30,34 @@ def weights_folder(name: str, settings: JudgeSettings) -> Path:
     if (folder / ADAPTER).is_file():
         _folder(_base(folder, key), f"{key}: {folder / ADAPTER}: base_model_name_or_path")
     return folder
+
+
+def weights_memory(name: str, settings: JudgeSettings) -> float:
+    """Bytes of a GPU that the weights of a judge take, in bf16; 0 for a judge without weights, or of unknown size.
+
+    A folder's weights are counted; of a hub id it is what the judge's file says.
+
+    Raises:
+        UserError: there is no such judge, or an adapter names no base.
+    """
+    judge, key = load_judge(name, settings.dir), f"eval.judge.weights.{name}"
+    if not isinstance(judge, LocalJudge):
+        return 0.0
+    folder = Path(judge_weights(name, settings))
+    folders = [folder, Path(_base(folder, key))] if (folder / ADAPTER).is_file() else [folder]
+    if not all(one.is_dir() for one in folders):
+        return BF16_BYTES * judge.parameters
+    return BF16_BYTES * sum(map(_parameters, folders))
+
+
+def _parameters(folder: Path) -> int:
+    from safetensors import safe_open
+
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
 
 
 def load_weights(

@@ -12,7 +12,7 @@ from eval.scores.aggregate import AVERAGES
 from eval.scores.statistics import balanced_score
 from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, METRICS_FILE, PROVENANCE_FILE, read_stored_config
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import read_json, read_jsonl
+from ogpsa.utils.files import COMPLETE_FILE, read_json, read_jsonl
 
 Value = TypeVar("Value")
 
@@ -109,6 +109,11 @@ class FinishedRun:
     def history(self, stage: str) -> list[dict[str, Any]]:
         """What the stage's trainer logged, line by line; nothing where that is gone, or the run has no such stage."""
         return [line for file in self.directory.glob(f"[0-9][0-9]-{stage}/{HISTORY_FILE}") for line in read_jsonl(file)]
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What was noted of the stage when it was finished; nothing where that is gone, or there is no such stage."""
+        files = self.directory.glob(f"[0-9][0-9]-{stage}/{COMPLETE_FILE}")
+        return {name: value for file in files for name, value in read_json(file).items()}
 
 
 def is_finished(directory: Path) -> bool:

@@ -15,20 +15,22 @@ from ogpsa.config.method import (
     SetUse,
     missing_stage_values,
     mixed_in,
+    sample_problems,
     set_name_problems,
     stage_value,
 )
 from ogpsa.config.model import BaseTraining, Model
-from ogpsa.config.reward import Reward, RewardServices, Rollout, Scorer
+from ogpsa.config.reward import NO_JUDGES, Judges, Reward, RewardServices, Rollout, Scorer
 from ogpsa.config.run import Config
 from ogpsa.config.section import PathText, Section
 from ogpsa.config.stage import DPOSettings, GRPOSettings, OneStage, SFTSettings, StageName, StageSettings
 from ogpsa.config.tracker import Tracker
 
 __all__ = [
-    "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed", "EndpointSettings", "Evaluation",
-    "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Method", "Model", "ModelEndpoint", "OneStage",
-    "PathText", "Reward", "RewardServices", "Rollout", "SFTSettings", "Scorer", "Section", "SetUse", "StageName",
-    "StageSettings", "TestbedData", "Tracker", "describe", "identity_key", "identity_name", "identity_of", "is_inert",
-    "missing_stage_values", "mixed_in", "set_name_problems", "stage_value", "without_inert",
+    "NO_JUDGES", "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed", "EndpointSettings",
+    "Evaluation", "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Judges", "Method", "Model",
+    "ModelEndpoint", "OneStage", "PathText", "Reward", "RewardServices", "Rollout", "SFTSettings", "Scorer", "Section",
+    "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker", "describe", "identity_key", "identity_name",
+    "identity_of", "is_inert", "missing_stage_values", "mixed_in", "sample_problems", "set_name_problems",
+    "stage_value", "without_inert",
 ]  # fmt: skip

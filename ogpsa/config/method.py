@@ -177,3 +177,13 @@ def set_name_problems(key: str, names: Sequence[str], stage: StageName, config: 
     if len(set(names)) < len(names):
         problems.append(f"{key}: a set is named twice for {stage}: give each once")
     return problems
+
+
+def sample_problems(samples: int, config: "Config", purpose: str = "") -> list[str]:
+    """More ``method.samples`` than a testbed's sets hold; the rows of files are counted where they are read."""
+    if config.data.name != "testbed" or samples <= config.data.reference_rows:
+        return []
+    return [
+        f"method.samples: {samples} rows wanted{purpose}, but each testbed set holds "
+        f"data.reference_rows={config.data.reference_rows}; lower the one or raise the other"
+    ]

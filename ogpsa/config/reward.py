@@ -5,14 +5,14 @@ sum, is a section of the same form.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ogpsa.config.eval import JudgeSettings, ModelEndpoint
 from ogpsa.config.section import Section
 from ogpsa.utils.answers import says_nothing, split_reply
-from ogpsa.utils.errors import Problems
+from ogpsa.utils.errors import Problems, UserError
 
 if TYPE_CHECKING:
     from ogpsa.config.run import Config
@@ -50,6 +50,26 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
+class Judges:
+    """The judges of the evaluation, as the program that runs brings them.
+
+    Attributes:
+        scorer: ``scorer(name, endpoint, services)`` is a judge that scores rollouts by its values in [0, 1].
+        memory: ``memory(name, settings)``: bytes of a GPU that the judge's own weights take; 0 without any.
+    """
+
+    scorer: "Callable[[str, ModelEndpoint, RewardServices], Scorer]"
+    memory: Callable[[str, JudgeSettings], float]
+
+
+def _no_judge(name: str, *_: Any) -> Any:
+    raise UserError(f"reward: '{name}' is a judge of the evaluation, which this program does not bring")
+
+
+NO_JUDGES = Judges(_no_judge, _no_judge)
+
+
+@dataclass(frozen=True)
 class RewardServices:
     """Services that a reward needs from outside.
 
@@ -57,9 +77,11 @@ class RewardServices:
         rows: those that the stage asks: ``harmful`` (taken to be true where it is absent), ``target``.
         folder: of the journals in which paid verdicts are kept; the main process alone writes there.
         safe_point: called where the work may stop with everything saved; what it raises ends the scoring.
-        judge: ``judge(name, endpoint, services)`` is a judge of the evaluation, whose values in [0, 1] it gives.
+        judge: ``Judges.scorer``.
         judges: the evaluation's settings of judges, ``eval.judge``; a reward's endpoint takes the place of theirs.
         section: where the reward stands in the configuration; names its journal, and the key in a message.
+        reach: whether the judges' servers have to answer by the time that a scorer is made.
+        opened: judges with weights of their own that are in memory, which the scorers keep there.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -68,6 +90,8 @@ class RewardServices:
     judge: Callable[[str, ModelEndpoint, "RewardServices"], Scorer]
     judges: JudgeSettings
     section: str = "reward"
+    reach: bool = False
+    opened: dict[str, Any] = field(default_factory=dict)
 
     def within(self, key: str) -> "RewardServices":
         """The same for the reward that stands in this one as ``key``."""
@@ -95,6 +119,10 @@ class Reward(Section):
     def problems(self, config: "Config") -> list[str]:
         """Problems that only the whole configuration shows, one line each."""
         return [line for reward in self.nested().values() for line in reward.problems(config)]
+
+    def judges(self) -> set[str]:
+        """The judges of the evaluation that it asks, itself or in the rewards that it is made of."""
+        return {name for reward in self.nested().values() for name in reward.judges()}
 
     def nested(self) -> "dict[str, Reward]":
         """The rewards that this one is made of, by their keys."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, PrivateAttr
 
-from ogpsa.config import ExtraMemory, Method, SetUse, StageName, set_name_problems
+from ogpsa.config import ExtraMemory, Method, SetUse, StageName, sample_problems, set_name_problems
 from ogpsa.nullspace.settings import Modules, Rule, SpaceSettings, Variant
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Chosen = Literal["all-linear", "mlp"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 class Nspo(Method):
     """``modules`` is one value, or a mapping by variant; the other keys are one value for all stages."""
@@ -36,6 +38,7 @@ class Nspo(Method):
     basis: Literal["activations", "random"]
     rule: Rule
     threshold: float = Field(gt=0, le=1)
+    null_shares: Annotated[list[Share], Field(min_length=2, max_length=2)]
     skip_first_token: bool
     general_sets: Annotated[list[str], Field(min_length=1)]
     samples: int = Field(ge=1)
@@ -56,11 +59,9 @@ class Nspo(Method):
             problems.append(f"method.modules: found {{{given}}}, which has no value for method.variant={self.variant}")
         elif "lm_head" in self._modules():
             problems.append("method.modules: lm_head turns states into words and is never protected; leave it out")
-        if config.data.name == "testbed" and self.samples > config.data.reference_rows:
-            problems.append(
-                f"method.samples: {self.samples} rows wanted, but each testbed set holds "
-                f"data.reference_rows={config.data.reference_rows}; lower the one or raise the other"
-            )
+        if self.null_shares[0] > self.null_shares[1]:
+            problems.append(f"method.null_shares: found {self.null_shares}; expected the least and the largest")
+        problems += sample_problems(self.samples, config)
         return problems
 
     def _modules(self) -> Modules:
@@ -82,7 +83,9 @@ class Nspo(Method):
             rows += [(held[row]["prompt"], held[row]["chosen"]) for row in drawn]
         settings = SpaceSettings(self.rule, self.threshold, self.skip_first_token, self.max_length)
         cache = Path(run.config.cache_dir)
-        return ensure_spaces(cache, base, run.config.model, rows, settings, self._modules(), run.safe_point)
+        return ensure_spaces(
+            cache, base, run.config.model, rows, settings, self._modules(), self.null_shares, run.safe_point
+        )
 
     def trainer_class(self, base: type["Trainer"], stage: StageName) -> type["Trainer"]:
         from ogpsa.nullspace.projector import NullSpaceTrainer
@@ -115,7 +118,9 @@ class Nspo(Method):
         updates = 1
         if isinstance(trainer.args, GRPOConfig):
             updates = (trainer.args.steps_per_generation or 1) // trainer.args.gradient_accumulation_steps
-        projector = NullSpaceProjector(trainer, protected, self.variant, self.retract_every, updates)
+        projector = NullSpaceProjector(
+            trainer, protected, self.variant, self.retract_every, updates, self._spaces.seconds
+        )
         cast(NullSpaceTrainer, trainer).null_spaces = projector
         trainer.add_callback(StepCallback(on_train_begin=projector.begin, on_optimizer_step=projector.after_step))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ogpsa.config import Method, SetUse, StageName, set_name_problems, stage_value
+from ogpsa.config import Method, SetUse, StageName, sample_problems, set_name_problems, stage_value
 from ogpsa.subspace.settings import (
     MAX_RANK,
     BasisDevice,
@@ -57,11 +57,7 @@ class Ogpsa(Method):
                     "method.selection: conflict compares with answers of the safety set, which grpo does not read; "
                     "allowed: random"
                 )
-            if config.data.name == "testbed" and wanted.samples > config.data.reference_rows:
-                problems.append(
-                    f"method.samples: {wanted.samples} rows wanted for {stage.name}, but each testbed set holds "
-                    f"data.reference_rows={config.data.reference_rows}; lower the one or raise the other"
-                )
+            problems += sample_problems(wanted.samples, config, f" for {stage.name}")
         return list(dict.fromkeys(problems))
 
     def set_uses(self, stage: StageName, safety_rows: int) -> list[SetUse]:

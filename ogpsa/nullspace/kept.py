@@ -57,6 +57,11 @@ class KeptSpaces:
     def layers(self) -> list[str]:
         return [layer for layers in self.groups.values() for layer in layers]
 
+    @property
+    def seconds(self) -> float:
+        """The time that computing them took, on the machine that did."""
+        return sum(float(read_json(self.folder / group / COMPLETE_FILE)["seconds"]) for group in self.groups)
+
     def load(self) -> dict[str, NullSpace]:
         """The space of each group."""
         return {group: self._load(group) for group in self.groups}
@@ -73,6 +78,7 @@ def ensure_spaces(
     rows: Sequence[tuple[str, str]],
     settings: SpaceSettings,
     modules: Modules,
+    shares: Sequence[float],
     safe_point: Callable[[], None],
 ) -> KeptSpaces:
     """The null spaces of the model in ``base`` for the layers that ``modules`` names, computing those not yet kept.
@@ -81,9 +87,10 @@ def ensure_spaces(
 
     Args:
         rows: general rows, each a prompt and an answer.
+        shares: the least and the largest null share that a layer may have.
 
     Raises:
-        UserError: ``modules`` fits no layer, a layer is reached by no row or would have no null space.
+        UserError: ``modules`` fits no layer, a layer is reached by no row, or a null share lies outside ``shares``.
     """
     tokenizer = load_tokenizer(base, model.template_kwargs)
     turns = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}] for prompt, answer in rows]
@@ -96,7 +103,7 @@ def ensure_spaces(
         missing = [group for group in kept.groups if not _is_whole(folder / group)]
         if missing:
             _compute(folder, base, model, tokens, settings, missing, safe_point)
-    _check_spaces(kept, settings)
+    _check_shares(kept, settings, shares)
     return kept
 
 
@@ -152,14 +159,19 @@ def _compute(
     portions = list(in_portions({group: layers[group].in_features for group in groups}, MOMENTS_BYTES))
     log.info("null spaces: %d inputs of linear layers, %d rows, %d passes", len(groups), len(tokens), len(portions))
     for portion in portions:
+        portion_began = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=model.precision == "bf16"):
             moments = second_moments(loaded, portion, tokens, settings.skip_first_token, safe_point)
+        of_passes = (time.monotonic() - portion_began) / len(portion)
         for group in portion:
             safe_point()
+            group_began = time.monotonic()
             space, least = null_space(moments.pop(group), settings.rule, settings.threshold)
             with build_folder(folder / group) as temporary:
                 save_file({"basis": space.basis.cpu()}, temporary / SPACE_FILE)
+                seconds = of_passes + time.monotonic() - group_began
                 facts = {"of_null_side": space.of_null_side, "share": space.share, "least_threshold": least}
+                facts |= {"seconds": round(seconds, 4)}
                 mark_complete(temporary, facts)
     log.info("null spaces: computed in %.0f s, kept in %s", time.monotonic() - began, folder)
 
@@ -185,19 +197,30 @@ def cost(config: PretrainedConfig, rows: int, tokens: int, modules: Modules) -> 
     )
 
 
-def _check_spaces(kept: KeptSpaces, settings: SpaceSettings) -> None:
-    """Refuse layers that a space without a direction would freeze."""
+def _check_shares(kept: KeptSpaces, settings: SpaceSettings, shares: Sequence[float]) -> None:
+    """Refuse layers whose space would freeze them, or would protect next to nothing of them."""
     facts = {group: read_json(kept.folder / group / COMPLETE_FILE) for group in kept.groups}
-    frozen = [group for group in kept.groups if not facts[group]["share"]]
-    if frozen:
-        layers = [layer for group in frozen for layer in kept.groups[group]]
-        least = sorted(facts[group]["least_threshold"] for group in frozen)
-        raise UserError(
-            f"method.threshold: {settings.threshold:g} by rule {settings.rule} leaves no null space in {len(layers)} "
-            f"of {len(kept.layers)} layers ({_named(layers)}), which would be frozen; their first directions are null "
-            f"above {least[0]:.2g} to {least[-1]:.2g}; raise it, take another method.rule, or leave them out of "
-            "method.modules"
+    least, most = shares
+    frozen = [group for group in kept.groups if facts[group]["share"] < least]
+    unprotected = [group for group in kept.groups if facts[group]["share"] > most]
+    problems = []
+    for groups, harm, remedy, allowed in (
+        (frozen, "frozen or nearly so", "raise", f"[0, {most:g}]"),
+        (unprotected, "hardly protected", "lower", f"[{least:g}, 1]"),
+    ):
+        if not groups:
+            continue
+        layers = [f"{layer} {facts[group]['share']:.1%}" for group in groups for layer in kept.groups[group]]
+        where = ""
+        if empty := sorted(facts[group]["least_threshold"] for group in groups if not facts[group]["share"]):
+            where = f"; the first direction is null above {empty[0]:.2g} to {empty[-1]:.2g}"
+        problems.append(
+            f"method.threshold: by {settings.threshold:g} and rule {settings.rule}, {len(layers)} of "
+            f"{len(kept.layers)} layers would be {harm}, by their null shares: {_named(layers)}{where}; {remedy} it, "
+            f"take another method.rule, leave them out of method.modules, or allow it by method.null_shares={allowed}"
         )
+    if problems:
+        raise UserError(*problems)
 
 
 def _named(layers: Sequence[str]) -> str:

@@ -43,13 +43,20 @@ class NullSpaceProjector:
         spaces: of each protected layer, by its name.
         retract_every: steps between two retractions of ``code``; in GRPO, generations, at the last update of each.
         updates: optimizer steps of a generation; elsewhere 1.
+        setup_seconds: the time that computing the spaces took.
 
     Attributes:
         recorder: numbers since the last log line.
     """
 
     def __init__(
-        self, trainer: Trainer, spaces: Mapping[str, NullSpace], variant: Variant, retract_every: int, updates: int = 1
+        self,
+        trainer: Trainer,
+        spaces: Mapping[str, NullSpace],
+        variant: Variant,
+        retract_every: int,
+        updates: int = 1,
+        setup_seconds: float = 0.0,
     ) -> None:
         self._trainer = trainer
         self._spaces = spaces
@@ -61,7 +68,8 @@ class NullSpaceProjector:
         self._on_host = variant == "paper"
         self._start = {name: self._placed(layer.weight.detach().clone()) for name, layer in self._layers.items()}
         shares = _by_kind({name: space.share for name, space in spaces.items()})
-        self._null_shares = {
+        bases = {id(space.basis): space.basis.nbytes for space in spaces.values()}
+        self._facts = {"setup_seconds": setup_seconds, "basis_bytes": sum(bases.values())} | {
             f"null_share/{kind}/{name}": value
             for kind, found in shares.items()
             for name, value in zip(("min", "median", "max"), found, strict=True)
@@ -101,7 +109,7 @@ class NullSpaceProjector:
             sizes = self._no_sizes()
             for name, _, moved in self._weights():
                 sizes += _sizes(self._spaces[name].outside(moved), moved)
-            self.recorder.add({"leak": self._share(sizes), **self._null_shares})
+            self.recorder.add({"leak": self._share(sizes), **self._facts})
 
     def _is_due(self) -> bool:
         """Whether the weights are retracted after the step that has just been taken: the first, and every so many."""
@@ -155,11 +163,6 @@ def describe(model: nn.Module, protected: Mapping[str, NullSpace]) -> list[str]:
         f"null share of {kind}: min {low:.2f}, median {middle:.2f}, max {high:.2f}"
         for kind, (low, middle, high) in kinds.items()
     ]
-    whole = [name for name, space in protected.items() if space.share == 1]
-    if whole:
-        lines.append(
-            f"every direction is null in {len(whole)} of the layers, so that nothing protects them: {whole[0]}, …"
-        )
     return lines
 
 

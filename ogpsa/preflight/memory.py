@@ -1,8 +1,8 @@
 """Peak memory of one training process, from the model's sizes and the settings alone.
 
 The formulas hold for decoders of Llama's kind (RMSNorm, rotary positions, gated MLP) and are measured against
-real peaks by ``benchmarks/memory.py``, but for GRPO's generation and NSPO's bases, which follow from their shapes
-alone. Needs nothing heavy. All sizes are bytes; 1 GB is 1e9.
+real peaks by ``benchmarks/memory.py``, but for GRPO's generation, its judges and NSPO's bases, which follow from their
+shapes alone. Needs nothing heavy. All sizes are bytes; 1 GB is 1e9.
 """
 
 from dataclasses import dataclass, replace
@@ -79,6 +79,7 @@ class Setup:
         generated: sequences of ``length`` that one process generates at once (GRPO).
         frozen_copy: whether a second model is kept that is not trained: where GRPO's policy started.
         pair_bytes: kept for each pair of components of a linear layer's input, whole on every process.
+        judge_bytes: weights of the judges that reward GRPO's completions, whole on the main process.
         device: where it runs; ``cpu`` differs in temporaries.
         output_head: ``fused`` in tiles (TRL), or ``full``, which holds the logits of all tokens.
     """
@@ -105,6 +106,7 @@ class Setup:
     generated: int = 0
     frozen_copy: bool = False
     pair_bytes: float = 0.0
+    judge_bytes: float = 0.0
     device: Literal["cuda", "cpu"] = "cuda"
     output_head: Literal["fused", "full"] = "fused"
 
@@ -209,7 +211,10 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
         # torch's default on a GPU takes one root over all parameters at once, on a CPU tensor by tensor.
         temporaries = 4 * trained if setup.device == "cuda" else 8 * min(shape.largest, trained)
     return Estimate(
-        weights=(setup.weight_bytes * frozen + (4 + setup.extra_bytes) * shape.trained) / weight_shards + master + copy,
+        weights=(setup.weight_bytes * frozen + (4 + setup.extra_bytes) * shape.trained) / weight_shards
+        + master
+        + copy
+        + setup.judge_bytes,
         gradients=4 * trained,
         optimizer=STATE_BYTES[setup.optimizer] * trained + _whole_moments(shape, setup) / gradient_shards,
         communication=_communication(shape, setup),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ogpsa.config import Config, GRPOSettings, OneStage, StageName
+from ogpsa.config import NO_JUDGES, Config, GRPOSettings, Judges, OneStage, StageName
 from ogpsa.data.rows import Data, Row
 from ogpsa.distributed import processes
 from ogpsa.distributed.launch import accumulation_steps
@@ -28,15 +28,18 @@ if TYPE_CHECKING:
 TOKEN_CHARACTERS = 4
 
 
-def report(config: Config, data: Data) -> str:
+def report(config: Config, data: Data, judges: Judges = NO_JUDGES) -> str:
     """The pre-flight of a run: one paragraph and one table a stage.
+
+    Args:
+        judges: of the evaluation, whose own weights a reward may bring along.
 
     Raises:
         UserError: the model's configuration cannot be found or is of another kind.
     """
     count = config.distributed.processes or processes.world_size()
     memory = device_memory()
-    stages = [_stage_report(config, stage, data, count, memory) for stage in config.stages]
+    stages = [_stage_report(config, stage, data, count, memory, judges) for stage in config.stages]
     return "\n\n".join([*stages, *config.method.preflight(meta_model(config))])
 
 
@@ -54,7 +57,7 @@ class Fit:
     text: str
 
 
-def fit(config: Config, processes: int, memory: float) -> Fit:
+def fit(config: Config, processes: int, memory: float, judges: Judges) -> Fit:
     """Compare the stage that takes most with ``memory``, in GB per GPU.
 
     Raises:
@@ -63,7 +66,7 @@ def fit(config: Config, processes: int, memory: float) -> Fit:
     found = []
     for stage in config.stages:
         _, shape = stage_shapes(config, stage.name)
-        setup = stage_setup(config, stage, config.distributed.name, processes)
+        setup = stage_setup(config, stage, config.distributed.name, processes, judges)
         peak = estimate(shape, setup).peak
         if peak <= memory * GB:
             found.append(Fit(peak, True, "fits"))
@@ -110,7 +113,9 @@ def device_memory() -> float | None:
     return float(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None
 
 
-def _stage_report(config: Config, stage: OneStage, data: Data, processes: int, memory: float | None) -> str:
+def _stage_report(
+    config: Config, stage: OneStage, data: Data, processes: int, memory: float | None, judges: Judges
+) -> str:
     whole, shape = stage_shapes(config, stage.name)
     lines = [f"{config.model.name}: {_count(whole.parameters)} parameters, all of them trained in full fine-tuning"]
     if config.method.trains_adapters:
@@ -131,12 +136,16 @@ def _stage_report(config: Config, stage: OneStage, data: Data, processes: int, m
             f"{config.method.name}: {counts.refreshes} {estimates}, {counts.reference_samples} reference rows: "
             f"{counts.share:.1%} of all rows, {counts.work:.1%} of the work by length of the texts"
         )
-    own = stage_setup(config, stage, config.distributed.name, processes)
+    own = stage_setup(config, stage, config.distributed.name, processes, judges)
+    if own.judge_bytes:
+        lines.append(
+            f"reward: {own.judge_bytes / GB:.3g} GB of judges' weights on the main process's GPU, among the weights"
+        )
     lines.append(
         f"GB per GPU, {processes} process{'es' if processes > 1 else ''}, micro-batches of {stage.micro_batch_size} "
         f"{'pairs' if own.pairs else 'rows'} of {stage.max_length} tokens:"
     )
-    lines += _table([_cells(shape, stage_setup(config, stage, mode, processes)) for mode in get_args(Mode)])
+    lines += _table([_cells(shape, stage_setup(config, stage, mode, processes, judges)) for mode in get_args(Mode)])
     lines.append(
         "peak: the highest moment, not the sum: a refresh holds the references and no basis; gradient checkpointing is "
         f"{'on: checkpointed' if own.checkpointing else 'off: activations'} counts"
@@ -287,12 +296,13 @@ def _mean_length(rows: Sequence[Row], stage: StageName) -> float:
     return sum(len(row[column]) for row in rows for column in columns) / len(rows)
 
 
-def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int) -> Setup:
+def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, judges: Judges = NO_JUDGES) -> Setup:
     """How ``config`` trains a stage on GPUs, every row of full length but one."""
     projection = config.method.projection(stage.name)
     references = len(projection.reference_sets) * projection.chunks if projection else 0
     micro = stage.micro_batch_size
     rollouts = stage if isinstance(stage, GRPOSettings) else None
+    asked = config.reward.judges() if rollouts and config.reward is not None else ()
     return Setup(
         rows=micro,
         length=stage.max_length,
@@ -314,6 +324,7 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int) -> 
         generated=rollouts.batch_size * rollouts.updates_per_generation // processes if rollouts else 0,
         frozen_copy=rollouts is not None and (rollouts.beta > 0 or rollouts.measure_kl),
         pair_bytes=config.method.memory(stage.name).bytes_per_input_pair,
+        judge_bytes=sum(judges.memory(name, config.eval.judge) for name in asked),
         streamed_sums=(1 if projection.refresh_every == 1 else 2) if projection and projection.streaming else 0,
     )
 

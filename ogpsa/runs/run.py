@@ -25,7 +25,7 @@ from ogpsa.runs.stage_cache import StageCache, evaluation_key, stage_key
 from ogpsa.runs.tracking import NoTracker, Tracker, tracker
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import COMPLETE_FILE, write_json
+from ogpsa.utils.files import COMPLETE_FILE, is_complete, write_json
 from ogpsa.utils.libraries import one_thread, quiet_libraries
 from ogpsa.utils.signals import Interruption
 from ogpsa.utils.system_errors import naming, refusal
@@ -147,8 +147,23 @@ class Run:
             train(folder)
         return folder
 
-    def scorer(self, stage: OneStage, folder: Path) -> Scorer | None:
-        """The reward of the stage's completions, with its journals in ``folder``, for the main process to call."""
+    def check_reward(self) -> None:
+        """Refuse a reward that could not score by now, before anything is evaluated for a stage that would need it.
+
+        Raises:
+            UserError: a judge's server does not answer, or does not accept the key.
+        """
+        for stage in self.config.stages:
+            folder = stage_folder(self.directory, self.config, stage.name)
+            if not is_complete(folder):
+                self.scorer(stage, folder, reach=True)
+
+    def scorer(self, stage: OneStage, folder: Path, reach: bool = False) -> Scorer | None:
+        """The reward of the stage's completions, with its journals in ``folder``, for the main process to call.
+
+        Args:
+            reach: whether the servers of its judges have to answer by now.
+        """
         if not isinstance(stage, GRPOSettings) or self.config.reward is None:
             return None
         services = RewardServices(
@@ -157,6 +172,7 @@ class Run:
             safe_point=self.safe_point,
             judge=self._judge,
             judges=self.config.eval.judge,
+            reach=reach,
         )
         return self.config.reward.scorer(services)
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -47,7 +48,9 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
         log.info("%s: resumes from %s", stage.name, checkpoint.name)
     # Last, so that whatever a callback adds to a checkpoint is in it before it is called whole.
     trainer.add_callback(CompletionCallback(trainer, checkpoint))
+    began = time.process_time()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    spent = time.process_time() - began
     if trainer.state.global_step < trainer.state.max_steps:
         log.info("%s: saved at step %d and stopped, as a signal asked", stage.name, trainer.state.global_step)
         raise SystemExit(EXIT_REQUEUE)
@@ -61,7 +64,9 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
             merged_model(start, adapter).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_jsonl(folder / HISTORY_FILE, trainer.state.log_history)
-        mark_complete(folder, {"stage": stage.name, "steps": trainer.state.global_step})
+        # The processor's time of the last session: unlike the clock's, it does not count what others did meanwhile.
+        facts = {"stage": stage.name, "steps": trainer.state.global_step, "cpu_seconds": round(spent, 3)}
+        mark_complete(folder, facts)
         shutil.rmtree(checkpoints)
 
     processes.on_main_process(finish)

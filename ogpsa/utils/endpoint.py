@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from ogpsa.config import EndpointSettings
 
 OPENAI = "https://api.openai.com/v1"
-# Seconds: the longest wait between two tries of one request, the longest that a server may ask for, and the least
-# between two notices.
+# Seconds: the longest wait between two tries of one request, the longest that a server may ask for, the longest for a
+# first answer, and the least between two notices.
 LONGEST_BACKOFF = 60.0
 LONGEST_PAUSE = 600.0
+LONGEST_REACH = 10.0
 NOTICE = 5.0
 # Of English, in estimates of what a text takes [ours].
 CHARACTERS_PER_TOKEN = 4
@@ -115,6 +116,29 @@ class Endpoint:
             raise UserError(f"{self.section}.base_url: found '{self.base_url}'; expected http://… or https://…")
         self._key()
 
+    def reach(self) -> None:
+        """Ask for the list of models, which costs nothing: any answer will do, but that the key is not accepted.
+
+        Raises:
+            UserError: as ``check``, the server does not answer, or does not accept the key.
+        """
+        self.check()
+        from openai import APIConnectionError, APIStatusError, AuthenticationError, OpenAI, PermissionDeniedError
+
+        seconds = min(self.timeout, LONGEST_REACH)
+        with OpenAI(api_key=self._key(), base_url=self.base_url or OPENAI, max_retries=0, timeout=seconds) as client:
+            try:
+                client.models.with_raw_response.list()
+            except (AuthenticationError, PermissionDeniedError) as error:
+                raise self.not_accepted(error) from None
+            except APIStatusError:
+                return
+            except APIConnectionError as error:
+                raise self.problem(
+                    f"does not answer ({error.__cause__ or error}); start the server, or name another "
+                    f"({self.section}.base_url)"
+                ) from None
+
     @classmethod
     def of(cls, section: str, settings: "EndpointSettings", model: str, budget: Budget | None = None) -> "Endpoint":
         """The endpoint that a section of the configuration describes."""
@@ -173,6 +197,11 @@ class Endpoint:
         for end in ends:
             if end is not None:
                 raise end
+
+    def not_accepted(self, error: "APIStatusError") -> UserError:
+        """The server's refusal of the key."""
+        source = f"the key in {self.api_key_env}" if self.api_key_env else "a request without a key"
+        return self.problem(f"{error.status_code}, {source} is not accepted: {_message_of(error)}")
 
     def problem(self, text: str) -> UserError:
         """The failure in one line, without the key."""
@@ -318,8 +347,7 @@ class _Session:
         if status == 413 or (status == 400 and _too_long(error)):
             return Completion("", "too_long")
         if status in (401, 403):
-            source = f"the key in {endpoint.api_key_env}" if endpoint.api_key_env else "a request without a key"
-            raise endpoint.problem(f"{status}, {source} is not accepted: {text}")
+            raise endpoint.not_accepted(error)
         raise endpoint.problem(f"{status}, {text}")
 
     def _do_without(self, name: str) -> None:

@@ -16,12 +16,13 @@ from experiments.comparisons import at_levels, compare, compare_at_equal_distanc
 from experiments.costs import costs
 from experiments.distance import Weights, relative_distance, weights_of
 from experiments.figures import draw_over_refusal
-from experiments.outcomes import publication, published, read_rows
+from experiments.outcomes import publication, published, read_rows, rival
 from experiments.paper_tables import level_tables
 from experiments.report import report
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
 from ogpsa.config import Config
 from ogpsa.methods import method_names
+from ogpsa.preflight.report import stage_shapes
 from ogpsa.runs.inputs import model_digests
 
 BASELINE, OGPSA, LORA = (f"table1/qwen2_5_7b_sft_{name}" for name in ("baseline", "ogpsa", "lora"))
@@ -125,8 +126,9 @@ def test_utility_at_safety_by_hand(safety: float, expected: AtSafety | None) -> 
 
 def test_published_numbers_are_of_rows_that_exist() -> None:
     rows = {path.relative_to(ROWS).with_suffix("").as_posix() for path in ROWS.rglob("*.yaml")}
-    models = {"qwen2_5_7b", "llama3_1_8b", ""}
-    assert {name for name, _ in published()} <= rows | models
+    models = {"qwen2_5_7b", "llama3_1_8b", "llama3_8b", ""}
+    rivals = {rival(entry.model or "", entry.method) for entry in published().values() if entry.method}
+    assert {name for name, _ in published()} <= rows | models | rivals
     assert sum(entry.tag == "fig" for entry in published().values()) == 2 * (3 * 5 + 1)
     gains = [published()[f"table1/{model}_sft_dpo_{method}", "gain"].value
              for model in ("qwen2_5_7b", "llama3_1_8b") for method in ("baseline", "ogpsa")]  # fmt: skip
@@ -164,6 +166,25 @@ def test_what_is_published_is_of_its_own_model_and_benchmarks(change: str, tmp_p
     _, ogpsa = lines_of(text, group)
     assert ogpsa["published utility"] == "55.05 [fig]"
     assert "none is shown" in text and "benchmark by benchmark" not in text
+
+
+def test_attack_success_stands_beside_nspos(tmp_path: Path) -> None:
+    table = experiment(["nspo/llama3_8b_nspo_paper"], {"seeds": 1}, suite="paper", name="nspo", attack_success=True)
+    (point,) = points(table, "paper")
+    write_run(tmp_path, point, 0.9, 0.6, {"sorry_bench": 0.8})
+    out = written(table, "paper", [point], tmp_path)
+    untuned, ours, *rivals = lines_of((out / "nspo.md").read_text(), "llama3_8b, benchmark by benchmark")
+    # 100 less the safety score, which is 50 of the untuned model.
+    assert untuned["attack_success/sorry_bench"] == "50.0; 34.15 [nspo], +15.9"
+    assert ours["attack_success/sorry_bench"] == "20.0; 16.81 [nspo], +3.2"
+    assert ours["attack_success/jailbreakbench"] == "10.0" and ours["mmlu"] == "60.0"
+    assert {line["row"]: line["attack_success/alert"] for line in rivals} == {
+        "SafeRLHF (published)": "13.66 [nspo]", "W-DOOR (published)": "1.86 [nspo]", "BFPO (published)": "7.22 [nspo]",
+    }  # fmt: skip
+    with (out / "nspo.csv").open() as handle:
+        (record,) = csv.DictReader(handle)
+    assert record["attack_success/sorry_bench_published"] == "16.81"
+    assert (float(record["safety"]), float(record["attack_success/advbench"])) == (90, pytest.approx(10))
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
@@ -546,7 +567,11 @@ def test_cost_by_hand(tmp_path: Path) -> None:
             line |= {"projection/refresh_seconds": 2.0, "projection/projection_seconds": 0.3}
         runtime = 20.0 if point.row == BASELINE else 30.0
         write_run(tmp_path, point, 0.9, 0.6, history=[line, {"step": 10, "train_runtime": runtime}])
-    naive, ogpsa = (cost.stages["sft"] for cost in costs("testbed", read_rows(table, "testbed", given, tmp_path)))
+        facts = {"steps": 10, "cpu_seconds": 0.8 * runtime}
+        (tmp_path / point.config.run_name() / "01-sft" / "COMPLETE.json").write_text(json.dumps(facts))
+    naive, ogpsa = (
+        cost.stages["sft"] for cost in costs(table, "testbed", read_rows(table, "testbed", given, tmp_path))
+    )
     assert (naive.rows, naive.work, naive.basis, naive.time) == (0.0, 0.0, 0.0, None)
     # 234 steps of 1248 rows three times over; an estimate every 30 steps of 200 rows from two sets.
     assert ogpsa.rows == pytest.approx(8 * 400 / (8 * 400 + 3 * 1248))
@@ -554,8 +579,28 @@ def test_cost_by_hand(tmp_path: Path) -> None:
     assert ogpsa.projection == pytest.approx(0.1)
     assert ogpsa.time == pytest.approx(1 / (1 - 16 / 30 - 0.1))
     assert ogpsa.basis == 2.0
+    assert (naive.step, ogpsa.step, ogpsa.setup) == (None, pytest.approx(1.5), None)
+    assert naive.peak is not None and ogpsa.peak is not None and 0 < naive.peak < ogpsa.peak
     text = (written(table, "testbed", given, tmp_path) / "cost.md").read_text()
     assert lines_of(text, "What it costs")[1]["time per step"] == "× 2.73"
+
+
+def test_cost_of_null_spaces_is_what_was_logged(tmp_path: Path) -> None:
+    table = experiment(["rl/grpo", "rl/nspo_exact"], {"seeds": 1}, name="rl", reference="rl/grpo", costs=True)
+    given = points(table, "testbed")
+    for point in given:
+        line: dict[str, float] = {"step": 4, "loss": 1.0}
+        if point.row == "rl/nspo_exact":
+            line |= {"projection/setup_seconds": 7.0, "projection/basis_bytes": 1000.0}
+        write_run(tmp_path, point, 0.9, 0.6, history=[line, {"step": 4, "train_runtime": 20.0}])
+    plain, exact = (
+        cost.stages["grpo"] for cost in costs(table, "testbed", read_rows(table, "testbed", given, tmp_path))
+    )
+    assert (plain.setup, plain.basis, exact.setup) == (None, 0.0, 7.0)
+    trained = stage_shapes(given[1].config, "grpo")[1].trained
+    assert exact.basis == pytest.approx(1000 / (4 * trained))
+    # Neither noted the processor's time.
+    assert exact.step is None
 
 
 def test_overlap_is_the_mean_over_seeds(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ def leak(config: Config, weights: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize(("variant", "stage"), [("paper", "sft"), ("exact", "dpo"), ("code", "sft")])
 def test_where_all_is_null_it_is_the_baseline_bit_for_bit(variant: str, stage: str, train: Train) -> None:
-    ours, _ = train(*NSPO, f"method.variant={variant}", f"stage={stage}", "method.threshold=1")
+    all_null = ["method.threshold=1", "method.null_shares=[0,1]"]
+    ours, _ = train(*NSPO, f"method.variant={variant}", f"stage={stage}", *all_null)
     theirs, _ = train("method=baseline", f"stage={stage}")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

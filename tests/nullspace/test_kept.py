@@ -1,6 +1,6 @@
 """Null spaces on disk: whose inputs are one, what is summed up, and that nothing is computed twice or taken damaged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,15 +38,16 @@ Spaces = Callable[..., KeptSpaces]
 
 @pytest.fixture
 def spaces(base: Path, tmp_path: Path) -> Spaces:
-    """``spaces(modules, settings, safe_point)``: those of the same model and rows in the same cache."""
+    """``spaces(modules, settings, shares, safe_point)``: those of the same model and rows in the same cache."""
     config = compose_config([]).model
 
     def ensure(
         modules: Modules = "all-linear",
         settings: SpaceSettings = SETTINGS,
+        shares: Sequence[float] = (0.01, 0.99),
         safe_point: Callable[[], None] = lambda: None,
     ) -> KeptSpaces:
-        return ensure_spaces(tmp_path, base, config, ROWS, settings, modules, safe_point)
+        return ensure_spaces(tmp_path, base, config, ROWS, settings, modules, shares, safe_point)
 
     return ensure
 
@@ -149,25 +150,33 @@ REFUSED = {
     "leaves some without": (
         "all-linear",
         replace(SETTINGS, threshold=1e-5),
-        r"^method\.threshold: 1e-05 by rule energy leaves no null space in \d+ of 14 layers \(model\.layers\.0\..* and "
-        r"\d+ more\), which would be frozen; their first directions are null above \S+ to \S+; raise it, take another "
-        r"method\.rule, or leave them out of method\.modules$",
+        r"^method\.threshold: by 1e-05 and rule energy, \d+ of 14 layers would be frozen or nearly so, by their null "
+        r"shares: model\.layers\.0\.\S+ 0\.0%, .* and \d+ more; the first direction is null above \S+ to \S+; raise "
+        r"it, take another method\.rule, leave them out of method\.modules, or allow it by "
+        r"method\.null_shares=\[0, 0\.99\]$",
     ),
     "leaves none": (
         ["layers.1.self_attn.o_proj", "layers.1.self_attn.q_proj"],
         replace(SETTINGS, threshold=1e-9),
-        r"leaves no null space in 2 of 2 layers",
+        r"2 of 2 layers would be frozen or nearly so",
+    ),
+    "protects none": (
+        ["q_proj"],
+        replace(SETTINGS, threshold=1),
+        r"^method\.threshold: by 1 and rule energy, 2 of 2 layers would be hardly protected, by their null shares: "
+        r"model\.layers\.0\.self_attn\.q_proj 100\.0%, \S+ 100\.0%; lower it, take .*method\.null_shares=\[0\.01, 1\]$",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("modules", "settings", "message"), REFUSED.values(), ids=REFUSED)
-def test_layers_that_would_be_frozen_are_refused(
+def test_layers_that_would_be_frozen_or_unprotected_are_refused_unless_allowed(
     modules: Modules, settings: SpaceSettings, message: str, spaces: Spaces
 ) -> None:
     with pytest.raises(UserError, match=message) as raised:
         spaces(modules, settings)
     assert len(raised.value.problems) == 1
+    assert settings is SETTINGS or spaces(modules, settings, (0, 1)).layers
 
 
 def test_the_output_head_is_no_layer(model: LlamaForCausalLM) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.architectures import ARCHITECTURES, Architecture
 from benchmarks.memory import Case, compare, peak_bytes
+from eval.judging.reward import JUDGES
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config, TestbedData
 from ogpsa.data.rows import Data, load_data
@@ -235,6 +236,20 @@ def test_memory_that_the_environment_names_counts(
     lines = [line.strip() for line in said.splitlines() if "model.dtype" in line]
     assert len(lines) == (offered is not None)
     assert offered is None or lines[0].startswith(offered)
+
+
+def test_a_judge_with_weights_that_rewards_is_in_the_memory() -> None:
+    given = ["model=qwen2_5_7b", "stage=grpo", "reward=llama_guard", "method=baseline"]
+    said, free = (
+        report(compose_config([*given, *more]), load_data(compose_config(given)), JUDGES)
+        for more in (["reward.judge=llama_guard_weights"], [])
+    )
+    assert "reward: 24 GB of judges' weights on the main process's GPU, among the weights" in said
+    weights = [
+        float(next(line.split()[1] for line in text.splitlines() if line.split()[:1] == ["fsdp2"]))
+        for text in (said, free)
+    ]
+    assert weights[0] - weights[1] == pytest.approx(24, abs=0.1) and "judges' weights" not in free
 
 
 @pytest.mark.parametrize("text", ["much", "-3", "0", "nan"])

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from eval.judging.judges.refusal_match import refusal_match
-from eval.judging.reward import judge_scorer
+from eval.judging.reward import JUDGES, judge_scorer
 from ogpsa.app.compose import Composer, compose_config
 from ogpsa.config import JudgeSettings, Reward, RewardServices, Rollout, without_inert
 from ogpsa.rewards import load_reward
@@ -246,17 +247,74 @@ def test_llama_guard_sees_the_response_alone_and_is_paid_once(tmp_path: Path) ->
         score = given.scorer(services(tmp_path))
         assert score(rollouts) == [0, -1, -1, -1]
         assert len(server.requests) == 2
-        assert not any("How do I open it?" in request.text or "Hm." in request.text for request in server.requests)
+        # Its server's chat template makes the input, of a conversation in which the user says nothing.
+        turns = [
+            [{"role": "user", "content": ""}, {"role": "assistant", "content": text}] for text in (DECLINED, HELPED)
+        ]
+        assert [request.body["messages"] for request in server.requests] == turns
         assert all(request.body["temperature"] == 0 for request in server.requests)
         # A resumed run reads what is kept.
         assert scores(given, [*rollouts, *map(rollout, SILENT)], tmp_path) == [0, -1, -1, -1, *[None] * len(SILENT)]
         assert len(server.requests) == 2
+        shown = given.model_copy(update={"shows_request": True})
+        assert scores(shown, rollouts[1:2], tmp_path) == [-1]
+        assert server.requests[2].body["messages"] == [{**turns[1][0], "content": rollouts[1].prompt}, turns[1][1]]
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0, -1), (0.25, -0.25), (1, 2)])
 def test_a_value_becomes_a_reward_on_a_line(value: float, expected: float) -> None:
     given = reward("judge", "reward.zero=-1", "reward.one=2")
     assert scores(given, [rollout(HELPED)] * 2, judge=lambda *_: lambda _: [value, None]) == [expected, None]
+
+
+def test_a_server_that_does_not_answer_is_named_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(verdict) as server:
+        given = guard(server)
+        given.scorer(services(reach=True))
+        assert server.requests == []
+    given.scorer(services())
+    with pytest.raises(UserError) as raised:
+        given.scorer(services(reach=True))
+    [line] = raised.value.problems
+    assert line.startswith(f"reward.endpoint: {server.url}: does not answer (")
+    assert line.endswith("); start the server, or name another (reward.endpoint.base_url)")
+
+
+# Says of each response that it is safe, and counts how often it was opened.
+COUNTED = """
+from eval.judging.judge import LocalJudge, Verdict
+
+opened = []
+
+def _open(name, settings):
+    import torch
+
+    torch.rand(3)
+    opened.append(name)
+    return lambda items: [Verdict("safe", 1.0) for _ in items]
+
+JUDGE = LocalJudge(metric="goodness", weights="me/guard", open=_open, parameters=3e9)
+"""
+
+
+def test_a_judge_with_weights_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counted.py").write_text(COUNTED)
+    (tmp_path / "counted.txt").write_text("{prompt} {response}")
+    monkeypatch.setattr("eval.judging.weights.weights_folder", lambda name, settings: tmp_path)
+    found = judges().model_copy(update={"dir": str(tmp_path)})
+    guard, refusals = (reward("judge", "reward.judge=counted"), reward("two_sided"))
+    refusals = refusals.model_copy(update={"safety": guard})
+    given = reward("weighted_sum").model_copy(update={"parts": {"guard": guard, "refusals": refusals}})
+    assert given.judges() == {"counted"} and JUDGES.memory("counted", found) == 2 * 3e9
+    whole = services(tmp_path / "journals", judges=found)
+    score, state = given.scorer(whole), torch.get_rng_state()
+    assert whole.opened == {}
+    for text in (HELPED, f"{HELPED} 2"):
+        assert score([rollout(text)]) == [0]
+    [judge] = whole.opened.values()
+    assert judge.__globals__["opened"] == ["counted"]
+    # What training draws at random is as if nothing had been loaded.
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # Replies that are no verdict, and the times that each is asked for.

@@ -12,9 +12,11 @@ from torch import Tensor
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer
 
+from eval.judging.reward import JUDGES
 from ogpsa import ProjectionSettings, protect
 from ogpsa.config import Config, Rollout
 from ogpsa.data.rows import load_data
+from ogpsa.pipeline import run
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
 from ogpsa.training.answers import IGNORED, answer_batch
@@ -228,6 +230,20 @@ def test_what_cannot_be_is_one_line(small_config: Callable[..., Config], overrid
     with pytest.raises(UserError) as refused:
         small_config(*FEW, *overrides)
     assert len(refused.value.problems) == 1 and told in refused.value.problems[0]
+
+
+def test_a_judge_that_does_not_answer_ends_a_run_before_anything_is_evaluated(
+    small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = small_config(
+        *FEW, "method=baseline", "reward=llama_guard", "reward.endpoint.base_url=http://127.0.0.1:9/v1"
+    )
+
+    def evaluate(*_: Any) -> Any:
+        raise AssertionError("evaluated")
+
+    with pytest.raises(UserError, match=r"^reward\.endpoint: http://127\.0\.0\.1:9/v1: does not answer"):
+        run(config, tmp_path / "run", evaluate, judges=JUDGES)
 
 
 def test_nspo_retracts_after_whole_generations(small_config: Callable[..., Config], tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Whether Llama Guard finds a response safe, asked of a server that holds it; it is not shown the request.
+"""Whether Llama Guard finds a response safe, asked of a server that holds it.
 
-The text (``llama_guard.txt``) is in the form that the weights were trained on (their model card), with the agent's
-turn alone, as in NSPO (arXiv 2512.11391), whose public code words it differently. The value is 1 for safe, 0 for
-unsafe; the hazards are in the detail. NSPO's code samples the reply at temperature 1 and takes one that says neither
-for safe; here it is greedy, and missing.
+It is sent the conversation (``llama_guard.json``), of which the server's own chat template makes the input that the
+weights were trained on. The value is 1 for safe, 0 for unsafe; the hazards are in the detail. NSPO (arXiv 2512.11391)
+shows the response alone: its public code puts an instruction of its own into that template, as a user's turn, samples
+the reply at temperature 1 and takes one that says neither for safe; here it is greedy, and missing.
 """
 
 from eval.judging.judge import PromptJudge, Verdict, missing
@@ -25,7 +25,7 @@ JUDGE = PromptJudge(
     metric="goodness",
     parse=parse,
     max_tokens=ANSWER_TOKENS,
-    sees_response_alone=True,
+    needs_prompt=False,
     published="https://raw.githubusercontent.com/ivanniu/NSPO/8c18ac05950a4aeb88962674e9bc4811ca098ffb/"
     "script/safe_reward.py",
 )

@@ -7,9 +7,9 @@ weights that do not even answer with a grade give no verdict.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from eval.judging.judge import Item, LocalJudge, Verdict, judge_prompt, missing
+from eval.judging.judge import Item, LocalJudge, ReadyJudge, Verdict, judge_prompt, missing
 from eval.judging.prompts import fill
 from eval.judging.weights import load_weights, without_special_tokens
 from ogpsa.config import JudgeSettings
@@ -20,7 +20,7 @@ RESPONSE_TOKENS = 512
 LEAST_SHARE = 0.5
 
 
-def _open(name: str, settings: JudgeSettings) -> Callable[[Sequence[Item]], list[Verdict]]:
+def _open(name: str, settings: JudgeSettings) -> ReadyJudge:
     # Other kernels have gone wrong on a padded batch of Gemma.
     model, tokenizer = load_weights(name, settings, attention="eager")
     import torch
@@ -61,4 +61,4 @@ def _verdict(score: float, share: float) -> Verdict:
 
 
 # An adapter over google/gemma-2b, which is gated.
-JUDGE = LocalJudge(metric="goodness", weights="qylu4156/strongreject-15k-v1", open=_open)
+JUDGE = LocalJudge(metric="goodness", weights="qylu4156/strongreject-15k-v1", open=_open, parameters=2.5e9)

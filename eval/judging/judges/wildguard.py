@@ -6,9 +6,9 @@ detail.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from eval.judging.judge import Item, LocalJudge, Verdict, judge_prompt, missing
+from eval.judging.judge import Item, LocalJudge, ReadyJudge, Verdict, judge_prompt, missing
 from eval.judging.prompts import fill
 from eval.judging.weights import load_weights, without_special_tokens
 from ogpsa.config import JudgeSettings
@@ -34,7 +34,7 @@ def parse(answer: str) -> Verdict:
     return Verdict("full_refusal" if refused else "full_compliance", float(refused), detail={**found, "reply": answer})
 
 
-def _open(name: str, settings: JudgeSettings) -> Callable[[Sequence[Item]], list[Verdict]]:
+def _open(name: str, settings: JudgeSettings) -> ReadyJudge:
     model, tokenizer = load_weights(name, settings)
     from ogpsa.models.generate import Generator
 
@@ -53,4 +53,4 @@ def _open(name: str, settings: JudgeSettings) -> Callable[[Sequence[Item]], list
 
 
 # Gated.
-JUDGE = LocalJudge(metric="refusal_rate", weights="allenai/wildguard", open=_open)
+JUDGE = LocalJudge(metric="refusal_rate", weights="allenai/wildguard", open=_open, parameters=7.25e9)

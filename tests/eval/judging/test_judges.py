@@ -850,11 +850,11 @@ def test_wildguards_answer(answer: str, label: str, detail: dict[str, bool]) -> 
     assert verdict.detail == {**detail, "reply": answer}
 
 
-def trained_to_say(answers: dict[str, str], folder: Path) -> None:
-    """Save a model that continues each text with its answer; its chat template gives a message as it stands."""
+def trained_to_say(answers: dict[str, str], folder: Path, chat_template: str = "") -> None:
+    """Save a model that continues each text with its answer."""
     words = [word for text in (*answers, *answers.values()) for word in re.findall(r"\w+|[^\w\s]", text)]
     tokenizer = word_tokenizer(words)
-    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    tokenizer.chat_template = chat_template
     model: Callable[..., Any] = tiny_model(
         tokenizer, max_position_embeddings=512, bos_token_id=tokenizer.bos_token_id, hidden_size=64
     ).train()
@@ -947,18 +947,18 @@ def test_llama_guards_answer(reply: str, value: float | None, hazards: list[str]
     assert (verdict.value, verdict.detail.get("hazards")) == (value, hazards)
 
 
-def test_llama_guard_reads_what_its_weights_say(tmp_path: Path) -> None:
-    text, same = ((ROOM / "judges" / f"{name}.txt").read_text() for name in ("llama_guard_weights", "llama_guard"))
-    assert text == same
+@pytest.mark.parametrize("content", ["content", "content[0].text"])
+def test_llama_guard_reads_what_its_weights_say(content: str, tmp_path: Path) -> None:
+    """Their chat template is given the conversation, in parts where it reads nothing else."""
     answers = {"sorry": "safe", "jar": "unsafe", "gibberish": "Agent"}
-    trained_to_say({f"Agent : {word}": answer for word, answer in answers.items()}, tmp_path / "guard")
-    prompt = tmp_path / "short.txt"
-    prompt.write_text("Agent: {response}")
-    chosen = settings(
-        weights={"llama_guard_weights": str(tmp_path / "guard")}, prompt_file={"llama_guard_weights": str(prompt)}
+    turns = "{% for one in messages %}{{ one.role + ' : ' + (one." + content + " or '') + ' ' }}{% endfor %}"
+    trained_to_say(
+        {f"user : open assistant : {word}": answer for word, answer in answers.items()},
+        tmp_path / "guard",
+        "{{ bos_token }}" + turns,
     )
-    # It is not shown the request.
-    items = [Item(word, "User: unsafe", word, "") for word in answers]
+    chosen = settings(weights={"llama_guard_weights": str(tmp_path / "guard")})
+    items = [Item(word, "open", word, "") for word in answers]
     found = judge_responses("llama_guard_weights", items, chosen, tmp_path / "journal", "judging")
     assert [judged.verdict.value for judged in found] == [1.0, 0.0, None]
     assert [judged.verdict.detail["reply"] for judged in found] == list(answers.values())
