@@ -219,9 +219,10 @@ def _difference(
     tokenizer: PreTrainedTokenizerBase, asked: Messages, answer: str, values: Mapping[str, Any]
 ) -> str | None:
     """``context_difference`` with more variables of the template, and without a remedy."""
-    told = [*asked, {"role": "assistant", "content": answer}]
+    given = [dict(message) for message in asked]
+    told = [*given, {"role": "assistant", "content": answer}]
     try:
-        before = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **values))
+        before = str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True, **values))
         whole = str(tokenizer.apply_chat_template(told, tokenize=False, **values))
     except RENDERING_ERRORS as error:
         return not_taken(told, error)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from ogpsa.app.compose import compose_config
+from ogpsa.config import Config
 from ogpsa.data.__main__ import main
 from ogpsa.data.conversations import as_text
 from ogpsa.data.rows import load_data
@@ -35,13 +37,20 @@ ONE = {"prompt": "Hi", "chosen": "No.", "rejected": "Yes."}
 LONG = {"prompt": BEFORE, "chosen": "No.", "rejected": "Take flour."}
 
 
-def load(file: Path, stage: str) -> list[dict[str, Any]]:
+@cache
+def config_of(stage: str) -> Config:
+    """A run over a file that is yet to be named."""
     steps = ["stage.batch_size=1", "stage.micro_batch_size=1"]
     if stage == "grpo":
         steps = ["reward=refusal_rules", "stage.batch_size=8", "stage.micro_batch_size=8", "stage.num_generations=8"]
         steps.append("stage.updates_per_generation=1")
-    words = ["data=files", f"data.safety={file}", "method=baseline", f"stage={stage}", *steps]
-    return load_data(compose_config(words)).safety
+    return compose_config(["data=files", "data.safety=rows", "method=baseline", f"stage={stage}", *steps])
+
+
+def load(file: Path, stage: str) -> list[dict[str, Any]]:
+    config = config_of(stage)
+    data = config.data.model_copy(update={"safety": str(file)})
+    return load_data(config.model_copy(update={"data": data})).safety
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -284,4 +293,4 @@ def test_published_pairs_of_whole_conversations_share_their_prompts(tmp_path: Pa
     assert [as_text(row["prompt"]) for row in loaded] == [as_text(row["chosen"][:-1]) for row in fit[:500]]
     with pytest.raises(UserError) as refused:
         load(write(tmp_path / "rows.jsonl", rows), "dpo")
-    assert any("'chosen' and 'rejected' do not share their prompt" in line for line in refused.value.problems)
+    assert any("is the assistant's, where the user speaks" in line for line in refused.value.problems)
