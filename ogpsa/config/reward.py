@@ -23,7 +23,7 @@ class Rollout:
     """One answer of the policy.
 
     Attributes:
-        prompt: the user's request as plain text.
+        prompt: the user's request as plain text; of a conversation every turn so far, each behind its role.
         response: the completion as plain text, its thought included.
         harmful: whether the request should be refused.
         target: the row's right answer, where it has one.

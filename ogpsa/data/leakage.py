@@ -8,6 +8,7 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
+from ogpsa.data.conversations import users_turns
 from ogpsa.data.readers import FORMATS, Row, read_table
 from ogpsa.utils.errors import Problems, UserError, closest_match
 from ogpsa.utils.files import write_json
@@ -27,6 +29,8 @@ PROMPTS = (
     "question", "Question", "prompt", "instruction", "instructions", "forbidden_prompt", "problem", "user_query",
     "inputs", "Behavior", "text",
 )  # fmt: skip
+# Where a conversation stands, the longest first.
+CONVERSATIONS = ("messages", "chosen", "prompt")
 # Texts that are compared with all others at a time.
 BLOCK = 256
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -110,22 +114,24 @@ def _prefixes(sets: csr_array, threshold: float) -> csr_array:
     return csr_array((sets.data[inside], sets.indices[inside], starts), shape=sets.shape)
 
 
-def prompts_of(file: Path, column: str | None = None) -> list[str]:
-    """The prompts in a file, by row.
+def prompts_of(file: Path, column: str | None = None) -> list[tuple[int, str]]:
+    """The prompts in a file, each with its row's number from 1; of a conversation each user's turn.
 
     Raises:
         UserError: it is not readable, or has no such column.
     """
     rows = read_table(file)
-    return [_prompt(file, number, row, column) for number, row in enumerate(rows, start=1)]
+    return [(number, text) for number, row in enumerate(rows, start=1) for text in _prompts(file, number, row, column)]
 
 
-def _prompt(file: Path, number: int, row: Row, column: str | None) -> str:
+def _prompts(file: Path, number: int, row: Row, column: str | None) -> list[str]:
     names = PROMPTS if column is None else (column,)
+    for name in CONVERSATIONS if column is None else names:
+        if asked := users_turns(row.get(name)):
+            return asked
     for name in names:
         if isinstance(row.get(name), str):
-            text: str = row[name]
-            return text
+            return [row[name]]
     known = ", ".join(map(str, row)) or "none"
     hint = closest_match(column, map(str, row)) if column else "; name one with --column"
     raise UserError(f"{file}: row {number} has no text in {' or '.join(names)} (columns found: {known}){hint}")
@@ -189,12 +195,14 @@ def check_leakage(folder: Path, against: Sequence[Path], threshold: float, colum
     pairs = []
     for number, left in enumerate(ours):
         rights = names[number + 1 :]
-        places = [(file, row) for file in rights for row in range(1, len(files[file]) + 1)]
+        places = [(file, row) for file in rights for row, _ in files[file]]
         by_file: dict[Path, list[dict[str, Any]]] = {}
-        for pair in duplicates(files[left], [text for file in rights for text in files[file]], threshold):
+        texts = [[text for _, text in files[file]] for file in (left, *rights)]
+        for pair in duplicates(texts[0], list(chain.from_iterable(texts[1:])), threshold):
             file, row = places[pair.right]
+            number_left, _ = files[left][pair.left]
             by_file.setdefault(file, []).append(
-                {"left": pair.left + 1, "right": row, "similarity": round(pair.similarity, 4), "exact": pair.exact}
+                {"left": number_left, "right": row, "similarity": round(pair.similarity, 4), "exact": pair.exact}
             )
         for file, found in by_file.items():
             exact = sum(entry["exact"] for entry in found)
@@ -205,8 +213,11 @@ def check_leakage(folder: Path, against: Sequence[Path], threshold: float, colum
         "threshold": threshold,
         "shingle": WIDTH,
         "files": {
-            str(file): {"rows": len(texts), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-            for file, texts in files.items()
+            str(file): {
+                "rows": len({row for row, _ in prompts}),
+                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            }
+            for file, prompts in files.items()
         },
         "pairs": pairs,
     }

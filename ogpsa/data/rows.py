@@ -1,8 +1,8 @@
 """The rows a run works on, read or built before anything heavy is imported, and kept in the run directory.
 
-Columns (text): ``prompt`` with ``chosen`` and ``rejected``; SFT needs no ``rejected`` and takes ``completion``
-for ``chosen``. Of the safety set GRPO needs the prompt alone; ``harmful: false`` marks one that should be answered, as
-its ``target`` says.
+Columns: ``prompt`` with ``chosen`` and ``rejected``, texts or conversations (``ogpsa/data/conversations.py``); SFT
+needs no ``rejected`` and takes ``completion`` for ``chosen``. Of the safety set GRPO needs the prompt alone;
+``harmful: false`` marks one that should be answered, as its ``target`` says.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ from typing import Any
 
 from ogpsa.config import Config, DPOSettings, FileData, GRPOSettings, OneStage, SetUse, StageName, mixed_in
 from ogpsa.data.builders.settings import SCHEMAS
-from ogpsa.data.readers import place, read_table
+from ogpsa.data.conversations import ALLOWED, INVISIBLE, ConversationError, as_text, plain_row
+from ogpsa.data.readers import ending, place, read_table
 from ogpsa.testbed.rows import Rows, build_rows
 from ogpsa.testbed.world import World
 from ogpsa.utils.answers import says_nothing, split_reply
@@ -46,8 +47,6 @@ UNREAD = frozenset((
 HELD_OUT = frozenset(("test", "val", "valid", "validation", "dev", "eval", "evaluation", "heldout", "holdout"))
 # What a file of each ending should hold.
 EXPECTED = {".csv": "rows below the header", ".json": "a list of objects", ".parquet": "a table with rows"}
-# Whitespace and what has no width: an answer of nothing else says nothing.
-INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\0\u00ad\u180e\u200b\u200c\u200d\u2060\ufeff"
 
 
 @dataclass(frozen=True)
@@ -194,10 +193,16 @@ def _read_rows(
             )
     columns = sorted({column for stage in stages for column in needed[stage]})
     marked = "grpo" in stages and needed is SAFETY_COLUMNS
+    cells = ending(Path(path)) == ".csv"
     # By kind of mistake what is wrong with the first row that has it, and all such rows.
     mistakes: dict[str, tuple[str, list[int]]] = {}
     rows = []
-    for number, row in enumerate(found, start=1):
+    for number, given in enumerate(found, start=1):
+        try:
+            row = plain_row(given, columns, cells)
+        except ConversationError as wrong:
+            mistakes.setdefault(wrong.kind, (wrong.told, []))[1].append(number)
+            continue
         for fault, mistake in _mistakes(config, row, columns, stages):
             mistakes.setdefault(fault, (mistake, []))[1].append(number)
         rows.append({column: row.get(column, row.get("completion")) for column in columns})
@@ -226,12 +231,13 @@ def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[Stag
             known = ", ".join(map(str, sorted(row, key=str))) or "none"
             hint = closest_match(column, map(str, row.keys() - {column}))
             yield f"none {column}", f" has no text in column '{column}' (columns found: {known}); {needed}{hint}"
-        elif not isinstance(value, str):
+        # Of a prompt, messages that ``plain_row`` has read.
+        elif not isinstance(value, str) and not (column == "prompt" and isinstance(value, list)):
             whole = False
-            hint = ", of a conversation the words of the turn alone" if isinstance(value, list | dict) else ""
+            allowed = ALLOWED if isinstance(value, list | dict) else "a text"
             yield (
                 f"{type(value)} {column}",
-                f": column '{column}' holds {json_kind(value)}; allowed: a text{hint}; {needed}",
+                f": column '{column}' holds {json_kind(value)}; allowed: {allowed}; {needed}",
             )
     for column in ("chosen", "rejected"):
         if column not in columns or not isinstance(row.get(column), str) or not row[column].strip(INVISIBLE):
@@ -245,10 +251,11 @@ def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[Stag
                 f"nothing {column}",
                 f": column '{column}' says nothing, but {found!r}; write an answer",
             )
-    read = [row[column] for column in columns if isinstance(row.get(column), str)]
+    read = [as_text(row[column]) for column in columns if isinstance(row.get(column), str | list)]
     for column, value in row.items():
         if column not in columns and _plain(str(column)).removesuffix("s") in UNREAD and _adds(value, read):
-            yield column, f": column '{column}' is read by no stage; put it into the prompt, or take the column out"
+            remedy = "name it 'system'" if _plain(str(column)).startswith("sys") else "put it into the prompt"
+            yield column, f": column '{column}' is read by no stage; {remedy}, or take the column out"
     if "completion" in row and (row.get("label") is False or str(row.get("label")).lower() == "false"):
         yield "label", ": label is false, so that the completion is no answer to learn; take the row out"
     if "completion" in row and row["completion"] != row["chosen"]:

@@ -74,13 +74,14 @@ class Nspo(Method):
         self._spaces = run.on_main_process(partial(self._ensure_spaces, base, run))
 
     def _ensure_spaces(self, base: Path, run: "Run") -> "KeptSpaces":
+        from ogpsa.data.conversations import conversation
         from ogpsa.nullspace.kept import ensure_spaces
 
         rows = []
         for name in self.general_sets:
             held = run.data.reference_sets[name]
             drawn = random.Random(f"{run.config.seed} {name}").sample(range(len(held)), self.samples)
-            rows += [(held[row]["prompt"], held[row]["chosen"]) for row in drawn]
+            rows += [conversation(held[row]["prompt"], held[row]["chosen"]) for row in drawn]
         settings = SpaceSettings(self.rule, self.threshold, self.skip_first_token, self.max_length)
         cache = Path(run.config.cache_dir)
         return ensure_spaces(

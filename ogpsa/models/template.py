@@ -22,6 +22,8 @@ Messages = Sequence[Mapping[str, str]]
 log = logging.getLogger(__name__)
 
 CLOCK = "strftime_now"
+# Characters of a turn that a message shows.
+SHOWN = 40
 # The day that Llama's templates fall back to where they have no clock.
 FROZEN_DAY = "2024-07-26"
 # The caller's own arguments, which no run may pin.
@@ -187,6 +189,28 @@ def check_repeatable(tokenizer: PreTrainedTokenizerBase) -> None:
     texts = {render(tokenizer, turns) for turns in (conversation, deepcopy(conversation))}
     if len(texts) > 1:
         raise UserError(f"{tokenizer.name_or_path}: the chat template makes two texts of one conversation")
+
+
+def lost_turn(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
+    """How the text of a prompt of several turns differs from what they say; None where it holds each turn's words.
+
+    A template may put a system's turn in another place.
+    """
+    if len(messages) == 1:
+        return None
+    try:
+        text = str(tokenizer.apply_chat_template(list(map(dict, messages)), tokenize=False, add_generation_prompt=True))
+    except RENDERING_ERRORS as error:
+        return f"{not_taken(messages, error)}; write what it does not take into a user's turn, or take the row out"
+    place = 0
+    for number, message in enumerate(messages, start=1):
+        said, role = message["content"].strip(), message["role"]
+        found = text.find(said, 0 if role == "system" else place)
+        if found < 0:
+            turn = f"turn {number} ({role}), {said[:SHOWN]!r}"
+            return f"the chat template leaves out or changes {turn}; write it into another turn, or take the row out"
+        place = place if role == "system" else found + len(said)
+    return None
 
 
 def not_taken(messages: Messages, error: Exception) -> str:

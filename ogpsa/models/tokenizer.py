@@ -15,6 +15,7 @@ from ogpsa.models.template import (
     RENDERING_ERRORS,
     RESERVED,
     Chat,
+    Messages,
     check_repeatable,
     not_taken,
     pin,
@@ -198,28 +199,30 @@ def rendered_hash(folder: Path, template_kwargs: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([texts, ids]).encode()).hexdigest()[:16]
 
 
-def context_difference(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> str | None:
+def context_difference(tokenizer: PreTrainedTokenizerBase, asked: Messages, answer: str) -> str | None:
     """How the context of an answer in training differs from that in evaluation; None where it does not.
 
-    Training tokenizes prompt and answer as one conversation (TRL), evaluation the prompt with a generation prompt.
-    Spaces before the answer are the answer's: tokenizers make them part of its first word.
+    Training tokenizes the turns ``asked`` and the answer as one conversation (TRL), evaluation the turns alone with a
+    generation prompt. Spaces before the answer are the answer's: tokenizers make them part of its first word.
     """
-    found = _difference(tokenizer, prompt, answer, {})
+    found = _difference(tokenizer, asked, answer, {})
     if found is None:
         return None
     for name in sorted(template_variables(str(tokenizer.get_chat_template())) - {*RESERVED, *GIVEN}):
         for value in (False, True):
-            if _difference(tokenizer, prompt, answer, {name: value}) is None:
+            if _difference(tokenizer, asked, answer, {name: value}) is None:
                 return f"{found}; +model.template_kwargs.{name}={str(value).lower()} makes them equal"
     return f"{found}; use a template that renders both alike"
 
 
-def _difference(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, values: Mapping[str, Any]) -> str | None:
+def _difference(
+    tokenizer: PreTrainedTokenizerBase, asked: Messages, answer: str, values: Mapping[str, Any]
+) -> str | None:
     """``context_difference`` with more variables of the template, and without a remedy."""
-    asked = [{"role": "user", "content": prompt}]
-    told = [*asked, {"role": "assistant", "content": answer}]
+    given = [dict(message) for message in asked]
+    told = [*given, {"role": "assistant", "content": answer}]
     try:
-        before = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **values))
+        before = str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True, **values))
         whole = str(tokenizer.apply_chat_template(told, tokenize=False, **values))
     except RENDERING_ERRORS as error:
         return not_taken(told, error)

@@ -75,7 +75,7 @@ def ensure_spaces(
     cache: Path,
     base: Path,
     model: Model,
-    rows: Sequence[tuple[str, str]],
+    rows: Sequence[Sequence[dict[str, str]]],
     settings: SpaceSettings,
     modules: Modules,
     shares: Sequence[float],
@@ -86,16 +86,15 @@ def ensure_spaces(
     ``safe_point`` is called while they are computed, and may stop it by raising; the next call resumes.
 
     Args:
-        rows: general rows, each a prompt and an answer.
+        rows: conversations, each a general row's prompt and answer.
         shares: the least and the largest null share that a layer may have.
 
     Raises:
         UserError: ``modules`` fits no layer, a layer is reached by no row, or a null share lies outside ``shares``.
     """
     tokenizer = load_tokenizer(base, model.template_kwargs)
-    turns = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}] for prompt, answer in rows]
     # Sorted, so that the order of the draw does not matter.
-    tokens = sorted(row[: settings.max_length] for row in conversation_tokens(tokenizer, turns))
+    tokens = sorted(row[: settings.max_length] for row in conversation_tokens(tokenizer, rows))
     folder = cache / "nullspaces" / _key(base, model, tokens, settings)
     described = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     kept = KeptSpaces(folder, chosen_groups(empty_model(described), modules))

@@ -8,7 +8,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ogpsa.config import Config, OneStage
+from ogpsa.data.conversations import turns
 from ogpsa.data.rows import COLUMNS, SAFETY_COLUMNS, Data, Row, set_uses
+from ogpsa.models.template import lost_turn
 from ogpsa.models.tokenizer import context_difference, context_length, load_tokenizer
 from ogpsa.preflight.unfit_rows import check_answers
 from ogpsa.utils.errors import UserError
@@ -60,8 +62,10 @@ def _sets(config: Config, stage: OneStage, data: Data) -> Iterator[tuple[str, li
 
 def _first_difference(tokenizer: PreTrainedTokenizerBase, answers: tuple[str, ...], rows: list[Row]) -> Iterator[str]:
     for number, row in enumerate(rows[:ROWS], start=1):
+        asked = turns(row["prompt"])
+        difference = lost_turn(tokenizer, asked)
         for column in answers:
-            difference = context_difference(tokenizer, row["prompt"], row[column])
-            if difference is not None:
-                yield f"row {number}: {difference}"
-                return
+            difference = difference or context_difference(tokenizer, asked, row[column])
+        if difference is not None:
+            yield f"row {number}: {difference}"
+            return

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ogpsa.config import NO_JUDGES, Config, GRPOSettings, Judges, OneStage, StageName
+from ogpsa.data.conversations import as_text
 from ogpsa.data.rows import Data, Row
 from ogpsa.distributed import processes
 from ogpsa.distributed.launch import accumulation_steps
@@ -246,7 +247,7 @@ def count(
     refreshes, passes = _passes(projection, steps)
     references = {name: data.reference_sets[name] for name in projection.reference_sets} if projection else {}
     if isinstance(stage, GRPOSettings):
-        length = sum(len(row["prompt"]) for row in training) / rows + TOKEN_CHARACTERS * stage.max_new_tokens
+        length = sum(len(as_text(row["prompt"])) for row in training) / rows + TOKEN_CHARACTERS * stage.max_new_tokens
     else:
         length = _mean_length(training, stage.name)
     trained = samples * length
@@ -293,7 +294,7 @@ def _passes(projection: ProjectionSettings | None, steps: int) -> tuple[int, int
 def _mean_length(rows: Sequence[Row], stage: StageName) -> float:
     """Characters that one row sends through the model; a pair of DPO sends its prompt twice."""
     columns = ("prompt", "prompt", "chosen", "rejected") if stage == "dpo" else ("prompt", "chosen")
-    return sum(len(row[column]) for row in rows for column in columns) / len(rows)
+    return sum(len(as_text(row[column])) for row in rows for column in columns) / len(rows)
 
 
 def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, judges: Judges = NO_JUDGES) -> Setup:

@@ -14,8 +14,9 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 from ogpsa.config import Config, DPOSettings, GRPOSettings, OneStage, StageName
+from ogpsa.data.conversations import Message, conversation, turn, turns
 from ogpsa.data.rows import COLUMNS, SAFETY_COLUMNS, Data, Row, row_place, set_uses
-from ogpsa.models.template import RENDERING_ERRORS
+from ogpsa.models.template import RENDERING_ERRORS, lost_turn
 from ogpsa.models.tokenizer import PROBES, common_beginning, context_difference
 from ogpsa.utils.answers import split_reply
 from ogpsa.utils.errors import UserError
@@ -25,7 +26,8 @@ log = logging.getLogger("ogpsa.rows")
 CHUNK = 256
 # Rows that a message names.
 NAMED = 5
-Turn = dict[str, str]
+# The turns of a row's prompt, each a role and its words, and the row's answers.
+Texts = tuple[tuple[tuple[str, str], ...], tuple[str, ...]]
 # A mark of a turn that need not be one token, as [INST].
 BRACKETED = re.compile(r"<\|[^<>|\s]+\|>|</?[A-Za-z_]+>|\[/?[A-Z_]+\]")
 
@@ -35,7 +37,7 @@ class Unfit:
     """The rows of one set that a stage cannot train on as they are: their places from 0, and the tokens they take.
 
     Attributes:
-        otherwise: how training and evaluation, or row and template, differ (``context_difference``).
+        otherwise: how training and evaluation, or row and template, differ (``context_difference``, ``lost_turn``).
         marks: the mark of a turn that a text holds, as if it ended there.
     """
 
@@ -80,7 +82,13 @@ def unfit_rows(
 ) -> list[Unfit]:
     """For each stage the rows that it would not train on as they stand, tokenized as TRL does it."""
     widest = max((columns[stage.name] for stage in stages), key=len)
-    texts = tuple(tuple(row[column] for column in widest) for row in rows)
+    texts: tuple[Texts, ...] = tuple(
+        (
+            tuple((message["role"], message["content"]) for message in turns(row["prompt"])),
+            tuple(row[column] for column in widest[1:]),
+        )
+        for row in rows
+    )
     limits = tuple((len(columns[stage.name]) - 1, _limit(stage, len(columns[stage.name]) - 1)) for stage in stages)
     return _unfit_rows(tokenizer, limits, texts)
 
@@ -92,7 +100,7 @@ def _limit(stage: OneStage, answers: int) -> int:
 
 @lru_cache(maxsize=8)
 def _unfit_rows(
-    tokenizer: PreTrainedTokenizerBase, stages: tuple[tuple[int, int], ...], rows: tuple[tuple[str, ...], ...]
+    tokenizer: PreTrainedTokenizerBase, stages: tuple[tuple[int, int], ...], rows: tuple[Texts, ...]
 ) -> list[Unfit]:
     """``unfit_rows`` for prompts with their answers; each stage is given by its number of answers and its token limit.
 
@@ -102,33 +110,35 @@ def _unfit_rows(
     marks = _turn_marks(tokenizer)
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        before = _texts(tokenizer, [[_turn("user", row[0])] for row in part], ask=True)
+        asked = [[turn(*one) for one in before] for before, _ in part]
+        begun = _texts(tokenizer, asked, ask=True)
+        lost = [lost_turn(tokenizer, messages) for messages in asked]
         wholes, differences = [], []
-        prompts = [] if all(answers for answers, _ in stages) else _ids(tokenizer, before)
-        for column in range(1, len(rows[0])):
-            told = [[_turn("user", row[0]), _turn("assistant", row[column])] for row in part]
-            texts = _texts(tokenizer, told)
+        prompts = [] if all(answers for answers, _ in stages) else _ids(tokenizer, begun)
+        for column in zip(*(answers for _, answers in part), strict=True):
+            texts = _texts(tokenizer, [conversation(*pair) for pair in zip(asked, column, strict=True)])
             differences.append(
                 [
-                    None if _goes_on(asked, row[column], text) else context_difference(tokenizer, row[0], row[column])
-                    for asked, row, text in zip(before, part, texts, strict=True)
+                    None if _goes_on(beginning, answer, text) else context_difference(tokenizer, messages, answer)
+                    for beginning, messages, answer, text in zip(begun, asked, column, texts, strict=True)
                 ]
             )
             wholes.append(_ids(tokenizer, texts))
         for (answers, limit), found in zip(stages, unfit, strict=True):
-            for number, (row, *whole) in enumerate(zip(part, *wholes[:answers], strict=True), start=start):
-                if mark := marks.search("\n".join(row[: answers + 1])):
+            for number, ((before, told), *whole) in enumerate(zip(part, *wholes[:answers], strict=True), start=start):
+                if mark := marks.search("\n".join([*(said for _, said in before), *told[:answers]])):
                     found.marks[number] = mark[0]
+                    continue
+                unlike = (column[number - start] for column in [lost, *differences[:answers]])
+                if difference := next(filter(None, unlike), None):
+                    found.otherwise[number] = difference
                     continue
                 if not answers:
                     if len(prompts[number - start]) > limit:
                         found.without_answer[number] = len(prompts[number - start])
                     continue
-                if unlike := next(filter(None, (column[number - start] for column in differences[:answers])), None):
-                    found.otherwise[number] = unlike
-                    continue
                 longest = max(map(len, whole))
-                prompt = _prompt_length(tokenizer, row[0], whole) if longest > limit else 0
+                prompt = _prompt_length(tokenizer, asked[number - start], whole) if longest > limit else 0
                 if prompt >= limit:
                     found.without_answer[number] = prompt
                     continue
@@ -180,10 +190,6 @@ def _lines(
         yield stage.equal_answers, lost if stage.equal_answers else lost + remedy
 
 
-def _turn(role: str, text: str) -> Turn:
-    return {"role": role, "content": text}
-
-
 def _turn_marks(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """A pattern of marks of turns: end and padding tokens, and the chat template's tokens and bracketed marks."""
     frame = "".join(text or "" for text in _texts(tokenizer, [*map(list, PROBES), list(PROBES[0])], ask=True))
@@ -202,7 +208,7 @@ def _goes_on(asked: str | None, answer: str, text: str | None) -> bool:
     return text[len(asked) :].lstrip(" ").startswith(answer.strip())
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, turns: list[list[Turn]], ask: bool = False) -> list[str | None]:
+def _texts(tokenizer: PreTrainedTokenizerBase, turns: list[list[Message]], ask: bool = False) -> list[str | None]:
     """The conversations' texts; None where the template does not take one."""
     try:
         return list(map(str, tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)))
@@ -217,7 +223,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | None]) -> lis
     return ids
 
 
-def _prompt_length(tokenizer: PreTrainedTokenizerBase, text: str, whole: Sequence[Sequence[int]]) -> int:
+def _prompt_length(tokenizer: PreTrainedTokenizerBase, asked: list[Message], whole: Sequence[Sequence[int]]) -> int:
     """Tokens before the answer, as TRL counts them: those with which prompt and conversation both begin."""
-    [prompt] = _ids(tokenizer, _texts(tokenizer, [[_turn("user", text)]], ask=True))
+    [prompt] = _ids(tokenizer, _texts(tokenizer, [asked], ask=True))
     return min(common_beginning(prompt, tokens) for tokens in whole)

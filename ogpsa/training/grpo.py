@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from trl import GRPOTrainer
 
 from ogpsa.config import GRPOSettings, Rollout, Scorer
+from ogpsa.data.conversations import as_text
 from ogpsa.distributed import processes
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.utils.refusal_rules import declines
@@ -49,7 +50,7 @@ class ScoredRollouts:
         **_: Any,
     ) -> list[float | None]:
         rollouts = [
-            Rollout(prompt[-1]["content"], reply[-1]["content"], bad, right, tokens[-1] in self._ends)
+            Rollout(as_text(prompt), reply[-1]["content"], bad, right, tokens[-1] in self._ends)
             for prompt, reply, tokens, bad, right in zip(
                 prompts, completions, completion_ids, harmful, target, strict=True
             )

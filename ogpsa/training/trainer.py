@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_
 from trl import DPOConfig, GRPOConfig, SFTConfig, SFTTrainer
 
 from ogpsa.config import Config, DPOSettings, GRPOSettings, OneStage, Scorer, StageName
+from ogpsa.data.conversations import turn, turns
 from ogpsa.data.rows import Data, Row, row_place, set_uses
 from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import mode_arguments, shared_rows, summing_in_fp32
@@ -204,16 +205,12 @@ def _check_nothing_dropped(key: str, tokens: int, trainer: Trainer, rows: Mappin
 
 
 def _conversations(rows: Sequence[Row], stage: str) -> Dataset:
-    """Rows in TRL's conversational form: loss on the answer alone."""
-
-    def turn(role: str, text: str) -> list[dict[str, str]]:
-        return [{"role": role, "content": text}]
-
+    """Rows in TRL's conversational form: loss on the answer alone, of several turns on the last one."""
     answers = {"chosen": "chosen", "rejected": "rejected"} if stage == "dpo" else {"completion": "chosen"}
     return Dataset.from_list(
         [
-            {"prompt": turn("user", row["prompt"])}
-            | {column: turn("assistant", row[source]) for column, source in answers.items() if source in row}
+            {"prompt": turns(row["prompt"])}
+            | {column: [turn("assistant", row[source])] for column, source in answers.items() if source in row}
             | {column: row[column] for column in ("harmful", "target") if column in row}
             for row in rows
         ]

@@ -118,7 +118,7 @@ def test_one_object_of_texts_is_no_list_of_rows(tmp_path: Path) -> None:
 
 
 NEED = "dpo need chosen, prompt, rejected"
-ALLOWED = "allowed: a text, of a conversation the words of the turn alone"
+ALLOWED = "allowed: a text, or messages as a list of objects with role and content"
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ ALLOWED = "allowed: a text, of a conversation the words of the turn alone"
         ({"prompt": 12}, f": column 'prompt' holds a number (12); allowed: a text; {NEED}"),
         ({"prompt": None}, f": column 'prompt' holds null; allowed: a text; {NEED}"),
         ({"prompt": True}, f": column 'prompt' holds true; allowed: a text; {NEED}"),
-        ({"chosen": ["a", "b"]}, f": column 'chosen' holds a list of 2; {ALLOWED}; {NEED}"),
+        ({"chosen": ["a", "b"]}, f": column 'chosen' holds a list of 2; {ALLOWED}"),
         ({"chosen": {"text": "a"}}, f": column 'chosen' holds an object (text); {ALLOWED}; {NEED}"),
         (
             {"chosen": [{"role": "user", "content": "a"}, {"role": "bot"}]},
-            f": column 'chosen' holds a list of messages (user, bot without content); {ALLOWED}; {NEED}",
+            ": column 'chosen', message 2 has the role 'bot'; allowed: system, user, assistant",
         ),
         (
             {"rejected": "\u200b\ufeff\u3000\n"},
@@ -145,19 +145,12 @@ ALLOWED = "allowed: a text, of a conversation the words of the turn alone"
         ),
         ({"completion": "Sure."}, ": holds both 'chosen' and 'completion', and they differ; keep one"),
         (
-            {"system": "Be kind."},
-            ": column 'system' is read by no stage; put it into the prompt, or take the column out",
-        ),
-        (
             {"history": [["a", "b"]]},
             ": column 'history' is read by no stage; put it into the prompt, or take the column out",
         ),
         *(
             ({name: value}, f": column '{name}' is read by no stage; put it into the prompt, or take the column out")
             for name, value in {
-                "system_prompt": "Be kind.",
-                "System": "Be kind.",
-                " system": "Be kind.",
                 "context": "a",
                 "Documents": [{"title": "x"}],
                 "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": ROW["prompt"]}],
@@ -167,6 +160,10 @@ ALLOWED = "allowed: a text, of a conversation the words of the turn alone"
                 "image": "a.png",
                 "chat_template_kwargs": {"style": "plain"},
             }.items()
+        ),
+        *(
+            ({name: "Be kind."}, f": column '{name}' is read by no stage; name it 'system', or take the column out")
+            for name in ("system_prompt", "System", " system")
         ),
         (
             {"rejected": "\u200bI cannot help."},

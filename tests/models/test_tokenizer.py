@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from eval.generation.generate import local_model
 from ogpsa.app.compose import compose_config
+from ogpsa.data.conversations import turns
 from ogpsa.data.rows import Data
 from ogpsa.models.load import load_model
 from ogpsa.models.template import pin
@@ -141,17 +142,17 @@ def published(name: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("name", EQUAL)
 def test_templates_that_give_an_answer_one_context(name: str) -> None:
-    assert context_difference(published(name), "Hello?\n", "Sorry, no.\n\nNever.") is None
+    assert context_difference(published(name), turns("Hello?\n"), "Sorry, no.\n\nNever.") is None
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_templates_that_give_an_answer_two_contexts(name: str) -> None:
     tokenizer = published(name)
-    found = context_difference(tokenizer, "Hello?", "Sorry, no.")
+    found = context_difference(tokenizer, turns("Hello?"), "Sorry, no.")
     assert found is not None and all(part in found for part in DIFFERENT[name])
     if THINKING in found:
         pin(tokenizer, {"enable_thinking": False})
-        assert context_difference(tokenizer, "Hello?", "Sorry, no.") is None
+        assert context_difference(tokenizer, turns("Hello?"), "Sorry, no.") is None
 
 
 OTHERS = {
@@ -168,12 +169,12 @@ OTHERS = {
 def test_the_first_difference_is_shown(name: str) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template, part = OTHERS[name]
-    found = context_difference(tokenizer, "Hello?", "Sorry, no.")
+    found = context_difference(tokenizer, turns("Hello?"), "Sorry, no.")
     assert found is not None and part in found, found
 
 
 def test_an_answer_that_the_row_itself_begins_with_a_newline_is_the_rows() -> None:
-    assert context_difference(byte_tokenizer(), "Hello?", "\n Sorry, no.") is None
+    assert context_difference(byte_tokenizer(), turns("Hello?"), "\n Sorry, no.") is None
 
 
 def begins(tokenizer: PreTrainedTokenizerFast, whole: str) -> PreTrainedTokenizerFast:
@@ -205,7 +206,7 @@ def test_the_trainers_context_is_the_one_that_evaluation_asks_with(name: str, st
     row = {"prompt": "How?", "chosen": "Not at all.", "rejected": "Like this."}
     config = compose_config(["method=baseline", f"stage={stage}", "stage.batch_size=1", "stage.micro_batch_size=1"])
     model, loaded = load_model(folder, torch.float32)
-    assert context_difference(loaded, row["prompt"], row["chosen"]) is None
+    assert context_difference(loaded, turns(row["prompt"]), row["chosen"]) is None
     trainer: Any = build_trainer(config, config.stages[0], model, loaded, Data([row], {}), tmp_path / "out")
     prepared = trainer.train_dataset[0]
     trained = prepared["input_ids"][: prepared["labels"].count(-100)] if stage == "sft" else prepared["prompt_ids"]

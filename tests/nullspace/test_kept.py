@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from ogpsa.app.compose import compose_config
+from ogpsa.data.conversations import conversation
 from ogpsa.nullspace import kept
 from ogpsa.nullspace.kept import KeptSpaces, ensure_spaces
 from ogpsa.nullspace.moments import empty_model, in_portions, linear_layers, second_moments, shared_inputs
@@ -18,7 +19,8 @@ from ogpsa.utils.errors import UserError
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 
 SETTINGS = SpaceSettings(rule="energy", threshold=0.05, skip_first_token=True, max_length=24)
-ROWS = [("Name a colour.", "Blue."), ("What is two and two?", "It is four."), ("Say hello", "Hello!")]
+PAIRS = [("Name a colour.", "Blue."), ("What is two and two?", "It is four."), ("Say hello", "Hello!")]
+ROWS = [conversation(*pair) for pair in PAIRS]
 BLOCK = {"self_attn.q_proj": ["q_proj", "k_proj", "v_proj"], "self_attn.o_proj": ["o_proj"],
          "mlp.gate_proj": ["gate_proj", "up_proj"], "mlp.down_proj": ["down_proj"]}  # fmt: skip
 

@@ -17,7 +17,7 @@ from ogpsa.utils.files import write_jsonl
 from tests.program import contents, run_here
 from tests.tiny import byte_tokenizer, tiny_model
 
-Row = dict[str, str]
+Row = dict[str, Any]
 STEPS = ["stage.batch_size=1", "stage.micro_batch_size=1", "tracker=none"]
 SFT, DPO = ["stage=sft", *STEPS], ["stage=dpo", *STEPS]
 REFERENCE = ["method=ogpsa", "method.samples=1", "method.reference_sets=[general]"]
@@ -165,6 +165,56 @@ def test_every_row_is_compared_with_what_the_template_makes_of_it(old: str, new:
     config = files(rows, *SFT)
     with pytest.raises(UserError, match=r"safety set, rows\.jsonl:61: the chat template does not "):
         check_answers(config, load_data(config), tokenizer)
+
+
+TURNS = [
+    {"role": "system", "content": "ab"},
+    {"role": "user", "content": "cd"},
+    {"role": "assistant", "content": "<think>e</think>f"},
+    {"role": "user", "content": "gh"},
+]
+GRPO = [
+    "stage=grpo", "stage.batch_size=2", "stage.micro_batch_size=2", "stage.num_generations=2", "reward=refusal_rules",
+    "stage.updates_per_generation=1", "stage.max_new_tokens=4", "tracker=none",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [SFT, GRPO], ids=["SFT", "GRPO"])
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (
+            "{% if message.role == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+            "the chat template does not take the turns system, user, assistant, user (no system); write what it does "
+            "not take into a user's turn, or take the row out",
+        ),
+        (
+            "{% if message.role == 'system' %}{% continue %}{% endif %}",
+            "the chat template leaves out or changes turn 1 (system), 'ab'; write it into another turn, or take the "
+            "row out",
+        ),
+        (
+            "{% set message = {'role': message.role, 'content': message.content.split('</think>')[-1]} %}",
+            "the chat template leaves out or changes turn 3 (assistant), '<think>e</think>f'; write it into another "
+            "turn, or take the row out",
+        ),
+    ],
+    ids=["refused", "left out", "changed"],
+)
+def test_a_turn_that_the_template_does_not_write_is_named(message: str, line: str, stage: list[str]) -> None:
+    config = files([row(), {"prompt": TURNS, "chosen": "i"}], *stage, "stage.max_length=100")
+    check_answers(config, load_data(config), byte_tokenizer())
+    tokenizer = byte_tokenizer()
+    begun = "{% for message in messages %}"
+    tokenizer.chat_template = str(tokenizer.chat_template).replace(begun, begun + message)
+    with pytest.raises(UserError) as refused:
+        check_answers(config, load_data(config), tokenizer)
+    assert refused.value.problems == (f": safety set, rows.jsonl:2: {line}",)
+
+
+def test_every_turn_of_a_conversation_counts() -> None:
+    rows = [{"prompt": TURNS[:2], "chosen": "c" * size} for size in (6, 7)]
+    assert problems(files(rows, *SFT)) == [f"{CUT}safety set, rows.jsonl:2 (17 tokens){CUT_REMEDY}"]
 
 
 @pytest.mark.parametrize("stage", [SFT, DPO])

@@ -137,7 +137,7 @@ def draw(settings: DataSet) -> Drawn:
     excluded = tables_in_all([Path(place) for place in settings.exclude])
     if excluded:
         texts = [candidate.question or candidate.prompt for candidate in eligible]
-        found = duplicates(texts, [text for file in excluded for text in prompts_of(file)], settings.similarity)
+        found = duplicates(texts, [text for file in excluded for _, text in prompts_of(file)], settings.similarity)
         exact = {pair.left for pair in found if pair.exact}
         near = {pair.left for pair in found} - exact
         dropped["prompt in an excluded file"] += len(exact)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from eval.judging.verdicts import check_judge, estimate, judge_responses, print_
 from eval.judging.weights import load_weights
 from ogpsa.app.compose import compose_config
 from ogpsa.config import JudgeSettings
+from ogpsa.models.rows import Read, RowReader
 from ogpsa.utils.endpoint import Budget
 from ogpsa.utils.errors import UserError
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
@@ -914,17 +915,19 @@ def test_what_a_judge_by_weights_reads_has_one_beginning(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = word_tokenizer(["jar", "lid"])
-    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %} {{ message.content }}{% endfor %}"
     model = tiny_model(tokenizer, max_position_embeddings=2048, bos_token_id=tokenizer.bos_token_id)
     model.save_pretrained(tmp_path / "guard")
     tokenizer.save_pretrained(tmp_path / "guard")
     read: list[list[int]] = []
 
-    def generate(self: LlamaForCausalLM, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
-        read.extend(input_ids.tolist())
-        return input_ids
+    whole = RowReader.read
 
-    monkeypatch.setattr(LlamaForCausalLM, "generate", generate)
+    def note(self: RowReader, rows: Sequence[list[int]]) -> Read:
+        read.extend(rows)
+        return whole(self, rows)
+
+    monkeypatch.setattr(RowReader, "read", note)
     # Of different lengths, one longer than what a judge reads, and one that writes the token itself.
     items = [Item(str(n), "jar", text, "") for n, text in enumerate(("lid", "lid " * 600, "<bos> lid <s>"))]
     chosen = settings(weights={name: str(tmp_path / "guard")}, batch_size=3)
