@@ -7,6 +7,23 @@ from pydantic import Field, model_validator
 from ogpsa.config.section import Section
 
 StageName = Literal["sft", "dpo", "grpo"]
+# TRL's names of DPO's losses, less those that compare the pairs of a micro-batch with each other.
+PairLoss = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+]
+# Those that read how likely a pair is labelled the wrong way round.
+SMOOTHED = {"robust", "exo_pair"}
 
 
 class Training(Section):
@@ -47,11 +64,35 @@ class SFTSettings(StageSettings):
 
 
 class DPOSettings(StageSettings):
+    """Direct preference optimization.
+
+    Attributes:
+        loss: one loss, or several with their weights.
+        label_smoothing: share of pairs that are labelled the wrong way round, for ``robust`` and ``exo_pair``.
+    """
+
     name: Literal["dpo"]
     beta: float = Field(gt=0)
+    # A run of an earlier revision does not say.
+    loss: PairLoss | Annotated[dict[PairLoss, Annotated[float, Field(gt=0)]], Field(min_length=1)] = "sigmoid"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     # A run of an earlier revision does not say this and equal_answers.
     cut_answers: bool = False
     equal_answers: bool = False
+
+    @property
+    def losses(self) -> dict[PairLoss, float]:
+        """The weight of each loss."""
+        return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
+
+    @model_validator(mode="after")
+    def _is_smoothed_where_it_counts(self) -> "DPOSettings":
+        reading = sorted(SMOOTHED & self.losses.keys())
+        if reading and not self.label_smoothing:
+            raise ValueError(f"label_smoothing=0 leaves nothing of loss={reading[0]}; give it, as 0.1 of robust DPO")
+        if self.label_smoothing and not reading:
+            raise ValueError(f"label_smoothing={self.label_smoothing:g} has no effect in loss={self.loss}")
+        return self
 
 
 class GRPOSettings(StageSettings):

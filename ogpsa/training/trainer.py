@@ -87,7 +87,9 @@ def build_trainer(
     if isinstance(stage, DPOSettings):
         base_class, arguments_class = StageDPOTrainer, DPOConfig
         # TRL then needs neither a second model nor a path to load one from.
-        arguments |= {"beta": stage.beta, "loss_type": ["sigmoid"], "precompute_ref_log_probs": True}
+        arguments |= {"beta": stage.beta, "precompute_ref_log_probs": True}
+        arguments |= {"loss_type": list(stage.losses), "loss_weights": list(stage.losses.values())}
+        arguments |= {"label_smoothing": stage.label_smoothing}
         rows = {name: shared_rows(part, output / "rows" / name) for name, part in rows.items()}
         if adapter is not None and config.distributed.name == "fsdp2" and torch.cuda.is_available():
             # TRL computes them on the GPU with this model, which FSDP brings there only when training begins.
