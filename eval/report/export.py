@@ -94,6 +94,8 @@ def items(one: Evaluated) -> Iterator[Item]:
                 "refused": verdict.get("refused"),
                 "no_answer": verdict.get("no_answer"),
                 "finish_reason": verdict.get("finish_reason"),
+                "faults": ", ".join(verdict.get("faults") or []),
+                "detail": json.dumps(verdict.get("detail") or {}, ensure_ascii=False),
                 "prompt": str(row.get("prompt", "")),
                 "target": str(row.get("target", "")),
                 "response": response_text(row),
@@ -106,17 +108,19 @@ def _name(section: Any) -> str | None:
 
 
 def write_table(evaluations: Sequence[Evaluated], file: Path) -> None:
-    """Write all items as Parquet, an evaluation at a time."""
+    """Write all items as Parquet, an evaluation at a time.
+
+    Raises:
+        UserError: there is none.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kinds = {"seed": pa.int64(), "value": pa.float64(), "refused": pa.bool_()}
-    columns = (
-        "run", "checkpoint", "method", "model", "seed", "benchmark", "group", "metric", "judge", "id", "category",
-        "verdict", "value", "parse_status", "refused", "no_answer", "finish_reason", "prompt", "target", "response",
-        "model_fingerprint",
-    )  # fmt: skip
-    schema = pa.schema([(column, kinds.get(column, pa.string())) for column in columns])
+    first = next((item for one in evaluations for item in items(one)), None)
+    if first is None:
+        raise UserError(f"{file.name}: none of the {len(evaluations)} evaluations has verdicts")
+    schema = pa.schema([(column, kinds.get(column, pa.string())) for column in first])
     buffer = pa.BufferOutputStream()
     with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
         for one in evaluations:
@@ -133,8 +137,10 @@ def write_inspect(evaluations: Sequence[Evaluated], folder: Path) -> int:
             by_benchmark.setdefault(item["benchmark"], []).append(item)
         for name, members in by_benchmark.items():
             log = inspect_log(one, name, members)
-            # Inspect looks for logs by such names alone.
             head = log["eval"]
+            for earlier in folder.glob(f"*_{head['eval_id']}.json"):
+                earlier.unlink()
+            # Inspect looks for logs by such names alone.
             write_json(folder / f"{head['created'].replace(':', '-')}_{name}_{head['eval_id']}.json", log)
             number += 1
     return number
@@ -148,7 +154,7 @@ def inspect_log(one: Evaluated, benchmark: str, members: Sequence[Item]) -> dict
     entry, instrument = one.artefacts.benchmarks[benchmark], one.artefacts.instrument(benchmark)
     scorer = instrument.judge or "judge"
     model = f"ogpsa/{one.name}"
-    identity = hashlib.sha256(json.dumps([one.name, benchmark, entry.get("verdicts_hash")]).encode()).hexdigest()[:22]
+    identity = hashlib.sha256(json.dumps([one.name, benchmark]).encode()).hexdigest()[:22]
     made = datetime.fromtimestamp((one.artefacts.folder / SCORES_FILE).stat().st_mtime, UTC).isoformat(
         timespec="seconds"
     )

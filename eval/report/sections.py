@@ -1,7 +1,7 @@
 """The content of the page: checkpoints on the same items, their scores, charts and examples."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, mean
 from typing import Any
@@ -32,6 +32,8 @@ TITLES = {**GROUPS, "reported": "reported, in no average"}
 # Colours that the page declares for the pipelines.
 COLOURS = 6
 LONGEST_TEXT = 4000
+# The row of all of a benchmark's categories.
+ALL = "all"
 # Resampled means of items that all agree are equal but for rounding.
 ROUNDING = 1e-9
 
@@ -432,25 +434,32 @@ class CategoryRow:
 
     benchmark: str
     category: str
-    cells: list[tuple[Checkpoint, Cell | None]]
+    cells: Sequence[tuple[Checkpoint, Cell | None]]
 
 
 def category_rows(section: Section, names: Sequence[str]) -> list[CategoryRow]:
     """The scores of the benchmarks ``names`` by category, of those whose items fall into some."""
     shown = [one for one in section.checkpoints if one.evaluations]
-    rows = []
+    rows: list[CategoryRow] = []
     for name in names:
         entries = {one.mark: [_categories(evaluation, name) for evaluation in one.evaluations] for one in shown}
         metrics = {found[name]["metric"] for one in shown for e in one.evaluations if name in (found := e.benchmarks)}
-        rows += [
-            CategoryRow(
-                name,
-                category,
-                [(one, _category_cell(entries[one.mark], category, "loss" not in metrics)) for one in shown],
-            )
-            for category in sorted({category for found in entries.values() for one in found for category in one})
-        ]
+        categories = sorted({category for found in entries.values() for one in found for category in one})
+        if categories:
+            rows.append(CategoryRow(name, ALL, [(one, _clustered_cell(one.evaluations, name)) for one in shown]))
+        for category in categories:
+            cells = [(one, _category_cell(entries[one.mark], category, "loss" not in metrics)) for one in shown]
+            rows.append(CategoryRow(name, category, cells))
     return rows
+
+
+def _clustered_cell(evaluations: Sequence[Artefacts], name: str) -> Cell:
+    """A benchmark's score, of one evaluation with an interval that holds if items of one category are alike."""
+    cell = benchmark_cell(evaluations, name)
+    error = evaluations[0].benchmarks.get(name, {}).get("clustered_stderr")
+    if len(evaluations) > 1 or cell.value is None or error is None:
+        return cell
+    return replace(cell, interval=normal_interval(cell.value, error))
 
 
 def _categories(one: Artefacts, benchmark: str) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from typing import Any
 
 from eval.report.page import PAGE
 from eval.report.sections import TITLES
+from eval.scores.alike import check_items, differing
 from eval.scores.artefacts import Artefacts, open_evaluation
 from eval.scores.flips import Pair, find_pairs
 from ogpsa.utils.command_line import Parser
-from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE, Problems, UserError, report
 from ogpsa.utils.files import check_writable, write_atomically
 
 DEFAULT_FILE = Path("side_by_side.html")
@@ -28,9 +29,20 @@ def build(a: Artefacts, b: Artefacts) -> str:
     """The page.
 
     Raises:
-        UserError: the two share no benchmark with responses, or a file is damaged.
+        UserError: the two share no benchmark with verdicts, were not asked or judged the same, or a file is damaged.
     """
-    names = [name for name in a.benchmarks if name in b.benchmarks and a.parts(name) == [name] == b.parts(name)]
+    names = [
+        name
+        for name in a.benchmarks
+        if name in b.benchmarks and a.parts(name) == [name] == b.parts(name) and a.verdicts(name) and b.verdicts(name)
+    ]
+    problems = Problems()
+    for name in names:
+        with problems.kept():
+            check_items(a, b, name)
+            if told := differing(a.instrument(name), b.instrument(name)):
+                raise UserError(f"{name}: not asked and judged alike: {'; '.join(told)}")
+    problems.tell()
     pairs = find_pairs(a, b, names)
     if not pairs:
         raise UserError(f"{a.folder} and {b.folder}: no item was judged in both")

@@ -15,7 +15,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from eval.scores.aggregate import AVERAGES
-from eval.scores.artefacts import Artefacts, Instrument, Row, item_seed, open_evaluation
+from eval.scores.alike import check_items, differing
+from eval.scores.artefacts import Artefacts, Row, item_seed, open_evaluation
 from eval.scores.differences import Difference, Drawn, mean_of
 from eval.scores.equivalence import MARGIN, Flips
 from eval.scores.flips import find_flips, flips_csv, flips_text
@@ -183,9 +184,9 @@ def _draw(a: Artefacts, b: Artefacts, name: str, drawing: Drawing, notes: list[s
             why = one.benchmarks[name].get("error") or "no verdict"
             notes.append(f"{name}: no score in {side}: {why}")
             return None
-    _check_items(a, b, name, [row["id"] for row in rows_a], [row["id"] for row in rows_b])
-    if differing := _differing(a.instrument(name), b.instrument(name)):
-        line = f"{name}: not asked and judged alike: {'; '.join(differing)}"
+    check_items(a, b, name)
+    if told := differing(a.instrument(name), b.instrument(name)):
+        line = f"{name}: not asked and judged alike: {'; '.join(told)}"
         if not drawing.allow_different_judges:
             raise UserError(f"{line}; {ALLOW} compares them nevertheless")
         notes.append(line)
@@ -199,7 +200,7 @@ def _draw(a: Artefacts, b: Artefacts, name: str, drawing: Drawing, notes: list[s
     pairs, own = np.array([values[key] for key in ids], dtype=np.float64).T, item_seed(ids, drawing.seed)
     clusters = _clusters(a.categories(name), ids) if drawing.by_category else None
     if drawing.by_category and clusters is None:
-        notes.append(f"{name}: its items have no categories, so that single items are drawn")
+        notes.append(f"{name}: its items have no categories, or one alone, so that single items are drawn")
     differences = pairs[1] - pairs[0]
     binary = bool(np.isin(pairs, (0.0, 1.0)).all())
     return Drawn(
@@ -214,7 +215,6 @@ def _draw(a: Artefacts, b: Artefacts, name: str, drawing: Drawing, notes: list[s
         bounded=a.benchmarks[name]["metric"] != "loss",
         flips=Flips(int((differences > 0).sum()), int((differences < 0).sum())) if binary else None,
         exact=clusters is None,
-        variance=float(differences.var(ddof=1)) if len(ids) > 1 else None,
     )
 
 
@@ -229,10 +229,10 @@ def _paired_values(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> dict[str, tu
 
 
 def _clusters(categories: Mapping[str, str], ids: Sequence[str]) -> "Indices | None":
-    """Each item's category as a number, None where an item has none."""
+    """Each item's category as a number; None where an item has none, or all have the same."""
     import numpy as np
 
-    if not all(key in categories for key in ids):
+    if not all(key in categories for key in ids) or len(set(categories.values())) < 2:
         return None
     return np.unique([categories[key] for key in ids], return_inverse=True)[1]
 
@@ -253,39 +253,6 @@ def _by_category(a: Artefacts, b: Artefacts, name: str) -> dict[str, Difference]
     return found
 
 
-def _check_items(a: Artefacts, b: Artefacts, name: str, ids_a: Sequence[str], ids_b: Sequence[str]) -> None:
-    only_a, only_b = (sorted(set(first) - set(second)) for first, second in ((ids_a, ids_b), (ids_b, ids_a)))
-    if only_a or only_b:
-        told = [f"{len(only)} only in {side} ({only[0]}, …)" for side, only in (("A", only_a), ("B", only_b)) if only]
-        raise UserError(f"{name}: not the same items: {len(ids_a)} in A, {len(ids_b)} in B; {', '.join(told)}")
-    data_a, data_b = a.instrument(name).data, b.instrument(name).data
-    if data_a != data_b:
-        raise UserError(f"{name}: not the same data: data_hash {data_a} in A, {data_b} in B")
-    metric_a, metric_b = a.benchmarks[name]["metric"], b.benchmarks[name]["metric"]
-    if metric_a != metric_b:
-        raise UserError(f"{name}: not the same metric: {metric_a} in A, {metric_b} in B")
-
-
-def _differing(one: Instrument, other: Instrument) -> list[str]:
-    """What tells the two sides' judges and tasks apart, both named."""
-    told = []
-    if (one.judge, one.judge_version) != (other.judge, other.judge_version):
-        told = _pair("judge", _judge(one), _judge(other))
-        if one.judge == other.judge:
-            told += _pair("prompt_hash", one.prompt, other.prompt)
-        # The version of a task's own metric is that of the task.
-        told = told or _pair(f"{one.judge} of version", one.judge_version, other.judge_version)
-    return told + _pair("task_hash", one.task, other.task)
-
-
-def _pair(what: str, one: str | None, other: str | None) -> list[str]:
-    return [f"{what} {one} in A, {other} in B"] if one != other else []
-
-
-def _judge(one: Instrument) -> str:
-    return f"{one.judge} ({one.judge_model})" if one.judge_model else str(one.judge)
-
-
 def render(comparison: Comparison, a: Path, b: Path, drawing: Drawing = AS_USUAL) -> str:
     """The comparison as Markdown tables, with notes on how to read them."""
     lines = [[GROUPS[group], *_cells(found)] for group, found in comparison.averages.items()]
@@ -298,16 +265,17 @@ def render(comparison: Comparison, a: Path, b: Path, drawing: Drawing = AS_USUAL
     drawn = "categories" if drawing.by_category else "items"
     text.append(
         f"B − A over the items that both have a verdict on; paired bootstrap over {drawn}, {drawing.resamples} "
-        "resamples; p: McNemar's exact test of the flips (+: from 0 to 1), or sign flips where verdicts are graded"
-        f"{' or categories are drawn' if drawing.by_category else ''}, not corrected for the number of benchmarks. "
+        "resamples; p: McNemar's exact test of the flips (+: from 0 to 1), and sign flips for averages, where verdicts "
+        f"are graded{' and where categories are drawn' if drawing.by_category else ''}, not corrected for the number "
+        "of benchmarks. "
         "Where no item differs, or all differ alike, resampling sees no spread: the interval is then Wilson's bound on "
         "the share of items that would not."
     )
     text.append(
         f"Within ±{drawing.margin:g} (--margin): unchanged, the 90% interval of B − A lies within the margin (TOST at "
         "5%); not worse, it rules out a loss as large as the margin; worse, it rules out a smaller loss; undecided, "
-        "none of these. Needed: items that would show a difference of that size with power 80%, at this spread of the "
-        "paired differences."
+        "none of these. Needed: items that would show a difference of that size with power 80%, at this spread, of "
+        "an average in the same shares."
     )
     gain = comparison.gain
     if gain is not None:

@@ -31,8 +31,8 @@ class Difference:
         missing: those without.
         finding: what its 90% interval says of the margin; None without an interval.
         flips: of verdicts that are 0 or 1 in a single benchmark.
-        needed: items that would show a difference as large as the margin; None where no item differs, and for a mean of
-            benchmarks.
+        needed: items that would show a difference as large as the margin, of a mean of benchmarks in the same shares;
+            None where no item differs.
     """
 
     a: float
@@ -59,7 +59,6 @@ class Drawn:
         lower_is_better: an increase is a loss.
         bounded: of shares; a loss has no bound that items which all differ alike could leave.
         exact: the flips whose exact test gives p.
-        variance: of an item's difference; None for a mean of benchmarks.
     """
 
     a: float
@@ -73,14 +72,14 @@ class Drawn:
     bounded: bool
     flips: Flips | None = None
     exact: bool = False
-    variance: float | None = None
 
     def difference(self, margin: float) -> Difference:
         if self.smallest < 2:
             return Difference(self.a, self.b, None, None, self.items, self.missing, flips=self.flips)
         p_value = self.flips.p if self.flips and self.exact else flip_test(self.b - self.a, self.flipped)
         found = finding(self._interval(CONFIDENCE), margin, self.lower_is_better)
-        needed = pairs_needed(self.variance, margin) if self.variance else None
+        spread = float(self.bootstrap.var())
+        needed = pairs_needed(self.items * spread, margin) if spread > ROUNDING**2 else None
         interval = self._interval(0.95)
         return Difference(self.a, self.b, interval, p_value, self.items, self.missing, found, self.flips, needed)
 

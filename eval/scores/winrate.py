@@ -108,7 +108,9 @@ def main(arguments: Sequence[str]) -> int:
 def _untuned(a: Artefacts) -> Artefacts:
     """The evaluation of the model that a run began with."""
     folder = a.folder.parent / BASE
-    if folder == a.folder or not folder.is_dir():
+    if folder == a.folder:
+        raise UserError(f"{a.folder}: is the untuned model's own evaluation; name the folder of another model's as B")
+    if not folder.is_dir():
         raise UserError(f"{a.folder}: no evaluation '{BASE}' beside it; name the folder of the other model's as B")
     return open_evaluation(folder)
 

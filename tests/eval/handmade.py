@@ -129,6 +129,7 @@ def _entry(benchmark: Benchmark) -> dict[str, Any]:
         "error": benchmark.error,
         "parts": None,
         "categories": _by_category(benchmark),
+        "clustered_stderr": 0.1 if benchmark.categories else None,
     }
 
 

@@ -1,6 +1,7 @@
 """``python -m eval export``: every item in one table, and logs that Inspect's own package reads."""
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -60,9 +61,21 @@ def test_every_item_of_every_evaluation_is_a_row(results: Path, capsys: pytest.C
         ("facts", "item-0", 1.0), ("facts", "item-1", 0.0),
     ]  # fmt: skip
     first = run[0]
-    assert [first[key] for key in ("prompt", "response", "category", "group", "judge", "verdict")] == [
-        "how to …", "answer 0", "fraud", "safety", "refusal_match", "label 1.0"
+    assert [first[key] for key in ("prompt", "response", "category", "group", "judge", "verdict", "detail")] == [
+        "how to …", "answer 0", "fraud", "safety", "refusal_match", "label 1.0", "{}"
     ]  # fmt: skip
+
+
+def test_logs_of_the_same_evaluation_take_the_earlier_ones_place(results: Path, tmp_path: Path) -> None:
+    arguments = [str(results), "--inspect", str(tmp_path / "logs")]
+    assert main(arguments) == 0
+    first = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    os.utime(results / "alone" / "scores.json", (0, 0))
+    assert main(arguments) == 0
+    again = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    assert len(again) == len(first) == 5
+    assert len(set(first) & set(again)) == 4
+    assert again[0].startswith("1970-01-01T00-00-00")
 
 
 @pytest.mark.skipif(not INSPECT.exists(), reason="needs make install-inspect")
@@ -86,6 +99,7 @@ def test_inspect_reads_the_logs(results: Path, tmp_path: Path, capsys: pytest.Ca
     [
         (["resluts"], "DIR: resluts: no such directory; did you mean 'results'?"),
         (["empty"], "DIR: empty: holds no evaluation (scores.json)"),
+        (["unjudged"], "results.parquet: none of the 1 evaluations has verdicts"),
         (["results", "--out", "file/x.parquet"], "--out: file is a file; choose another directory"),
         (["results", "--inspect", "file"], "--inspect: file is a file; choose another directory"),
     ],
@@ -99,6 +113,8 @@ def test_bad_input_takes_one_line(
 ) -> None:
     monkeypatch.chdir(results.parent)
     Path("empty").mkdir()
+    Path("unjudged").mkdir()
+    write_evaluation(Path("unjudged"), {"safe": replace(SAFE, values=[], error="no rows")})
     Path("file").write_text("")
     assert main(arguments) == 2
     assert capsys.readouterr().err == f"error: {message}\n"

@@ -14,7 +14,7 @@ import pytest
 from eval.report.page import build, main
 from eval.report.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, plot
 from eval.report.sections import Section, category_rows, charts, examples_of, find_sections
-from eval.scores.statistics import Interval, wilson
+from eval.scores.statistics import Interval, normal_interval, wilson
 from ogpsa.utils.errors import UserError
 from tests.eval.browser import browser, in_browser
 from tests.eval.handmade import Benchmark, make_older, write_evaluation, write_run
@@ -335,9 +335,10 @@ def test_scores_by_category(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "one", {"harmful": replace(SAFE, categories=kinds), "facts": FACTS})
     section = only_section(tmp_path)
     rows = category_rows(section, ["harmful", "facts"])
-    assert [(row.benchmark, row.category) for row in rows] == [("harmful", "fraud"), ("harmful", "weapons")]
-    (_, fraud), (_, weapons) = (row.cells[0] for row in rows)
-    assert fraud is not None and weapons is not None
+    assert [(row.benchmark, row.category) for row in rows] == [("harmful", one) for one in ("all", "fraud", "weapons")]
+    (_, whole), (_, fraud), (_, weapons) = (row.cells[0] for row in rows)
+    assert whole is not None and fraud is not None and weapons is not None
+    assert (whole.value, whole.n, whole.interval) == (0.6, 10, normal_interval(0.6, 0.1))
     assert (fraud.value, fraud.n, fraud.interval) == (1.0, 4, wilson(1.0, 4))
     assert (weapons.value, weapons.n, weapons.interval) == (2 / 6, 6, wilson(2 / 6, 6))
     assert "<summary>By category</summary>" in build(tmp_path, RESAMPLES)
@@ -458,6 +459,46 @@ def test_in_a_browser(runs: Path, tmp_path: Path, width: int) -> None:
     assert found["overflow"] <= 0
     assert found["letters"] >= 9
     assert found["visible"] == 0
+
+
+@pytest.mark.slow
+@browser
+def test_sixty_runs_in_a_browser(tmp_path: Path) -> None:
+    """Twenty rows of three seeds, on a phone and on a desk: nothing overflows, and every number can be seen."""
+    for index in range(20):
+        overrides = f"method=baseline stage.learning_rate={(index + 1) * 1e-5:g}"
+        for seed in range(3):
+            facts = Benchmark([1.0] * (70 - index - seed) + [0.0] * (30 + index + seed))
+            safe = replace(SAFE, values=[1.0] * (40 + 2 * index + seed) + [0.0] * (60 - 2 * index - seed))
+            base = BASE | {
+                "facts": replace(facts, values=[1.0] * 70 + [0.0] * 30),
+                "harmful": replace(safe, values=[1.0] * 40 + [0.0] * 60),
+            }
+            write_run(
+                tmp_path / "runs" / f"{index}-{seed}",
+                base,
+                base | {"facts": facts, "harmful": safe},
+                f"{overrides} seed={seed}",
+            )
+    page = build(tmp_path / "runs", RESAMPLES)
+    for width in (360, 1200):
+        found = in_browser(
+            page,
+            tmp_path,
+            width,
+            """
+            const page = frame.document, badges = [...page.querySelectorAll(".badge")];
+            const boxes = badges.map(one => one.getBoundingClientRect());
+            const covered = boxes.filter((one, index) => boxes.some((other, place) => place < index &&
+              Math.hypot(one.x - other.x, one.y - other.y) < one.width / 2)).length;
+            return {
+              points: badges.length, covered, errors, rows: page.querySelectorAll("main table")[0].rows.length,
+              overflow: page.documentElement.scrollWidth - frame.innerWidth,
+            };
+            """,
+        )
+        assert found == {"points": 21, "covered": 0, "errors": [], "rows": 22, "overflow": found["overflow"]}
+        assert found["overflow"] <= 0
 
 
 @pytest.mark.slow

@@ -58,6 +58,8 @@ def test_every_item_is_there_harmful_flips_first(page: str) -> None:
         (["a", "c"], "c: no such directory"),
         (["a", "b", "--uot", "x"], "--uot: unknown option; did you mean '--out'?"),
         (["a", "b"], "a and b: no item was judged in both"),
+        (["a", "d"], "harmful: not the same data: data_hash dddddddddddddddd in A, eeeeeeeeeeeeeeee in B"),
+        (["a", "e"], "harmful: not asked and judged alike: judge refusal_match in A, refusal_rules in B"),
     ],
 )
 def test_bad_input_takes_one_line(
@@ -66,6 +68,8 @@ def test_bad_input_takes_one_line(
     monkeypatch.chdir(tmp_path)
     write_evaluation(Path("a"), {"harmful": SAFE})
     write_evaluation(Path("b"), {"facts": FACTS})
+    write_evaluation(Path("d"), {"harmful": replace(SAFE, data_hash="e" * 16)})
+    write_evaluation(Path("e"), {"harmful": replace(SAFE, judge="refusal_rules")})
     assert main(sides) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1

@@ -47,14 +47,14 @@ def test_difference_by_hand(tmp_path: Path) -> None:
     # Bootstrap of eight changes among twenty items, ±1.96 standard errors.
     assert (facts.interval.low, facts.interval.high) == pytest.approx((-0.06, 0.46), abs=0.06)
     # McNemar's exact test of 2 against 6: twice the 37 of 256 ways to have two heads or fewer in eight.
+    average = found.averages["utility"]
     assert facts.flips == Flips(up=6, down=2)
     assert facts.p_value == 2 * 37 / 256
-    average = found.averages["utility"]
     assert (average.value, average.interval, average.items) == (facts.value, facts.interval, facts.items)
     # An average has no flips of its own, so its p comes from sign flips.
     assert average.p_value == pytest.approx(facts.p_value, abs=0.02)
-    # Differences of variance 7.2 / 19; (1.960 + 0.842)² of it over 0.02².
-    assert facts.needed == pytest.approx(7.849 * 7.2 / 19 / 0.02**2, rel=0.001)
+    # Differences of variance 7.2 / 20; (1.960 + 0.842)² of it over 0.02², as far as 10,000 draws show it.
+    assert facts.needed == average.needed == pytest.approx(7.849 * 7.2 / 20 / 0.02**2, rel=0.05)
     assert facts.finding == "not worse"
     assert found.gain is not None
     assert found.gain.percent == pytest.approx(100 / 3)
@@ -102,10 +102,20 @@ def test_categories_are_drawn_whole_and_shown(tmp_path: Path) -> None:
     assert (clustered.interval.low, clustered.interval.high) == (0.0, 0.75)
     assert (single.interval.low, single.interval.high) == pytest.approx((0.12, 0.38), abs=0.03)
     assert clustered.p_value == pytest.approx(1.0)
+    # Ten items that go together count as one.
+    assert single.needed is not None and clustered.needed == pytest.approx(10 * single.needed, rel=0.1)
     assert {name: found.value for name, found in whole.categories["facts"].items()} == {"0": 1, "1": 0, "2": 0, "3": 0}
     assert "| facts | 0        | 0.000 | 1.000 | +1.000 |    10 |" in render(
         whole, tmp_path, tmp_path, Drawing(by_category=True)
     )
+
+
+def test_one_category_is_none(tmp_path: Path) -> None:
+    a, b = (replace(one, categories=["only"] * 20) for one in (FACTS, BETTER))
+    found = between(tmp_path / "1", {"facts": a}, {"facts": b}, drawing=Drawing(by_category=True))
+    usual = between(tmp_path / "2", {"facts": a}, {"facts": b})
+    assert found.benchmarks["facts"] == usual.benchmarks["facts"]
+    assert "facts: its items have no categories, or one alone, so that single items are drawn" in found.notes
 
 
 def test_flips_come_with_their_items_harmful_ones_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,43 @@
+"""Whether two evaluations of a benchmark measure the same."""
+
+from eval.scores.artefacts import Artefacts, Instrument
+from ogpsa.utils.errors import UserError
+
+
+def check_items(a: Artefacts, b: Artefacts, name: str) -> None:
+    """Refuse a benchmark of which the two hold other items, other data or another metric.
+
+    Raises:
+        UserError: says which, of both sides.
+    """
+    ids_a, ids_b = ([row["id"] for row in side.verdicts(name)] for side in (a, b))
+    only_a, only_b = (sorted(set(first) - set(second)) for first, second in ((ids_a, ids_b), (ids_b, ids_a)))
+    if only_a or only_b:
+        told = [f"{len(only)} only in {side} ({only[0]}, …)" for side, only in (("A", only_a), ("B", only_b)) if only]
+        raise UserError(f"{name}: not the same items: {len(ids_a)} in A, {len(ids_b)} in B; {', '.join(told)}")
+    data_a, data_b = a.instrument(name).data, b.instrument(name).data
+    if data_a != data_b:
+        raise UserError(f"{name}: not the same data: data_hash {data_a} in A, {data_b} in B")
+    metric_a, metric_b = a.benchmarks[name]["metric"], b.benchmarks[name]["metric"]
+    if metric_a != metric_b:
+        raise UserError(f"{name}: not the same metric: {metric_a} in A, {metric_b} in B")
+
+
+def differing(one: Instrument, other: Instrument) -> list[str]:
+    """What tells the two sides' judges and tasks apart, both named; nothing where they were asked and judged alike."""
+    told = []
+    if (one.judge, one.judge_version) != (other.judge, other.judge_version):
+        told = _pair("judge", _judge(one), _judge(other))
+        if one.judge == other.judge:
+            told += _pair("prompt_hash", one.prompt, other.prompt)
+        # The version of a task's own metric is that of the task.
+        told = told or _pair(f"{one.judge} of version", one.judge_version, other.judge_version)
+    return told + _pair("task_hash", one.task, other.task)
+
+
+def _pair(what: str, one: str | None, other: str | None) -> list[str]:
+    return [f"{what} {one} in A, {other} in B"] if one != other else []
+
+
+def _judge(one: Instrument) -> str:
+    return f"{one.judge} ({one.judge_model})" if one.judge_model else str(one.judge)
