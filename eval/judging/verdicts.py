@@ -151,7 +151,7 @@ def judge_responses(
     safe_point: Callable[[], None] = _never_stop,
     budget: Budget | None = None,
     section: str = SECTION,
-    opened: Callable[[], ReadyJudge] | None = None,
+    opened: Callable[[str], ReadyJudge] | None = None,
 ) -> list[Judgement]:
     """The verdicts of the judge called ``name``, in the order of ``items``.
 
@@ -166,14 +166,15 @@ def judge_responses(
             is finished stays.
         budget: the cap on calls, where several calls share one; otherwise ``settings.max_calls`` for this one.
         section: the endpoint's settings in the configuration, for messages.
-        opened: the judge by its weights, where the caller keeps it in memory; otherwise it is loaded if it is needed.
+        opened: a judge by its weights, of its name, where the caller keeps it in memory (``opener``); otherwise it is
+            loaded if it is needed.
 
     Raises:
         UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is no number between 0 and 1.
     """
     judge = load_judge(name, settings.dir)
     if isinstance(judge, PanelJudge):
-        return _judge_by_panel(name, judge, items, settings, journal, label, safe_point, budget, section)
+        return _judge_by_panel(name, judge, items, settings, journal, label, safe_point, budget, section, opened)
     answers = find_answers(items)
     answered = _answered(items, answers)
     if isinstance(judge, RuleJudge):
@@ -182,9 +183,8 @@ def judge_responses(
         kept = Journal(journal, STAMP)
         try:
             if isinstance(judge, LocalJudge):
-                judged = _judge_by_weights(
-                    name, opened or partial(judge.open, name, settings), answered, settings, kept, label, safe_point
-                )
+                ready = partial(opened, name) if opened else partial(judge.open, name, settings)
+                judged = _judge_by_weights(name, ready, answered, settings, kept, label, safe_point)
             else:
                 budget = budget or Budget(settings.max_calls)
                 endpoint = Endpoint.of(section, settings, settings.model, budget)
@@ -200,6 +200,18 @@ def judge_responses(
     ]
 
 
+def opener(settings: JudgeSettings, opened: dict[str, ReadyJudge]) -> Callable[[str], ReadyJudge]:
+    """Loads a judge by its weights, of its name, and keeps it in ``opened`` under its hash."""
+
+    def ready(name: str) -> ReadyJudge:
+        judge, key = load_judge(name, settings.dir), judge_hash(name, settings)
+        if key not in opened and isinstance(judge, LocalJudge):
+            opened[key] = judge.open(name, settings)
+        return opened[key]
+
+    return ready
+
+
 def _judge_by_panel(
     name: str,
     panel: PanelJudge,
@@ -210,12 +222,13 @@ def _judge_by_panel(
     safe_point: Callable[[], None],
     budget: Budget | None,
     section: str,
+    opened: Callable[[str], ReadyJudge] | None,
 ) -> list[Judgement]:
     budget = budget or Budget(settings.max_calls)
     verdicts: dict[str, list[Verdict]] = {}
     for member in panel_members(name, panel, settings):
         by = f"{label} by {member}"
-        judged = judge_responses(member, items, settings, journal, by, safe_point, budget, section)
+        judged = judge_responses(member, items, settings, journal, by, safe_point, budget, section, opened)
         verdicts[member] = [one.verdict for one in judged]
         silent = [one for one in verdicts[member] if one.value is None and one.parse_status not in NO_ANSWER]
         if silent:
