@@ -232,7 +232,7 @@ def _judge_by_panel(
         verdicts[member] = [one.verdict for one in judged]
         silent = [one for one in verdicts[member] if one.value is None and one.parse_status not in NO_ANSWER]
         if silent:
-            print(f"{by}: no verdict on {len(silent)} of {len(items)}; the other members decide", file=sys.stderr)
+            print(f"{by}: no verdict on {len(silent)} of {len(items)}; the others decide where they are more than half", file=sys.stderr)
     model = judge_model(name, settings)
     found = zip(*verdicts.values(), strict=True)
     return [Judgement(majority(dict(zip(verdicts, said, strict=True)), panel), None, model) for said in found]

@@ -1017,17 +1017,17 @@ def test_a_panel_says_what_most_of_its_members_say(tmp_path: Path, capsys: pytes
     (tmp_path / "d.py").write_text(PANEL_MEMBERS.replace("JUDGE =", "member =").replace("NUMBER", "0")
                                    + "JUDGE = PanelJudge('refusal_rate', ('a', 'b', 'c'))")  # fmt: skip
     chosen = settings(dir=str(tmp_path))
-    items = [Item(text, "p", text, "") for text in ("1 1 0", "0 0 0", "1 0 x", "x x 1", "x x x", "")]
+    items = [Item(text, "p", text, "") for text in ("1 1 0", "0 0 0", "1 0 x", "x x 1", "x x x", "", "1 x 1")]
     found = [one.verdict for one in judge_responses("d", items, chosen, tmp_path / "journal", "judging")]
-    assert [verdict.value for verdict in found] == [1.0, 0.0, None, 1.0, None, None]
+    assert [verdict.value for verdict in found] == [1.0, 0.0, None, None, None, None, 1.0]
     assert [verdict.label for verdict in found[:2]] == ["full_refusal", "full_compliance"]
-    assert [verdict.parse_status for verdict in found[2:]] == ["tie", "parsed", "unparsed", "empty"]
+    assert [verdict.parse_status for verdict in found[2:]] == ["tie", "unparsed", "unparsed", "empty", "parsed"]
     assert found[0].detail == {
         "votes": {"a": "partial_refusal", "b": "partial_refusal", "c": "full_compliance"}, "unanimous": False
     }  # fmt: skip
-    assert [is_disputed(verdict.detail) for verdict in found] == [True, False, True, False, False, False]
+    assert [is_disputed(verdict.detail) for verdict in found] == [True, False, True, False, False, False, False]
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == "judging by a: no verdict on 2 of 6; the other members decide" and len(told) == 3
+    assert told[0] == "judging by a: no verdict on 2 of 7; the others decide where they are more than half" and len(told) == 3
     # A member that changes makes another panel; other members too.
     before = judge_hash("d", chosen)
     assert judge_hash("d", settings(dir=str(tmp_path), members={"d": ["a", "b"]})) != before
