@@ -78,16 +78,19 @@ def _never_stop() -> None:
     """The default ``safe_point``: nothing stops the judging."""
 
 
-def check_judge(name: str, settings: JudgeSettings, section: str = SECTION) -> None:
+def check_judge(name: str, settings: JudgeSettings, section: str = SECTION, compares: bool = False) -> None:
     """Refuse a judge that could not start, before anything is generated or paid.
 
     Args:
         section: the endpoint's settings in the configuration, for messages.
+        compares: there are two answers to compare, not one to judge.
 
     Raises:
-        UserError: no such judge, no key or address for its endpoint, no readable prompt file, or no weights.
+        UserError: no such judge, one that compares two answers where there is one, no key or address for its endpoint, no readable prompt file, or no weights.
     """
     judge = load_judge(name, settings.dir)
+    if judge.metric == "win_rate" and not compares:
+        raise UserError(f"judge: '{name}' compares two answers, which python -m eval winrate asks; name another judge")
     if isinstance(judge, PromptJudge):
         judge_prompt(name, settings)
         Endpoint.of(section, settings, settings.model).check()
@@ -106,9 +109,12 @@ def _check_panel(name: str, panel: PanelJudge, settings: JudgeSettings, section:
         try:
             check_judge(member, settings, section)
         except UserError as error:
-            problems += [f"{name}: its member {member} cannot judge: {problem}" for problem in error.problems]
+            problems += [
+                f"{name}: its member {member} cannot judge: {problem}; name other members (eval.judge.members.{name})"
+                for problem in error.problems
+            ]
     if problems:
-        raise UserError(*problems, f"eval.judge.members.{name} names other members")
+        raise UserError(*problems)
 
 
 def responses_of(benchmark: Benchmark, answered: Sequence[Mapping[str, Any]]) -> dict[str, Item]:
@@ -232,7 +238,10 @@ def _judge_by_panel(
         verdicts[member] = [one.verdict for one in judged]
         silent = [one for one in verdicts[member] if one.value is None and one.parse_status not in NO_ANSWER]
         if silent:
-            print(f"{by}: no verdict on {len(silent)} of {len(items)}; the others decide where they are more than half", file=sys.stderr)
+            print(
+                f"{by}: no verdict on {len(silent)} of {len(items)}; the others decide where they are more than half",
+                file=sys.stderr,
+            )
     model = judge_model(name, settings)
     found = zip(*verdicts.values(), strict=True)
     return [Judgement(majority(dict(zip(verdicts, said, strict=True)), panel), None, model) for said in found]
@@ -280,12 +289,12 @@ def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal:
     return _estimate(judge, _pending(judge, requests, kept, min(ASKS, settings.attempts)))
 
 
-def print_total(estimates: Iterable[Estimate], budget: Budget) -> None:
-    """Say what will be asked in all, and what the cap is; nothing where nothing will be."""
+def print_total(estimates: Iterable[Estimate], budget: Budget, key: str = "eval.judge.max_calls") -> None:
+    """Say what will be asked in all, and what the cap of this key is; nothing where nothing will be."""
     total = sum(estimates, Estimate())
     if total.calls:
         cap = "no cap" if budget.max_calls is None else f"the cap leaves {budget.left:.0f}"
-        print(f"judging in all: {total}; {cap} (eval.judge.max_calls)", file=sys.stderr, flush=True)
+        print(f"judging in all: {total}; {cap} ({key})", file=sys.stderr, flush=True)
 
 
 def _estimate(judge: PromptJudge, requests: Requests) -> Estimate:

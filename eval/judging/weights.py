@@ -35,7 +35,8 @@ def weights_folder(name: str, settings: JudgeSettings) -> Path:
 def weights_memory(name: str, settings: JudgeSettings) -> float:
     """Bytes of a GPU that the weights of a judge take, in bf16; 0 for a judge without weights, or of unknown size.
 
-    Of a panel it is the sum of its members', all of which stay in memory. A folder's weights are counted; of a hub id it is what the judge's file says.
+    Of a panel it is the sum of its members', all of which stay in memory. A folder's weights are counted; of a hub id
+    it is what the judge's file says.
 
     Raises:
         UserError: there is no such judge, a panel's members are none, or an adapter names no base.
