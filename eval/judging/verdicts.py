@@ -86,7 +86,8 @@ def check_judge(name: str, settings: JudgeSettings, section: str = SECTION, comp
         compares: there are two answers to compare, not one to judge.
 
     Raises:
-        UserError: no such judge, one that compares two answers where there is one, no key or address for its endpoint, no readable prompt file, or no weights.
+        UserError: no such judge, one that compares two answers where there is one, no key or address for its endpoint,
+            no readable prompt file, or no weights.
     """
     judge = load_judge(name, settings.dir)
     if judge.metric == "win_rate" and not compares:

@@ -205,6 +205,8 @@ def test_the_testbeds_rules_are_for_the_testbed() -> None:
          "helpfulness_pair, llama_guard, llama_guard_weights, refusal_match, refusal_panel, refusal_rules, "
          "simpleqa_grader, strongreject_finetuned, strongreject_rubric, wildguard, xstest_rubric; "
          "did you mean 'strongreject_rubric'?"),
+        (["judge", "reward.judge=helpfulness_pair"], ROWS,
+         "judge: 'helpfulness_pair' compares two answers, which python -m eval winrate asks; name another judge"),
         (["judge"], ROWS,
          "reward.endpoint.api_key_env: the environment variable OPENAI_API_KEY holds no key; set it, or name none "
          "(reward.endpoint.api_key_env='') where the server needs no key"),
