@@ -99,9 +99,12 @@ def language_of(text: str, least: tuple[int, int] = ANSWER) -> str | None:
 
 
 def _repeats(text: str) -> bool:
-    words = WORD.findall(TABLE_ROW.sub("", CODE.sub("", text)).lower())[-LAST:]
-    if STUTTER.search(text):
-        return True
+    """Whether a piece of a word is stuttered, or a text is in a loop, with its code and tables and without them."""
+    return bool(STUTTER.search(text)) or all(map(_loops, (text, TABLE_ROW.sub("", CODE.sub("", text)))))
+
+
+def _loops(text: str) -> bool:
+    words = WORD.findall(text.lower())[-LAST:]
     if len(words) < LONG_ENOUGH:
         return False
     rows = list(zip(*(words[start:] for start in range(IN_A_ROW)), strict=False))
@@ -117,7 +120,7 @@ def _changes_language(prompt: str, answer: str) -> bool:
 
 def _has_debris(prompt: str, answer: str) -> bool:
     """Whether an answer holds marks of a template that neither it nor the prompt talks about."""
-    answer = CODE.sub("", answer)
+    answer = CODE.sub("`", answer)
     return any(
         mark[0].strip() not in prompt and not SPOKEN_OF.search(answer[max(0, mark.start() - 3) : mark.start()])
         for mark in DEBRIS.finditer(answer)

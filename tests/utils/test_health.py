@@ -38,6 +38,7 @@ JAPANESE = "まず、お米を洗って、それから水を入れて二十分�
             [],
         ),
         ("Write it.", "```\n" + "print the next line\n" * 30 + "```", []),
+        ("Which keys?", "\n".join(f"- Press `{a}` or `{b}`user" for a in "abcdefg" for b in "hijklm"), []),
         ("How does Qwen end a turn?", "It uses <|im_end|>", []),
         ("How does Qwen end a turn?", 'With `<|im_end|>`, as "</s>" elsewhere:\n- <|im_end|>: ends it.', []),
         ("How does Llama 2 mark it?", "Between [INST] and [/INST].\n```\n<s>[INST] Hi [/INST]\n```", []),
