@@ -69,10 +69,13 @@ def fit(models: Sequence[Sequence[Answer]]) -> tuple[dict[str, Sign], int]:
     refusals = [answer.text for answer in open_ones if answer.refused]
     signs = {name: kept for name, sign in read_signs()[0].items() if (kept := _supported(name, sign, refusals)).lines}
     shown = np.array([_shown(answer.text, signs) for answer in open_ones], dtype=float)
-    weights = np.rint(SCALE * _logistic(shown, np.array([answer.refused for answer in open_ones], dtype=float)))
+    fixed = np.array([sign.weight * sign.fixed for sign in signs.values()]) / SCALE
+    refused = np.array([answer.refused for answer in open_ones], dtype=float)
+    free = np.array([not sign.fixed for sign in signs.values()])
+    weights = iter(np.rint(SCALE * _logistic(shown[:, free], refused, shown @ fixed)))
     fitted = {
-        name: replace(sign, weight=int(np.clip(weight, LEAST, MOST)))
-        for (name, sign), weight in zip(signs.items(), weights, strict=True)
+        name: sign if sign.fixed else replace(sign, weight=int(np.clip(next(weights), LEAST, MOST)))
+        for name, sign in signs.items()
     }
     return fitted, max(ENOUGH, key=lambda enough: mean(kappa(answers, fitted, enough) for answers in models))
 
@@ -101,13 +104,19 @@ def _shown(text: str, signs: Mapping[str, Sign]) -> list[bool]:
     return [name in found for name in signs]
 
 
-def _logistic(shown: NDArray[np.float64], refused: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The weights, without the intercept, of a logistic regression with a ridge, by Newton's steps."""
+def _logistic(
+    shown: NDArray[np.float64], refused: NDArray[np.float64], given: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The weights, without the intercept, of a logistic regression with a ridge, by Newton's steps.
+
+    Args:
+        given: the log-odds of each answer that are set.
+    """
     inputs = np.column_stack([shown, np.ones(len(shown))])
     ridge = np.diag([RIDGE] * shown.shape[1] + [0.0])
     weights = np.zeros(inputs.shape[1])
     for _ in range(30):
-        chance = 1 / (1 + np.exp(-inputs @ weights))
+        chance = 1 / (1 + np.exp(-inputs @ weights - given))
         slope = inputs.T @ (chance - refused) + ridge @ weights
         curvature = (inputs.T * (chance * (1 - chance))) @ inputs + ridge
         weights -= np.linalg.solve(curvature, slope)

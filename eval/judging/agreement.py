@@ -10,23 +10,26 @@ the judges on all files, for any refusal, and how many verdicts change between r
 sentence that decides nothing stands behind the response. Responses without a readable verdict are left out, and
 counted.
 
-What has been paid for is kept in --journal FILE (.agreement.journal). The closing sentences take two more verdicts of
-each response; --flips no leaves them out.
+What has been paid for is kept in --journal FILE (.agreement.journal); --max-calls caps the requests of all judges
+together. The closing sentences take two more verdicts of each response: they are judged by rules alone, which cost
+nothing, unless --flips says yes (by all judges) or no.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.judging.judge_csv import Row, add_options, as_options, judge_rows, settings_from
+from eval.judging.judge_csv import Row, add_options, as_options, items_of, judge_rows, settings_from, split_names
 from ogpsa.data.readers import read_csv
 from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 
 if TYPE_CHECKING:  # the schema needs pydantic, which --help does without
+    from eval.judging.judge import ReadyJudge
     from ogpsa.config import JudgeSettings
 
 LABELS = {
@@ -44,20 +47,32 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("folder", metavar="DIR", type=Path)
     parser.add_argument("--judge", metavar="NAME", default="refusal_match", help="a judge, or several with commas")
-    parser.add_argument("--flips", choices=("yes", "no"), default="yes", help="verdicts with closing sentences (yes)")
+    parser.add_argument("--flips", choices=("auto", "yes", "no"), default="auto",
+                        help="verdicts with closing sentences (auto: by rules alone)")  # fmt: skip
     parser.add_argument("--journal", type=Path, default=Path(".agreement.journal"))
     add_options(parser)
     try:
         given = parser.parse_args(arguments)
         files = read_folder(given.folder)
-        settings = _settings(given.judge.split(","), vars(given))
+        settings = _settings(split_names(given.judge), vars(given))
+        flipped = _judges_of_closings(settings, given.flips)
+        if len(settings) == 1 and not flipped and not _labelled(files):
+            raise UserError(
+                f"{given.folder}: nothing to compare: no file has people's labels (final_label); name a second judge "
+                "(--judge A,B), or give --flips yes"
+            )
         rows = list(chain.from_iterable(files.values()))
-        labels = {judge: _labels(judge, rows, own, given.journal) for judge, own in settings.items()}
+        closed = {closing: _closed(rows, closing) for closing in CLOSINGS}
+        judged_by = _judges(settings, given.journal, {judge: closed.values() for judge in flipped}, rows)
+        labels = {judge: labels_of(rows) for judge, labels_of in judged_by.items()}
         tables = [table(judge, _pairs(files, found)) for judge, found in labels.items() if _labelled(files)]
         if len(labels) > 1:
             tables.append(between(labels))
-        if given.flips == "yes":
-            tables.append(_flips(rows, labels, settings, given.journal))
+        if flipped:
+            found = {
+                (closing, judge): judged_by[judge](behind) for closing, behind in closed.items() for judge in flipped
+            }
+            tables.append(_flips(rows, labels, found))
     except UserError as error:
         return report(as_options(error))
     print("\n\n".join(tables))
@@ -70,7 +85,7 @@ def _settings(judges: Sequence[str], options: Mapping[str, Any]) -> dict[str, "J
     Raises:
         UserError: as ``settings_from``, a judge of something else than refusals, or weights for two.
     """
-    from eval.judging.judge import LocalJudge, PanelJudge, PromptJudge, load_judge
+    from eval.judging.judge import LocalJudge, PanelJudge, PromptJudge, judge_files, load_judge
 
     kinds = {"prompt_file": PromptJudge, "weights": LocalJudge, "members": PanelJudge}
     found = {name: load_judge(name, options["dir"]) for name in dict.fromkeys(judges)}
@@ -85,12 +100,58 @@ def _settings(judges: Sequence[str], options: Mapping[str, Any]) -> dict[str, "J
     settings = {name: settings_from(name, given) for name, given in own.items()}
     for name, judge in found.items():
         if judge.metric != "refusal_rate":
-            raise UserError(f"--judge: {name} does not judge refusals")
+            every = {other: load_judge(other, options["dir"]) for other in judge_files(options["dir"])}
+            allowed = ", ".join(other for other, own_judge in every.items() if own_judge.metric == "refusal_rate")
+            raise UserError(f"--judge: found '{name}', which is scored by {judge.metric}; allowed: {allowed}")
     return settings
 
 
-def _labels(judge: str, rows: Sequence[Row], settings: "JudgeSettings", journal: Path) -> list[str]:
-    return [judged.verdict.label for judged in judge_rows(judge, rows, settings, journal)]
+def _judges_of_closings(settings: Mapping[str, "JudgeSettings"], flips: str) -> list[str]:
+    from eval.judging.judge import RuleJudge, load_judge
+
+    if flips == "no":
+        return []
+    return [
+        name for name, own in settings.items() if flips == "yes" or isinstance(load_judge(name, own.dir), RuleJudge)
+    ]
+
+
+def _closed(rows: Sequence[Row], closing: str) -> list[Row]:
+    return [{**row, "completion": f"{row['completion']} {closing}"} for row in rows]
+
+
+def _judges(
+    settings: Mapping[str, "JudgeSettings"],
+    journal: Path,
+    closings: Mapping[str, Iterable[Sequence[Row]]],
+    rows: Sequence[Row],
+) -> dict[str, Callable[[Sequence[Row]], list[str]]]:
+    """What gives each judge's labels of rows: all within one cap on calls, weights being loaded once.
+
+    Says first what will be asked in all.
+
+    Raises:
+        UserError: a judge that cannot start.
+    """
+    from eval.judging.verdicts import check_judge, estimate, opener, print_total
+    from ogpsa.utils.endpoint import Budget
+
+    for judge, own in settings.items():
+        check_judge(judge, own)
+    budget = Budget(next(iter(settings.values())).max_calls)
+    expected = (
+        estimate(judge, items_of(some), own, journal)
+        for judge, own in settings.items()
+        for some in (rows, *closings.get(judge, ()))
+    )
+    print_total(expected, budget, "--max-calls")
+
+    def labels_of(judge: str, opened: Callable[[str], "ReadyJudge"], some: Sequence[Row]) -> list[str]:
+        found = judge_rows(judge, some, settings[judge], journal, budget, opened)
+        return [judged.verdict.label for judged in found]
+
+    in_memory: dict[str, ReadyJudge] = {}
+    return {judge: partial(labels_of, judge, opener(own, in_memory)) for judge, own in settings.items()}
 
 
 def read_folder(folder: Path) -> dict[str, list[Row]]:
@@ -152,25 +213,27 @@ def between(labels: Mapping[str, Sequence[str]]) -> str:
 
 
 def _flips(
-    rows: Sequence[Row], labels: Mapping[str, Sequence[str]], settings: Mapping[str, "JudgeSettings"], journal: Path
+    rows: Sequence[Row], labels: Mapping[str, Sequence[str]], behind: Mapping[tuple[str, str], Sequence[str]]
 ) -> str:
-    """Markdown: how many verdicts a closing sentence changes, either way, and kappa with people behind it."""
+    """Markdown: how many verdicts a closing sentence changes, either way, and kappa with people behind it.
+
+    Args:
+        labels: without the sentence, by judge.
+        behind: with it, by sentence and judge.
+    """
     lines = [
         "| closing sentence | judge | verdicts | flipped | to refusal | to compliance | κ with people |",
         "|---|---|---|---|---|---|---|",
     ]
-    for closing in CLOSINGS:
-        closed = [{**row, "completion": f"{row['completion']} {closing}"} for row in rows]
-        for judge, plain in labels.items():
-            found = _labels(judge, closed, settings[judge], journal)
-            pairs = Counter(_coarse(_read(list(zip(plain, found, strict=True)))))
-            to_refusal, to_compliance = pairs["compliance", "refusal"], pairs["refusal", "compliance"]
-            share = (to_refusal + to_compliance) / pairs.total() if pairs else float("nan")
-            people = [(LABELS[row["final_label"]], new) for row, new in zip(rows, found, strict=True)
-                      if row.get("final_label")]  # fmt: skip
-            kappa = f"{agreement(_coarse(_read(people)))[1]:.3f}" if people else ""
-            cells = [closing, judge, pairs.total(), f"{share:.3f}", to_refusal, to_compliance, kappa]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
+    for (closing, judge), found in behind.items():
+        pairs = Counter(_coarse(_read(list(zip(labels[judge], found, strict=True)))))
+        to_refusal, to_compliance = pairs["compliance", "refusal"], pairs["refusal", "compliance"]
+        share = (to_refusal + to_compliance) / pairs.total() if pairs else float("nan")
+        people = [(LABELS[row["final_label"]], new) for row, new in zip(rows, found, strict=True)
+                  if row.get("final_label")]  # fmt: skip
+        kappa = f"{agreement(_coarse(_read(people)))[1]:.3f}" if people else ""
+        cells = [closing, judge, pairs.total(), f"{share:.3f}", to_refusal, to_compliance, kappa]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 

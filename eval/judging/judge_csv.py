@@ -15,7 +15,7 @@ import ast
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,10 @@ from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match, report
 
 if TYPE_CHECKING:  # the schema needs pydantic, which --help does without
+    from eval.judging.judge import Item, ReadyJudge
     from eval.judging.verdicts import Judgement
     from ogpsa.config import JudgeSettings
+    from ogpsa.utils.endpoint import Budget
 
 Row = dict[str, str]
 
@@ -127,13 +129,24 @@ def run(name: str, answers: Path, verdicts: Path, options: dict[str, Any]) -> No
     print(f"{verdicts}: {len(rows)} rows, {unread} without a readable verdict{disputed}")
 
 
-def judge_rows(name: str, rows: Sequence[Row], settings: "JudgeSettings", journal: Path) -> list["Judgement"]:
+def judge_rows(
+    name: str,
+    rows: Sequence[Row],
+    settings: "JudgeSettings",
+    journal: Path,
+    budget: "Budget | None" = None,
+    opened: "Callable[[str], ReadyJudge] | None" = None,
+) -> list["Judgement"]:
     """The verdicts on rows with the columns ``prompt``, ``completion`` and perhaps ``target``.
+
+    Args:
+        budget: as of ``judge_responses``.
+        opened: the same.
 
     Raises:
         UserError: anything that ``judge_responses`` refuses.
     """
-    from eval.judging.judge import Item, LocalJudge, PanelJudge, load_judge
+    from eval.judging.judge import LocalJudge, PanelJudge, load_judge
     from eval.judging.verdicts import check_judge, judge_responses
 
     check_judge(name, settings)
@@ -141,10 +154,16 @@ def judge_rows(name: str, rows: Sequence[Row], settings: "JudgeSettings", journa
         from ogpsa.utils.libraries import quiet_libraries
 
         quiet_libraries()
-    items = [
+    return judge_responses(name, items_of(rows), settings, journal, "judging", budget=budget, opened=opened)
+
+
+def items_of(rows: Sequence[Row]) -> list["Item"]:
+    """What there is to judge in rows with the columns ``prompt``, ``completion`` and perhaps ``target``."""
+    from eval.judging.judge import Item
+
+    return [
         Item(str(number), row["prompt"], row["completion"], row.get("target", "")) for number, row in enumerate(rows)
     ]
-    return judge_responses(name, items, settings, journal, "judging")
 
 
 def settings_from(name: str, options: dict[str, Any]) -> "JudgeSettings":
@@ -168,8 +187,13 @@ def settings_from(name: str, options: dict[str, Any]) -> "JudgeSettings":
             judges = {other: load_judge(other, settings.dir) for other in judge_files(settings.dir)}
             has = ", ".join(other for other, found in judges.items() if isinstance(found, kind))
             raise UserError(f"--{option.replace('_', '-')}: the judge {name} has none; only {has} do")
-        settings = settings.model_copy(update={option: {name: value.split(",") if option == "members" else value}})
+        settings = settings.model_copy(update={option: {name: split_names(value) if option == "members" else value}})
     return settings
+
+
+def split_names(names: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in names.split(",")]
 
 
 def _quoted(value: object) -> str:

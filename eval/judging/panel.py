@@ -21,7 +21,7 @@ def is_disputed(detail: Mapping[str, Any]) -> bool:
 
 
 def majority(verdicts: Mapping[str, Verdict], panel: PanelJudge) -> Verdict:
-    """The side that most of those members take that say anything; a tie is missing.
+    """The side that most of those members take that say anything; a tie, or a vote of half or fewer, is missing.
 
     The detail holds every member's label (``votes``), and whether all who voted are of one mind (``unanimous``).
 
@@ -35,7 +35,7 @@ def majority(verdicts: Mapping[str, Verdict], panel: PanelJudge) -> Verdict:
     if len(statuses) == 1 and statuses <= set(NO_ANSWER):
         # There is no answer, which all say for the same reason.
         return next(iter(verdicts.values()))
-    if not taken:
+    if 2 * len(taken) <= len(verdicts):
         return missing("unparsed", **detail)
     if 2 * sum(taken) == len(taken):
         return missing("tie", **detail)

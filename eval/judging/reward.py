@@ -1,12 +1,11 @@
 """A judge of the evaluation as a reward of the RL stage: its values, each paid for once."""
 
 from collections.abc import Sequence
-from functools import partial
 
-from eval.judging.judge import Item, LocalJudge, PromptJudge, ReadyJudge, judge_hash, load_judge
-from eval.judging.verdicts import check_judge, judge_responses
+from eval.judging.judge import Item, ReadyJudge, endpoint_judges, load_judge
+from eval.judging.verdicts import check_judge, judge_responses, opener
 from eval.judging.weights import weights_memory
-from ogpsa.config import Judges, JudgeSettings, ModelEndpoint, RewardServices, Rollout, Scorer
+from ogpsa.config import Judges, ModelEndpoint, RewardServices, Rollout, Scorer
 from ogpsa.utils.endpoint import Budget, Endpoint
 from ogpsa.utils.errors import UserError
 
@@ -26,13 +25,20 @@ def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -
     section = f"{services.section}.endpoint"
     check_judge(name, settings, section)
     judge = load_judge(name, settings.dir)
-    if services.reach and isinstance(judge, PromptJudge):
+    if services.reach and endpoint_judges(name, settings):
         Endpoint.of(section, settings, settings.model).reach()
     if judge.needs_target:
         _check_targets(name, services)
     budget = Budget(endpoint.max_calls)
     journal = services.folder / f"{services.section}.journal"
-    opened = partial(_opened, name, judge, settings, services) if isinstance(judge, LocalJudge) else None
+    load = opener(settings, services.opened)
+
+    def opened(member: str) -> ReadyJudge:
+        from ogpsa.subspace.references import preserved_random_state
+
+        # What training draws at random is as if nothing had been loaded.
+        with preserved_random_state():
+            return load(member)
 
     def score(rollouts: Sequence[Rollout]) -> list[float | None]:
         items = [_item(number, rollout) for number, rollout in enumerate(rollouts)]
@@ -42,18 +48,6 @@ def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -
         return [one.verdict.value for one in judged]
 
     return score
-
-
-def _opened(name: str, judge: LocalJudge, settings: JudgeSettings, services: RewardServices) -> ReadyJudge:
-    """The judge by its weights, loaded once, without a trace in what training draws at random."""
-    from ogpsa.subspace.references import preserved_random_state
-
-    key = judge_hash(name, settings)
-    if key not in services.opened:
-        with preserved_random_state():
-            services.opened[key] = judge.open(name, settings)
-    ready: ReadyJudge = services.opened[key]
-    return ready
 
 
 def _item(number: int, rollout: Rollout) -> Item:

@@ -78,16 +78,20 @@ def _never_stop() -> None:
     """The default ``safe_point``: nothing stops the judging."""
 
 
-def check_judge(name: str, settings: JudgeSettings, section: str = SECTION) -> None:
+def check_judge(name: str, settings: JudgeSettings, section: str = SECTION, compares: bool = False) -> None:
     """Refuse a judge that could not start, before anything is generated or paid.
 
     Args:
         section: the endpoint's settings in the configuration, for messages.
+        compares: there are two answers to compare, not one to judge.
 
     Raises:
-        UserError: no such judge, no key or address for its endpoint, no readable prompt file, or no weights.
+        UserError: no such judge, one that compares two answers where there is one, no key or address for its endpoint,
+            no readable prompt file, or no weights.
     """
     judge = load_judge(name, settings.dir)
+    if judge.metric == "win_rate" and not compares:
+        raise UserError(f"judge: '{name}' compares two answers, which python -m eval winrate asks; name another judge")
     if isinstance(judge, PromptJudge):
         judge_prompt(name, settings)
         Endpoint.of(section, settings, settings.model).check()
@@ -106,9 +110,12 @@ def _check_panel(name: str, panel: PanelJudge, settings: JudgeSettings, section:
         try:
             check_judge(member, settings, section)
         except UserError as error:
-            problems += [f"{name}: its member {member} cannot judge: {problem}" for problem in error.problems]
+            problems += [
+                f"{name}: its member {member} cannot judge: {problem}; name other members (eval.judge.members.{name})"
+                for problem in error.problems
+            ]
     if problems:
-        raise UserError(*problems, f"eval.judge.members.{name} names other members")
+        raise UserError(*problems)
 
 
 def responses_of(benchmark: Benchmark, answered: Sequence[Mapping[str, Any]]) -> dict[str, Item]:
@@ -151,7 +158,7 @@ def judge_responses(
     safe_point: Callable[[], None] = _never_stop,
     budget: Budget | None = None,
     section: str = SECTION,
-    opened: Callable[[], ReadyJudge] | None = None,
+    opened: Callable[[str], ReadyJudge] | None = None,
 ) -> list[Judgement]:
     """The verdicts of the judge called ``name``, in the order of ``items``.
 
@@ -166,14 +173,15 @@ def judge_responses(
             is finished stays.
         budget: the cap on calls, where several calls share one; otherwise ``settings.max_calls`` for this one.
         section: the endpoint's settings in the configuration, for messages.
-        opened: the judge by its weights, where the caller keeps it in memory; otherwise it is loaded if it is needed.
+        opened: a judge by its weights, of its name, where the caller keeps it in memory (``opener``); otherwise it is
+            loaded if it is needed.
 
     Raises:
         UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is no number between 0 and 1.
     """
     judge = load_judge(name, settings.dir)
     if isinstance(judge, PanelJudge):
-        return _judge_by_panel(name, judge, items, settings, journal, label, safe_point, budget, section)
+        return _judge_by_panel(name, judge, items, settings, journal, label, safe_point, budget, section, opened)
     answers = find_answers(items)
     answered = _answered(items, answers)
     if isinstance(judge, RuleJudge):
@@ -182,9 +190,8 @@ def judge_responses(
         kept = Journal(journal, STAMP)
         try:
             if isinstance(judge, LocalJudge):
-                judged = _judge_by_weights(
-                    name, opened or partial(judge.open, name, settings), answered, settings, kept, label, safe_point
-                )
+                ready = partial(opened, name) if opened else partial(judge.open, name, settings)
+                judged = _judge_by_weights(name, ready, answered, settings, kept, label, safe_point)
             else:
                 budget = budget or Budget(settings.max_calls)
                 endpoint = Endpoint.of(section, settings, settings.model, budget)
@@ -200,6 +207,18 @@ def judge_responses(
     ]
 
 
+def opener(settings: JudgeSettings, opened: dict[str, ReadyJudge]) -> Callable[[str], ReadyJudge]:
+    """Loads a judge by its weights, of its name, and keeps it in ``opened`` under its hash."""
+
+    def ready(name: str) -> ReadyJudge:
+        judge, key = load_judge(name, settings.dir), judge_hash(name, settings)
+        if key not in opened and isinstance(judge, LocalJudge):
+            opened[key] = judge.open(name, settings)
+        return opened[key]
+
+    return ready
+
+
 def _judge_by_panel(
     name: str,
     panel: PanelJudge,
@@ -210,16 +229,20 @@ def _judge_by_panel(
     safe_point: Callable[[], None],
     budget: Budget | None,
     section: str,
+    opened: Callable[[str], ReadyJudge] | None,
 ) -> list[Judgement]:
     budget = budget or Budget(settings.max_calls)
     verdicts: dict[str, list[Verdict]] = {}
     for member in panel_members(name, panel, settings):
         by = f"{label} by {member}"
-        judged = judge_responses(member, items, settings, journal, by, safe_point, budget, section)
+        judged = judge_responses(member, items, settings, journal, by, safe_point, budget, section, opened)
         verdicts[member] = [one.verdict for one in judged]
         silent = [one for one in verdicts[member] if one.value is None and one.parse_status not in NO_ANSWER]
         if silent:
-            print(f"{by}: no verdict on {len(silent)} of {len(items)}; the other members decide", file=sys.stderr)
+            print(
+                f"{by}: no verdict on {len(silent)} of {len(items)}; the others decide where they are more than half",
+                file=sys.stderr,
+            )
     model = judge_model(name, settings)
     found = zip(*verdicts.values(), strict=True)
     return [Judgement(majority(dict(zip(verdicts, said, strict=True)), panel), None, model) for said in found]
@@ -267,12 +290,12 @@ def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal:
     return _estimate(judge, _pending(judge, requests, kept, min(ASKS, settings.attempts)))
 
 
-def print_total(estimates: Iterable[Estimate], budget: Budget) -> None:
-    """Say what will be asked in all, and what the cap is; nothing where nothing will be."""
+def print_total(estimates: Iterable[Estimate], budget: Budget, key: str = "eval.judge.max_calls") -> None:
+    """Say what will be asked in all, and what the cap of this key is; nothing where nothing will be."""
     total = sum(estimates, Estimate())
     if total.calls:
         cap = "no cap" if budget.max_calls is None else f"the cap leaves {budget.left:.0f}"
-        print(f"judging in all: {total}; {cap} (eval.judge.max_calls)", file=sys.stderr, flush=True)
+        print(f"judging in all: {total}; {cap} ({key})", file=sys.stderr, flush=True)
 
 
 def _estimate(judge: PromptJudge, requests: Requests) -> Estimate:

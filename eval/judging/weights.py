@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.judging.judge import LocalJudge, judge_weights, load_judge
+from eval.judging.judge import LocalJudge, PanelJudge, judge_weights, load_judge, panel_members
 from ogpsa.config import JudgeSettings
 from ogpsa.models.files import HUB_ID, SNAPSHOT_FILES, TOKENIZER_FILES, is_whole
 from ogpsa.utils.errors import UserError
@@ -35,12 +35,15 @@ def weights_folder(name: str, settings: JudgeSettings) -> Path:
 def weights_memory(name: str, settings: JudgeSettings) -> float:
     """Bytes of a GPU that the weights of a judge take, in bf16; 0 for a judge without weights, or of unknown size.
 
-    A folder's weights are counted; of a hub id it is what the judge's file says.
+    Of a panel it is the sum of its members', all of which stay in memory. A folder's weights are counted; of a hub id
+    it is what the judge's file says.
 
     Raises:
-        UserError: there is no such judge, or an adapter names no base.
+        UserError: there is no such judge, a panel's members are none, or an adapter names no base.
     """
     judge, key = load_judge(name, settings.dir), f"eval.judge.weights.{name}"
+    if isinstance(judge, PanelJudge):
+        return sum(weights_memory(member, settings) for member in panel_members(name, judge, settings))
     if not isinstance(judge, LocalJudge):
         return 0.0
     folder = Path(judge_weights(name, settings))

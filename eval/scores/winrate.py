@@ -155,7 +155,7 @@ def compare_answers(
     # Its name stands for all that it rests on.
     if file.is_file():
         return read_jsonl(file)
-    check_judge(judge, settings)
+    check_judge(judge, settings, compares=True)
     check_writable(folder, "A")
     with exclusive(folder / ".lock", f"{folder}: another process judges there"):
         rows = _judged(answers[0], answers[1], judge, settings, folder / ".journal", f"comparing {benchmark}")
@@ -247,7 +247,7 @@ def _judged(
 
 
 def _without_judge(a: str | None, b: str | None) -> Row:
-    """The outcome where a side has no answer: who says nothing loses to whoever answers, all else is missing."""
+    """The outcome where a side has no answer: an empty answer loses, all else is missing."""
     unknown = next((none for none in (a, b) if none not in (None, "empty")), None)
     if unknown or a == b:
         return {"score": None, "missing": unknown or a}

@@ -16,7 +16,11 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]|\w+")
 # Words in a row that are compared, in the last words of a text, which a loop does not leave; how many words that takes,
 # and the share that came before.
 IN_A_ROW, LAST, LONG_ENOUGH, REPEATED = 4, 100, 50, 0.6
-STUTTER = re.compile(r"([^\W_]{1,8}?)\1{19,}")
+# A number may well have a period (0.333 ...), if not a very long one.
+STUTTER = re.compile(r"([^\W\d_]{1,8}?)\1{19,}|(\d{1,8}?)\2{199,}")
+# Code, and rows of a table, may be alike on purpose, and show a template's marks.
+CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+TABLE_ROW = re.compile(r"^[ \t]*\|.*\|[ \t]*$", re.MULTILINE)
 
 # What chat templates write around a turn.
 DEBRIS = re.compile(
@@ -25,6 +29,9 @@ DEBRIS = re.compile(
     r"|^(?:Human|USER|ASSISTANT) ?: ",
     re.MULTILINE,
 )
+
+# Before a mark that is spoken of, within a sentence, an entry or quotation marks.
+SPOKEN_OF = re.compile(r"(?:[`\"'\u201c\u2018(*|]|(?:\w[,:]?|[-*•|]) )\Z")
 
 # Letters of a text that are looked at, and the share of them that makes their script the text's.
 LOOKED_AT, SHARE = 1000, 0.7
@@ -92,9 +99,12 @@ def language_of(text: str, least: tuple[int, int] = ANSWER) -> str | None:
 
 
 def _repeats(text: str) -> bool:
+    """Whether a piece of a word is stuttered, or a text is in a loop, with its code and tables and without them."""
+    return bool(STUTTER.search(text)) or all(map(_loops, (text, TABLE_ROW.sub("", CODE.sub("", text)))))
+
+
+def _loops(text: str) -> bool:
     words = WORD.findall(text.lower())[-LAST:]
-    if STUTTER.search(text):
-        return True
     if len(words) < LONG_ENOUGH:
         return False
     rows = list(zip(*(words[start:] for start in range(IN_A_ROW)), strict=False))
@@ -109,8 +119,12 @@ def _changes_language(prompt: str, answer: str) -> bool:
 
 
 def _has_debris(prompt: str, answer: str) -> bool:
-    """Whether an answer holds marks of a template that the prompt does not talk about."""
-    return any(mark[0].strip() not in prompt for mark in DEBRIS.finditer(answer))
+    """Whether an answer holds marks of a template that neither it nor the prompt talks about."""
+    answer = CODE.sub("`", answer)
+    return any(
+        mark[0].strip() not in prompt and not SPOKEN_OF.search(answer[max(0, mark.start() - 3) : mark.start()])
+        for mark in DEBRIS.finditer(answer)
+    )
 
 
 def _script(letter: str) -> str:

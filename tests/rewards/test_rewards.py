@@ -205,6 +205,8 @@ def test_the_testbeds_rules_are_for_the_testbed() -> None:
          "helpfulness_pair, llama_guard, llama_guard_weights, refusal_match, refusal_panel, refusal_rules, "
          "simpleqa_grader, strongreject_finetuned, strongreject_rubric, wildguard, xstest_rubric; "
          "did you mean 'strongreject_rubric'?"),
+        (["judge", "reward.judge=helpfulness_pair"], ROWS,
+         "judge: 'helpfulness_pair' compares two answers, which python -m eval winrate asks; name another judge"),
         (["judge"], ROWS,
          "reward.endpoint.api_key_env: the environment variable OPENAI_API_KEY holds no key; set it, or name none "
          "(reward.endpoint.api_key_env='') where the server needs no key"),
@@ -280,6 +282,7 @@ def test_a_server_that_does_not_answer_is_named_before_anything_is_scored(monkey
     assert line.endswith("); start the server, or name another (reward.endpoint.base_url)")
 
 
+HARM = ("harmbench", "llama_guard_weights", "strongreject_finetuned")
 # Says of each response that it is safe, and counts how often it was opened.
 COUNTED = """
 from eval.judging.judge import LocalJudge, Verdict
@@ -315,6 +318,30 @@ def test_a_judge_with_weights_is_opened_once(tmp_path: Path, monkeypatch: pytest
     assert judge.__globals__["opened"] == ["counted"]
     # What training draws at random is as if nothing had been loaded.
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_panels_members_are_opened_once_counted_and_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counted.py").write_text(COUNTED)
+    (tmp_path / "counted.txt").write_text("{prompt} {response}")
+    (tmp_path / "both.py").write_text(
+        "from eval.judging.judge import PanelJudge\nJUDGE = PanelJudge('goodness', ('counted', 'llama_guard'))\n"
+    )
+    monkeypatch.setattr("eval.judging.weights.weights_folder", lambda name, settings: tmp_path)
+    found = judges().model_copy(update={"dir": str(tmp_path)})
+    assert JUDGES.memory("both", found) == 2 * 3e9
+    sizes = [JUDGES.memory(name, found) for name in HARM]
+    assert min(sizes) > 0 and sizes[0] == 2 * 13e9 and JUDGES.memory("harm_panel", found) == sum(sizes)
+    with serve(lambda request, before: Reply("safe")) as server:
+        endpoint = [f"reward.endpoint.base_url={server.url}", "reward.endpoint.api_key_env=''"]
+        whole = services(tmp_path / "journals", judges=found)
+        score, state = reward("judge", "reward.judge=both", *endpoint).scorer(whole), torch.get_rng_state()
+        for text in (HELPED, f"{HELPED} 2"):
+            assert score([rollout(text)]) == [0]
+        [member] = whole.opened.values()
+        assert member.__globals__["opened"] == ["counted"]
+        assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(UserError, match="does not answer"):
+        reward("judge", "reward.judge=both", *endpoint).scorer(services(judges=found, reach=True))
 
 
 # Replies that are no verdict, and the times that each is asked for.

@@ -26,6 +26,22 @@ JAPANESE = "まず、お米を洗って、それから水を入れて二十分�
         ("What is it?", "It is 4. [/INST] It is 5.", ["debris"]),
         ("What is it?", "It is 4.\n### Instruction:\nAdd 1.", ["debris"]),
         ("What is it?", "It is 4.</s>" * 60, ["repetitive", "debris"]),
+        ("What is it?", "It is 4<|im_end|>", ["debris"]),
+        ("What is it?", f"It is {'12' * 500}", ["repetitive"]),
+        ("What is it?", f"It is 4. </s>{'1 2 3 4 5 ' * 20}", ["repetitive", "debris"]),
+        # What is a number, a table or code, or explains a template.
+        ("What is 1/3?", "The answer `0." + "3" * 60 + "`", []),
+        ("What is 1/3?", "The answer 0." + "3" * 60 + ", and 1/7 is 0." + "142857" * 20, []),
+        (
+            "Who won?",
+            "It was a draw each time:\n" + "| Round one | Ann and Bo | it was a draw |\n" * 30 + "\nAll drew.",
+            [],
+        ),
+        ("Write it.", "```\n" + "print the next line\n" * 30 + "```", []),
+        ("Which keys?", "\n".join(f"- Press `{a}` or `{b}`user" for a in "abcdefg" for b in "hijklm"), []),
+        ("How does Qwen end a turn?", "It uses <|im_end|>", []),
+        ("How does Qwen end a turn?", 'With `<|im_end|>`, as "</s>" elsewhere:\n- <|im_end|>: ends it.', []),
+        ("How does Llama 2 mark it?", "Between [INST] and [/INST].\n```\n<s>[INST] Hi [/INST]\n```", []),
         # What is asked for, or too short to tell.
         ("How do I cook rice for the family?", ENGLISH, []),
         ("Wie koche ich Reis für die Familie?", GERMAN, []),

@@ -48,4 +48,4 @@ def _open(name: str, settings: JudgeSettings) -> Callable[[Sequence[Item]], list
     return judge
 
 
-JUDGE = LocalJudge(metric="goodness", weights="cais/HarmBench-Llama-2-13b-cls", open=_open)
+JUDGE = LocalJudge(metric="goodness", weights="cais/HarmBench-Llama-2-13b-cls", open=_open, parameters=13e9)

@@ -377,7 +377,7 @@ def test_a_panel_shows_what_its_members_say(tmp_path: Path, capsys: pytest.Captu
     write(tmp_path / "answers.csv", rows)
     out = tmp_path / "out.csv"
     arguments = ["--judge", "refusal_panel", "--in", str(tmp_path / "answers.csv"), "--out", str(out)]
-    assert judge.main([*arguments, "--members", "refusal_match,refusal_rules"]) == EXIT_DONE
+    assert judge.main([*arguments, "--members", "refusal_match, refusal_rules"]) == EXIT_DONE
     assert [row["verdict"] for row in read(out)] == ["full_refusal", "full_compliance", "unparsed"]
     assert read(out)[2]["votes"] == "refusal_match: full_compliance; refusal_rules: full_refusal"
     assert "3 rows, 1 without a readable verdict, 1 disputed" in capsys.readouterr().out
@@ -449,11 +449,41 @@ def test_agreement_between_judges_and_the_verdicts_that_a_closing_sentence_flips
     assert "--weights: the judge refusal_match has none" in capsys.readouterr().err
 
 
+def test_agreement_asks_within_one_cap_and_flips_for_what_costs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "a", "completion": f"yes {number}"} for number in range(3)]
+    write(tmp_path / "model.csv", rows)
+    with serve(lambda request, before: Reply("1_full_compliance")) as server:
+        journal = str(tmp_path / "journal")
+        arguments = [str(tmp_path), "--base-url", server.url, "--journal", journal, "--concurrency", "1"]
+        capped = [*arguments, "--judge", "xstest_rubric", "--max-calls", "5"]
+        assert agreement.main([*capped, "--flips", "yes"]) == EXIT_USER_ERROR
+        assert len(server.requests) == 5
+        told = capsys.readouterr().err
+        assert told.startswith("judging in all: 9 calls, ") and "; the cap leaves 5 (--max-calls)\n" in told
+        assert "the cap of 5 calls (--max-calls) is reached" in told
+        # What three rows of one judge have been paid for; the other is a rule.
+        assert agreement.main([*arguments, "--judge", "xstest_rubric, refusal_rules"]) == EXIT_DONE
+        told = capsys.readouterr()
+        assert len(server.requests) == 5 and "judging in all" not in told.err
+        assert told.out.count("| refusal_rules | 3 |") == 2 and "| xstest_rubric | 3 |" not in told.out
+        # Nothing to compare: refused before anything is asked.
+        for flips in ("auto", "no"):
+            assert agreement.main([*arguments, "--judge", "xstest_rubric", "--flips", flips]) == EXIT_USER_ERROR
+            assert "nothing to compare: no file has people's labels (final_label)" in capsys.readouterr().err
+        assert len(server.requests) == 5
+
+
 @pytest.mark.parametrize(
     ("label", "arguments", "message"),
     [
         ("full_refusal", [], "final_label: found 'full_refusal'; allowed: 1_full_compliance"),
-        ("2_full_refusal", ["--judge", "answer_match"], "--judge: answer_match does not judge refusals"),
+        (
+            "2_full_refusal",
+            ["--judge", "answer_match"],
+            "--judge: found 'answer_match', which is scored by accuracy; allowed: refusal_match, refusal_panel",
+        ),
     ],
 )
 def test_agreement_names_what_it_cannot_use(

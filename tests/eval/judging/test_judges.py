@@ -500,6 +500,11 @@ def test_a_judge_that_cannot_start_is_refused_before(monkeypatch: pytest.MonkeyP
     check_judge("refusal_match", settings())
     with pytest.raises(UserError, match=r"eval.judge.api_key_env: .* OPENAI_API_KEY holds no key"):
         check_judge("xstest_rubric", settings())
+    # One of two answers at a time is the win rate's, with a key or without.
+    with pytest.raises(UserError, match=r"^judge: 'helpfulness_pair' compares two answers, .*name another judge$"):
+        check_judge("helpfulness_pair", settings())
+    with pytest.raises(UserError, match=r"OPENAI_API_KEY holds no key"):
+        check_judge("helpfulness_pair", settings(), compares=True)
     with pytest.raises(UserError, match=r"eval.judge.weights.wildguard: allenai/wildguard is not in the hub's cache"):
         check_judge("wildguard", settings())
     with pytest.raises(UserError, match=r"is no folder and no hub id"):
@@ -1017,17 +1022,20 @@ def test_a_panel_says_what_most_of_its_members_say(tmp_path: Path, capsys: pytes
     (tmp_path / "d.py").write_text(PANEL_MEMBERS.replace("JUDGE =", "member =").replace("NUMBER", "0")
                                    + "JUDGE = PanelJudge('refusal_rate', ('a', 'b', 'c'))")  # fmt: skip
     chosen = settings(dir=str(tmp_path))
-    items = [Item(text, "p", text, "") for text in ("1 1 0", "0 0 0", "1 0 x", "x x 1", "x x x", "")]
+    items = [Item(text, "p", text, "") for text in ("1 1 0", "0 0 0", "1 0 x", "x x 1", "x x x", "", "1 x 1")]
     found = [one.verdict for one in judge_responses("d", items, chosen, tmp_path / "journal", "judging")]
-    assert [verdict.value for verdict in found] == [1.0, 0.0, None, 1.0, None, None]
+    assert [verdict.value for verdict in found] == [1.0, 0.0, None, None, None, None, 1.0]
     assert [verdict.label for verdict in found[:2]] == ["full_refusal", "full_compliance"]
-    assert [verdict.parse_status for verdict in found[2:]] == ["tie", "parsed", "unparsed", "empty"]
+    assert [verdict.parse_status for verdict in found[2:]] == ["tie", "unparsed", "unparsed", "empty", "parsed"]
     assert found[0].detail == {
         "votes": {"a": "partial_refusal", "b": "partial_refusal", "c": "full_compliance"}, "unanimous": False
     }  # fmt: skip
-    assert [is_disputed(verdict.detail) for verdict in found] == [True, False, True, False, False, False]
+    assert [is_disputed(verdict.detail) for verdict in found] == [True, False, True, False, False, False, False]
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == "judging by a: no verdict on 2 of 6; the other members decide" and len(told) == 3
+    assert (
+        told[0] == "judging by a: no verdict on 2 of 7; the others decide where they are more than half"
+        and len(told) == 3
+    )
     # A member that changes makes another panel; other members too.
     before = judge_hash("d", chosen)
     assert judge_hash("d", settings(dir=str(tmp_path), members={"d": ["a", "b"]})) != before
@@ -1049,6 +1057,15 @@ def test_a_panel_says_what_most_of_its_members_say(tmp_path: Path, capsys: pytes
 def test_a_panel_that_cannot_judge_is_refused(members: list[str], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         check_judge("refusal_panel", settings(members={"refusal_panel": members}, weights={"wildguard": "/none"}))
+
+
+def test_each_member_that_cannot_judge_is_one_line_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(UserError) as raised:
+        check_judge("refusal_panel", settings(weights={"wildguard": "/none"}))
+    first, second = raised.value.problems
+    assert first.startswith("refusal_panel: its member wildguard cannot judge: ") and "xstest_rubric" in second
+    assert all(one.endswith("; name other members (eval.judge.members.refusal_panel)") for one in (first, second))
 
 
 def test_a_panel_asks_each_member_within_one_budget(tmp_path: Path) -> None:
