@@ -40,8 +40,8 @@ NOTES = (
     "an option's log-likelihood.",
 )
 RANDOM_NOTE = (
-    "Random weights, prompts of the testbed's words. generation: as many tokens as the task allows, since random weights "
-    "seldom end a response."
+    "Random weights, prompts of the testbed's words. generation: as many tokens as the task allows, since random "
+    "weights seldom end a response."
 )
 # More tokens than any batch here comes to.
 TOKENS = 10**6
