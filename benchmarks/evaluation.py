@@ -38,8 +38,10 @@ NOTES = (
     "same of this process's time on the processors, which other work on the machine touches less.",
     "differing: rows whose response, or likeliest option, is not plain lm-eval's. nats apart: largest difference of "
     "an option's log-likelihood.",
+)
+RANDOM_NOTE = (
     "Random weights, prompts of the testbed's words. generation: as many tokens as the task allows, since random "
-    "weights seldom end a response. With --checkpoint: a real model on real rows.",
+    "weights seldom end a response."
 )
 # More tokens than any batch here comes to.
 TOKENS = 10**6
@@ -94,9 +96,9 @@ def main() -> None:
     settings["checkpoint"], settings["data_dir"] = (
         value and value.name for value in (options.checkpoint, options.data_dir)
     )
-    title = options.checkpoint.name if options.checkpoint else options.model
-    name = "evaluation_real" if options.checkpoint else "evaluation"
-    write(name, options.out, device, settings, {f"Evaluation: {title}": table}, NOTES)
+    name, notes = ("evaluation_real", NOTES) if options.checkpoint else ("evaluation", (*NOTES, RANDOM_NOTE))
+    settings["model"] = settings["checkpoint"] or options.model
+    write(name, options.out, device, settings, {f"Evaluation: {settings['model']}": table}, notes)
 
 
 def _timed(

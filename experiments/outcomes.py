@@ -27,6 +27,8 @@ PUBLISHED_SETTINGS = {("paper", "paper"), ("nspo", "nspo")}
 BALANCED = "balanced"
 # In the order of the paper.
 PIPELINES = {"sft": "SFT", "dpo": "DPO", "sft_dpo": "SFT→DPO", "grpo": "GRPO", "sft_grpo": "SFT→GRPO"}
+# Tags of published numbers that were not read in the paper itself.
+SECOND_HAND = ("nspo",)
 Item = TypeVar("Item")
 
 

@@ -19,7 +19,7 @@ from experiments.comparisons import (
 )
 from experiments.costs import NOTES as COST_NOTES
 from experiments.costs import Cost
-from experiments.outcomes import BALANCED, SCORES, Row, published, reference_of, rival, usual_of
+from experiments.outcomes import BALANCED, SCORES, SECOND_HAND, Row, published, reference_of, rival, usual_of
 from experiments.rows import Experiment
 from ogpsa.config import StageName
 from ogpsa.utils.table import Table, table_of
@@ -73,6 +73,10 @@ EQUAL_NOTE = (
     "100 less that over-refusal. "
     "OGPSA minus it: paired over the seeds that both have a number for, 95% t-interval; p: two-sided paired t-test, "
     "corrected by Holm over the column (in all tables of this page)."
+)
+SECOND_HAND_NOTE = (
+    "[nspo]: by machine-written notes on NSPO's table, not by the paper itself, which could not be read: shown beside "
+    "ours, and no difference is taken."
 )
 ATTACK_NOTE = "Attack success: 100 less the benchmark's safety score; lower is better."
 FRONT_NOTE = (
@@ -174,7 +178,12 @@ def benchmark_tables(experiment: Experiment, rows: Sequence[Row]) -> list[Table]
         ]
         tables.append(table_of(lines, f"{group}, benchmark by benchmark"))
     notes = ["In %: ours; what is published, with its source, and ours minus it."]
-    return _with_notes(tables, [*notes, *([ATTACK_NOTE] if any(row.attacks for row in rows) else [])])
+    if any(row.attacks for row in rows):
+        notes.append(ATTACK_NOTE)
+    models = {row.model for row in rows}
+    if any(entry.tag in SECOND_HAND and entry.model in models for entry in published().values()):
+        notes.append(SECOND_HAND_NOTE)
+    return _with_notes(tables, notes)
 
 
 def front_tables(fronts: Sequence[Membership], against: str = "utility") -> list[Table]:
@@ -397,11 +406,12 @@ def _pair(row: Row, strength: float) -> str:
 
 
 def _published(name: str, score: str, ours: Summary | None) -> str:
-    """A published value with its source, and ours minus it; empty where there is none."""
+    """A published value with its source, and ours minus it if it was read in the paper; empty where there is none."""
     entry = published().get((name, score))
     if entry is None:
         return ""
-    return f"{entry.value:.2f} [{entry.tag}]" + ("" if ours is None else f", {_signed(ours.mean - entry.value)}")
+    difference = "" if ours is None or entry.tag in SECOND_HAND else f", {_signed(ours.mean - entry.value)}"
+    return f"{entry.value:.2f} [{entry.tag}]{difference}"
 
 
 def _with_published(summary: Summary | None, row: Row | None, name: str, score: str) -> str:

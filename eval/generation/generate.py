@@ -147,7 +147,7 @@ class LocalModel:
         start = 0
         while start < len(questions):
             safe_point()
-            batch = questions[start : start + self._rows_at_once(questions[start])]
+            batch = questions[start : start + self._rows_at_once(questions[start : start + self._batch])]
             try:
                 answers = self._answers(batch)
             except NotFiniteLogitsError:
@@ -157,14 +157,18 @@ class LocalModel:
             keep({question.row_id: answer for question, answer in zip(batch, answers, strict=True)})
             start += len(batch)
 
-    def _rows_at_once(self, longest: Question) -> int:
-        """How many rows, none of them longer than this one, make a batch."""
-        request = longest.requests[0]
-        if request.request_type != "generate_until":
-            return self._batch
-        prompt, settings = request.args
-        tokens: int = len(self._lm.tok_encode(prompt)) + settings["max_gen_toks"]
-        return max(1, min(self._batch, self._tokens // tokens))
+    def _rows_at_once(self, candidates: Sequence[Question]) -> int:
+        """How many of the next rows make a batch: as many as fit, each as long as the longest of them."""
+        if candidates[0].requests[0].request_type != "generate_until":
+            return len(candidates)
+        longest = 0
+        for count, question in enumerate(candidates):
+            prompt, settings = question.requests[0].args
+            # Rows come by characters: a shorter one may hold more tokens.
+            longest = max(longest, len(self._lm.tok_encode(prompt)))
+            if count and (count + 1) * (longest + settings["max_gen_toks"]) > self._tokens:
+                return count
+        return len(candidates)
 
     def _fails(self, question: Question) -> bool:
         try:

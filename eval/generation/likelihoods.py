@@ -1,5 +1,6 @@
 """lm-eval's model, which reads once what several texts begin with: a question before its options, a system prompt."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerBase
 
+from ogpsa.models.generate import NotFiniteLogitsError
 from ogpsa.models.rows import keeps_every_key
 
 # Tokens of a forward pass, by the kind of device: more of them gain little, and attention is computed between all of
@@ -96,10 +98,21 @@ class SharingLM(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """Each continuation's log-likelihood behind its context, and whether it is what greedy decoding would say."""
-        if not self._shares:
-            found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-            return found
+        """Each continuation's log-likelihood behind its context, and whether it is what greedy decoding would say.
+
+        Raises:
+            NotFiniteLogitsError: a log-likelihood is not finite; its ``rows`` are those of ``requests``, of which some
+                may only have shared a forward pass with another.
+        """
+        if self._shares:
+            found = self._shared(requests)
+        else:
+            found = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        if rows := [number for number, (value, _) in enumerate(found) if not math.isfinite(value)]:
+            raise NotFiniteLogitsError(rows)
+        return found
+
+    def _shared(self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]]) -> list[tuple[float, bool]]:
         texts = []
         for number, (_, context, continuation) in enumerate(requests):
             # As lm-eval: what the model has no room for is cut from the left.

@@ -16,7 +16,7 @@ from ogpsa.utils.health import FAULTS
 
 AVERAGES = ("safety", "utility", "over_refusal")
 # Of a composite's parts.
-SUMMED = ("n", "missing", *NO_ANSWER, *FAULTS, "disputed", "fallbacks")
+SUMMED = ("n", "missing", *NO_ANSWER, *FAULTS, "unread", "disputed", "fallbacks")
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def aggregate(
     ``refused`` is the share of refusals among all answers. Of the responses, ``empty`` counts those that say nothing,
     ``unfinished`` those that end in a thought, and ``cut`` those that met the cap on tokens, None where it is not known
     how they ended; of the answers, ``repetitive``, ``wrong_language`` and ``debris`` count those with this fault of
-    form. ``disputed`` counts a panel's verdicts on which its members differ, ``fallbacks`` the jailbroken requests that
-    had to be put as they are, ``error`` says why there is no score. Where the items fall into categories,
+    form, ``unread`` those in which no letter, yes, no or box could be read where one is asked for. ``disputed`` counts
+    a panel's verdicts on which its members differ, ``fallbacks`` the jailbroken requests that had to be put as they
+    are, ``error`` says why there is no score. Where the items fall into categories,
     ``categories`` holds each one's ``value``, ``n`` and ``missing``, and ``clustered_stderr`` is the error of ``value``
     if items of one category are alike. A composite is the mean of its ``parts``.
 
@@ -104,6 +105,7 @@ def _score(result: Result, error: str | None) -> dict[str, Any]:
         **{kind: none.count(kind) for kind in NO_ANSWER},
         "cut": ends.count("length") if ends else None,
         **{fault: sum(fault in verdict["faults"] for verdict in verdicts) for fault in FAULTS},
+        "unread": sum(verdict["detail"].get("read,none") == 0 for verdict in verdicts),
         "disputed": sum(is_disputed(verdict["detail"]) for verdict in verdicts),
         "fallbacks": sum(bool(verdict["fallback"]) for verdict in verdicts),
         "error": error,

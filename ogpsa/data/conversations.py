@@ -156,8 +156,9 @@ def _with_system(system: Any, prompt: list[Message] | None) -> list[Message] | N
             told = ": column 'system' and the system's turn in the prompt differ; keep one"
             raise ConversationError("two systems", told)
         return prompt
-    # Some put it in front of the user's words as well.
-    return prompt if first["content"].lstrip().startswith(system.strip()) else [turn("system", system), *prompt]
+    # Some put it in front of the user's words as well, on lines of its own.
+    begins = re.match(rf"\s*{re.escape(system.strip())}[^\S\n]*(?:\n|\Z)", first["content"])
+    return prompt if begins else [turn("system", system), *prompt]
 
 
 def _from_json(name: str, text: str) -> Any:

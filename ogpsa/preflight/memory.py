@@ -27,6 +27,8 @@ STATE_BYTES: dict[Optimizer, float] = {"adamw": 8, "adamw_8bit": 2 * (1 + 4 / 25
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 # DeepSpeed's: elements that are reduced at once, and that ZeRO-3 keeps gathered at most.
 REDUCE_BUCKET, LIVE_PARAMETERS = 50_000_000, 1_000_000_000
+# Under which configurations count a block's experts.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 # Elements that ``ogpsa/projection.py`` turns into fp64 at once.
 CHUNK = {"cpu": 1 << 16, "cuda": 1 << 20}
 
@@ -344,7 +346,7 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None) -> ModelShape
         adapted: see ``ModelShape``; the model then is the one inside the adapters, or the base itself.
 
     Raises:
-        UserError: its configuration does not describe a decoder of Llama's kind.
+        UserError: its configuration does not describe a decoder of Llama's kind, or one with several experts.
     """
     from ogpsa.models.text import language_model
 
@@ -356,6 +358,12 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None) -> ModelShape
             f"model.path: {facts['model_type']} has no {absent[0]} in its configuration; preflight knows decoders such "
             "as Llama, Qwen2 and Mistral"
         )
+    for name in EXPERTS:
+        if (facts.get(name) or 0) > 1:
+            raise UserError(
+                f"model.path: {facts['model_type']} is a mixture of experts ({name}={facts[name]}); preflight knows "
+                "decoders with one MLP in a block, such as Llama, Qwen2 and Mistral"
+            )
     parameters = dict(model.named_parameters())
     base = {name: p for name, p in language_model(model).named_parameters() if "lora_" not in name}
     blocks = [p for name, p in base.items() if any(part.isdecimal() for part in name.split("."))]

@@ -9,7 +9,7 @@ from ogpsa.utils.table import Table, aligned
 Scores = Mapping[str, Any]
 GROUPS = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓"}
 # What is counted beside a score: of the responses, and of a panel's verdicts.
-COUNTED = ("empty", "unfinished", "cut", *FAULTS, "disputed")
+COUNTED = ("empty", "unfinished", "cut", *FAULTS, "unread", "disputed")
 METRICS = {
     "accuracy": "accuracy", "refusal_rate": "refusal rate", "goodness": "goodness", "loss": "nats per token ↓",
     "win_rate": "win rate",
@@ -30,7 +30,8 @@ def score_table(columns: Mapping[str, Scores]) -> str:
 
     ``columns`` maps a title to what ``scores.json`` holds; a score that a column lacks is shown as a dash. Where
     verdicts are missing, their number and what they could make of the score follow it, and so do the responses that are
-    empty, that end in an unfinished thought, that the cap on tokens has cut, or that have a fault of form.
+    empty, that end in an unfinished thought, that the cap on tokens has cut, that have a fault of form, or in which no
+    answer could be read.
     """
     lines = []
     for group, title in GROUPS.items():

@@ -94,6 +94,14 @@ FORMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "system in the prompt": (
         "dpo", ONE | {"prompt": "Be kind.\n\nHi", "system": "Be kind."}, ONE | {"prompt": "Be kind.\n\nHi"},
     ),
+    "system that is the prompt": ("dpo", ONE | {"prompt": "Hi", "system": "Hi "}, ONE | {"prompt": "Hi"}),
+    "system as a part of the prompt's first word": (
+        "dpo", ONE | {"prompt": "Before?", "system": "Be"}, ONE | {"prompt": said("Be", "Before?", first="system")},
+    ),
+    "system as the prompt's first words": (
+        "dpo", ONE | {"prompt": "Be brief? yes", "system": "Be"},
+        ONE | {"prompt": said("Be", "Be brief? yes", first="system")},
+    ),
     "system beside turns": ("dpo", LONG | {"prompt": BEFORE[1:], "system": "Be kind."}, LONG),
     "GRPO's prompt": ("grpo", {"prompt": BEFORE}, LONG),
     "GRPO's prompt of messages": ("grpo", {"messages": WHOLE}, LONG),

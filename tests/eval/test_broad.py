@@ -9,6 +9,7 @@ from eval.benchmarks.definition import find_benchmarks
 from eval.benchmarks.sources import load_rows
 from eval.scores.artefacts import Artefacts, read_artefacts
 from ogpsa.app.compose import compose_config
+from ogpsa.runs.score_table import response_remarks
 from ogpsa.utils.errors import EXIT_DONE
 from tests.endpoint_server import Reply, Request, serve
 from tests.eval.local_mirror import write_mirror
@@ -35,6 +36,13 @@ def test_every_benchmark_is_asked_and_scored(evaluated: Artefacts) -> None:
     for name, entry in evaluated.benchmarks.items():
         assert entry["error"] is None, name
         assert entry["n"] + entry["missing"] == 2, name
+
+
+def test_responses_in_which_no_answer_can_be_read_are_counted(evaluated: Artefacts) -> None:
+    entry = evaluated.benchmarks["math_500"]
+    assert [row["detail"]["read,none"] for row in evaluated.verdicts("math_500")] == [0.0, 0.0]
+    assert (entry["unread"], entry["n"], evaluated.benchmarks["xstest_safe"]["unread"]) == (2, 2, 0)
+    assert "2 unread" in response_remarks([entry])
 
 
 def test_each_row_says_its_category(evaluated: Artefacts, rows: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -23,11 +24,15 @@ from transformers import (
 
 from eval import __main__ as command
 from eval.evaluation import evaluate
+from eval.generation.generate import LocalModel
+from eval.generation.isolation import isolated_and_silent
+from eval.generation.likelihoods import SharingLM
+from eval.generation.questions import Question
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Evaluation
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from tests.program import KilledError, killed_after
-from tests.tiny import tiny_model
+from tests.tiny import byte_tokenizer, tiny_model
 
 SPECIAL = ["<pad>", "<unk>", "<user>", "<assistant>", "<end>"]
 # Half of the words open a refusal, so that a random model refuses now and then.
@@ -173,6 +178,28 @@ def test_batches_of_fewer_tokens_say_the_same(finished: Path, checkpoint: Path, 
     assert len(batches) == ROWS * len(BENCHMARKS)
     made = contents(tmp_path)
     assert made and made.items() <= contents(finished).items()
+
+
+def test_a_batch_holds_no_more_tokens_than_it_may() -> None:
+    """Also where rows of fewer characters hold more of them."""
+    tokenizer = byte_tokenizer()
+    with isolated_and_silent():
+        lm = SharingLM(tiny_model(tokenizer), tokenizer, 4)
+    batches: list[list[int]] = []
+
+    def replies(prompts: list[str], max_tokens: int, stop: list[str], in_thought: bool) -> list[dict[str, str]]:
+        batches.append([len(tokenizer.encode(prompt)) for prompt in prompts])
+        return [{"text": "", "finish_reason": "stop"} for _ in prompts]
+
+    prompts = ["a" * 40, "a" * 39, "é" * 38, "好" * 20, "a" * 12, "a" * 11, "a" * 10, "a" * 9, "a" * 8, "a" * 7]
+    settings = {"max_gen_toks": 10, "until": []}
+    questions = [
+        Question(str(number), [Instance("generate_until", {}, (prompt, settings), 0)])
+        for number, prompt in enumerate(prompts)
+    ]
+    LocalModel(lm, 4, 150, replies).answer(questions, lambda _: None, lambda: None)
+    # Ten tokens of a reply each; at most four rows.
+    assert batches == [[40, 39], [76], [60, 12], [11, 10, 9, 8], [7]]
 
 
 def test_targets_equal_to_the_responses_score_one(finished: Path, checkpoint: Path, rows: Path, tmp_path: Path) -> None:

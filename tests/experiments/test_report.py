@@ -175,8 +175,9 @@ def test_attack_success_stands_beside_nspos(tmp_path: Path) -> None:
     out = written(table, "paper", [point], tmp_path)
     untuned, ours, *rivals = lines_of((out / "nspo.md").read_text(), "llama3_8b, benchmark by benchmark")
     # 100 less the safety score, which is 50 of the untuned model.
-    assert untuned["attack_success/sorry_bench"] == "50.0; 34.15 [nspo], +15.9"
-    assert ours["attack_success/sorry_bench"] == "20.0; 16.81 [nspo], +3.2"
+    assert untuned["attack_success/sorry_bench"] == "50.0; 34.15 [nspo]"
+    assert ours["attack_success/sorry_bench"] == "20.0; 16.81 [nspo]"
+    assert "no difference is taken" in (out / "nspo.md").read_text()
     assert ours["attack_success/jailbreakbench"] == "10.0" and ours["mmlu"] == "60.0"
     assert {line["row"]: line["attack_success/alert"] for line in rivals} == {
         "SafeRLHF (published)": "13.66 [nspo]", "W-DOOR (published)": "1.86 [nspo]", "BFPO (published)": "7.22 [nspo]",
@@ -198,6 +199,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert line["published utility"] == "55.05 [fig], -21.7"
     assert "Δ utility" not in line
     assert lines_of(text, "qwen2_5_7b, benchmark by benchmark")[1]["simpleqa"] == "4.0; 3.03 [abs v1], +1.0"
+    assert "no difference is taken" not in text
     with (out / "table1.csv").open() as handle:
         (record,) = csv.DictReader(handle)
     assert float(record["utility"]) == 100 * (1 / 3)

@@ -1,5 +1,6 @@
 """Rows that begin alike, read from a cache: the same replies and likelihoods as lm-eval's and transformers' own."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,23 @@ def test_likelihoods_are_lm_evals(
     assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
     assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], abs=1e-4)
     assert rolled[1] == pytest.approx(rolled[0], rel=1e-6)
+
+
+@MODELS
+def test_likelihoods_that_are_no_numbers_are_refused(make: Callable[[Any], Any], shares: bool) -> None:
+    tokens = tokenizer()
+    model = make(tokens)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokens.convert_tokens_to_ids("z"), 0] = float("nan")
+    with isolated_and_silent():
+        lm = likelihoods.SharingLM(model, tokens, 1)
+    # The last one scored is finite.
+    asked = [Instance("loglikelihood", {}, pair, 0) for pair in (("The long way", " az bc"), ("A way", " to"))]
+    with isolated_and_silent():
+        assert [math.isfinite(value) for value, _ in lm.loglikelihood(asked[1:], disable_tqdm=True)] == [True]
+        with pytest.raises(NotFiniteLogitsError) as refused:
+            lm.loglikelihood(asked, disable_tqdm=True)
+    assert 0 in refused.value.rows
 
 
 def test_what_rows_share_is_read_once() -> None:

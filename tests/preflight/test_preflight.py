@@ -268,6 +268,22 @@ def test_another_kind_of_model_is_refused_by_name() -> None:
         shape_of(model)
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("mixtral", "num_local_experts"), ("olmoe", "num_experts"), ("llama4_text", "num_local_experts"),
+        ("deepseek_v3", "n_routed_experts"),
+    ],
+)  # fmt: skip
+def test_a_mixture_of_experts_is_refused_by_name(kind: str, key: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, num_hidden_layers=1))
+    with pytest.raises(UserError, match=rf"{kind} is a mixture of experts \({key}=\d+\)"):
+        shape_of(model)
+
+
 # Four processes share these batches.
 SPREAD = ["stage.sft.micro_batch_size=4", "stage.dpo.micro_batch_size=8"]
 TRAINED = [

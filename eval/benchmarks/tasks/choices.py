@@ -2,17 +2,38 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 LETTERS = "ABCDEFGHIJ"
 BOXED = re.compile(r"\\(?:boxed|fbox)\b")
 MARKUP = re.compile(r"\\(?:text\w*|math\w*)\b|[*_`$#{}]")
-# What leads to an answer: "The correct answer is option", "Answer:", "final answer".
+# What leads to an answer: "The correct answer is option", "The best choice would be", "Answer:", "I would choose".
 LEAD = (
-    r"(?i:\banswer(?:\s+(?:choice|option|letter))?\b\W{0,4}(?:(?:is|would\s+be|should\s+be|must\s+be)\b\W{0,4})?"
-    r"(?:(?:the\s+)?(?:option|choice|letter)\b\W{0,3})?)"
+    r"(?i:(?<!wrong )(?<!incorrect )(?:\b(?:answer|(?:correct|right|best|final)\s+(?:option|choice|letter|one))\b"
+    r"(?:\s+(?:choice|option|letter|to\s+(?:the|this)\s+question)\b)?"
+    r"|\bI(?:['’]d|\s+would)?\s+(?:choose|pick|select|go\s+with)\b)\W{0,6}"
+    r"(?:(?:is|would\s+be|should\s+be|must\s+be)\b\W{0,6})?(?:(?:the\s+)?(?:option|choice|letter)\b\W{0,3})?)"
 )
+# What stands before a letter that is then called right, and what calls it so: "Option B is correct".
+CALLED = (
+    r"(?i:^\W*|[.!?:;,]\s+\(?|\b(?:so|therefore|thus|hence|that|think|believe)\s+\(?)"
+    r"(?i:(?<!\bnor )(?<!\bor )(?<!\bif )(?<!\bwhether )\b(?:option|choice|letter|answer|statement)\s+\(?)?"
+)
+RIGHT = (
+    r"(?i:\)?(?:\s*\([^()\n]*\))?\s+(?:is|would\s+be|should\s+be|must\s+be|seems|appears\s+to\s+be)\s+(?:the\s+)?"
+    r"(?:most\s+)?(?:(?:correct|right)\b|(?:best\s+)?(?:answer|option|choice)\b)(?!\s*\?))"
+)
+# What the last sentence may hold beside it: "Therefore, it is option".
+LAST = (
+    r"(?:.*(?<!\b[A-J])[.!?:;]\s+)?\W*(?i:(?:(?:so|therefore|thus|hence)\b\W+)?"
+    r"(?:(?:it['’]s|(?:it|that|this)\s+(?:is|must\s+be))\s+)?(?:(?:the\s+)?(?:option|choice|letter)\s+)?)\W*"
+)
+# Within a line, so that no response takes long to read.
+LITTLE = r".{0,200}?"
+LAST_CHARACTERS = 200
+REASON = r"(?:because|since|as)\b"
+# "No one" and "no longer" say no no, "yes or no" neither.
+YES_NO = r"(?i:\b(yes|no)\b(?!\s+(?:one|longer|more|such)\b|\s*(?:/|or\b)\W*(?:yes|no)\b))"
 
 
 def letter_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -30,47 +51,63 @@ def yes_no_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[
 
 
 def read_letter(response: str, options: int) -> str | None:
-    """The letter of one of ``options`` that a response names last as its answer; else one that stands alone in its last
-    line, or at the beginning of its first; None where there is none. Letters are capitals, and options that are merely
-    repeated are no answer.
+    """The letter of one of ``options`` that a response names last as its answer or ends with as a sentence; else the
+    one that its last line begins with, or its first; None where there is none. Letters are capitals, or stand before a
+    parenthesis. Options that are merely repeated are no answer.
     """
     letters = LETTERS[:options]
+    either = rf"([{letters}](?!\w)|[{letters.lower()}](?=\)))"
     # "The answer is A cat", "Answer: I think …" name no letter.
     words = "".join(letter for letter in letters if letter in "AI")
-    others = "".join(letter for letter in letters if letter not in "AI")
-    letter = rf"([{others}](?![\w'’])|[{words}](?![\w'’])(?=[ \t]*(?:[^\w\s'’]|\n|\Z)|\s+(?:because|since|as)\b))"
-    text = _plain(response)
-    found = _read(text, letter, rf"([{letters}])\W*", rf"\W*([{letters}])(?:[).:](?:\s|\Z)|\W*\Z)")
-    if found is None:
-        return None
-    repeated = set(re.findall(rf"(?m)^\W*([{letters}])[).:]\s", text))
-    return None if found.begins_line and repeated - {found.word} else found.word
+    single = rf"(?![{words}](?!\s*(?:[^\w\s'’]|\Z)|\n|\s+{REASON}))(?![{letters}]['’]\w)"
+    # "B or C", "A. Tundra B. Taiga C. Desert" name several.
+    other = rf"(?:,\s*(?:and|or)|,|&|/|and|or)\s*\(?[{letters}]\b\)?"
+    single += rf"(?!\w\)?(?:\s*{other})+\s*(?:[.\n]|\Z))(?![Aa][).:]\s{LITTLE}\b[Bb][).:]\s{LITTLE}\b[Cc][).:])"
+    begins = rf"\W*(?:(?i:option|choice)\s+)?(?<!\w){single}{either}"
+    lines = _lines(response)
+    text = "\n".join(lines)
+    labels = [re.match(rf"{begins}(?:[).:](?:\s|\Z)|\W*\Z)", line) for line in lines]
+    named = re.finditer(rf"(?m){LEAD}(?<!\w){single}{either}|{CALLED}{either}{RIGHT}", text)
+    for found in reversed([*named, *_last(text, either)]):
+        place = found.start(found.lastindex or 0)
+        number = text.count("\n", 0, place)
+        if found.lastindex == 2 or not _listed(labels, number, place - text.rfind("\n", 0, place) - 1):
+            return found[found.lastindex or 0].upper()
+    for line in lines[-1:] + lines[:1]:
+        beginning = rf"{begins}(?:[).:](?:\s|\Z)(?!\s*(?:is|isn['’]t)\b)|\W*\Z|,?\s+{REASON})"
+        first = re.match(beginning, line)
+        if first and not {label[1].upper() for label in labels if label} - {first[1].upper()}:
+            return first[1].upper()
+    return None
 
 
 def read_yes_no(response: str) -> str | None:
-    """``yes`` or ``no``, whichever a response names last as its answer, consists of in its last line or begins with."""
-    word = r"(?i:(yes|no))\b"
-    found = _read(_plain(response), word, rf"{word}\W*", rf"\W*{word}")
-    return found.word.lower() if found else None
+    """``yes`` or ``no``, whichever a response names last as its answer or ends with as a sentence; else the one that it
+    begins with.
+    """
+    text = "\n".join(_lines(response))
+    named = [*re.finditer(LEAD + YES_NO, text), *_last(text, YES_NO)]
+    found = named[-1] if named else re.match(rf"\W*{YES_NO}", text)
+    return found[1].lower() if found else None
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a response names; ``begins_line``: at the beginning of a line, where options stand as well."""
-
-    word: str
-    begins_line: bool
+def _lines(response: str) -> list[str]:
+    """The lines that say something, without markup."""
+    plain = MARKUP.sub("", BOXED.sub(" answer: ", response))
+    return [line.strip() for line in plain.splitlines() if re.search(r"\w", line)]
 
 
-def _plain(response: str) -> str:
-    return MARKUP.sub("", BOXED.sub(" answer: ", response)).strip()
+def _last(text: str, answer: str) -> list[re.Match[str]]:
+    """The answer that the last sentence consists of."""
+    found = re.compile(rf"{LAST}{answer}\W*\Z").match(text, max(text.rfind("\n") + 1, len(text) - LAST_CHARACTERS))
+    return [found] if found else []
 
 
-def _read(text: str, answer: str, alone: str, beginning: str) -> _Found | None:
-    if named := list(re.finditer(LEAD + answer, text)):
-        return _Found(named[-1][1], "\n" in named[-1][0])
-    lines = text.splitlines() or [""]
-    if last := re.fullmatch(rf"\W*{alone}", lines[-1]):
-        return _Found(last[1], begins_line=False)
-    first = re.match(beginning, lines[0])
-    return _Found(first[1], begins_line=True) if first else None
+def _listed(labels: Sequence[re.Match[str] | None], number: int, column: int) -> bool:
+    """Whether what stands there labels one of several options: another follows, or the one before it precedes."""
+    here = labels[number]
+    if here is None or here.start(1) != column:
+        return False
+    before, after = (labels[place] if 0 <= place < len(labels) else None for place in (number - 1, number + 1))
+    follows = before is not None and ord(before[1].upper()) + 1 == ord(here[1].upper())
+    return follows or (after is not None and after[1].upper() != here[1].upper())
