@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -118,7 +119,7 @@ def objections(answer: str, signs: Mapping[str, Sign]) -> list[str]:
 
 def read_signs() -> tuple[dict[str, Sign], int]:
     """The signs of an objection by their names, and the sum of weights that is enough."""
-    table = yaml.safe_load(RULES.read_text(encoding="utf-8"))["objections"]
+    table = _file()["objections"]
     signs = {
         name: Sign(
             sign["weight"],
@@ -200,9 +201,14 @@ def _plain(text: str) -> str:
 
 
 @cache
+def _file() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(RULES.read_text(encoding="utf-8"))
+    return content
+
+
+@cache
 def _elsewhere() -> tuple[re.Pattern[str], ...]:
-    lines: str = yaml.safe_load(RULES.read_text(encoding="utf-8"))["elsewhere"]
-    return tuple(map(re.compile, lines.splitlines()))
+    return tuple(map(re.compile, _file()["elsewhere"].splitlines()))
 
 
 @cache
@@ -213,8 +219,7 @@ def _objections() -> tuple[dict[str, Sign], int]:
 @cache
 def _rules() -> dict[str, re.Pattern[str]]:
     """The compiled sections of the file that are looked for in a sentence."""
-    read = yaml.safe_load(RULES.read_text(encoding="utf-8"))
-    sections = {name: text.splitlines() for name, text in read.items() if name != "objections"}
+    sections = {name: text.splitlines() for name, text in _file().items() if name != "objections"}
 
     def any_of(name: str) -> str:
         lines = "|".join(f"(?:{line})" for line in sections[name])
