@@ -56,18 +56,15 @@ class Lora(Method):
             UserError: a target module is not a linear layer of the model.
         """
         from peft import LoraConfig
-        from torch import nn
 
-        from ogpsa.models.text import linear_layers
+        from ogpsa.models.text import missed_layers
 
         modules: Any = stage_value(self.lora_target_modules, stage)
         if isinstance(modules, list):
             _check_modules(modules, model)
-        reached = linear_layers(model)
-        missed = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and name not in reached]
         return LoraConfig(
             task_type="CAUSAL_LM",
-            exclude_modules=missed or None,
+            exclude_modules=missed_layers(model) or None,
             r=stage_value(self.lora_rank, stage),
             lora_alpha=self.alpha(stage),
             lora_dropout=stage_value(self.lora_dropout, stage),

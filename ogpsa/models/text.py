@@ -7,11 +7,13 @@ from transformers import PreTrainedModel
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear layers that text passes through by name, without the output head."""
     head, reached = model.get_output_embeddings(), _reached(model)
-    return {
-        name: one
-        for name, one in model.named_modules()
-        if isinstance(one, nn.Linear) and one is not head and one in reached
-    }
+    return {name: one for name, one in _linear(model) if one is not head and one in reached}
+
+
+def missed_layers(model: PreTrainedModel) -> list[str]:
+    """The names of the linear layers that no text passes through; none in a model that reads text alone."""
+    reached = _reached(model)
+    return [name for name, one in _linear(model) if one not in reached]
 
 
 def freeze_what_text_misses(model: PreTrainedModel) -> None:
@@ -28,6 +30,10 @@ def language_model(model: PreTrainedModel) -> nn.Module:
         return model
     decoder: nn.Module = model.get_decoder()
     return decoder
+
+
+def _linear(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+    return [(name, one) for name, one in model.named_modules() if isinstance(one, nn.Linear)]
 
 
 def _reached(model: PreTrainedModel) -> set[nn.Module]:

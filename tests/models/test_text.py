@@ -12,7 +12,7 @@ from ogpsa.models.load import load_model
 from ogpsa.models.text import language_model, linear_layers
 from ogpsa.preflight.memory import shape_of
 from ogpsa.preflight.report import meta_model
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,14 @@ def test_what_is_trained_is_what_text_passes_through(folder: Path) -> None:
 def test_adapters_keep_out_of_the_vision_tower(folder: Path) -> None:
     model, _ = load_model(folder, torch.float32)
     config = compose_config(["method=lora", "stage=sft", "tracker=none"])
-    adapted = get_peft_model(model, config.method.adapter(model, "sft"))
+    adapter = config.method.adapter(model, "sft")
+    adapted = get_peft_model(model, adapter)
     names = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
     # Seven layers in each of two blocks, two matrices each.
     assert len(names) == 28
     assert not any("vision_tower" in name for name in names)
+    # A model that reads text alone leaves none out.
+    assert config.method.adapter(tiny_model(byte_tokenizer()), "sft").exclude_modules is None
 
 
 def test_preflight_counts_the_tower_as_kept_and_not_as_trained(folder: Path) -> None:
