@@ -2,11 +2,22 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.judging.judge import LocalJudge, PanelJudge, judge_weights, load_judge, panel_members
+from eval.judging.judge import (
+    Item,
+    LocalJudge,
+    PanelJudge,
+    ReadyJudge,
+    Verdict,
+    judge_prompt,
+    judge_weights,
+    load_judge,
+    panel_members,
+)
+from eval.judging.prompts import fill
 from ogpsa.config import JudgeSettings
 from ogpsa.models.files import HUB_ID, SNAPSHOT_FILES, TOKENIZER_FILES, is_whole
 from ogpsa.utils.errors import UserError
@@ -102,6 +113,40 @@ def load_weights(
         tokenizer.pad_token = tokenizer.eos_token
     check_finite(model, folder)
     return model.to(device).eval(), tokenizer
+
+
+def answering_judge(
+    name: str, settings: JudgeSettings, parse: Callable[[str], Verdict], answer_tokens: int,
+    response_tokens: int | None = None,
+) -> ReadyJudge:  # fmt: skip
+    """A judge whose weights answer its own prompt in words, which ``parse`` reads.
+
+    Args:
+        answer_tokens: the longest answer.
+        response_tokens: how much of a response it reads; None: all.
+
+    Raises:
+        UserError: as ``load_weights``.
+    """
+    model, tokenizer = load_weights(name, settings)
+    from ogpsa.models.generate import Generator
+
+    generator = Generator(model, tokenizer, tokenizer.eos_token_id, answer_tokens)
+    template = judge_prompt(name, settings)
+
+    def text(item: Item) -> str:
+        prompt, response = (without_special_tokens(part, tokenizer) for part in (item.prompt, item.response))
+        if response_tokens is not None:
+            tokens = tokenizer(response, add_special_tokens=False)["input_ids"]
+            if len(tokens) > response_tokens:
+                response = str(tokenizer.decode(tokens[:response_tokens]))
+        return fill(template, prompt, response, "")[0]["content"]
+
+    def judge(items: Sequence[Item]) -> list[Verdict]:
+        replies = generator.replies([text(item) for item in items], special_tokens=True)
+        return [parse(reply["text"]) for reply in replies]
+
+    return judge
 
 
 def without_special_tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> str:

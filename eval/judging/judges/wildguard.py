@@ -6,11 +6,9 @@ detail.
 """
 
 import re
-from collections.abc import Sequence
 
-from eval.judging.judge import Item, LocalJudge, ReadyJudge, Verdict, judge_prompt, missing
-from eval.judging.prompts import fill
-from eval.judging.weights import load_weights, without_special_tokens
+from eval.judging.judge import LocalJudge, ReadyJudge, Verdict, missing
+from eval.judging.weights import answering_judge
 from ogpsa.config import JudgeSettings
 
 # The three lines of an answer take about 20.
@@ -35,21 +33,7 @@ def parse(answer: str) -> Verdict:
 
 
 def _open(name: str, settings: JudgeSettings) -> ReadyJudge:
-    model, tokenizer = load_weights(name, settings)
-    from ogpsa.models.generate import Generator
-
-    generator = Generator(model, tokenizer, tokenizer.eos_token_id, ANSWER_TOKENS)
-    template = judge_prompt(name, settings)
-
-    def text(item: Item) -> str:
-        prompt, response = (without_special_tokens(part, tokenizer) for part in (item.prompt, item.response))
-        return fill(template, prompt, response, "")[0]["content"]
-
-    def judge(items: Sequence[Item]) -> list[Verdict]:
-        replies = generator.replies([text(item) for item in items], special_tokens=True)
-        return [parse(reply["text"]) for reply in replies]
-
-    return judge
+    return answering_judge(name, settings, parse, ANSWER_TOKENS)
 
 
 # Gated.
