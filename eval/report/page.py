@@ -10,6 +10,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from eval.report.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, interval_text, plot, signed
 from eval.report.sections import TITLES, Chart, Example, Section, category_rows, charts, examples_of, find_sections
@@ -33,15 +34,27 @@ def build(directory: Path, resamples: int = RESAMPLES, examples: int = EXAMPLES)
     return _page(directory, sections, notes, resamples, examples)
 
 
-def _page(directory: Path, sections: Sequence[Section], notes: Sequence[str], resamples: int, examples: int) -> str:
+def render_page(template: str, script: str, **values: Any) -> str:
+    """A template of ``page_files`` with the style, and a script that its security policy names by hash."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"interval": interval_text, "signed": signed}
-    script = (PAGE / "script.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html.jinja").render(
+    code = (PAGE / script).read_text(encoding="utf-8")
+    return environment.get_template(template).render(
+        style=(PAGE / "style.css").read_text(encoding="utf-8"),
+        script=code,
+        script_hash=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
+        **values,
+    )
+
+
+def _page(directory: Path, sections: Sequence[Section], notes: Sequence[str], resamples: int, examples: int) -> str:
+    return render_page(
+        "page.html.jinja",
+        "script.js",
         name=directory.resolve().name,
         sections=[
             {
@@ -60,9 +73,6 @@ def _page(directory: Path, sections: Sequence[Section], notes: Sequence[str], re
         averages=AVERAGES,
         frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP}
         | {"bottom": HEIGHT - BOTTOM},
-        style=(PAGE / "style.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 

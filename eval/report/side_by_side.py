@@ -5,17 +5,15 @@ items that both were asked. It opens without a network, its security policy lets
 of models and data is put in as text; what may be harmful is folded away.
 """
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.report.page import PAGE
+from eval.report.page import render_page
 from eval.report.sections import TITLES
-from eval.scores.alike import check_items, differing
+from eval.scores.alike import add_sides, check_items, differing, shared_benchmarks
 from eval.scores.artefacts import Artefacts, open_evaluation
 from eval.scores.flips import Pair, find_pairs
 from ogpsa.utils.command_line import Parser
@@ -31,11 +29,7 @@ def build(a: Artefacts, b: Artefacts) -> str:
     Raises:
         UserError: the two share no benchmark with verdicts, were not asked or judged the same, or a file is damaged.
     """
-    names = [
-        name
-        for name in a.benchmarks
-        if name in b.benchmarks and a.parts(name) == [name] == b.parts(name) and a.verdicts(name) and b.verdicts(name)
-    ]
+    names = [name for name in shared_benchmarks(a, b) if a.verdicts(name) and b.verdicts(name)]
     problems = Problems()
     for name in names:
         with problems.kept():
@@ -46,22 +40,9 @@ def build(a: Artefacts, b: Artefacts) -> str:
     pairs = find_pairs(a, b, names)
     if not pairs:
         raise UserError(f"{a.folder} and {b.folder}: no item was judged in both")
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    script = (PAGE / "side_by_side.js").read_text(encoding="utf-8")
     # A "<" could close the element that holds the data.
     data = json.dumps([_item(a, pair) for pair in pairs], ensure_ascii=False).replace("<", "\\u003c")
-    return environment.get_template("side_by_side.html.jinja").render(
-        a=a.folder,
-        b=b.folder,
-        data=data,
-        style=(PAGE / "style.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
+    return render_page("side_by_side.html.jinja", "side_by_side.js", a=a.folder, b=b.folder, data=data)
 
 
 def _item(a: Artefacts, pair: Pair) -> dict[str, Any]:
@@ -79,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m eval side-by-side",
         description="One page with the answers of two checkpoints to the same items, and filters.",
     )
-    for side in ("A", "B"):
-        parser.add_argument(side.lower(), metavar=side, type=Path, help="folder of an evaluation, or a run's directory")
+    add_sides(parser)
     parser.add_argument("--out", metavar="FILE", type=Path, default=DEFAULT_FILE, help="default: %(default)s")
     try:
         options = parser.parse_args(arguments)

@@ -1,7 +1,21 @@
-"""Whether two evaluations of a benchmark measure the same."""
+"""Two evaluations, A and B: how a command takes them, and whether they measure the same."""
+
+from argparse import ArgumentParser
+from pathlib import Path
 
 from eval.scores.artefacts import Artefacts, Instrument
 from ogpsa.utils.errors import UserError
+
+
+def add_sides(parser: ArgumentParser) -> None:
+    """The two arguments, ``a`` and ``b``."""
+    for side in ("A", "B"):
+        parser.add_argument(side.lower(), metavar=side, type=Path, help="folder of an evaluation, or a run's directory")
+
+
+def shared_benchmarks(a: Artefacts, b: Artefacts) -> list[str]:
+    """The single benchmarks, no composites, that are in both."""
+    return [name for name in a.benchmarks if name in b.benchmarks and a.parts(name) == [name] == b.parts(name)]
 
 
 def check_items(a: Artefacts, b: Artefacts, name: str) -> None:

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from eval.scores.aggregate import AVERAGES
-from eval.scores.alike import check_items, differing
+from eval.scores.alike import add_sides, check_items, differing, shared_benchmarks
 from eval.scores.artefacts import Artefacts, Row, item_seed, open_evaluation
 from eval.scores.differences import Difference, Drawn, mean_of
 from eval.scores.equivalence import MARGIN, Flips
@@ -89,7 +89,7 @@ def compare(a: Artefacts, b: Artefacts, drawing: Drawing = AS_USUAL) -> Comparis
             was not asked and judged alike: one line each.
     """
     notes = _notes(a, b)
-    shared = [name for name in a.benchmarks if name in b.benchmarks and a.parts(name) == [name] == b.parts(name)]
+    shared = shared_benchmarks(a, b)
     problems: list[str] = []
     drawn: dict[str, Drawn] = {}
     for name in shared:
@@ -321,8 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m eval compare",
         description="How checkpoint B differs from checkpoint A on the same items, with paired intervals.",
     )
-    for side in ("A", "B"):
-        parser.add_argument(side.lower(), metavar=side, type=Path, help="folder of an evaluation, or a run's directory")
+    add_sides(parser)
     parser.add_argument(
         "--resamples", metavar="N", type=whole_number(1), default=RESAMPLES, help="default: %(default)s"
     )
