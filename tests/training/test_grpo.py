@@ -1,5 +1,6 @@
 """GRPO's trainer on a tiny random model: its rollouts, what may not disturb them, and what a resumed one repeats."""
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,11 +47,12 @@ def lengths(rollouts: Sequence[Rollout]) -> list[float | None]:
 
 @pytest.fixture
 def build(small_config: Callable[..., Config], tmp_path: Path) -> Build:
-    """``build(*overrides, reward=...)``: the stage's trainer as a run would make it."""
+    """``build(*overrides, reward=...)``: the stage's trainer as a run would make it, each in a folder of its own."""
+    numbers = itertools.count()
 
     def built(*overrides: str, reward: Callable[[Sequence[Rollout]], list[float | None]] = lengths) -> RolloutTrainer:
         config = small_config(*FEW, *overrides)
-        model, output = tiny_model(TOKENIZER, tie_word_embeddings=True), tmp_path / "checkpoints"
+        model, output = tiny_model(TOKENIZER, tie_word_embeddings=True), tmp_path / f"checkpoints_{next(numbers)}"
         trainer = build_trainer(
             config, config.stages[0], model, TOKENIZER, load_data(config), output, scorer=reward
         )  # fmt: skip
