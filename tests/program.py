@@ -15,6 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "train.py"
 
 
+def options(group: str, *own: str) -> str:
+    """The options of a group of ``conf`` and a user's own, as an error lists them."""
+    return ", ".join(sorted([*own, *(path.stem for path in (ROOT / "conf" / group).glob("[!_]*.yaml"))]))
+
+
 @dataclass(frozen=True)
 class Result:
     """Exit code and what was printed."""

@@ -17,7 +17,7 @@ from ogpsa.app.compose import compose_config
 from ogpsa.runs.directory import LOCK_FILE
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.files import COMPLETE_FILE, exclusive, read_jsonl, write_jsonl
-from tests.program import contents, run, run_here
+from tests.program import contents, options, run, run_here
 
 TESTBED = ["stage=sft", "hydra.run.dir=run"]
 FILES = [
@@ -106,10 +106,7 @@ MISTAKES = {
     # Options, keys, types.
     "option": Mistake(
         ["method=ogspa"],
-        [
-            "method: 'ogspa' is not an option; allowed: anchor, baseline, lora, merge, nspo, ogpsa, "
-            "ogpsa_lora, ogpsa_merge, replay; did you mean 'ogpsa'?"
-        ],
+        [f"method: 'ogspa' is not an option; allowed: {options('method')}; did you mean 'ogpsa'?"],
     ),
     "key": Mistake(["method.rnak=4"], [f"method.rnak: unknown key; allowed: {KEYS}; did you mean 'rank'?"]),
     "name of a section": Mistake(

@@ -3,7 +3,7 @@
 import copy
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,17 @@ class ReferenceChunk:
         """Micro-batches of at most ``size`` of the rows."""
         collate, data = self.loader.collate_fn, self.loader.dataset
         return [collate([data[i] for i in rows[start : start + size]]) for start in range(0, len(rows), size)]
+
+    def longest_first(self, rows: Sequence[int]) -> list[int]:
+        """The rows by their number of tokens, so that micro-batches hold little padding."""
+        return sorted(rows, key=lambda row: _tokens(self.loader.dataset[row]), reverse=True)
+
+
+def _tokens(row: Any) -> int:
+    """The length of a row's sequences together; 0 of a row that is not a mapping."""
+    values = row.values() if isinstance(row, Mapping) else ()
+    return sum(value.numel() if isinstance(value, Tensor) else len(value) for value in values
+               if isinstance(value, list | Tensor))  # fmt: skip
 
 
 class ReferencePasses:
@@ -119,6 +130,7 @@ class ReferencePasses:
         Losses gather, so micro-batches are of equal number and size on every process: what does not divide is
         one row more, and a row that does not count where there is none.
         """
+        rows = chunk.longest_first(rows)
         even = len(rows) // self._processes
         mine = rows[self._trainer.args.process_index :: self._processes]
         counts = [min(self._size, even - start) for start in range(0, even, self._size)]

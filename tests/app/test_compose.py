@@ -13,6 +13,7 @@ import yaml
 
 from ogpsa.app.compose import CONF, compose_config
 from ogpsa.utils.errors import UserError
+from tests.program import options
 
 ROOT = CONF.parent
 OPTIONS = {
@@ -114,7 +115,7 @@ def test_run_name_depends_on_what_changes_the_result() -> None:
 
 
 # Overrides, and the exact lines.
-METHODS = "anchor, baseline, lora, merge, nspo, ogpsa, ogpsa_lora, ogpsa_merge, replay"
+METHODS = options("method")
 TOP_KEYS = (
     "seed, cache_dir, stage_store, lock_wait, accept_changed, preflight, model, stage, method, reward, data, eval, "
     "distributed, tracker"
@@ -279,7 +280,7 @@ def test_answers_before_torch_is_loaded(arguments: tuple[str, ...], cwd: Path) -
 @pytest.mark.slow
 def test_help_names_every_option(cwd: Path) -> None:
     text = run("--help", "method=baseline", cwd=cwd).stdout
-    for option in [option for options in OPTIONS.values() for option in options]:
+    for option in [option for group in OPTIONS.values() for option in group]:
         assert f" {option} " in text
     assert "* baseline" in text
     assert "* ogpsa" not in text

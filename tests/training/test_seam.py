@@ -291,6 +291,24 @@ def test_reference_rows_are_drawn_once_by_the_seed_and_cut_into_chunks(build: Bu
     assert drawn("seed=1") != chunks
 
 
+def test_reference_micro_batches_hold_rows_of_similar_length(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build("sft", "method.samples=12", "stage.micro_batch_size=4")
+    widths: list[int] = []
+    step = trainer.reference_step
+
+    def measured(model: Any, inputs: dict[str, Any], items: Any) -> Tensor:
+        widths.append(inputs["input_ids"].shape[1])
+        return step(model, inputs, items)
+
+    monkeypatch.setattr(trainer, "reference_step", measured)
+    first_refresh(trainer)
+    lengths = [
+        sorted((len(row["input_ids"]) for row in rows_of(trainer, chunk)), reverse=True)
+        for chunk in trainer.projector.chunks
+    ]
+    assert widths == [length for chunk in lengths for length in chunk[::4]] and len(set(widths)) > 1
+
+
 def test_rows_whose_answer_is_cut_off_are_not_left_out_silently(build: Build) -> None:
     # Prompts of most rows alone fill this length, so that no answer is left to learn from.
     with pytest.raises(UserError, match=r"stage\.max_length: \d+ of the 24 rows of the helpfulness set hold no answer"):
