@@ -174,11 +174,21 @@ MISTAKES = {
     ),
     "refresh_every zero": Mistake(
         ["method.refresh_every=0"],
-        ["method.refresh_every: found 0; allowed is greater than or equal to 1, or 'never', or a valid dictionary"],
+        [
+            "method.refresh_every: found 0; allowed is greater than or equal to 1, or 'never', or a share of the "
+            "training's rows such as '10%', or a valid dictionary"
+        ],
     ),
     "refresh_every zero in one stage": Mistake(
         ["method.refresh_every={sft: 0}"],
-        ["method.refresh_every.sft: found 0; allowed is greater than or equal to 1, or 'never'"],
+        [
+            "method.refresh_every.sft: found 0; allowed is greater than or equal to 1, or 'never', or a share of the "
+            "training's rows such as '10%'"
+        ],
+    ),
+    "refresh_every of no rows": Mistake(
+        ["method.refresh_every={sft: 0%, dpo: 5}"],
+        ["method.refresh_every: found a share of 0; allowed: one above 0, and no K with it (in sft)"],
     ),
     "seed too large": Mistake(["seed=4294967296"], ["seed: found 4294967296; allowed is less than 4294967296"]),
     "warm-up": Mistake(["stage.warmup_ratio=2"], ["stage.warmup_ratio: found 2; allowed is less than 1"]),

@@ -3,10 +3,12 @@
 Paper: arXiv 2602.07892. The formula is ``ogpsa/projection.py``; ``ogpsa/training/seam.py`` is its place in a step.
 """
 
+import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from ogpsa.config import Method, SetUse, StageName, sample_problems, set_name_problems, stage_value
 from ogpsa.subspace.settings import (
@@ -26,7 +28,15 @@ if TYPE_CHECKING:
     from ogpsa.config import Config
 
 Rank = Annotated[int, Field(ge=0, le=MAX_RANK)] | Literal["per_set"]
-RefreshEvery = Annotated[int, Field(ge=1)] | Literal["never"]
+
+
+def _percent(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value):
+        return value
+    raise PydanticCustomError("share", "a share of the training's rows such as '10%'")
+
+
+RefreshEvery = Annotated[int, Field(ge=1)] | Literal["never"] | Annotated[str, PlainValidator(_percent)]
 Samples = Annotated[int, Field(ge=1)]
 SetNames = Annotated[list[str], Field(min_length=1)]
 
@@ -67,12 +77,15 @@ class Ogpsa(Method):
     def projection(self, stage: StageName) -> ProjectionSettings:
         sets = tuple(stage_value(self.reference_sets, stage))
         rank: int | Literal["per_set"] = stage_value(self.rank, stage)
-        refresh_every: int | Literal["never"] = stage_value(self.refresh_every, stage)
+        refresh_every: RefreshEvery = stage_value(self.refresh_every, stage)
         return ProjectionSettings(
             reference_sets=sets,
             rank=len(sets) if rank == "per_set" else rank,
             samples=stage_value(self.samples, stage),
-            refresh_every=None if refresh_every == "never" else refresh_every,
+            refresh_every=refresh_every if isinstance(refresh_every, int) else None,
+            share=float(refresh_every[:-1]) / 100
+            if isinstance(refresh_every, str) and refresh_every != "never"
+            else None,
             selection=stage_value(self.selection, stage),
             scope=stage_value(self.scope, stage),
             sided=stage_value(self.sided, stage),

@@ -1,4 +1,4 @@
-"""OGPSA on few reference rows, at close to the price of naive tuning (ours)."""
+"""OGPSA with few estimates of the subspace, at close to the price of naive tuning (ours)."""
 
 from ogpsa.methods.ogpsa import Ogpsa
 

@@ -244,6 +244,7 @@ def count(
         steps = stage.max_steps or math.ceil(stage.epochs * per_epoch)
         whole, rest = divmod(steps, per_epoch)
         samples = whole * rows + min(rows, rest * stage.batch_size)
+    projection = projection and projection.resolved(steps, stage.batch_size)
     refreshes, passes = _passes(projection, steps)
     references = {name: data.reference_sets[name] for name in projection.reference_sets} if projection else {}
     if isinstance(stage, GRPOSettings):

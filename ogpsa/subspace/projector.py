@@ -132,6 +132,7 @@ class Projector:
         resumed_from: Path | None,
     ) -> None:
         check_supported(trainer, shards)
+        settings = settings.resolved(trainer.state.max_steps, trainer.get_total_train_batch_size(trainer.args))
         self._trainer = trainer
         self._settings = settings
         self._shards = shards

@@ -1,6 +1,6 @@
 """The settings of a projection. Imports nothing heavy: they are validated before torch is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from ogpsa.utils.errors import closest_match
@@ -33,6 +33,8 @@ class ProjectionSettings:
         rank: columns of the basis U (r); 0 runs the reference passes and removes nothing.
         samples: rows drawn from each set (N).
         refresh_every: optimizer steps between two estimates (K); None estimates once.
+        share: instead of ``refresh_every``, the reference rows that all estimates may read together, as a share of the
+            training's rows; the first is made in any case.
         scope: ``global`` projects the whole trainable vector, ``tensor`` each parameter on its own.
         sided: ``two`` removes the whole component, ``conflict`` only what would raise a reference loss.
         target: what is projected: the ``gradient``, or the ``update``, the optimizer's finished step.
@@ -57,6 +59,14 @@ class ProjectionSettings:
     basis_device: BasisDevice = "device"
     refresh_after_first_step: bool = False
     selection: Selection = "random"
+    share: float | None = None
+
+    def resolved(self, steps: int, rows: int) -> "ProjectionSettings":
+        """The settings with K in place of ``share``, for a training of ``steps`` optimizer steps of ``rows`` each."""
+        if self.share is None:
+            return self
+        estimates = max(1, int(self.share * steps * rows / (len(self.reference_sets) * self.samples)))
+        return replace(self, share=None, refresh_every=-(-steps // estimates))
 
     @property
     def chunks(self) -> int:
@@ -76,6 +86,10 @@ class ProjectionSettings:
                 found.append(
                     f"method.{key}: found '{value}'; allowed: {allowed}{closest_match(value, get_args(kinds))}"
                 )
+        if self.share is not None and not (self.share > 0 and self.refresh_every is None):
+            found.append(
+                f"method.refresh_every: found a share of {self.share:g}; allowed: one above 0, and no K with it"
+            )
         if self.chunks > self.samples:
             most = len(self.reference_sets) * self.samples
             found.append(
@@ -83,7 +97,7 @@ class ProjectionSettings:
                 f"can be cut into {self.samples}; allowed: 0 to {most}"
             )
         elif self.streaming and self.refresh_every is None:
-            found.append("method.streaming: needs a number of steps in method.refresh_every, not never")
+            found.append("method.streaming: needs a number of steps in method.refresh_every")
         elif self.streaming and self.refresh_every and self.samples // self.chunks < self.refresh_every:
             found.append(
                 f"method.streaming: chunks of {self.samples // self.chunks} rows (method.samples={self.samples}) "

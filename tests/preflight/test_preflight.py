@@ -331,6 +331,10 @@ def test_shares_of_rows_and_of_work(small_config: Callable[..., Config]) -> None
     assert found.share == 240 / 432
     assert found.work == pytest.approx(6 * 20 * (60 + 20) / (6 * 20 * (60 + 20) + 192 * 20))
     assert count(config.stages[0], None, made, checkpointing=False).share == 0
+    # 0.3 of 192 rows are 57, which 2 × 20 rows fit into once; half of them twice.
+    for share, refreshes in ((0.3, 1), (0.5, 2), (0.01, 1)):
+        shared = replace(projection, refresh_every=None, share=share)
+        assert count(config.stages[0], shared, made, checkpointing=False).refreshes == refreshes
     # In DPO a pair sends 10 + 10 + 10 + 30 characters; the reference policy reads every row once, forward only.
     dpo = small_config("stage=dpo", "stage.batch_size=8", "stage.micro_batch_size=4").stages[0]
     found = count(dpo, replace(projection, reference_sets=("b",)), made, checkpointing=True)

@@ -372,7 +372,11 @@ def test_a_refresh_changes_nothing_but_the_basis(stage: str, build: Build) -> No
     assert again.differences == []
 
 
-@pytest.mark.parametrize(("refresh_every", "steps"), [("1", [0, 1, 2, 3, 4, 5]), ("4", [0, 4]), ("never", [0])])
+# The stage's batch of 8 rows and two sets of 7: 6 steps have 48 rows, of which 60% are two estimates' 28.
+@pytest.mark.parametrize(
+    ("refresh_every", "steps"),
+    [("1", [0, 1, 2, 3, 4, 5]), ("4", [0, 4]), ("never", [0]), ("60%", [0, 3]), ("10%", [0])],
+)
 def test_refreshes_come_every_k_optimizer_steps(refresh_every: str, steps: list[int], build: Build) -> None:
     trainer = build("sft", f"method.refresh_every={refresh_every}", "stage.max_steps=6", "stage.micro_batch_size=2")
     seen = refreshes(trainer)
