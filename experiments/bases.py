@@ -8,7 +8,6 @@ it into the package.
 """
 
 import argparse
-import math
 import shutil
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from eval.evaluation import evaluate
@@ -82,18 +82,27 @@ def measure(world: int, seed: int) -> dict[str, Any]:
 
 def half_agreement(config: Config, base: Path) -> dict[str, float]:
     """Cosine of the two halves' gradients of each reference set at the first step."""
+    names, gradients = reference_gradients(config, base)
+    gram = torch.stack([dots(rows, rows) for rows in gradients]).sum(dim=0)
+    cosines = gram / (gram.diagonal()[:, None] * gram.diagonal()).sqrt()
+    return {name: float(cosines[2 * index, 2 * index + 1]) for index, name in enumerate(names[::2])}
+
+
+def reference_gradients(config: Config, checkpoint: Path) -> tuple[list[str], list[Tensor]]:
+    """The set of each chunk of reference rows, and the chunks' gradients at the first step of training ``checkpoint``.
+
+    Returns:
+        The m names, and for each parameter a tensor [m, n].
+    """
     [stage] = config.stages
-    model, tokenizer = load_model(base, torch.float32, template_kwargs=config.model.template_kwargs)
+    model, tokenizer = load_model(checkpoint, torch.float32, template_kwargs=config.model.template_kwargs)
     with tempfile.TemporaryDirectory() as output:
         trainer = build_trainer(config, stage, model, tokenizer, load_data(config), Path(output))
         projecting = cast(ProjectedTrainer, trainer)
         capture = _Capture(projecting)
         trainer.add_callback(capture)
         trainer.train()
-    names = [chunk.name for chunk in projecting.projector.chunks]
-    gradients = list(zip(*capture.references, strict=True))
-    halves = zip(names[::2], gradients[::2], gradients[1::2], strict=True)
-    return {name: _cosine(first, second) for name, first, second in halves}
+    return [chunk.name for chunk in projecting.projector.chunks], capture.references
 
 
 class _Capture(TrainerCallback):
@@ -101,20 +110,13 @@ class _Capture(TrainerCallback):
 
     def __init__(self, trainer: ProjectedTrainer) -> None:
         self.trainer = trainer
-        self.references: list[Any] = []
+        self.references: list[Tensor] = []
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.references = self.trainer.projector.reference_gradients()
         control.should_training_stop = True
-
-
-def _cosine(first: Any, second: Any) -> float:
-    def inner(left: Any, right: Any) -> float:
-        return sum(float(dots(a[None], b[None])) for a, b in zip(left, right, strict=True))
-
-    return inner(first, second) / math.sqrt(inner(first, first) * inner(second, second))
 
 
 def table(bases: dict[str, dict[str, Any]]) -> Table:

@@ -28,6 +28,8 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
     # It prints a whole request for each batch with a reward that is missing, which are counted in the log.
     getLogger("trl.trainer.grpo_trainer").setLevel(ERROR)
+    # DeepSpeed, where it is installed, says on stdout that it found no GPU, whether or not it is used.
+    getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith("Setting accelerator to CPU"))
 
 
 @contextmanager

@@ -13,8 +13,10 @@ import torch
 from benchmarks.architectures import ARCHITECTURES, architecture
 from benchmarks.authors import AuthorsProcedure
 from benchmarks.common import run
+from benchmarks.references import agreement
 from benchmarks.train_step import table
 from ogpsa.projection import orthonormal_basis, project
+from ogpsa.testbed.cache import WEIGHTS
 from ogpsa.utils.refusal_rules import read_signs
 from tests.program import ROOT
 
@@ -122,6 +124,26 @@ def test_train_step_table_counts_a_refresh_once_in_k_steps_and_a_log_line_once_i
     # 0.2 s each step, 2 s each tenth, 8 s each tenth, of 2 s.
     assert ours["overhead_%"] == pytest.approx(60)
     assert ours["beyond_share_%"] == pytest.approx(20)
+
+
+def test_agreement_tells_how_much_of_the_mean_gradient_few_rows_see() -> None:
+    # Eight chunks of ten rows: what they share has squared length 2, what each has of its own 1.
+    row = agreement(2 + torch.eye(8, dtype=torch.float64))
+    shared, own = 2.0, 1.0
+    assert row["N = 10"] == pytest.approx(shared / ((shared + own) * (shared + own / 7)) ** 0.5)
+    assert row["N = 50"] == pytest.approx(shared / ((shared + own / 5) * (shared + own / 3)) ** 0.5)
+    assert row["halves"] == pytest.approx(shared / (shared + own / 4))
+    for rows in (10, 50, 200):
+        assert row[f"of {rows}"] == pytest.approx((shared / (shared + own * 10 / rows)) ** 0.5)
+
+
+@pytest.mark.slow
+def test_references_writes_a_row_for_each_set_and_sees_no_turn_of_the_same_weights(tmp_path: Path) -> None:
+    done = start("references", "--later", str(WEIGHTS), out=tmp_path / "out")
+    agreement_rows, turned = written("references", done, tmp_path / "out").values()
+    assert [row["set"] for row in agreement_rows] == ["helpfulness", "truthfulness"]
+    assert all(0 < row["halves"] < 1 for row in agreement_rows)
+    assert all(row[str(WEIGHTS)] == pytest.approx(1, abs=1e-3) for row in turned)
 
 
 @pytest.mark.slow
