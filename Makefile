@@ -53,6 +53,11 @@ install-submitit: $(INSTALLED) ## Add Hydra's submitit launcher to the environme
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation '.[submitit]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 
+.PHONY: install-tensorboard
+install-tensorboard: $(INSTALLED) ## Add TensorBoard to the environment, for tracker=tensorboard
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation '.[tensorboard]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+
 # An environment of its own: Inspect's packages do not go with those of the lock.
 .PHONY: install-inspect
 install-inspect: $(INSTALLED) ## Make an environment with Inspect in .venv/inspect, to view logs of python -m eval export

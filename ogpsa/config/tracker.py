@@ -8,9 +8,9 @@ from ogpsa.config.section import Section
 
 
 class Tracker(Section):
-    """The W&B mirror; the run directory stays the truth."""
+    """The mirror of a run; the run directory stays the truth. All keys but ``name`` are of W&B alone."""
 
-    name: Literal["wandb", "none"]
+    name: Literal["wandb", "tensorboard", "none"]
     project: str = Field(pattern=r"^[^/\\#?%:]+$")
     entity: str | None
     group: str | None

@@ -1,4 +1,4 @@
-"""The W&B mirror of a run. The run directory is the truth: nothing is read back from here."""
+"""The mirror of a run, W&B's or TensorBoard's. The run directory is the truth: nothing is read back from here."""
 
 import hashlib
 import logging
@@ -10,12 +10,14 @@ import sys
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, Self
 from urllib.request import Request, urlopen
 
 from ogpsa.config import Config, identity_key
 from ogpsa.config import Tracker as TrackerSettings
+from ogpsa.runs.event_files import EventFiles
 from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from ogpsa.utils.network import PROBE_SECONDS, UNREACHABLE, within
 from ogpsa.utils.signals import deaf_children
@@ -41,8 +43,10 @@ def check_tracker(settings: TrackerSettings) -> None:
     """Refuse a mirror that could not be opened.
 
     Raises:
-        UserError: W&B is to be online without a key.
+        UserError: W&B is to be online without a key, or TensorBoard is not installed.
     """
+    if settings.name == "tensorboard" and find_spec("tensorboard") is None:
+        raise UserError("tracker: tensorboard is not installed; type: make install-tensorboard")
     if settings.name == "wandb" and settings.mode == "online" and not os.environ.get("WANDB_API_KEY"):
         raise UserError("tracker.mode: online needs WANDB_API_KEY in the environment; set it, or use offline or auto")
 
@@ -54,6 +58,8 @@ def tracker(config: Config, directory: Path, provenance: Mapping[str, Any]) -> A
     """
     if config.tracker.name == "none":
         return nullcontext(NoTracker())
+    if config.tracker.name == "tensorboard":
+        return EventFiles(directory, config.identity())
     try:
         return WandbRun.of_run(config.tracker, config.identity(), directory, provenance, directory, live=True)
     except Exception as error:  # noqa: BLE001  W&B has no one class for it

@@ -129,7 +129,7 @@ MISTAKES: dict[tuple[str, ...], list[str]] = {
     ("method=3",): [f"method: '3' is not an option; allowed: {METHODS}"],
     ("stage=stf", "tracker=wnadb"): [
         "stage: 'stf' is not an option; allowed: dpo, grpo, sft, sft_dpo, sft_grpo; did you mean 'sft'?",
-        "tracker: 'wnadb' is not an option; allowed: none, wandb; did you mean 'wandb'?",
+        "tracker: 'wnadb' is not an option; allowed: none, tensorboard, wandb; did you mean 'wandb'?",
     ],
     ("hydra/launcher=nope",): ["hydra/launcher: 'nope' is not an option; allowed: basic, slurm"],
     ("method.rnak=4",): [f"method.rnak: unknown key; allowed: {METHOD_KEYS}; did you mean 'rank'?"],
