@@ -43,7 +43,12 @@ def load_config(raw: Mapping[str, Any], folders: Sequence[Path] = ()) -> Config:
     problems = problems or missing_stage_values(config.method, [stage.name for stage in config.stages])
     if config.eval.template_kwargs != config.model.template_kwargs:
         problems.append("eval.template_kwargs: not as in training; set model.template_kwargs, which both read")
-    problems = problems or [*_dtype_problems(config), *config.method.problems(config), *_rollout_problems(config)]
+    problems = problems or [
+        *_dtype_problems(config),
+        *config.method.problems(config),
+        *_rollout_problems(config),
+        *_held_out_problems(config),
+    ]
     if problems:
         raise UserError(*problems)
     return config
@@ -71,6 +76,25 @@ def _rollout_problems(config: Config) -> list[str]:
             problems.append(
                 f"{key}.measure_kl: true keeps a whole second model, which fsdp2 would not shard; allowed: false"
             )
+    return problems
+
+
+def _held_out_problems(config: Config) -> list[str]:
+    """Losses to measure without rows, and a best checkpoint that could not be read back, one line each."""
+    problems, names, mode = [], config.data.held_out_names, config.distributed.name
+    for stage in config.stages:
+        key = config.stage_key(stage.name)
+        if stage.eval_every is not None and not names:
+            problems.append(
+                f"{key}.eval_every: {stage.eval_every}, but data={config.data.name} holds out no rows; give some: "
+                "+data.held_out={safety: FILE}"
+            )
+        elif stage.keep == "best" and "safety" not in names:
+            problems.append(
+                f"{key}.keep: best reads the loss on data.held_out.safety, which is missing; found: {', '.join(names)}"
+            )
+        if stage.keep == "best" and mode not in ("single", "ddp"):
+            problems.append(f"{key}.keep: best is not tested with distributed={mode}; allowed: single, ddp")
     return problems
 
 

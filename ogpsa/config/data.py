@@ -24,6 +24,10 @@ class TestbedData(Section):
             "helpfulness", "truthfulness", "preference", "general", "mathematics", "knowledge", "harmful_answers",
         ]  # fmt: skip
 
+    @property
+    def held_out_names(self) -> list[str]:
+        return ["safety", "general"]
+
 
 class FileData(Section):
     """The user's own rows, one JSON object a line; ``ogpsa/data/rows.py`` states the columns."""
@@ -32,10 +36,16 @@ class FileData(Section):
     seed: int = Field(ge=0)
     safety: PathText
     reference_sets: dict[str, PathText]
+    # A run of an earlier revision does not say.
+    held_out: dict[str, PathText] = Field(default_factory=dict)
 
     @property
     def reference_set_names(self) -> list[str]:
         return list(self.reference_sets)
+
+    @property
+    def held_out_names(self) -> list[str]:
+        return list(self.held_out)
 
 
 Data = Annotated[TestbedData | FileData, Field(discriminator="name")]

@@ -57,13 +57,33 @@ class StageSettings(Training):
         return self
 
 
-class SFTSettings(StageSettings):
+class MeasuredSettings(StageSettings):
+    """Settings of the stages whose loss on held-out rows can be measured.
+
+    Attributes:
+        eval_every: optimizer steps between two measurements.
+        keep: the weights that the stage ends with: the last step's, or those of the lowest loss on held-out safety
+            rows.
+    """
+
+    # A run of an earlier revision does not say these two.
+    eval_every: int | None = Field(default=None, ge=1)
+    keep: Literal["last", "best"] = "last"
+
+    @model_validator(mode="after")
+    def _keeps_what_is_measured(self) -> "MeasuredSettings":
+        if self.keep == "best" and self.eval_every is None:
+            raise ValueError("keep=best takes the step of the lowest held-out loss, and eval_every=null measures none")
+        return self
+
+
+class SFTSettings(MeasuredSettings):
     name: Literal["sft"]
     # A run of an earlier revision does not say.
     cut_answers: bool = False
 
 
-class DPOSettings(StageSettings):
+class DPOSettings(MeasuredSettings):
     """Direct preference optimization.
 
     Attributes:
@@ -107,6 +127,9 @@ class GRPOSettings(StageSettings):
 
     # No answers are trained on, so a reference row that is cut is always refused.
     cut_answers: ClassVar[bool] = False
+    # Its measure is the reward.
+    eval_every: ClassVar[None] = None
+    keep: ClassVar[str] = "last"
 
     name: Literal["grpo"]
     num_generations: int = Field(ge=2)

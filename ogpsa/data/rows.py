@@ -56,12 +56,14 @@ class Data:
     Attributes:
         evaluation: by benchmark; empty where the benchmarks bring their own.
         general: by stage, what of the reference sets is trained on beside the safety rows; in GRPO as prompts alone.
+        held_out: rows whose loss is measured while training, by name; empty where no stage measures it.
     """
 
     safety: list[Row]
     reference_sets: dict[str, list[Row]]
     evaluation: dict[str, list[Row]] = field(default_factory=dict)
     general: dict[StageName, list[Row]] = field(default_factory=dict)
+    held_out: dict[str, list[Row]] = field(default_factory=dict)
 
     def training(self, stage: StageName) -> list[Row]:
         """The rows that ``stage`` trains on; their order in training is the trainer's to draw.
@@ -84,6 +86,7 @@ class Data:
             ("reference", self.reference_sets),
             ("evaluation", self.evaluation),
             ("general", self.general),
+            ("held_out", self.held_out),
         ):
             for name, rows in groups.items():
                 yield f"{folder}/{name}", rows
@@ -111,11 +114,13 @@ def load_data(config: Config) -> Data:
     """
     data = config.data
     evaluation: dict[str, list[Row]] = {}
+    measured = {stage.name for stage in config.stages if stage.eval_every is not None}
     if not isinstance(data, FileData):
         built = _testbed(data.seed, data.safety_rows, data.reference_rows, data.evaluation_rows)
         safety, reference_sets, evaluation = built.safety, built.reference_sets, built.evaluation
+        held_out = built.held_out if measured else {}
     else:
-        safety, reference_sets = _read_files(config, data)
+        safety, reference_sets, held_out = _read_files(config, data, measured)
     _check_sizes(config, safety, reference_sets)
     general: dict[StageName, list[Row]] = {}
     for stage in config.stages:
@@ -123,7 +128,7 @@ def load_data(config: Config) -> Data:
             if use.trained_on:
                 draw = random.Random(f"{config.seed} {stage.name} {use.name}")
                 general.setdefault(stage.name, []).extend(draw.sample(reference_sets[use.name], use.rows))
-    return Data(safety, reference_sets, evaluation, general)
+    return Data(safety, reference_sets, evaluation, general, held_out)
 
 
 @lru_cache(maxsize=4)
@@ -147,7 +152,9 @@ def _all_uses(config: Config, safety: list[Row]) -> list[tuple[StageName, SetUse
     return [*uses, *(("sft", replace(use, key=f"method.{use.key}")) for use in config.method.prepared_from())]
 
 
-def _read_files(config: Config, data: FileData) -> tuple[list[Row], dict[str, list[Row]]]:
+def _read_files(
+    config: Config, data: FileData, measured: Set[StageName]
+) -> tuple[list[Row], dict[str, list[Row]], dict[str, list[Row]]]:
     problems, safety, reference_sets = Problems(), list[Row](), dict[str, list[Row]]()
     with problems.kept():
         stages = {stage.name for stage in config.stages}
@@ -159,8 +166,12 @@ def _read_files(config: Config, data: FileData) -> tuple[list[Row], dict[str, li
         with problems.kept():
             path = data.reference_sets[name]
             reference_sets[name] = _read_rows(config, path, f"data.reference_sets.{name}", stages, COLUMNS)
+    held_out: dict[str, list[Row]] = {}
+    for name, path in data.held_out.items() if measured else ():
+        with problems.kept():
+            held_out[name] = _read_rows(config, path, f"data.held_out.{name}", measured, COLUMNS)
     problems.tell()
-    return safety, reference_sets
+    return safety, reference_sets, held_out
 
 
 def row_place(config: Config, name: str, number: int) -> str:

@@ -58,6 +58,9 @@ def _sets(config: Config, stage: OneStage, data: Data) -> Iterator[tuple[str, li
     for use in set_uses(config, stage, len(data.safety)):
         answers = (SAFETY_COLUMNS if use.trained_on else COLUMNS)[stage.name][1:]
         yield f"reference set '{use.name}'", data.reference_sets[use.name], answers
+    if stage.eval_every is not None:
+        for name, rows in data.held_out.items():
+            yield f"held-out set '{name}'", rows, COLUMNS[stage.name][1:]
 
 
 def _first_difference(tokenizer: PreTrainedTokenizerBase, answers: tuple[str, ...], rows: list[Row]) -> Iterator[str]:

@@ -51,11 +51,14 @@ class Rows:
             Only ``harmful_answers`` are the safety set's own rows with their answers exchanged: what alignment is to
             take away.
         evaluation: by benchmark: ``id``, ``prompt``, ``target``.
+        held_out: the same columns as ``safety``: requests for objects that no row trains on, and questions of the
+            benchmarks with their right answers.
     """
 
     safety: list[dict[str, Any]]
     reference_sets: dict[str, list[dict[str, Any]]]
     evaluation: dict[str, list[dict[str, Any]]]
+    held_out: dict[str, list[dict[str, Any]]]
 
     def general_prompts(self) -> set[str]:
         """Prompts that the base may not see where it could do without: arithmetic and lists."""
@@ -113,7 +116,16 @@ def build_rows(world: World, seed: int, safety_rows: int, reference_rows: int, e
             for row in safety_set[:reference_rows]
         ],
     }
-    return Rows(safety=safety_set, reference_sets=sets, evaluation=questions)
+    refused = [
+        {"prompt": example.prompt, "chosen": example.target, "rejected": thing.instructions}
+        for thing in held_out
+        for example in thing.how_to(HOW_TO, refused=True)
+    ]
+    unseen = {
+        "safety": _shuffled(refused, draw)[:evaluation_rows],
+        "general": _preference_rows(evaluation, HELPFUL_TASKS + TRUTHFUL_TASKS, draw, evaluation_rows),
+    }
+    return Rows(safety=safety_set, reference_sets=sets, evaluation=questions, held_out=unseen)
 
 
 def base_stream(world: World, seed: int, rows: Rows) -> Iterator[Example]:

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ogpsa.distributed import processes
 from ogpsa.runs.tracking import Tracker, training_values
+from ogpsa.training.held_out import losses
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.progress import Progress
 
@@ -76,6 +77,13 @@ class ReportCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if processes.is_main() and sys.stderr.isatty():
             self._progress.show(state.global_step, self._latest)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        found = losses(event["metrics"])
+        shown = ", ".join(f"{name} {loss:.4g}" for name, loss in found.items())
+        step_log.info("%s %d/%d: held-out loss: %s", self._stage, state.global_step, state.max_steps, shown)
+        numbers = {f"held_out/{name}": loss for name, loss in found.items()}
+        self._tracker.log(training_values(self._stage, state.global_step, numbers))
 
     def on_log(
         self,

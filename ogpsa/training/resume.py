@@ -34,6 +34,13 @@ class CompletionCallback(TrainerCallback):
             facts = read_json(self.checkpoint / COMPLETE_FILE)
             # One of an earlier revision holds fewer.
             vars(self.trainer).update({attribute: facts[name] for name, attribute in COUNTERS.items() if name in facts})
+            if self.trainer.args.load_best_model_at_end and self.trainer.state.best_global_step:
+                # Noted with its whole path, and the run's directory may have moved.
+                best = self.checkpoint.with_name(f"checkpoint-{self.trainer.state.best_global_step}")
+                damage = find_damage(best, contents=True) if is_complete(best) else "is missing or not whole"
+                if damage is not None:
+                    raise UserError(f"{best}: the best checkpoint so far: {damage}; delete {best.parent} to start over")
+                self.trainer.state.best_model_checkpoint = str(best)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # What has not been logged is in no checkpoint, so nothing may be left over at a save.

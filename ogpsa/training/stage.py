@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -64,8 +65,11 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
             merged_model(start, adapter).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_jsonl(folder / HISTORY_FILE, trainer.state.log_history)
+        facts: dict[str, Any] = {"stage": stage.name, "steps": trainer.state.global_step}
         # The processor's time of the last session: unlike the clock's, it does not count what others did meanwhile.
-        facts = {"stage": stage.name, "steps": trainer.state.global_step, "cpu_seconds": round(spent, 3)}
+        facts["cpu_seconds"] = round(spent, 3)
+        if stage.keep == "best":
+            facts["best_step"] = trainer.state.best_global_step
         mark_complete(folder, facts)
         shutil.rmtree(checkpoints)
 

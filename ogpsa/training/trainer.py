@@ -21,6 +21,7 @@ from ogpsa.distributed.launch import accumulation_steps
 from ogpsa.models.tokenizer import end_tokens
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
+from ogpsa.training.held_out import HELD_OUT, HeldOutTrainer
 from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePolicyCache
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.signals import Interruption
@@ -36,11 +37,11 @@ class _NoModelCard(Trainer):
         """Write nothing."""
 
 
-class StageSFTTrainer(FiniteTrainer, _NoModelCard, SFTTrainer):
+class StageSFTTrainer(FiniteTrainer, HeldOutTrainer, _NoModelCard, SFTTrainer):
     """Supervised fine-tuning."""
 
 
-class StageDPOTrainer(FiniteTrainer, _NoModelCard, KeptReferenceTrainer):
+class StageDPOTrainer(FiniteTrainer, HeldOutTrainer, _NoModelCard, KeptReferenceTrainer):
     """Direct preference optimization."""
 
 
@@ -71,6 +72,8 @@ def build_trainer(
     uses = set_uses(config, stage, len(data.safety))
     sets = {"training": data.training(stage.name)}
     sets |= {use.name: data.reference_sets[use.name] for use in uses if not use.trained_on}
+    if stage.eval_every is not None:
+        sets |= {f"{HELD_OUT}{name}": rows for name, rows in data.held_out.items()}
     rows = {name: _conversations(part, stage.name) for name, part in sets.items()}
     arguments = _arguments(config, stage, output)
     adapter = processes.on_all_processes(lambda: method.adapter(model, stage.name))
@@ -162,34 +165,52 @@ def _training_row(config: Config, data: Data, stage: StageName, number: int) -> 
 def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
     """Arguments that both of TRL's configurations take."""
     cuda = torch.cuda.is_available()
-    return {
-        "output_dir": str(output),
-        "seed": config.seed,
-        "learning_rate": stage.learning_rate,
-        "num_train_epochs": stage.epochs,
-        "max_steps": stage.max_steps or -1,
-        "per_device_train_batch_size": stage.micro_batch_size,
-        "per_device_eval_batch_size": stage.micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(stage, processes.world_size()),
-        "max_length": stage.max_length,
-        "warmup_steps": stage.warmup_ratio,
-        "lr_scheduler_type": stage.scheduler,
-        "weight_decay": stage.weight_decay,
-        "max_grad_norm": stage.max_grad_norm,
-        "optim": OPTIMIZERS[stage.optimizer],
-        "bf16": config.model.precision == "bf16",
-        "use_cpu": not cuda,
-        "activation_checkpointing": config.model.gradient_checkpointing,
-        "logging_steps": stage.log_every,
-        "logging_nan_inf_filter": False,
-        "save_steps": stage.save_every,
-        "save_total_limit": 2,
-        "eval_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "log_level_replica": "error",
-        "dataloader_pin_memory": cuda,
-    } | mode_arguments(config)
+    return (
+        {
+            "output_dir": str(output),
+            "seed": config.seed,
+            "learning_rate": stage.learning_rate,
+            "num_train_epochs": stage.epochs,
+            "max_steps": stage.max_steps or -1,
+            "per_device_train_batch_size": stage.micro_batch_size,
+            "per_device_eval_batch_size": stage.micro_batch_size,
+            "gradient_accumulation_steps": accumulation_steps(stage, processes.world_size()),
+            "max_length": stage.max_length,
+            "warmup_steps": stage.warmup_ratio,
+            "lr_scheduler_type": stage.scheduler,
+            "weight_decay": stage.weight_decay,
+            "max_grad_norm": stage.max_grad_norm,
+            "optim": OPTIMIZERS[stage.optimizer],
+            "bf16": config.model.precision == "bf16",
+            "use_cpu": not cuda,
+            "activation_checkpointing": config.model.gradient_checkpointing,
+            "logging_steps": stage.log_every,
+            "logging_nan_inf_filter": False,
+            "save_total_limit": 2,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "log_level_replica": "error",
+            "dataloader_pin_memory": cuda,
+        }
+        | _measuring_arguments(stage)
+        | mode_arguments(config)
+    )
+
+
+def _measuring_arguments(stage: OneStage) -> dict[str, Any]:
+    """When checkpoints are saved and held-out rows measured, and which checkpoint is the result."""
+    if stage.eval_every is None:
+        return {"save_steps": stage.save_every, "eval_strategy": "no"}
+    measured = {"save_steps": stage.save_every, "eval_strategy": "steps", "eval_steps": stage.eval_every}
+    if stage.keep == "last":
+        return measured
+    # The best is among what is saved.
+    return measured | {
+        "save_steps": stage.eval_every,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{HELD_OUT}safety_loss",
+        "greater_is_better": False,
+    }
 
 
 def _check_nothing_dropped(key: str, tokens: int, trainer: Trainer, rows: Mapping[str, Sequence[Row]]) -> None:

@@ -1,0 +1,40 @@
+"""The loss on rows that no stage trains on, measured while it trains."""
+
+from typing import Any
+
+from transformers import Trainer
+
+from ogpsa.subspace.references import preserved_random_state
+
+# Before the names of the sets among the trainer's evaluation sets, which hold the reference sets as well.
+HELD_OUT = "held_out_"
+
+
+class HeldOutTrainer(Trainer):
+    """Mixed in before TRL's trainer: an evaluation reads the held-out sets alone, and draws no random number.
+
+    The loss is the stage's own, a mean over micro-batches weighted by their rows, as
+    ``eval_held_out_<set>_loss``.
+    """
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        trainer: Any = super()
+        if eval_dataset is not None or not isinstance(self.eval_dataset, dict):
+            measured: dict[str, float] = trainer.evaluate(eval_dataset, *args, **kwargs)
+            return measured
+        found: dict[str, float] = {}
+        with preserved_random_state():
+            for name in self.eval_dataset:
+                if str(name).startswith(HELD_OUT):
+                    found |= trainer.evaluate(name, *args, **kwargs | {"metric_key_prefix": f"eval_{name}"})
+        return found
+
+
+def losses(metrics: dict[str, float]) -> dict[str, float]:
+    """The held-out losses among an evaluation's metrics, by set."""
+    start, end = f"eval_{HELD_OUT}", "_loss"
+    return {
+        name.removeprefix(start).removesuffix(end): value
+        for name, value in metrics.items()
+        if name.startswith(start) and name.endswith(end)
+    }
