@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine by name, work timed in turn, memory peaks, JSON and a table.
+"""Parts that the benchmarks share: the machine by name, work timed in turn, memory peaks, JSON and a table.
 
 Needs torch alone, so that it runs on a GPU machine without this project's environment.
 """

@@ -114,7 +114,7 @@ def _timed(
 
 
 def _apart(plainly: Sequence[Answer], ourselves: Sequence[Answer]) -> Row:
-    """How far two sets of answers to the same rows are apart."""
+    """Distance between two sets of answers to the same rows."""
     pairs = list(zip(plainly, ourselves, strict=True))
     if "response" in plainly[0]:
         return {"differing": sum(one["response"] != other["response"] for one, other in pairs), "nats_apart": None}

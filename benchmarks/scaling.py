@@ -96,7 +96,7 @@ def measure(jobs: Mapping[str, Job], rounds: int) -> dict[str, list[Row]]:
 
 
 def world_row(processes: int, found: Mapping[str, Sequence[Row]]) -> Row:
-    """What a step costs on this many processes."""
+    """Cost of a step on this many processes."""
     base, plain, refresh = decomposed(found)
     return {
         "processes": processes,
@@ -110,7 +110,7 @@ def world_row(processes: int, found: Mapping[str, Sequence[Row]]) -> Row:
 
 
 def interval_rows(found: Mapping[str, Sequence[Row]], share: float) -> list[Row]:
-    """What a step costs against K; ``share``: samples of one refresh per training sample of one step."""
+    """Cost of a step against K; ``share``: samples of one refresh per training sample of one step."""
     base, plain, refresh = decomposed(found)
     means = {name: fmean(row["seconds"] for row in steps) / base for name, steps in found.items()}
     rows = [

@@ -28,7 +28,7 @@ LOG_TURNS = 3
 
 @dataclass(frozen=True)
 class Job:
-    """What to train.
+    """The training to run.
 
     Attributes:
         rows: rows (DPO: pairs) of an optimizer step, over all processes.

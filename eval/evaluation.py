@@ -192,7 +192,7 @@ def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation
 def _prepare(
     model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation
 ) -> list[Callable[[Callable[[], None]], None]]:
-    """How to make the generations, one call each; what no benchmark can be asked is found before the first of them.
+    """The calls that make the generations, one each; a benchmark that cannot be asked is found before the first.
 
     Raises:
         UserError: a benchmark cannot be asked, or was asked in other prompts before.
@@ -235,7 +235,7 @@ def _generate(
 
 
 def _category(benchmark: Benchmark, row: Row) -> Row:
-    """What a table by category puts a row under; nothing where its column is not there."""
+    """The category of a row in a table by category; empty without its column."""
     kind = row.get(benchmark.category)
     return {} if kind is None else {"category": str(kind)}
 
@@ -325,7 +325,7 @@ def _result(work: _Work, settings: Evaluation, safe_point: Callable[[], None], b
 
 
 def _estimate(work: _Work, settings: Evaluation) -> Estimate:
-    """What judging a benchmark will ask of an endpoint."""
+    """The requests to an endpoint that judging a benchmark will take."""
     if work.benchmark.judge == OWN_METRIC:
         return Estimate()
     items = responses_of(work.benchmark, read_jsonl(work.generations))
@@ -335,7 +335,7 @@ def _estimate(work: _Work, settings: Evaluation) -> Estimate:
 def _judge_verdicts(
     work: _Work, answered: list[Row], settings: Evaluation, safe_point: Callable[[], None], budget: Budget
 ) -> list[Row]:
-    """What the benchmark's judge says."""
+    """The verdicts of the benchmark's judge."""
     items = responses_of(work.benchmark, answered)
     name = work.benchmark.name
     # Stays when the verdicts are whole: what was paid for can be read again by a judge that reads better.
@@ -352,7 +352,7 @@ def _answers(items: dict[str, Item]) -> dict[str, Answer]:
 
 
 def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
-    """What the lm-eval task says itself; all of its metrics are kept in addition to the one that counts."""
+    """The verdicts of the lm-eval task itself; its other metrics are kept in addition to the one that counts."""
     from eval.generation.questions import Questions
 
     answers = _answers(responses_of(benchmark, answered))
@@ -403,7 +403,7 @@ def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:
 
 
 def _journal(path: Path) -> Path:
-    """Where the finished pieces of a file are kept until it is whole."""
+    """The folder of a file's finished pieces until it is whole."""
     return path.with_name(f".{path.stem}.journal")
 
 

@@ -67,7 +67,7 @@ def _check_reward(config: Config, data: Data) -> None:
 
 
 def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:
-    """What ``check_run`` would refuse of many runs, but for the processes that are to run them.
+    """Problems that ``check_run`` would find in many runs, except in the processes that are to run them.
 
     Runs that differ in nothing but the seed are looked at once; of their directories, each run looks at its own.
 

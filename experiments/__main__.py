@@ -41,7 +41,7 @@ OWN_KEYS = {
 
 @dataclass
 class Request:
-    """What the command line asks for."""
+    """The request on the command line."""
 
     names: list[str] = field(default_factory=list)
     suite: str = "testbed"

@@ -1,4 +1,4 @@
-"""What a method costs: reference rows by count, time from what the trainers noted, memory by the sizes of things."""
+"""Costs of a method: reference rows by count, time from the trainers' notes, memory by sizes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -86,7 +86,7 @@ class Cost:
 
 
 def costs(experiment: Experiment, suite: str, rows: Sequence[Row]) -> list[Cost]:
-    """What each row costs, as far as it is known."""
+    """The cost of each row, as far as it is known."""
     devices = load_suite(suite).devices
     found = []
     for row in rows:

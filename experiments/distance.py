@@ -1,4 +1,4 @@
-"""How far training has moved the weights, which is most of what the tax depends on at a given safety, and where to."""
+"""Distance and direction of the way that the weights went, on which most of the tax at a given safety depends."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -41,7 +41,7 @@ class Task:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What ``train.py`` is given to run it."""
+        """The arguments of ``train.py`` that run it."""
         return (
             *self.point.overrides,
             f"stage_store={self.point.config.stage_store}",
@@ -56,7 +56,7 @@ class Task:
 
     @property
     def start(self) -> str:
-        """What this task makes that others may begin with: of two at the same time, the second would wait."""
+        """The products of this task that others may begin with: of two at the same time, the second would wait."""
         config = self.point.config
         return f"{self.base} {config.seed} {config.stages[0]} {config.method.projection(config.stages[0].name)}"
 
@@ -177,7 +177,7 @@ class _Worker:
             self.connection.send(task)
 
     def result(self, task: Task) -> str | None:
-        """What went wrong with ``task``, which it was given last, and where that is told, or None."""
+        """The failure of ``task``, which it was given last, with the place of its message; None without one."""
         run_log, self.task = task.directory / "run.log", None
         try:
             problem: str | None = self.connection.recv()

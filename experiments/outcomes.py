@@ -1,4 +1,4 @@
-"""What the finished points of an experiment say: scores in percent, the paper's unit, and courses of training."""
+"""Outcomes of an experiment's finished points: scores in percent, the paper's unit, and courses of training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -207,7 +207,7 @@ class Row:
 
 
 def height(score: str, value: float) -> float:
-    """Where a score in percent lies on the axis that safety is set against, on which more is better.
+    """Position of a score in percent on the axis that safety is set against, on which more is better.
 
     Over-refusal: the share of harmless requests that are answered, as in ``eval/pareto``.
     """
@@ -257,7 +257,7 @@ def _alike(row: Row, rows: Sequence[Row], pattern: str | None) -> Row | None:
 
 
 def row_label(experiment: Experiment, row: str, config: Config) -> str:
-    """What a row is called: the experiment's ``label``, or its method where that says nothing of it."""
+    """Name of a row: the experiment's ``label``, or the method where that does not name it."""
     folder, _, stem = row.rpartition("/")
     method = method_label(config)
     template = experiment.settings.label

@@ -293,7 +293,7 @@ def equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comp
 
 
 def loss_tables(rows: Sequence[Row]) -> list[Table]:
-    """How the utility that is missing to 100 splits, at every multiple of the learning rates that has run."""
+    """The parts of the utility missing to 100, at every multiple of the learning rates that has run."""
     tables = []
     for group, members in _groups(rows):
         lines = []
@@ -310,7 +310,7 @@ def loss_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def cost_tables(spent: Sequence[Cost]) -> list[Table]:
-    """What each method costs, where it is counted."""
+    """The cost of each method, where it is counted."""
     lines = [_named(one.row) | {"seeds": _seeds(one.row)} | one.cells() for one in spent]
     return [table_of(lines, "What it costs", COST_NOTES)] if lines else []
 
@@ -345,7 +345,7 @@ def _references(experiment: Experiment, rows: Sequence[Row]) -> set[str]:
 
 
 def _published_scores(experiment: Experiment, rows: Sequence[Row]) -> set[str]:
-    """What is published of the experiment's rows; an ablation's reference alone is table1's to compare."""
+    """Published numbers of the experiment's rows; those of an ablation's reference belong to table1."""
     names = {row.name for row in rows} - _references(experiment, rows)
     return {score for name, score in published() if name in names}
 

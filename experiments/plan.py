@@ -1,4 +1,4 @@
-"""What an experiment will take before anything runs: runs, GPU hours, memory, disk and judge calls."""
+"""Plan of an experiment before anything runs: runs, GPU hours, memory, disk and judge calls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -180,7 +180,7 @@ class Findings:
 
 
 def _provenance(runs: Sequence[FinishedRun], planned: int) -> str:
-    """What has run, how long it took and by which code."""
+    """A line on the finished runs, their time and their code."""
     if not runs:
         return "nothing has run."
     hours = sum(run.seconds for run in runs) / 3600

@@ -29,7 +29,7 @@ ALL = "all"
 
 
 class Device(Section):
-    """What one run's devices are taken to be, for ``python -m experiments plan``; ``utilisation`` is of their peak."""
+    """The devices assumed for one run in ``python -m experiments plan``; ``utilisation`` is of their peak."""
 
     name: str
     memory_gb: float = Field(gt=0)
@@ -246,7 +246,7 @@ def confirmation_seed(experiment: Experiment, suite: str) -> int | None:
 
 
 def row_overrides(row: str, suite: str) -> tuple[str, ...]:
-    """What a row is in a suite, as arguments of ``train.py``; without the suite's cap on steps.
+    """A row in a suite, as arguments of ``train.py``, without the suite's cap on steps.
 
     Raises:
         UserError: the suite has nothing in the place of the row's model.

@@ -1,4 +1,4 @@
-"""What SLURM says of a sweep's tasks."""
+"""SLURM's state of a sweep's tasks."""
 
 import subprocess
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def tasks_of(sweep: Sweep) -> list[Task]:
 
 
 def call(command: Sequence[str]) -> str:
-    """What a command of SLURM's prints.
+    """The output of one of SLURM's commands.
 
     Raises:
         UserError: it is not there, or refuses; in its own words.

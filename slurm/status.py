@@ -37,7 +37,7 @@ WIDEST = 100
 
 @dataclass(frozen=True)
 class Event:
-    """What a task wrote of its row.
+    """A task's notes on its row.
 
     Attributes:
         time: in seconds since 1970.
@@ -56,7 +56,7 @@ class Event:
 
 
 def read_events(file: Path) -> list[Event]:
-    """What happened to a row; a line that is not whole is passed over."""
+    """The events of a row; an incomplete line is skipped."""
     events = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         parts = line.split("\t")
@@ -116,7 +116,7 @@ def seconds_of(record: Record, events: Sequence[Event], now: float | None) -> fl
 
 
 def requeues_of(events: Sequence[Event]) -> int:
-    """How often SLURM started the row's tasks anew."""
+    """Number of times that SLURM restarted the row's tasks."""
     return sum(max(event.restarts for event in events if event.job == job) for job in {event.job for event in events})
 
 

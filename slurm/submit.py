@@ -89,7 +89,7 @@ def submit(sweep: Sweep, options: Sequence[str], test_only: bool) -> None:
 
 
 def _kept(rows: Sequence[Row], records: Mapping[str, Record], queued: Collection[str]) -> list[Record]:
-    """What is known after a submission: the file's rows, and those it no longer holds that ran or are queued."""
+    """The rows after a submission: the file's, and those it no longer holds that ran or are queued."""
     here = [Record(row.name, row.line, row.directory.absolute()) for row in rows]
     names = {one.name for one in here}
     gone = [replace(one, gone=True) for one in records.values() if one.begun or one.name in queued]
@@ -233,7 +233,7 @@ def _memory_problems(rows: Sequence[Row], nodes: int) -> list[tuple[Row, str]]:
 
 
 def _largest_array() -> int:
-    """How many tasks the cluster lets an array have."""
+    """The cluster's limit on the tasks of an array."""
     match = re.search(r"^MaxArraySize\s*=\s*([1-9]\d*)", call(["scontrol", "show", "config"]), flags=re.M)
     return int(match[1]) if match else 1000
 

@@ -156,7 +156,7 @@ def is_done(directory: Path) -> bool:
 
 
 def read_records(folder: Path) -> dict[str, Record]:
-    """What is known of the sweep whose results are in ``folder``.
+    """The state of the sweep whose results are in ``folder``.
 
     Raises:
         UserError: the file is damaged.

@@ -91,7 +91,7 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Ask:
-    """What an attack wants to hear, and from whom."""
+    """The answer that an attack wants, and the model it wants it from."""
 
     role: str
     messages: tuple[Message, ...]

@@ -17,7 +17,7 @@ Published = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Conversion:
-    """How one data set becomes our rows.
+    """A conversion of one data set into our rows.
 
     Attributes:
         columns: what the published rows hold.

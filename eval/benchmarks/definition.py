@@ -34,7 +34,7 @@ OWN_METRIC = "lm_eval"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a benchmark's rows come from.
+    """The source of a benchmark's rows.
 
     Attributes:
         hub: id of the data set, with its configuration, split and revision.

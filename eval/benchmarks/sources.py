@@ -117,7 +117,7 @@ def fetch(benchmark: Benchmark) -> tuple[list[Row], dict[str, Any]]:
 
 
 def built_file(source: Source) -> Path:
-    """Where a builder of ours leaves the rows."""
+    """The file in which one of our builders leaves the rows."""
     return BUILT / str(source.config) / f"{source.split}.jsonl"
 
 

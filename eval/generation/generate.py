@@ -28,7 +28,7 @@ REQUEST = "request"
 
 
 class Answering(Protocol):
-    """What answers questions."""
+    """A model that answers questions."""
 
     def chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt that the messages become."""
@@ -47,7 +47,7 @@ class Answering(Protocol):
 
 
 def prepare(backend: Answering, benchmark: Benchmark, rows: Sequence[Row]) -> list[Question]:
-    """What a benchmark asks, in the order of its rows.
+    """The questions of a benchmark, in the order of its rows.
 
     Raises:
         UserError: as the backend's ``check_questions``.
@@ -158,7 +158,7 @@ class LocalModel:
             start += len(batch)
 
     def _rows_at_once(self, candidates: Sequence[Question]) -> int:
-        """How many of the next rows make a batch: as many as fit, each as long as the longest of them."""
+        """Number of next rows in a batch: as many as fit, each padded to the longest of them."""
         if candidates[0].requests[0].request_type != "generate_until":
             return len(candidates)
         longest = 0
@@ -234,7 +234,7 @@ def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
 
 
 def replies_by(lm: HFLM) -> Replying:
-    """How one of transformers' models writes replies."""
+    """One of transformers' models, writing replies."""
     tokenizer = lm.tokenizer
     ends = end_tokens(lm.model.generation_config, tokenizer)
 

@@ -36,7 +36,7 @@ class _Tree:
     _children: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def fresh(self, text: Sequence[int]) -> int:
-        """How many nodes a text would add."""
+        """Count the nodes that a text would add."""
         node = -1
         for depth, token in enumerate(text):
             if (child := self._children.get((node, token))) is None:

@@ -126,7 +126,7 @@ def _judges(
     closings: Mapping[str, Iterable[Sequence[Row]]],
     rows: Sequence[Row],
 ) -> dict[str, Callable[[Sequence[Row]], list[str]]]:
-    """What gives each judge's labels of rows: all within one cap on calls, weights being loaded once.
+    """Functions that label rows, one per judge: within one cap on calls, weights loaded once.
 
     Says first what will be asked in all.
 

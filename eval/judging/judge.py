@@ -1,4 +1,4 @@
-"""What a judge is, and where it is found: one file, whose name a benchmark's ``metadata.judge`` gives.
+"""Judges: one file each, whose name a benchmark's ``metadata.judge`` gives.
 
 A judge's file declares ``JUDGE``: a rule, a prompt to an endpoint's model, or local weights. Its prompt and its data
 lie beside it under the same name (``xstest_rubric.txt``, ``llama_guard.json``). Judges are found in ``judges/`` and
@@ -61,7 +61,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one response.
+    """A judge's verdict on one response.
 
     Attributes:
         label: the judge's own word, ``unparsed`` where there is no value.
@@ -222,7 +222,7 @@ def panel_members(name: str, panel: PanelJudge, settings: JudgeSettings) -> dict
 
 
 def endpoint_judges(name: str, settings: JudgeSettings) -> int:
-    """How many models behind endpoints the judge called ``name`` asks about each response."""
+    """Number of models behind endpoints that the judge called ``name`` asks about each response."""
     judge = load_judge(name, settings.dir)
     judges = panel_members(name, judge, settings).values() if isinstance(judge, PanelJudge) else [judge]
     return sum(isinstance(one, PromptJudge) for one in judges)

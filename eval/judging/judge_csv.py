@@ -158,7 +158,7 @@ def judge_rows(
 
 
 def items_of(rows: Sequence[Row]) -> list["Item"]:
-    """What there is to judge in rows with the columns ``prompt``, ``completion`` and perhaps ``target``."""
+    """The responses to judge in rows with the columns ``prompt``, ``completion`` and perhaps ``target``."""
     from eval.judging.judge import Item
 
     return [

@@ -12,7 +12,7 @@ from ogpsa.utils.files import write_atomically
 
 
 def published_prompts(folder: str | None = None) -> dict[str, str]:
-    """Where each judge's published prompt is, by the judge's name; ``folder`` has the user's judges."""
+    """The source of each judge's published prompt, by the judge's name; ``folder`` has the user's judges."""
     judges = {name: load_judge(name, folder) for name in judge_files(folder)}
     return {
         name: judge.published for name, judge in judges.items() if isinstance(judge, PromptJudge) and judge.published

@@ -61,7 +61,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is still to be asked: calls, and tokens as characters / 4; ``tokens_out`` is the cap on all replies."""
+    """Requests still to be made: calls, and tokens as characters / 4; ``tokens_out`` is the cap on all replies."""
 
     calls: int = 0
     tokens_in: int = 0
@@ -119,7 +119,7 @@ def _check_panel(name: str, panel: PanelJudge, settings: JudgeSettings, section:
 
 
 def responses_of(benchmark: Benchmark, answered: Sequence[Mapping[str, Any]]) -> dict[str, Item]:
-    """What there is to judge in a benchmark's answered rows, by their ids; no options, and nothing that was withheld.
+    """The responses to judge in a benchmark's answered rows, by id; without options and without what was withheld.
 
     The judge is told the original request, not the text it was wrapped in.
     """
@@ -140,7 +140,7 @@ def responses_of(benchmark: Benchmark, answered: Sequence[Mapping[str, Any]]) ->
 
 
 def request_of(row: Mapping[str, Any]) -> str:
-    """What a row asks for, never the text that a jailbreak wrapped it in."""
+    """The request of a row, without the text that a jailbreak wrapped it in."""
     return str(row.get("request") or row["prompt"])
 
 
@@ -274,7 +274,7 @@ def check_value(place: str, value: object) -> None:
 
 
 def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal: Path) -> Estimate:
-    """What ``judge_responses`` with the same arguments would ask of an endpoint; nothing for a rule or local weights.
+    """The requests that ``judge_responses`` with the same arguments would make; none for a rule or local weights.
 
     Replies that turn out unreadable, which are asked for again, are not foreseen.
     """

@@ -1,4 +1,4 @@
-"""What the Pareto tables and pictures show: worlds, their groups of runs, and the fronts.
+"""Contents of the Pareto tables and pictures: worlds, their groups of runs, and the fronts.
 
 Runs are grouped by world, pipeline and method variant. A world is what fixes the axes: the base
 (``model.name``), the data (``data.name``, ``data.seed``) and the evaluation settings; scores of
@@ -67,7 +67,7 @@ class Group:
         return self.scores.safety.mean, self.height(against).mean
 
     def height(self, against: Against) -> Summary:
-        """What is plotted upwards: the share that is answered in place of over-refusal, so that more is better.
+        """The value plotted upwards: the share that is answered in place of over-refusal, so that more is better.
 
         Raises:
             ValueError: over-refusal is not measured.

@@ -1,4 +1,4 @@
-"""How sure a Pareto front is: bootstrap intervals over seeds and items.
+"""Uncertainty of a Pareto front: bootstrap intervals over seeds and items.
 
 A resample draws the seeds of each group, and the items of each benchmark once for all checkpoints, which share them.
 """

@@ -85,7 +85,7 @@ def plot(section: Section) -> Plot | None:
 
 
 def _badges(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Where the points' numbers stand: towards the middle of the plot, pushed apart where points are close."""
+    """Positions of the points' numbers: towards the middle of the plot, pushed apart where points are close."""
     columns: list[list[int]] = []
     for index in sorted(range(len(places)), key=lambda index: places[index]):
         if not columns or places[index][0] - places[columns[-1][0]][0] >= GAP:

@@ -271,7 +271,7 @@ def _group_evaluations(group: Group, notes: list[str]) -> list[Artefacts]:
 
 
 def _group_bases(group: Group, notes: list[str]) -> list[Artefacts]:
-    """Where each of the group's runs started, or nothing where one is gone."""
+    """The start of each of the group's runs; empty if one is gone."""
     folders = [Path(run.root, run.directory, "eval", "base") for run in group.runs]
     if not all(map(is_evaluation, folders)):
         return []

@@ -38,7 +38,7 @@ def check_items(a: Artefacts, b: Artefacts, name: str) -> None:
 
 
 def differing(one: Instrument, other: Instrument) -> list[str]:
-    """What tells the two sides' judges and tasks apart, both named; nothing where they were asked and judged alike."""
+    """Differences between the two sides' judges and tasks, both named; empty where they were asked and judged alike."""
     told = []
     if (one.judge, one.judge_version) != (other.judge, other.judge_version):
         told = _pair("judge", _judge(one), _judge(other))

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Instrument:
-    """What a benchmark's verdicts rest on besides the checkpoint; None where it was not recorded.
+    """The instrument behind a benchmark's verdicts, the checkpoint aside; None where it was not recorded.
 
     Attributes:
         data: hash of the rows.
@@ -46,7 +46,7 @@ class Instrument:
 
     @property
     def key(self) -> tuple[str | None, ...]:
-        """What two evaluations share whose scores can be compared. A model's name is not in it: its hash is."""
+        """The identity that comparable evaluations share. A model counts by its hash, not by its name."""
         return self.data, self.task, self.judge, self.judge_version
 
 

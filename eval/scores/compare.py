@@ -63,7 +63,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How differences are drawn and read.
+    """Settings by which differences are resampled and read.
 
     Attributes:
         by_category: a benchmark's categories are drawn whole, where it has any, since their items are alike.

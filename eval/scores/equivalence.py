@@ -1,4 +1,4 @@
-"""What "unchanged" claims: a difference within a stated margin, exact tests of flips, and the items that settle it."""
+"""Tests of "unchanged": a difference within a stated margin, exact tests of flips, and the number of items needed."""
 
 from dataclasses import dataclass
 from math import ceil, comb
@@ -37,7 +37,7 @@ class Flips:
 
 
 def finding(interval: Interval, margin: float, lower_is_better: bool) -> Finding:
-    """What the 90% interval of a difference says of a margin.
+    """The claim about a margin that the 90% interval of a difference supports.
 
     Args:
         interval: of the second side less the first.

@@ -88,7 +88,7 @@ class FinishedRun:
 
     @cached_property
     def sessions(self) -> list[dict[str, Any]]:
-        """What the run's ``provenance.json`` says of each process that worked on it."""
+        """The entries of the run's ``provenance.json``, one per process that worked on it."""
         file = self.directory / PROVENANCE_FILE
         found: list[dict[str, Any]] = read_json(file)["sessions"] if file.is_file() else []
         return found
@@ -107,11 +107,11 @@ class FinishedRun:
         return finished - datetime.fromisoformat(started).timestamp() if started else 0.0
 
     def history(self, stage: str) -> list[dict[str, Any]]:
-        """What the stage's trainer logged, line by line; nothing where that is gone, or the run has no such stage."""
+        """The lines that the stage's trainer logged; none if they are gone or the run has no such stage."""
         return [line for file in self.directory.glob(f"[0-9][0-9]-{stage}/{HISTORY_FILE}") for line in read_jsonl(file)]
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What was noted of the stage when it was finished; nothing where that is gone, or there is no such stage."""
+        """The facts noted when the stage was finished; none if they are gone or there is no such stage."""
         files = self.directory.glob(f"[0-9][0-9]-{stage}/{COMPLETE_FILE}")
         return {name: value for file in files for name, value in read_json(file).items()}
 

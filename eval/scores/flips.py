@@ -96,7 +96,7 @@ def _pairs(a: Artefacts, b: Artefacts, name: str) -> list[Pair]:
 
 
 def response_text(generation: Mapping[str, Any]) -> str:
-    """What a model answered, or for a multiple choice the log-likelihoods of the options."""
+    """A model's answer, or for a multiple choice the log-likelihoods of the options."""
     options = generation.get("options")
     if isinstance(options, list):
         return "log-likelihoods of the options: " + ", ".join(f"{option:.2f}" for option in options)

@@ -11,7 +11,7 @@ AVERAGED: dict[str, tuple[Metric, ...]] = {
 
 
 def scored_by(benchmark: Benchmark, settings: JudgeSettings) -> Metric:
-    """What the mean of a benchmark's verdicts is called."""
+    """Name of the mean of a benchmark's verdicts."""
     if benchmark.judge != OWN_METRIC:
         return load_judge(benchmark.judge, settings.dir).metric
     return "loss" if benchmark.measures_loss else "accuracy"

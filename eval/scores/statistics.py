@@ -354,7 +354,7 @@ class Paired:
 
 
 def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
-    """How much ``ours`` exceed ``theirs``, pair by pair.
+    """Difference of ``ours`` and ``theirs``, pair by pair.
 
     Raises:
         ValueError: no pair is given, or their numbers differ.

@@ -1,4 +1,4 @@
-"""How often one model's answers help more than another's.
+"""Win rate: the share of requests where one model's answer helps more than another's.
 
 python -m eval winrate A [B] [--benchmark NAME] [OPTION VALUE ...]
 
@@ -118,7 +118,7 @@ def _untuned(a: Artefacts) -> Artefacts:
 def compare_answers(
     a: Artefacts, b: Artefacts, benchmark: str, judge: str, settings: "JudgeSettings", task_dir: str | None = None
 ) -> list[Row]:
-    """What the judge says of both sides' answers to a benchmark's requests, a row each, from disk where it is there.
+    """The judge's verdicts on both sides' answers to a benchmark's requests, one row each; from disk if they exist.
 
     A row holds the ``score`` of A's answer, the mean of both orders (1: A won in both; None: a verdict is missing, and
     ``missing`` says why), the two ``verdicts``, A's answer standing first and then second, None where nobody was asked,
@@ -255,7 +255,7 @@ def _without_judge(a: str | None, b: str | None) -> Row:
 
 
 def win_rate(rows: Sequence[Row], resamples: int = RESAMPLES, seed: int = 0) -> WinRate:
-    """What the rows of ``compare_answers`` come to."""
+    """Summary of the rows of ``compare_answers``."""
     import numpy as np
 
     scored = sorted((row for row in rows if row["score"] is not None), key=lambda row: row["id"])

@@ -8,7 +8,7 @@ from ogpsa.config.section import Section
 
 
 class Distributed(Section):
-    """How the work is spread over the processes that torchrun starts (``ogpsa/distributed/launch.py``)."""
+    """Distribution of the work over the processes that torchrun starts (``ogpsa/distributed/launch.py``)."""
 
     name: Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
     processes: int | None = Field(ge=1)

@@ -12,7 +12,7 @@ from ogpsa.config.section import PathText, Section
 
 
 class EndpointSettings(Section):
-    """How an endpoint that speaks OpenAI's protocol is reached (``ogpsa/utils/endpoint.py``)."""
+    """Access to an endpoint that speaks OpenAI's protocol (``ogpsa/utils/endpoint.py``)."""
 
     base_url: str | None
     api_key_env: str
@@ -109,7 +109,7 @@ class Evaluation(Section):
         return [part for name in names for part in self.composites.get(name, [name])]
 
     def rows_of(self, benchmark: str) -> int | None:
-        """How many of a benchmark's rows are asked; None: all."""
+        """Number of a benchmark's rows that are asked; None: all."""
         return self.limits.get(benchmark, self.limit)
 
     def key(self) -> str:

@@ -9,7 +9,7 @@ from ogpsa.config.stage import Training
 
 
 class BaseTraining(Section):
-    """How the testbed's base model is trained from scratch (``ogpsa/testbed/base.py``)."""
+    """Training of the testbed's base model from scratch (``ogpsa/testbed/base.py``)."""
 
     # A run of an earlier revision does not say this, accuracy and max_cycles.
     seed: int = Field(default=0, ge=0)
@@ -30,7 +30,7 @@ class BaseTraining(Section):
 
 
 class VisionTower(Section):
-    """What reads images, by the names of its part of ``config.json``.
+    """The part of a model that reads images, by the names in ``config.json``.
 
     Attributes:
         inside: ``model_type`` of the whole model.
@@ -70,7 +70,7 @@ class Architecture(Section):
     vision: VisionTower | None = None
 
     def described(self) -> dict[str, Any]:
-        """What transformers' ``AutoConfig.for_model`` takes."""
+        """Arguments of transformers' ``AutoConfig.for_model``."""
         text = self.model_dump(exclude={"of", "vision"}, exclude_none=True)
         if self.vision is None:
             return text

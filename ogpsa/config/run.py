@@ -52,7 +52,7 @@ class Config(Section):
         return any(isinstance(stage, GRPOSettings) for stage in self.stages)
 
     def stage_key(self, name: StageName) -> str:
-        """Where the settings of one stage stand: ``stage``, or ``stage.dpo`` in a pipeline of several."""
+        """The key of one stage's settings: ``stage``, or ``stage.dpo`` in a pipeline of several."""
         return "stage" if self.stage.name == name else f"stage.{name}"
 
     def testbed_base(self) -> tuple[TestbedData, BaseTraining]:

@@ -91,7 +91,7 @@ def _named(name: str, row: Any, listed: bool) -> Any:
 
 
 def place(file: Path | str, number: int) -> str:
-    """Where the row of that number stands: its line, or its place among the rows of a file that has no lines."""
+    """The place of a row by its number: its line, or its position in a file that has no lines."""
     listed = Path(file).suffix.lower() in (".json", ".csv", ".parquet")
     return f"{file}: row {number}" if listed else f"{file}:{number}"
 
@@ -166,7 +166,7 @@ def read_hub(
 
 
 def errors_of_the_hub() -> tuple[type[Exception], ...]:
-    """What there is instead of rows: no network, no access, no such data set, configuration or split."""
+    """The reason why there are no rows: no network, no access, no such data set, configuration or split."""
     import httpx2
 
     # The hub's client lets those of its own client through.

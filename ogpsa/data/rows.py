@@ -175,7 +175,7 @@ def _read_files(
 
 
 def row_place(config: Config, name: str, number: int) -> str:
-    """Where a row of the safety set (``name`` empty) or of a reference set stands; ``number`` counts from 0."""
+    """The place of a row in the safety set (``name`` empty) or in a reference set; ``number`` counts from 0."""
     if isinstance(config.data, FileData):
         return place(config.data.reference_sets[name] if name else config.data.safety, number + 1)
     return f"row {number + 1}"

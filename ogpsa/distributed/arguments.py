@@ -1,4 +1,4 @@
-"""How transformers is asked for each distributed mode, and how sharded weights come back whole."""
+"""Transformers' arguments for each distributed mode, and the gathering of sharded weights."""
 
 from pathlib import Path
 from typing import Any, TypeVar

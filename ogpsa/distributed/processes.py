@@ -26,7 +26,7 @@ LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def world_size() -> int:
-    """How many processes work on this run, as torchrun says."""
+    """Number of processes of this run, as torchrun says."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 

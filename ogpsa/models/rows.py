@@ -34,7 +34,7 @@ def left_padded(rows: Sequence[Tokens], device: torch.device) -> tuple[torch.Ten
 
 
 def beginning(rows: Sequence[Tokens]) -> list[int]:
-    """What all rows begin with: what the first and the last of them in order begin with."""
+    """Common beginning of all rows, which is that of the first and the last in order."""
     first, last = min(rows), max(rows)
     return [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
 

@@ -192,7 +192,7 @@ def check_repeatable(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def lost_turn(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
-    """How the text of a prompt of several turns differs from what they say; None where it holds each turn's words.
+    """Difference between a prompt's text and its turns; None if it holds each turn's words.
 
     A template may put a system's turn in another place.
     """

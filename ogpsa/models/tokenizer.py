@@ -200,7 +200,7 @@ def rendered_hash(folder: Path, template_kwargs: Mapping[str, Any]) -> str:
 
 
 def context_difference(tokenizer: PreTrainedTokenizerBase, asked: Messages, answer: str) -> str | None:
-    """How the context of an answer in training differs from that in evaluation; None where it does not.
+    """Difference between an answer's context in training and in evaluation; None if there is none.
 
     Training tokenizes the turns ``asked`` and the answer as one conversation (TRL), evaluation the turns alone with a
     generation prompt. Spaces before the answer are the answer's: tokenizers make them part of its first word.

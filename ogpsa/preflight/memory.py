@@ -68,7 +68,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Setup:
-    """How a stage is trained, as far as memory goes.
+    """The part of a stage's training that decides its memory.
 
     Attributes:
         rows: of a micro-batch; ``pairs``: each is a chosen and a rejected sequence (DPO).

@@ -278,7 +278,7 @@ def count(
 
 
 def _passes(projection: ProjectionSettings | None, steps: int) -> tuple[int, int]:
-    """How often the subspace is estimated, and how many rows of each set that takes."""
+    """Number of estimates of the subspace, and of the rows of each set that they take."""
     if projection is None:
         return 0, 0
     every = projection.refresh_every
@@ -299,7 +299,7 @@ def _mean_length(rows: Sequence[Row], stage: StageName) -> float:
 
 
 def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, judges: Judges = NO_JUDGES) -> Setup:
-    """How ``config`` trains a stage on GPUs, every row of full length but one."""
+    """A stage's training on GPUs, with every row of full length but one."""
     projection = config.method.projection(stage.name)
     references = len(projection.reference_sets) * projection.chunks if projection else 0
     micro = stage.micro_batch_size

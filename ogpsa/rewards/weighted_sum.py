@@ -12,7 +12,7 @@ PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class WeightedSum(Reward):
-    """Where a part has no reward, neither has the sum."""
+    """The weighted sum; None where a part has no reward."""
 
     parts: dict[PartName, SerializeAsAny[Reward]] = Field(min_length=1)
     weights: dict[str, float]

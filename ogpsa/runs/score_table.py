@@ -50,7 +50,7 @@ def score_table(columns: Mapping[str, Scores]) -> str:
 
 
 def response_remarks(entries: Sequence[Scores]) -> list[str]:
-    """What is counted of the responses to one benchmark, in one or several evaluations, where there is any."""
+    """Counts over the responses to one benchmark, in one or several evaluations; only those above zero."""
     # Older evaluations do not say.
     counts = {kind: sum(entry.get(kind) or 0 for entry in entries) for kind in COUNTED}
     return [f"{count} {kind.replace('_', ' ')}" for kind, count in counts.items() if count]

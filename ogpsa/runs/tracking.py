@@ -32,7 +32,7 @@ BENCHMARK_COLUMNS = ("group", "value", "stderr", "n", "missing", "low", "high", 
 
 
 class Tracker(Protocol):
-    """Where a run's numbers go while it runs."""
+    """A receiver of a run's numbers while it runs."""
 
     def log(self, values: Mapping[str, Any]) -> None: ...
 
@@ -275,7 +275,7 @@ def reason(error: Exception) -> str:
 
 
 def training_values(stage: str, step: int, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tracker is told of a training step: its finite numbers under the stage's name."""
+    """A training step as a tracker takes it: its finite numbers under the stage's name."""
     finite = {
         f"{stage}/{name}": value
         for name, value in numbers.items()
@@ -290,7 +290,7 @@ def run_id(key: str, directory: Path) -> str:
 
 
 def run_title(identity: Mapping[str, Any]) -> str:
-    """What a run is called in W&B: model, pipeline, method, rank r and refresh interval K where it has them, seed."""
+    """A run's name in W&B: model, pipeline, method, rank r and refresh interval K where it has them, seed."""
     parts = [identity[section]["name"] for section in ("model", "stage", "method")]
     for symbol, key in (("r", "rank"), ("K", "refresh_every")):
         value = identity["method"].get(key)

@@ -1,4 +1,4 @@
-"""Where one process keeps the gradients and weights that the projection works on."""
+"""The gradients and weights of one process that the projection works on."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager

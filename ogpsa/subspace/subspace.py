@@ -22,7 +22,7 @@ SECOND_PASS_BELOW = 1e-2
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tensors that one process works on make up the whole vector.
+    """The place of one process's tensors in the whole vector.
 
     Attributes:
         groups: the layer group of each parameter, for reports; None reports on the whole vector alone.
@@ -95,7 +95,7 @@ class Subspace:
         return 0 if self.basis is None else self.basis.rank
 
     def stored_dtype(self, device: torch.device) -> StoredDtype:
-        """How a basis of gradients on ``device`` is stored."""
+        """The stored type of a basis of gradients on ``device``."""
         if self.basis_dtype == "auto":
             return "bf16" if device.type == "cuda" else "fp32"
         return self.basis_dtype

@@ -33,7 +33,7 @@ def base_key(config: Config) -> str:
 
 
 def recipe(config: Config) -> dict[str, Any]:
-    """What a configuration asks of its base: the world's settings and the training's.
+    """The recipe of a configuration's base: the world's settings and the training's.
 
     Raises:
         UserError: the configuration names no testbed base.

@@ -159,5 +159,5 @@ class _ProjectionCallback(TrainerCallback):
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where the trainer saves at this step."""
+    """The folder that the trainer saves to at this step."""
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

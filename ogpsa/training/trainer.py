@@ -156,7 +156,7 @@ def _rollout_arguments(stage: GRPOSettings, count: int) -> dict[str, Any]:
 
 
 def _training_row(config: Config, data: Data, stage: StageName, number: int) -> str:
-    """Where a row that ``stage`` trains on stands: in the safety set, or among the general rows mixed in."""
+    """The place of a row that ``stage`` trains on: in the safety set, or among the general rows mixed in."""
     if number < len(data.safety):
         return f"{row_place(config, '', number)} of the safety set"
     return f"row {number - len(data.safety) + 1} of the general rows (data/general/{stage}.jsonl)"
@@ -198,7 +198,7 @@ def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
 
 
 def _measuring_arguments(stage: OneStage) -> dict[str, Any]:
-    """When checkpoints are saved and held-out rows measured, and which checkpoint is the result."""
+    """Arguments for saving, measuring held-out rows and choosing the result."""
     if stage.eval_every is None:
         return {"save_steps": stage.save_every, "eval_strategy": "no"}
     measured = {"save_steps": stage.save_every, "eval_strategy": "steps", "eval_steps": stage.eval_every}

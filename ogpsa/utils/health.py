@@ -1,4 +1,4 @@
-"""What is wrong with the form of an answer, whatever it says: it repeats itself, is in another language, holds debris.
+"""Faults of an answer's form, whatever it says: repetition, another language, debris.
 
 Light rules on the text, without a model [ours]; each errs on the side of seeing nothing.
 """
@@ -67,7 +67,7 @@ ABOUT_LANGUAGE = re.compile(
 
 
 def faults(prompt: str, answer: str) -> list[Fault]:
-    """What is wrong with the form of an answer to a prompt."""
+    """The faults of form of an answer to a prompt."""
     return [
         fault
         for fault, found in zip(

@@ -49,7 +49,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _give_a_home() -> None:
-    """Where the user has no home that can be written, as in containers, libraries have one beside temporary files.
+    """Give libraries a home among the temporary files if the user's own cannot be written, as in containers.
 
     A hub's cache that can be read stays in use.
     """

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of ``work``, which goes on unheeded where it takes longer: looking up a name has no timeout.
+    """The result of ``work``, which continues in the background if it takes longer: looking up a name has no timeout.
 
     Raises:
         TimeoutError: ``work`` has not finished.

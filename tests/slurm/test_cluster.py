@@ -310,7 +310,7 @@ def test_two_nodes_are_requeued_together_and_fail_together(work: Work, row: list
     assert work.cluster.facts(f"{job}_0")["JobState"] == "FAILED"
     assert work.status()[-1] == state
     assert not _processes("slurm.worker")
-    # Submitted again it goes on from its last checkpoint, and is requeued when warned.
+    # Submitted again it resumes from its last checkpoint, and is requeued when warned.
     again = work.queue("--nodes=2", OGPSA_PROCESSES="1", OGPSA_HEAD="127.0.0.1")
     work.reaches("sft 20/60")
     work.cluster.ask("scancel", "--batch", "--signal=USR1", again)

@@ -23,7 +23,7 @@ def math_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[st
 
 
 def boxed(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{…}`` or ``\fbox{…}`` whose brace is closed; None where there is none."""
+    r"""Contents of the last closed ``\boxed{…}`` or ``\fbox{…}``; None if there is none."""
     for start in reversed([match.end() for match in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
         depth = 1
         for brace in re.finditer(r"(?<!\\)[{}]", text[start:]):

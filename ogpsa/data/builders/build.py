@@ -29,7 +29,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is left of the published rows.
+    """The published rows that are kept.
 
     Attributes:
         parts: the candidates of each file, in their order.

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).with_name("recipes")
 
 
 class Source(Section):
-    """Where the published rows are: a hub id, a folder laid out like one, a file, or a JSON file at an address."""
+    """The source of published rows: a hub id, a folder laid out like one, a file, or a JSON file at an address."""
 
     path: PathText = Field(min_length=1)
     config: str | None
@@ -28,7 +28,7 @@ class Source(Section):
 
 
 class DataSet(Section):
-    """What every data set's settings say.
+    """Settings that all data sets share.
 
     Attributes:
         parts: by file, the rows drawn for it: their number, or a share of the eligible ones.
@@ -60,7 +60,7 @@ class OneSource(DataSet):
 
 
 class Checkpoint(Section):
-    """What writes answers in this process."""
+    """The model that writes answers in this process."""
 
     path: PathText | None
     batch_size: int = Field(ge=1)
@@ -68,7 +68,7 @@ class Checkpoint(Section):
 
 
 class Refusals(Section):
-    """Who writes the safe answers, and how it is asked."""
+    """The writer of the safe answers, and the prompt that it gets."""
 
     way: Literal["endpoint", "model", "templates"]
     system_prompt: str = Field(min_length=1)
@@ -109,7 +109,7 @@ class MMLU(OneSource):
 
 
 class Rejected(Section):
-    """Who writes the rejected answers."""
+    """The writer of the rejected answers."""
 
     way: Literal["model", "none"]
     parts: list[str]
