@@ -26,13 +26,16 @@ def _nothing(**event: Any) -> None:
 class StepCallback(TrainerCallback):
     """Plain functions as a callback, so that a method's file needs no class of transformers'.
 
-    Each is called at one of the trainer's events, with what that gives by name: ``model``, ``optimizer``, ….
+    Each is called at one of the trainer's events, with what that gives by name: ``model``, ``optimizer``, …, and at
+    ``on_train_begin`` and ``on_save`` also with ``args`` and ``state``.
 
     Args:
         on_train_begin: model and optimizer are wrapped; a checkpoint has been loaded.
         on_step_begin: no gradient is in flight.
         on_pre_optimizer_step: gradients are clipped; DeepSpeed has stepped already.
         on_optimizer_step: the optimizer has stepped, nothing has been saved.
+        on_save: a checkpoint has been written, and is not yet called whole.
+        on_train_end: the last step is taken and saved.
     """
 
     def __init__(
@@ -41,14 +44,18 @@ class StepCallback(TrainerCallback):
         on_step_begin: Callable[..., None] = _nothing,
         on_pre_optimizer_step: Callable[..., None] = _nothing,
         on_optimizer_step: Callable[..., None] = _nothing,
+        on_save: Callable[..., None] = _nothing,
+        on_train_end: Callable[..., None] = _nothing,
     ) -> None:
         self._on_train_begin = on_train_begin
         self._on_step_begin = on_step_begin
         self._on_pre_optimizer_step = on_pre_optimizer_step
         self._on_optimizer_step = on_optimizer_step
+        self._on_save = on_save
+        self._on_train_end = on_train_end
 
-    def on_train_begin(self, *_: Any, **event: Any) -> None:
-        self._on_train_begin(**event)
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **event: Any) -> None:
+        self._on_train_begin(args=args, state=state, **event)
 
     def on_step_begin(self, *_: Any, **event: Any) -> None:
         self._on_step_begin(**event)
@@ -58,6 +65,12 @@ class StepCallback(TrainerCallback):
 
     def on_optimizer_step(self, *_: Any, **event: Any) -> None:
         self._on_optimizer_step(**event)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **event: Any) -> None:
+        self._on_save(args=args, state=state, **event)
+
+    def on_train_end(self, *_: Any, **event: Any) -> None:
+        self._on_train_end(**event)
 
 
 class ReportCallback(TrainerCallback):

@@ -31,6 +31,7 @@ NSPO = ["method=nspo", "method.samples=7", "method.variant=exact"]
 # Processes would draw different dropout masks.
 LORA = ["method=ogpsa_lora", *SAMPLES, "method.lora_dropout=0"]
 TENSOR = ["method.scope=tensor", "method.rank=4"]
+BEST = ["stage.eval_every=1", "stage.keep=best"]
 CONFLICT = ["method.sided=conflict"]
 # Does not divide the samples either.
 STREAMING = ["method.streaming=true", "method.refresh_every=3"]
@@ -87,6 +88,9 @@ CASES: dict[Matrix, list[Case]] = {
         sgd("sft-sgd", "sft", OGPSA),
         adamw("sft-baseline", "sft", BASELINE),
         adamw("sft-rank-0", "sft", [*OGPSA, "method.rank=0"], same_as="sft-baseline"),
+        adamw("sft-held-out", "sft", [*BASELINE, "stage.eval_every=2"], same_as="sft-baseline"),
+        adamw("sft-best", "sft", [*BASELINE, *BEST], "signal", refused_by=("fsdp2", *ZERO)),
+        adamw("sft-ema", "sft", ["method=ema", "method.decay=0.5"], "signal", refused_by=ZERO),
         adamw("sft-adamw", "sft", [*OGPSA, *TENSOR, *CHECKPOINTING], "signal"),
         Case("sft-bf16", "sft", [*OGPSA, *ADAMW, *BF16], None, "signal"),
         adamw("sft-lora", "sft", LORA, "signal"),
