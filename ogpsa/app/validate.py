@@ -99,22 +99,15 @@ def _held_out_problems(config: Config) -> list[str]:
 
 
 def _dtype_problems(config: Config) -> list[str]:
-    """bf16 and nf4 are for weights that stay as they are: rounding swallows the steps that training makes."""
-    dtype, mode = config.model.dtype, config.distributed.name
-    if dtype == "fp32":
+    """bf16 is for weights that stay as they are: rounding swallows the steps that training makes."""
+    if config.model.dtype == "fp32":
         return []
     if not config.method.trains_adapters:
         return [
-            f"model.dtype: weights stored in {dtype} do not move at the learning rates of full fine-tuning, so "
+            "model.dtype: weights stored in bf16 do not move at the learning rates of full fine-tuning, so "
             f"method={config.method.name} would not train; allowed: fp32 (model.precision=bf16 is autocast over it), "
             "or method=lora, ogpsa_lora"
         ]
-    if dtype == "nf4":
-        if mode not in ("single", "ddp"):
-            return [f"model.dtype: nf4 cannot be sharded by distributed={mode}; allowed: fp32, or single, ddp"]
-        if config.rolls_out:
-            return ["model.dtype: nf4 is not tested with rollouts; allowed with grpo: fp32, bf16"]
-        return []
     if config.model.precision == "fp32":
         return ["model.precision: fp32 with model.dtype=bf16; allowed: bf16, or model.dtype=fp32"]
     if config.distributed.name == "zero3":

@@ -117,7 +117,7 @@ class Model(Section):
     revision: str | None = Field(min_length=1)
     attention: Literal["eager", "sdpa", "flash_attention_2"]
     precision: Literal["fp32", "bf16"]
-    dtype: Literal["fp32", "bf16", "nf4"]
+    dtype: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
     # A run of an earlier revision does not say.
     template_kwargs: dict[str, Any] = Field(default_factory=dict)

@@ -57,8 +57,6 @@ def _optimizer_problems(config: Config) -> list[str]:
         return [f"{key}: adamw_8bit cannot be sharded by distributed={name}; allowed: adamw, sgd" for key in keys]
     if keys and find_spec("bitsandbytes") is None:
         return [f"{keys[0]}: adamw_8bit needs bitsandbytes, which is not installed; type: make install-8bit"]
-    if config.model.dtype == "nf4" and find_spec("bitsandbytes") is None:
-        return ["model.dtype: nf4 needs bitsandbytes, which is not installed; type: make install-8bit"]
     return []
 
 

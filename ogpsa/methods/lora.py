@@ -1,7 +1,6 @@
 """LoRA: train low-rank adapters beside frozen weights, merged after each stage (the paper's "LoRA" row).
 
-LoRA: arXiv 2106.09685; DoRA: arXiv 2402.09353. The paper states the learning rate alone (``adapter_learning_rate`` in
-``conf/model``).
+LoRA: arXiv 2106.09685. The paper states the learning rate alone (``adapter_learning_rate`` in ``conf/model``).
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -33,8 +32,6 @@ class Lora(Method):
     lora_alpha: Alpha | dict[StageName, Alpha]
     lora_dropout: Dropout | dict[StageName, Dropout]
     lora_target_modules: Modules | dict[StageName, Modules]
-    # A run of an earlier revision does not say.
-    lora_dora: bool | dict[StageName, bool] = False
 
     def problems(self, config: "Config") -> list[str]:
         problems = []
@@ -72,7 +69,6 @@ class Lora(Method):
             lora_alpha=self.alpha(stage),
             lora_dropout=stage_value(self.lora_dropout, stage),
             target_modules=modules,
-            use_dora=stage_value(self.lora_dora, stage),
         )
 
     def alpha(self, stage: StageName) -> int:

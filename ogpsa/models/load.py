@@ -1,7 +1,6 @@
 """From a checked folder to a model in memory: safetensors only, no remote code, nothing fetched."""
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ogpsa.models.text import freeze_what_text_misses
 from ogpsa.models.tokenizer import load_tokenizer, loading
@@ -24,15 +23,10 @@ def load_model(
     dtype: torch.dtype,
     attention: str | None = None,
     template_kwargs: Mapping[str, Any] = MappingProxyType({}),
-    quantized: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer (padding on the left, its template pinned) of a local folder.
 
     What no text passes through, as a vision tower, is frozen.
-
-    Args:
-        quantized: store the linear layers but the head in 4 bits (nf4, quantized constants), to be computed with in
-            ``dtype``; on this process's GPU where there is one.
 
     Raises:
         UserError: the files cannot be read as a model, lack weights, hold others, NaN or zeros alone, or as
@@ -44,7 +38,6 @@ def load_model(
             folder,
             dtype=dtype,
             attn_implementation=attention,
-            **(_in_4_bits(dtype) if quantized else {}),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -67,18 +60,6 @@ def load_model(
     freeze_what_text_misses(model)
     _check_embeddings(model, folder)
     return model, tokenizer
-
-
-def _in_4_bits(dtype: torch.dtype) -> dict[str, Any]:
-    """How transformers quantizes while it loads: QLoRA's types (arXiv 2305.14314)."""
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    place = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
-    return {"quantization_config": settings, "device_map": {"": place}}
 
 
 def check_finite(model: nn.Module, folder: Path) -> None:

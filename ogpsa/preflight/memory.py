@@ -22,8 +22,6 @@ GB = 1e9
 # Bytes per element: one fp32 scale for each block of 64 int8 elements; bitsandbytes' two int8 moments with an fp32
 # scale for each block of 256.
 BASIS_BYTES: dict[BasisDtype, float] = {"fp32": 4, "bf16": 2, "int8": 1 + 4 / 64}
-# Half a byte for a weight, one for each block of 64, and an fp32 scale for each 256 blocks (QLoRA's constants).
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 STATE_BYTES: dict[Optimizer, float] = {"adamw": 8, "adamw_8bit": 2 * (1 + 4 / 256), "sgd": 0}
 # TRL's fused output head works through tiles of so many tokens and words.
 TILE_TOKENS, TILE_WORDS = 4096, 32768
@@ -76,8 +74,7 @@ class Setup:
         rows: of a micro-batch; ``pairs``: each is a chosen and a rejected sequence (DPO).
         length: tokens of a sequence; ``padded``: whether some are shorter, so that attention needs a mask.
         accumulates: whether an optimizer step, ``reference_accumulates``: a reference chunk, has several micro-batches.
-        autocast: bf16 autocast; ``weight_bytes``: of one frozen or trained weight in storage; ``quantized``: the frozen
-            matrices of the blocks are stored in 4 bits.
+        autocast: bf16 autocast; ``weight_bytes``: of one frozen or trained weight in storage.
         rank: columns of the basis (r); ``references``: reference gradients (m ≥ r); 0 and 0 without a projection.
         streamed_sums: running sums of each streamed reference: 2, or 1 where every step takes all samples.
         extra_bytes: kept for each trained weight, sharded as the weights are (``Method.memory``).
@@ -100,7 +97,6 @@ class Setup:
     checkpointing: bool = False
     autocast: bool = False
     weight_bytes: int = 4
-    quantized: bool = False
     attention: str = "sdpa"
     optimizer: Optimizer = "adamw"
     rank: int = 0
@@ -216,13 +212,11 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
     if setup.optimizer == "adamw":
         # torch's default on a GPU takes one root over all parameters at once, on a CPU tensor by tensor.
         temporaries = 4 * trained if setup.device == "cuda" else 8 * min(shape.largest, trained)
-    stored: float = setup.weight_bytes * frozen
-    if setup.quantized:
-        matrices = shape.layers * shape.matrices
-        # One matrix at a time is computed with as it is without quantization.
-        stored += (NF4_BYTES - setup.weight_bytes) * matrices + setup.weight_bytes * shape.hidden * shape.intermediate
     return Estimate(
-        weights=(stored + (4 + setup.extra_bytes) * shape.trained) / weight_shards + master + copy + setup.judge_bytes,
+        weights=(setup.weight_bytes * frozen + (4 + setup.extra_bytes) * shape.trained) / weight_shards
+        + master
+        + copy
+        + setup.judge_bytes,
         gradients=4 * trained,
         optimizer=STATE_BYTES[setup.optimizer] * trained + _whole_moments(shape, setup) / gradient_shards,
         communication=_communication(shape, setup),
@@ -414,8 +408,6 @@ def remedies(shape: ModelShape, setup: Setup, key: str, memory: float, batch: in
         # Weights that adapters leave as they are; autocast is what it goes with.
         words = "model.dtype=bf16" if setup.autocast else "model.dtype=bf16 model.precision=bf16"
         changes[words] = replace(setup, weight_bytes=2, autocast=True)
-    if shape.trained < shape.parameters and not setup.quantized and setup.mode in ("single", "ddp"):
-        changes["model.dtype=nf4"] = replace(setup, quantized=True, weight_bytes=2 if setup.autocast else 4)
     if setup.mode in ("single", "ddp"):
         changes[f"{key}.optimizer=adamw_8bit"] = replace(setup, optimizer="adamw_8bit")
     # Moments in 8 bits cannot be sharded.

@@ -304,7 +304,6 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
     references = len(projection.reference_sets) * projection.chunks if projection else 0
     micro = stage.micro_batch_size
     rollouts = stage if isinstance(stage, GRPOSettings) else None
-    quantized = config.model.dtype == "nf4"
     asked = config.reward.judges() if rollouts and config.reward is not None else ()
     return Setup(
         rows=micro,
@@ -316,8 +315,7 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
         reference_accumulates=projection is not None and projection.samples // projection.chunks > micro * processes,
         checkpointing=config.model.gradient_checkpointing,
         autocast=config.model.precision == "bf16",
-        weight_bytes=2 if (config.model.precision if quantized else config.model.dtype) == "bf16" else 4,
-        quantized=quantized,
+        weight_bytes=2 if config.model.dtype == "bf16" else 4,
         attention=config.model.attention,
         optimizer=stage.optimizer,
         rank=projection.rank if projection else 0,

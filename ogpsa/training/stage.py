@@ -36,10 +36,8 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     config, checkpoints = run.config, folder / CHECKPOINTS
     if processes.on_main_process(lambda: _is_trained(folder)):
         return
-    quantized = config.model.dtype == "nf4"
-    dtype = DTYPES[config.model.precision if quantized else config.model.dtype]
     model, tokenizer = processes.on_all_processes(
-        lambda: load_model(start, dtype, config.model.attention, config.model.template_kwargs, quantized)
+        lambda: load_model(start, DTYPES[config.model.dtype], config.model.attention, config.model.template_kwargs)
     )
     scorer = run.scorer(stage, checkpoints / "rewards")
     trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints, run.interruption, scorer)
@@ -64,16 +62,12 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
 
     def finish() -> None:
         if config.method.trains_adapters:
-            merged_model(start, adapter, quantized).save_pretrained(folder)
-            if quantized:
-                log.info("%s: the adapter is merged into the 4-bit weights that it was trained on", stage.name)
+            merged_model(start, adapter).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_jsonl(folder / HISTORY_FILE, trainer.state.log_history)
         facts: dict[str, Any] = {"stage": stage.name, "steps": trainer.state.global_step}
         # The processor's time of the last session: unlike the clock's, it does not count what others did meanwhile.
         facts["cpu_seconds"] = round(spent, 3)
-        if config.method.trains_adapters:
-            facts["merged_into"] = "nf4" if quantized else "fp32"
         if stage.keep == "best":
             facts["best_step"] = trainer.state.best_global_step
         mark_complete(folder, facts)

@@ -114,11 +114,6 @@ def build_trainer(
             peft_config=adapter,
             **reward,
         )
-    if config.model.dtype == "nf4":
-        # TRL makes adapters on a quantized model bf16, whose rounding swallows steps of the usual learning rates.
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.float()
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer, FiniteTrainer):
         trainer.row_place = partial(_training_row, config, data, stage.name)

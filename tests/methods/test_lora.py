@@ -57,83 +57,6 @@ def tuned(small_config: Configure, base: Path, tmp_path_factory: pytest.TempPath
     return {name: run(small_config("stage=sft", f"method={name}"), base, place / name) for name in ("lora", "baseline")}
 
 
-def test_dora_trains_lengths_and_is_merged(small_config: Configure, base: Path, tmp_path: Path) -> None:
-    overrides = ["method=lora", "method.lora_rank=4", "stage.learning_rate=1e-2", "stage.max_steps=2", *ROWS]
-    config = small_config("stage=sft", *overrides, "method.lora_dora=true")
-    trainer = trainer_of(config, base, tmp_path / "trainer")
-    lengths = [weight for name, weight in trainer.model.named_parameters() if "magnitude" in name]
-    assert len(lengths) == 7 * trainer.model.config.num_hidden_layers and all(one.requires_grad for one in lengths)
-    trainer.train()
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
-    with torch.no_grad():
-        trained = trainer.model.eval()(input_ids=ids).logits
-    folder = run(config, base, tmp_path / "dora")
-    merged, _ = load_model(folder, torch.float32)
-    with torch.no_grad():
-        torch.testing.assert_close(merged.eval()(input_ids=ids).logits, trained, rtol=1e-4, atol=1e-4)
-    plain = weights(run(small_config("stage=sft", *overrides), base, tmp_path / "lora"))
-    assert any(not torch.equal(weight, plain[name]) for name, weight in weights(folder).items())
-
-
-@pytest.fixture
-def quantizing() -> None:
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
-
-
-@pytest.mark.usefixtures("quantizing")
-def test_an_adapter_on_4_bits_is_merged_into_what_they_stand_for(
-    small_config: Configure, base: Path, tmp_path: Path
-) -> None:
-    overrides = ["method=lora", "model.dtype=nf4", "method.lora_rank=4", "stage.learning_rate=1e-2", *ROWS]
-    folder = run(small_config("stage=sft", *overrides), base, tmp_path / "sft")
-    assert read_json(folder / "COMPLETE.json")["merged_into"] == "nf4"
-    assert "quantization_config" not in read_json(folder / "config.json")
-    quantized: Any = load_model(base, torch.float32, quantized=True)[0]
-    stood_for = {name: weight.detach() for name, weight in quantized.dequantize(torch.float32).named_parameters()}
-    plain, merged = weights(base), weights(folder)
-    for name, weight in merged.items():
-        if "_proj" not in name:
-            assert torch.equal(weight, plain[name])
-            continue
-        # In 4 bits it is another matrix, and what the adapter adds has no more directions than it.
-        assert not torch.equal(stood_for[name], plain[name])
-        assert int(torch.linalg.matrix_rank((weight - stood_for[name]).double(), rtol=1e-5)) <= 4
-
-
-@pytest.mark.usefixtures("quantizing")
-def test_adapters_on_4_bits_train_in_fp32_and_dpo_compares_with_the_4_bit_policy(
-    small_config: Configure, base: Path, tmp_path: Path
-) -> None:
-    config = small_config("stage=dpo", "method=ogpsa_lora", "model.dtype=nf4", "stage.max_steps=1", *SHORT, *ROWS)
-    model, tokenizer = load_model(base, torch.float32, quantized=True)
-    trainer = build_trainer(config, config.stages[0], model, tokenizer, load_data(config), tmp_path)
-    trained = {weight.dtype for weight in model.parameters() if weight.requires_grad}
-    assert trained == {torch.float32} and any(weight.dtype == torch.uint8 for weight in model.parameters())
-    trainer.train()
-    # Policy and reference are one model before the first step.
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        (
-            ["method=baseline"],
-            "model.dtype: weights stored in nf4 do not move at the learning rates of full fine-tuning",
-        ),
-        (
-            ["method=lora", "distributed=fsdp2"],
-            "model.dtype: nf4 cannot be sharded by distributed=fsdp2; allowed: fp32",
-        ),
-        (["method=lora", "stage=grpo"], "model.dtype: nf4 is not tested with rollouts; allowed with grpo: fp32, bf16"),
-    ],
-)
-def test_4_bits_are_refused_where_they_would_not_do(words: list[str], problem: str) -> None:
-    with pytest.raises(UserError) as raised:
-        compose_config(["stage=sft", *words, "model.dtype=nf4"])
-    assert raised.value.problems[0].startswith(problem)
-
-
 # LLaMA-Factory's defaults.
 DEFAULT = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
 
@@ -184,7 +107,7 @@ REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("method=lora", "method.rank=4"): (
         "method.rank: unknown key; allowed: name, recipe_rate, lora_rank, lora_alpha, lora_dropout, "
-        "lora_target_modules, lora_dora; did you mean 'lora_rank'?"
+        "lora_target_modules; did you mean 'lora_rank'?"
     ),
     ("method=ogpsa_lora", "method.lora_dropout=0.1"): (
         "method.lora_dropout: 0.1 has no effect in dpo, which compares policy and reference without dropout; "

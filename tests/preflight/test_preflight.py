@@ -18,7 +18,6 @@ from eval.judging.reward import JUDGES
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config, TestbedData
 from ogpsa.data.rows import Data, load_data
-from ogpsa.models.load import load_model
 from ogpsa.preflight.memory import BASIS_BYTES, GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
 from ogpsa.preflight.report import count, meta_model, report, stage_setup, stage_shapes, told_memory
 from ogpsa.subspace.settings import ProjectionSettings
@@ -149,33 +148,6 @@ def test_remedies_by_what_they_save(qwen: ModelShape) -> None:
     assert len(spread) == 2 and all(changed.peak <= memory for changed in spread.values())
 
 
-@pytest.mark.parametrize(
-    ("preset", "gigabytes"), [("qwen2_5_7b", 150), ("qwen2_5_7b_24gb", 24), ("qwen2_5_7b_48gb", 48)]
-)
-def test_the_presets_of_one_card_fit_it(preset: str, gigabytes: int) -> None:
-    config = compose_config([f"+experiment=one_card/{preset}", "data=testbed", "eval=testbed"])
-    for stage in config.stages:
-        peak = estimate(stage_shapes(config, stage.name)[1], stage_setup(config, stage, "single", 1)).peak
-        # Some is the context's and the allocator's.
-        assert peak < 0.95 * gigabytes * GB
-
-
-def test_weights_in_4_bits_take_what_bitsandbytes_keeps(small_config: Callable[..., Config]) -> None:
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
-    config = small_config("stage=sft", "method=lora", "model.dtype=nf4", "method.lora_rank=1")
-    model, _ = load_model(ensure_base(config), torch.float32, quantized=True)
-    kept = 0
-    for weight in model.parameters():
-        kept += weight.nbytes
-        if weight.dtype == torch.uint8:
-            state: Any = vars(weight)["quant_state"]
-            kept += state.absmax.nbytes + state.state2.absmax.nbytes
-    shape = stage_shapes(config, "sft")[1]
-    setup = stage_setup(config, config.stages[0], "single", 1)
-    computed = setup.weight_bytes * shape.hidden * shape.intermediate
-    assert estimate(shape, setup).weights - 4 * shape.trained - computed == pytest.approx(kept, rel=0.02)
-
-
 def test_adapters_are_what_peft_makes(small_config: Callable[..., Config], tmp_path: Path) -> None:
     architecture = Architecture("llama", 64, 3, 96, 4, 2, 200)
     architecture.build(torch.device("meta")).config.save_pretrained(tmp_path)
@@ -247,14 +219,14 @@ def test_a_named_model_needs_no_network(model: str, parameters: int, monkeypatch
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["method=lora"], ["model.dtype=nf4: ", "model.dtype=bf16: "]),
-        (["method=lora", "model.precision=fp32"], ["model.dtype=nf4: ", "model.dtype=bf16 model.precision=bf16: "]),
-        (["method=lora", "model.dtype=bf16"], []),
-        (["method=baseline"], []),
+        (["method=lora"], "model.dtype=bf16: "),
+        (["method=lora", "model.precision=fp32"], "model.dtype=bf16 model.precision=bf16: "),
+        (["method=lora", "model.dtype=bf16"], None),
+        (["method=baseline"], None),
     ],
 )
 def test_memory_that_the_environment_names_counts(
-    words: list[str], offered: list[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str], offered: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"prompt": "p", "chosen": "c", "rejected": "r"}] * 64
     config = compose_config(["model=qwen2_5_7b", "stage=sft", "data=files", "data.safety=rows.jsonl", *words])
@@ -262,8 +234,8 @@ def test_memory_that_the_environment_names_counts(
     said = report(config, Data(rows, {}, {}))
     assert "OGPSA_GPU_MEMORY_GB's 24.0 GB" in said
     lines = [line.strip() for line in said.splitlines() if "model.dtype" in line]
-    assert len(lines) == len(offered)
-    assert all(line.startswith(remedy) for line, remedy in zip(lines, offered, strict=True))
+    assert len(lines) == (offered is not None)
+    assert offered is None or lines[0].startswith(offered)
 
 
 def test_a_judge_with_weights_that_rewards_is_in_the_memory() -> None:
