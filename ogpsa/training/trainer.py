@@ -18,6 +18,7 @@ from ogpsa.data.rows import Data, Row, row_place, set_uses
 from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import mode_arguments, shared_rows, summing_in_fp32
 from ogpsa.distributed.launch import accumulation_steps
+from ogpsa.models.adapters import keep_in_fp32
 from ogpsa.models.tokenizer import end_tokens
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
@@ -26,7 +27,12 @@ from ogpsa.utils.errors import UserError
 from ogpsa.utils.signals import Interruption
 
 # transformers' names.
-OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "sgd": "sgd"}
+OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "sgd": "sgd",
+}
 
 
 class _NoModelCard(Trainer):
@@ -82,7 +88,7 @@ def build_trainer(
             raise ValueError("GRPO needs a scorer")
         base_class, arguments_class = StageGRPOTrainer, GRPOConfig
         arguments |= _rollout_arguments(stage, processes.world_size())
-        del arguments["max_length"]
+        del arguments["max_length"], arguments["activation_offloading"]
         reward = {"reward_funcs": ScoredRollouts(scorer, end_tokens(model.generation_config, tokenizer))}
     if isinstance(stage, DPOSettings):
         base_class, arguments_class = StageDPOTrainer, DPOConfig
@@ -111,6 +117,8 @@ def build_trainer(
             peft_config=adapter,
             **reward,
         )
+    if method.quantization(stage.name) is not None:
+        keep_in_fp32(trainer.model)
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer, FiniteTrainer):
         trainer.row_place = partial(_training_row, config, data, stage.name)
@@ -180,6 +188,8 @@ def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
         "bf16": config.model.precision == "bf16",
         "use_cpu": not cuda,
         "activation_checkpointing": config.model.gradient_checkpointing,
+        "activation_offloading": config.model.activation_offload,
+        "torch_compile": config.model.compile,
         "logging_steps": stage.log_every,
         "logging_nan_inf_filter": False,
         "save_steps": stage.save_every,
