@@ -70,8 +70,13 @@ def _memory_problems(config: Config) -> list[str]:
     """Savings that the mode or a stage does not take."""
     name, model = config.distributed.name, config.model
     problems = []
-    if name != "single" and any(config.method.quantization(stage.name) for stage in config.stages):
-        problems.append(f"method.lora_quantize: nf4 is for one process, and found distributed={name}; allowed: null")
+    if any(config.method.quantization(stage.name) for stage in config.stages):
+        if name != "single":
+            problems.append(
+                f"method.lora_quantize: nf4 is for one process, and found distributed={name}; allowed: null"
+            )
+        if model.compile:
+            problems.append("model.compile: true is not tested with method.lora_quantize=nf4; allowed: false")
     for key, wanted in (("activation_offload", model.activation_offload), ("compile", model.compile)):
         if not wanted:
             continue

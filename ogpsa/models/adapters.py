@@ -30,7 +30,7 @@ def merged_model(start: Path, adapter: Path, instead: Mapping[str, Tensor] = Map
 def dequantized(trained: PeftModel) -> dict[str, Tensor]:
     """The weights that the model under the adapters holds in 4 bits, by the model's own names: fp32, on the CPU."""
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     return {
         name.replace(".base_layer.", "."): dequantize_4bit(weight.data, weight.quant_state).float().cpu()

@@ -79,7 +79,7 @@ def _nf4(compute: torch.dtype) -> BitsAndBytesConfig:
 
 def _keep_packing(model: nn.Module) -> None:
     """On some CPUs bitsandbytes repacks a weight at its first inference, after which no gradient passes it."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

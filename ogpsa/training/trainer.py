@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
 from trl import DPOConfig, GRPOConfig, SFTConfig, SFTTrainer
 
@@ -118,7 +119,7 @@ def build_trainer(
             **reward,
         )
     if method.quantization(stage.name) is not None:
-        keep_in_fp32(trainer.model)
+        keep_in_fp32(cast(nn.Module, trainer.model))
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer, FiniteTrainer):
         trainer.row_place = partial(_training_row, config, data, stage.name)

@@ -70,6 +70,7 @@ SMALL = "stage.sft.micro_batch_size=2", "stage.dpo.micro_batch_size=2"
     ("started", "overrides", "line"),
     [
         (2, (LORA, NF4, "distributed=ddp"), "method.lora_quantize: nf4 is for one process, and found distributed=ddp;"),
+        (1, (LORA, NF4, "model.compile=true"), "model.compile: true is not tested with method.lora_quantize=nf4;"),
         (2, ("model.compile=true", "distributed=fsdp2"), "model.compile: true is not tested with distributed=fsdp2;"),
         (
             2,

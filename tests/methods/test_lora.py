@@ -311,15 +311,25 @@ def test_reference_of_dpo_is_the_sft_policy(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "stage"), [("lora", "sft"), ("ogpsa_lora", "sft"), ("ogpsa_lora", "dpo")])
+@pytest.mark.parametrize(
+    ("method", "stage", "keys"),
+    [
+        ("lora", "sft", []),
+        ("ogpsa_lora", "sft", []),
+        ("ogpsa_lora", "dpo", []),
+        ("ogpsa_lora", "dpo", [NF4, "method.lora_dora=true"]),
+    ],
+)
 def test_resumed_stage_equals_the_unbroken_one(
-    method: str, stage: str, small_config: Configure, base: Path, tmp_path: Path
+    method: str, stage: str, keys: list[str], small_config: Configure, base: Path, tmp_path: Path
 ) -> None:
+    if NF4 in keys:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
     # K = 4 divides no save; dropout draws at every step.
     few = SHORT if method == "ogpsa_lora" else []
     dropout = ["method.lora_dropout=0.1"] if stage == "sft" else []
     config = small_config(
-        f"stage={stage}", f"method={method}", *ROWS, *few, *dropout, "stage.epochs=2", "stage.save_every=3"
+        f"stage={stage}", f"method={method}", *ROWS, *few, *dropout, *keys, "stage.epochs=2", "stage.save_every=3"
     )
     whole = run(config, base, tmp_path / "whole")
     # A run that leaves its checkpoints behind, of which the last is then torn.
