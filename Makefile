@@ -44,7 +44,7 @@ install-deepspeed: $(INSTALLED) ## Add DeepSpeed to the environment, for distrib
 	$$pip --no-build-isolation deepspeed==$$version
 
 .PHONY: install-8bit
-install-8bit: $(INSTALLED) ## Add bitsandbytes to the environment, for stage.optimizer=adamw_8bit
+install-8bit: $(INSTALLED) ## Add bitsandbytes to the environment, for stage.optimizer=adamw_8bit and method.lora_quantize=nf4
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation '.[8bit]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 

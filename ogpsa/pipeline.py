@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ogpsa.config import NO_JUDGES, Config, Judges
 from ogpsa.data.rows import Data, load_data
 from ogpsa.distributed import processes
-from ogpsa.distributed.launch import check_launch
+from ogpsa.distributed.launch import check_device, check_launch
 from ogpsa.models.files import check_model, check_weights, here_already
 from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own, read_metrics
 from ogpsa.runs.inputs import check_rows, check_unchanged, code_digests, model_digests
@@ -30,6 +30,7 @@ def align(config: Config, run: "Run") -> dict[str, Any]:
     from ogpsa.preflight.contexts import check_contexts
     from ogpsa.training.stage import train_stage
 
+    run.on_main_process(partial(check_device, config))
     base = checkpoint = run.starting_model()
     run.on_main_process(partial(check_contexts, config, run.data, base))
     run.on_main_process(run.check_reward)

@@ -12,6 +12,7 @@ from ogpsa.config.messages import describe
 from ogpsa.config.method import (
     ExtraMemory,
     Method,
+    Quantization,
     SetUse,
     missing_stage_values,
     mixed_in,
@@ -29,8 +30,8 @@ from ogpsa.config.tracker import Tracker
 __all__ = [
     "NO_JUDGES", "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed", "EndpointSettings",
     "Evaluation", "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Judges", "Method", "Model",
-    "ModelEndpoint", "OneStage", "PathText", "Reward", "RewardServices", "Rollout", "SFTSettings", "Scorer", "Section",
-    "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker", "describe", "identity_key", "identity_name",
-    "identity_of", "is_inert", "missing_stage_values", "mixed_in", "sample_problems", "set_name_problems",
-    "stage_value", "without_inert",
+    "ModelEndpoint", "OneStage", "PathText", "Quantization", "Reward", "RewardServices", "Rollout", "SFTSettings",
+    "Scorer", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker", "describe", "identity_key",
+    "identity_name", "identity_of", "is_inert", "missing_stage_values", "mixed_in", "sample_problems",
+    "set_name_problems", "stage_value", "without_inert",
 ]  # fmt: skip

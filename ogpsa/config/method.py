@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ogpsa.subspace.settings import ProjectionSettings
 
 Value = TypeVar("Value")
+# bitsandbytes' names of ways to store a weight in 4 bits.
+Quantization = Literal["nf4"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ class Method(Section):
 
     def adapter(self, model: "PreTrainedModel", stage: StageName) -> "PeftConfig | None":
         """The adapters that the stage trains instead of the weights of ``model``; merged after the stage."""
+        return None
+
+    def quantization(self, stage: StageName) -> Quantization | None:
+        """How the linear layers under the adapters are stored; None: in ``model.dtype``."""
         return None
 
     def trainer_class(self, base: type["Trainer"], stage: StageName) -> type["Trainer"]:

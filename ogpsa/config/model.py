@@ -1,11 +1,14 @@
 """The ``model`` group."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ogpsa.config.section import PathText, Section
 from ogpsa.config.stage import Training
+
+# A kernel of the hub's collection that transformers trusts, perhaps at a revision.
+HubKernel = Annotated[str, Field(pattern=r"^kernels-community/[A-Za-z0-9_.-]+(@[A-Za-z0-9_.-]+)?$")]
 
 
 class BaseTraining(Section):
@@ -115,10 +118,13 @@ class Model(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     path: PathText | None = Field(min_length=1)
     revision: str | None = Field(min_length=1)
-    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | HubKernel
     precision: Literal["fp32", "bf16"]
     dtype: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
+    # A run of an earlier revision does not say this and compile.
+    activation_offload: bool = False
+    compile: bool = False
     # A run of an earlier revision does not say.
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     base: BaseTraining | None

@@ -46,7 +46,7 @@ class StageSettings(Training):
     max_grad_norm: float = Field(ge=0)
     max_steps: int | None = Field(ge=1)
     log_every: int = Field(ge=1)
-    optimizer: Literal["adamw", "adamw_8bit", "sgd"]
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"]
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> "StageSettings":

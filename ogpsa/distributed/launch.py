@@ -1,6 +1,8 @@
 """Validation of a configuration against the processes that were started, without torch."""
 
+import os
 from importlib.util import find_spec
+from shutil import which
 
 from ogpsa.config import Config, StageSettings
 from ogpsa.distributed import processes
@@ -26,7 +28,7 @@ def check_launch(config: Config) -> None:
 def launch_problems(config: Config, started: int) -> list[str]:
     """One line for each way in which ``started`` processes could not run this configuration."""
     problems = _process_problems(config, started) or batch_problems(config, started)
-    return problems + _optimizer_problems(config)
+    return [*problems, *_optimizer_problems(config), *_memory_problems(config), *_package_problems(config)]
 
 
 def _process_problems(config: Config, started: int) -> list[str]:
@@ -50,14 +52,84 @@ def _process_problems(config: Config, started: int) -> list[str]:
     return []
 
 
+def _eight_bit_optimizers(config: Config) -> dict[str, str]:
+    """The keys that ask for moments in 8 bits, and what they say."""
+    optimizers = {f"{config.stage_key(stage.name)}.optimizer": stage.optimizer for stage in config.stages}
+    return {key: name for key, name in optimizers.items() if name in ("adamw_8bit", "paged_adamw_8bit")}
+
+
 def _optimizer_problems(config: Config) -> list[str]:
     name = config.distributed.name
-    keys = [f"{config.stage_key(stage.name)}.optimizer" for stage in config.stages if stage.optimizer == "adamw_8bit"]
-    if keys and name not in ("single", "ddp"):
-        return [f"{key}: adamw_8bit cannot be sharded by distributed={name}; allowed: adamw, sgd" for key in keys]
-    if keys and find_spec("bitsandbytes") is None:
-        return [f"{keys[0]}: adamw_8bit needs bitsandbytes, which is not installed; type: make install-8bit"]
-    return []
+    if name in ("single", "ddp"):
+        return []
+    found = _eight_bit_optimizers(config).items()
+    return [f"{key}: {one} cannot be sharded by distributed={name}; allowed: adamw, sgd" for key, one in found]
+
+
+def _memory_problems(config: Config) -> list[str]:
+    """Savings that the mode or a stage does not take."""
+    name, model = config.distributed.name, config.model
+    problems = []
+    if any(config.method.quantization(stage.name) for stage in config.stages):
+        if name != "single":
+            problems.append(
+                f"method.lora_quantize: nf4 is for one process, and found distributed={name}; allowed: null"
+            )
+        if model.compile:
+            problems.append("model.compile: true is not tested with method.lora_quantize=nf4; allowed: false")
+    for key, wanted in (("activation_offload", model.activation_offload), ("compile", model.compile)):
+        if not wanted:
+            continue
+        if name not in ("single", "ddp"):
+            problems.append(f"model.{key}: true is not tested with distributed={name}; allowed: false")
+        if config.rolls_out:
+            problems.append(f"model.{key}: true has no place in grpo, which generates as well; allowed: false")
+    if model.activation_offload and model.compile:
+        problems.append("model.compile: true with model.activation_offload=true, whose hooks it would leave out")
+    return problems
+
+
+def _package_problems(config: Config) -> list[str]:
+    """What the configuration needs and is not installed."""
+    model, problems = config.model, []
+    wanted = _eight_bit_optimizers(config)
+    if any(config.method.quantization(stage.name) for stage in config.stages):
+        wanted["method.lora_quantize"] = "nf4"
+    if wanted and find_spec("bitsandbytes") is None:
+        key, value = next(iter(wanted.items()))
+        problems.append(f"{key}: {value} needs bitsandbytes, which is not installed; type: make install-8bit")
+    if model.attention.startswith("kernels-community/") and find_spec("kernels") is None:
+        problems.append(
+            f"model.attention: {model.attention} needs kernels, which is not installed; type: pip install kernels"
+        )
+    if model.compile and not any(which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        problems.append("model.compile: true needs a C++ compiler; install g++ or clang++, or write false")
+    return problems
+
+
+def check_device(config: Config) -> None:
+    """Refuse what has an effect on a GPU alone where there is none; imports torch.
+
+    Raises:
+        UserError: one line per key.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    problems = [
+        f"{config.stage_key(stage.name)}.optimizer: paged_adamw_8bit keeps moments in host memory instead of a GPU's, "
+        "and there is no GPU; allowed: adamw, adamw_8bit, sgd"
+        for stage in config.stages
+        if stage.optimizer == "paged_adamw_8bit"
+    ]
+    if config.model.activation_offload:
+        problems.append(
+            "model.activation_offload: true keeps activations in host memory instead of a GPU's, and there is no GPU; "
+            "allowed: false"
+        )
+    if problems:
+        raise UserError(*problems)
 
 
 def batch_problems(config: Config, processes: int) -> list[str]:

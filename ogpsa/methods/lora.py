@@ -1,13 +1,14 @@
 """LoRA: train low-rank adapters beside frozen weights, merged after each stage (the paper's "LoRA" row).
 
-LoRA: arXiv 2106.09685. The paper states the learning rate alone (``adapter_learning_rate`` in ``conf/model``).
+LoRA: arXiv 2106.09685; QLoRA, over a base in 4 bits: arXiv 2305.14314; DoRA, with a magnitude for each output: arXiv
+2402.09353. The paper states the learning rate alone (``adapter_learning_rate`` in ``conf/model``).
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ogpsa.config import Method, StageName, stage_value
+from ogpsa.config import Method, Quantization, StageName, stage_value
 from ogpsa.utils.errors import UserError, closest_match
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class Lora(Method):
     lora_alpha: Alpha | dict[StageName, Alpha]
     lora_dropout: Dropout | dict[StageName, Dropout]
     lora_target_modules: Modules | dict[StageName, Modules]
+    # A run of an earlier revision does not say this and lora_quantize.
+    lora_dora: bool | dict[StageName, bool] = False
+    lora_quantize: Quantization | dict[StageName, Quantization | None] | None = None
 
     def problems(self, config: "Config") -> list[str]:
         problems = []
@@ -69,7 +73,11 @@ class Lora(Method):
             lora_alpha=self.alpha(stage),
             lora_dropout=stage_value(self.lora_dropout, stage),
             target_modules=modules,
+            use_dora=stage_value(self.lora_dora, stage),
         )
+
+    def quantization(self, stage: StageName) -> Quantization | None:
+        return stage_value(self.lora_quantize, stage)
 
     def alpha(self, stage: StageName) -> int:
         """An adapter's output counts ``alpha / rank`` times."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ogpsa.models.text import freeze_what_text_misses
 from ogpsa.models.tokenizer import load_tokenizer, loading
@@ -23,10 +23,15 @@ def load_model(
     dtype: torch.dtype,
     attention: str | None = None,
     template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    nf4_compute: torch.dtype | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer (padding on the left, its template pinned) of a local folder.
 
     What no text passes through, as a vision tower, is frozen.
+
+    Args:
+        nf4_compute: stores the linear layers but the output head in 4 bits (nf4, doubly quantized), and computes in
+            this dtype.
 
     Raises:
         UserError: the files cannot be read as a model, lack weights, hold others, NaN or zeros alone, or as
@@ -43,6 +48,7 @@ def load_model(
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            quantization_config=None if nf4_compute is None else _nf4(nf4_compute),
         )
     model, report = loaded
     # Weights that are absent or of another shape would be drawn at random.
@@ -57,9 +63,27 @@ def load_model(
             "config.json as it was when the weights were saved, or take them out"
         )
     check_finite(model, folder)
+    if nf4_compute is not None:
+        _keep_packing(model)
     freeze_what_text_misses(model)
     _check_embeddings(model, folder)
     return model, tokenizer
+
+
+def _nf4(compute: torch.dtype) -> BitsAndBytesConfig:
+    """QLoRA's storage, arXiv 2305.14314."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
+
+
+def _keep_packing(model: nn.Module) -> None:
+    """On some CPUs bitsandbytes repacks a weight at its first inference, after which no gradient passes it."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def check_finite(model: nn.Module, folder: Path) -> None:

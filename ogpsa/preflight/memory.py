@@ -15,14 +15,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Mode = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
-Optimizer = Literal["adamw", "adamw_8bit", "sgd"]
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"]
 SHARDING_WEIGHTS: tuple[Mode, ...] = ("fsdp2", "zero3")
 
 GB = 1e9
 # Bytes per element: one fp32 scale for each block of 64 int8 elements; bitsandbytes' two int8 moments with an fp32
 # scale for each block of 256.
 BASIS_BYTES: dict[BasisDtype, float] = {"fp32": 4, "bf16": 2, "int8": 1 + 4 / 64}
-STATE_BYTES: dict[Optimizer, float] = {"adamw": 8, "adamw_8bit": 2 * (1 + 4 / 256), "sgd": 0}
+EIGHT_BITS = 2 * (1 + 4 / 256)
+STATE_BYTES: dict[Optimizer, float] = {
+    "adamw": 8, "adamw_8bit": EIGHT_BITS, "paged_adamw_8bit": EIGHT_BITS, "sgd": 0,
+}  # fmt: skip
+# bitsandbytes pages the moments of tensors from so many elements on.
+PAGED_FROM = 100_000
+# nf4: half a byte, an 8-bit scale for each block of 64, and an fp32 one for 256 of those.
+NF4_BYTES = 1 / 2 + (1 + 4 / 256) / 64
+# Tensors that TRL's offloading keeps on the device until their copies have left it, and the one in use.
+STASHED = 6
 # TRL's fused output head works through tiles of so many tokens and words.
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 # DeepSpeed's: elements that are reduced at once, and that ZeRO-3 keeps gathered at most.
@@ -39,9 +48,11 @@ class ModelShape:
 
     Attributes:
         trained: parameters that are trained; ``trained_head``: whether the output head is among them.
-        largest: the largest trained tensor; ``head``: the output head.
+        largest: the largest trained tensor; ``paged``: trained elements in tensors large enough for paged moments.
+        head: the output head.
         block: parameters of one transformer block, without adapters; ``matrices``: of them those that autocast casts.
         adapted: summed input widths of a block's linear layers that carry an adapter; None without adapters.
+        magnitudes: summed output widths of those that carry DoRA's.
     """
 
     parameters: int
@@ -50,8 +61,10 @@ class ModelShape:
     matrices: int
     head: int
     largest: int
+    paged: int
     trained_head: bool
     adapted: int | None
+    magnitudes: int
     layers: int
     hidden: int
     intermediate: int
@@ -74,7 +87,9 @@ class Setup:
         rows: of a micro-batch; ``pairs``: each is a chosen and a rejected sequence (DPO).
         length: tokens of a sequence; ``padded``: whether some are shorter, so that attention needs a mask.
         accumulates: whether an optimizer step, ``reference_accumulates``: a reference chunk, has several micro-batches.
-        autocast: bf16 autocast; ``weight_bytes``: of one frozen or trained weight in storage.
+        offloads: whether what is saved for the backward pass waits on the host.
+        autocast: bf16 autocast; ``weight_bytes``: of one frozen or trained weight in storage; ``quantized``: whether
+            the blocks' frozen matrices are stored in 4 bits.
         rank: columns of the basis (r); ``references``: reference gradients (m ≥ r); 0 and 0 without a projection.
         streamed_sums: running sums of each streamed reference: 2, or 1 where every step takes all samples.
         extra_bytes: kept for each trained weight, sharded as the weights are (``Method.memory``).
@@ -95,8 +110,10 @@ class Setup:
     accumulates: bool = True
     reference_accumulates: bool = True
     checkpointing: bool = False
+    offloads: bool = False
     autocast: bool = False
     weight_bytes: int = 4
+    quantized: bool = False
     attention: str = "sdpa"
     optimizer: Optimizer = "adamw"
     rank: int = 0
@@ -123,7 +140,7 @@ class Estimate:
 
     Attributes:
         communication: buckets and gathered weights.
-        basis: on the device; ``host``: the basis, or the rows of a refresh, on the host.
+        basis: on the device; ``host``: the basis, or the rows of a refresh, paged moments and offloaded activations.
         streams: the running sums of streamed references.
         references: rows that a refresh holds in the basis's place.
         orthonormalization: what making a basis of them takes beyond.
@@ -204,7 +221,10 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
     rows = setup.references * trained * (4 if dtype == "fp32" or setup.streamed_sums else 2)
     on_host = setup.basis_device == "host" and setup.device == "cuda"
     rows_on_host = on_host and not setup.streamed_sums
-    activations, last = _activations(shape, setup)
+    activations, last, offloaded = _activations(shape, setup)
+    matrices = shape.layers * shape.matrices if setup.quantized else 0
+    moments = STATE_BYTES[setup.optimizer] * trained + _whole_moments(shape, setup) / gradient_shards
+    paged = moments * shape.paged / shape.trained if setup.optimizer == "paged_adamw_8bit" else 0.0
     # Adapters are switched off instead.
     copy = 4 * shape.parameters / weight_shards if setup.frozen_copy and shape.adapted is None else 0
     cached = 2 * shape.layers * shape.key_value_heads * shape.head_dim * setup.length * setup.generated
@@ -212,16 +232,22 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
     if setup.optimizer == "adamw":
         # torch's default on a GPU takes one root over all parameters at once, on a CPU tensor by tensor.
         temporaries = 4 * trained if setup.device == "cuda" else 8 * min(shape.largest, trained)
+    elif paged:
+        # The tensor that is stepped is on the device.
+        temporaries = min(STATE_BYTES["adamw"] * largest, paged)
     return Estimate(
-        weights=(setup.weight_bytes * frozen + (4 + setup.extra_bytes) * shape.trained) / weight_shards
+        weights=(
+            setup.weight_bytes * (frozen - matrices) + NF4_BYTES * matrices + (4 + setup.extra_bytes) * shape.trained
+        )
+        / weight_shards
         + master
         + copy
         + setup.judge_bytes,
         gradients=4 * trained,
-        optimizer=STATE_BYTES[setup.optimizer] * trained + _whole_moments(shape, setup) / gradient_shards,
+        optimizer=moments - paged,
         communication=_communication(shape, setup),
         basis=0 if on_host else basis,
-        host=max(basis if on_host else 0, rows if rows_on_host else 0),
+        host=max(basis if on_host else 0, rows if rows_on_host else 0) + paged + offloaded,
         streams=setup.streamed_sums * rows,
         references=0 if rows_on_host else rows,
         # Pieces of one parameter's rows in fp64, and its rows once more.
@@ -238,30 +264,34 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
 
 def _whole_moments(shape: ModelShape, setup: Setup) -> float:
     """Bytes of the embedding's moments beyond 8 bits: transformers keeps them in fp32."""
-    if setup.optimizer != "adamw_8bit" or shape.adapted is not None:
+    if STATE_BYTES[setup.optimizer] != EIGHT_BITS or shape.adapted is not None:
         return 0.0
-    return (STATE_BYTES["adamw"] - STATE_BYTES["adamw_8bit"]) * shape.vocabulary * shape.hidden
+    return (STATE_BYTES["adamw"] - EIGHT_BITS) * shape.vocabulary * shape.hidden
 
 
-def _activations(shape: ModelShape, setup: Setup) -> tuple[float, float]:
-    """Bytes that a micro-batch holds at its peak, and when the backward pass has reached the first block.
+def _activations(shape: ModelShape, setup: Setup) -> tuple[float, float, float]:
+    """Bytes that a micro-batch holds at its peak, when the backward pass has reached the first block, and on the host.
 
     A block saves, per token, with h the width, q and k those of queries and keys, f that of the MLP and c
     bytes of the computation: two norms' inputs and normalised inputs; the inputs of the linear layers, which
     autocast casts again for each; queries, keys, values and the attention's output; three or four widths of
-    the MLP. Checkpointing saves the block's input alone, and one whole block at a time is rebuilt.
+    the MLP. Checkpointing saves the block's input alone, and one whole block at a time is rebuilt. A matrix in 4 bits
+    is unpacked while it is used and never saved. DoRA saves each layer's two outputs, and takes the norms of the
+    matrices' rows, for which it makes three of them.
     """
     tokens = setup.sequences * setup.length
     computed = 2 if setup.autocast or setup.weight_bytes == 2 else 4
     # FSDP2 hands bf16 weights to autocast, so that the residual stream is bf16 as well.
     stream = 2 if setup.weight_bytes == 2 or (setup.autocast and setup.mode == "fsdp2") else 4
-    cast = setup.autocast and stream == 4
+    cast = setup.autocast and stream == 4 and not setup.quantized
     block = _block_bytes(shape, setup, tokens, computed, stream)
     copies = 2 * shape.matrices if cast else 0
     inputs = stream * shape.hidden * tokens
     final = (4 + stream + 4) * shape.hidden * tokens
     # The gradients of two of the MLP's widths and of the residual stream.
     transient = tokens * (2 * shape.intermediate * computed + stream * shape.hidden)
+    matrix = shape.hidden * shape.intermediate
+    transient += (computed * matrix if setup.quantized else 0) + (3 * 4 * matrix if shape.magnitudes else 0)
     saved: float = shape.layers * inputs
     held = 0
     if setup.checkpointing:
@@ -271,9 +301,15 @@ def _activations(shape: ModelShape, setup: Setup) -> tuple[float, float]:
     else:
         saved = shape.layers * (block + copies)
         rebuilt = transient
+    offloaded = 0.0
+    if setup.offloads:
+        whole = saved
+        # Without checkpointing the tensors are parts of blocks, of which one is counted whole.
+        saved = min(whole, STASHED * inputs if setup.checkpointing else block + copies)
+        offloaded = whole - saved
     forward, backward = _output_head(shape, setup, tokens, computed)
     peak = max(saved + final + held + forward, saved + final + backward, saved + rebuilt)
-    return peak, rebuilt + (inputs if setup.checkpointing else block + copies)
+    return peak, rebuilt + (inputs if setup.checkpointing else block + copies), offloaded
 
 
 def _block_bytes(shape: ModelShape, setup: Setup, tokens: int, computed: int, stream: int) -> float:
@@ -295,6 +331,7 @@ def _block_bytes(shape: ModelShape, setup: Setup, tokens: int, computed: int, st
         attention += shape.heads * setup.length * (4 if computed == 4 else 6)
     else:
         attention += 4 * shape.heads
+    linear += computed * 2 * shape.magnitudes
     # The product that enters the last matrix is needed where that is trained; an adapter's is in ``adapted``.
     widths = 4 if shape.adapted is None else 3
     return tokens * (norms + linear + attention + computed * widths * shape.intermediate)
@@ -339,11 +376,11 @@ def _communication(shape: ModelShape, setup: Setup) -> float:
     return 0
 
 
-def shape_of(model: "PreTrainedModel", adapted: int | None = None) -> ModelShape:
+def shape_of(model: "PreTrainedModel", adapted: int | None = None, magnitudes: int = 0) -> ModelShape:
     """Sizes of a causal language model, which may be on the meta device.
 
     Args:
-        adapted: see ``ModelShape``; the model then is the one inside the adapters, or the base itself.
+        adapted, magnitudes: see ``ModelShape``; the model then is the one inside the adapters, or the base itself.
 
     Raises:
         UserError: its configuration does not describe a decoder of Llama's kind, or one with several experts.
@@ -375,10 +412,12 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None) -> ModelShape
         trained=sum(p.numel() for p in trained),
         trained_head=head.requires_grad,
         largest=max(p.numel() for p in trained),
+        paged=sum(p.numel() for p in trained if p.numel() >= PAGED_FROM),
         head=head.numel(),
         block=sum(p.numel() for p in blocks) // layers,
         matrices=sum(p.numel() for p in blocks if p.dim() > 1) // layers,
         adapted=adapted,
+        magnitudes=magnitudes,
         layers=layers,
         hidden=hidden,
         intermediate=facts["intermediate_size"],
@@ -408,15 +447,19 @@ def remedies(shape: ModelShape, setup: Setup, key: str, memory: float, batch: in
         # Weights that adapters leave as they are; autocast is what it goes with.
         words = "model.dtype=bf16" if setup.autocast else "model.dtype=bf16 model.precision=bf16"
         changes[words] = replace(setup, weight_bytes=2, autocast=True)
+    if setup.mode == "single" and shape.adapted is not None:
+        changes["method.lora_quantize=nf4"] = replace(setup, quantized=True)
     if setup.mode in ("single", "ddp"):
+        if setup.checkpointing and not setup.generated:
+            changes["model.activation_offload=true"] = replace(setup, offloads=True)
         changes[f"{key}.optimizer=adamw_8bit"] = replace(setup, optimizer="adamw_8bit")
     # Moments in 8 bits cannot be sharded.
-    whole: Optimizer = "adamw" if setup.optimizer == "adamw_8bit" else setup.optimizer
+    whole: Optimizer = "adamw" if STATE_BYTES[setup.optimizer] == EIGHT_BITS else setup.optimizer
     for mode in SHARDING_WEIGHTS:
         counts = [setup.processes * 2**power for power in range(1, 7)]
         counts = [count for count in counts if batch % (count * setup.rows) == 0]
         for count in counts:
-            spread = replace(setup, mode=mode, processes=count, optimizer=whole)
+            spread = replace(setup, mode=mode, processes=count, optimizer=whole, quantized=False, offloads=False)
             if estimate(shape, spread).peak <= memory or count == counts[-1]:
                 words = f"distributed={mode} with {spread.processes} processes"
                 changes[words if whole == setup.optimizer else f"{words}, {key}.optimizer={whole}"] = spread

@@ -314,8 +314,10 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
         accumulates=stage.batch_size > micro * processes,
         reference_accumulates=projection is not None and projection.samples // projection.chunks > micro * processes,
         checkpointing=config.model.gradient_checkpointing,
+        offloads=config.model.activation_offload,
         autocast=config.model.precision == "bf16",
         weight_bytes=2 if config.model.dtype == "bf16" else 4,
+        quantized=config.method.quantization(stage.name) is not None,
         attention=config.model.attention,
         optimizer=stage.optimizer,
         rank=projection.rank if projection else 0,
@@ -345,8 +347,10 @@ def stage_shapes(config: Config, stage: StageName) -> tuple[ModelShape, ModelSha
     from peft import get_peft_model
 
     inside: Any = get_peft_model(model, adapter).get_base_model()
-    inputs = sum(p.shape[1] for name, p in inside.named_parameters() if "lora_A" in name)
-    return whole, shape_of(inside, inputs // whole.layers)
+    named = dict(inside.named_parameters())
+    inputs = sum(p.shape[1] for name, p in named.items() if "lora_A" in name)
+    magnitudes = sum(p.numel() for name, p in named.items() if "lora_magnitude_vector" in name)
+    return whole, shape_of(inside, inputs // whole.layers, magnitudes // whole.layers)
 
 
 def meta_model(config: Config) -> "PreTrainedModel":

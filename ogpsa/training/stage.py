@@ -12,7 +12,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from ogpsa.config import GRPOSettings, OneStage
 from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import save_weights
-from ogpsa.models.adapters import merged_model
+from ogpsa.models.adapters import dequantized, merged_model
 from ogpsa.models.load import load_model
 from ogpsa.runs.directory import HISTORY_FILE
 from ogpsa.runs.run import Run
@@ -34,10 +34,17 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
         SystemExit: code 85, after saving, when a signal asked for it.
     """
     config, checkpoints = run.config, folder / CHECKPOINTS
+    quantization = config.method.quantization(stage.name)
     if processes.on_main_process(lambda: _is_trained(folder)):
         return
     model, tokenizer = processes.on_all_processes(
-        lambda: load_model(start, DTYPES[config.model.dtype], config.model.attention, config.model.template_kwargs)
+        lambda: load_model(
+            start,
+            DTYPES[config.model.dtype],
+            config.model.attention,
+            config.model.template_kwargs,
+            DTYPES[config.model.precision] if quantization else None,
+        )
     )
     scorer = run.scorer(stage, checkpoints / "rewards")
     trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints, run.interruption, scorer)
@@ -61,13 +68,16 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     unset_hf_deepspeed_config()
 
     def finish() -> None:
+        facts: dict[str, Any] = {}
         if config.method.trains_adapters:
-            merged_model(start, adapter).save_pretrained(folder)
+            facts["merged_on"] = "the stage's start" if quantization is None else f"its {quantization}, dequantized"
+            log.info("%s: the adapter is merged with %s", stage.name, facts["merged_on"])
+            trained = trainer.accelerator.unwrap_model(trainer.model)
+            merged_model(start, adapter, dequantized(trained) if quantization else {}).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_jsonl(folder / HISTORY_FILE, trainer.state.log_history)
-        facts: dict[str, Any] = {"stage": stage.name, "steps": trainer.state.global_step}
         # The processor's time of the last session: unlike the clock's, it does not count what others did meanwhile.
-        facts["cpu_seconds"] = round(spent, 3)
+        facts |= {"stage": stage.name, "steps": trainer.state.global_step, "cpu_seconds": round(spent, 3)}
         if stage.keep == "best":
             facts["best_step"] = trainer.state.best_global_step
         mark_complete(folder, facts)

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
 from trl import DPOConfig, GRPOConfig, SFTConfig, SFTTrainer
 
@@ -18,6 +19,7 @@ from ogpsa.data.rows import Data, Row, row_place, set_uses
 from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import mode_arguments, shared_rows, summing_in_fp32
 from ogpsa.distributed.launch import accumulation_steps
+from ogpsa.models.adapters import keep_in_fp32
 from ogpsa.models.tokenizer import end_tokens
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
@@ -27,7 +29,12 @@ from ogpsa.utils.errors import UserError
 from ogpsa.utils.signals import Interruption
 
 # transformers' names.
-OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "sgd": "sgd"}
+OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "sgd": "sgd",
+}
 
 
 class _NoModelCard(Trainer):
@@ -85,7 +92,7 @@ def build_trainer(
             raise ValueError("GRPO needs a scorer")
         base_class, arguments_class = StageGRPOTrainer, GRPOConfig
         arguments |= _rollout_arguments(stage, processes.world_size())
-        del arguments["max_length"]
+        del arguments["max_length"], arguments["activation_offloading"]
         reward = {"reward_funcs": ScoredRollouts(scorer, end_tokens(model.generation_config, tokenizer))}
     if isinstance(stage, DPOSettings):
         base_class, arguments_class = StageDPOTrainer, DPOConfig
@@ -114,6 +121,8 @@ def build_trainer(
             peft_config=adapter,
             **reward,
         )
+    if method.quantization(stage.name) is not None:
+        keep_in_fp32(cast(nn.Module, trainer.model))
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer, FiniteTrainer):
         trainer.row_place = partial(_training_row, config, data, stage.name)
@@ -165,36 +174,36 @@ def _training_row(config: Config, data: Data, stage: StageName, number: int) -> 
 def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
     """Arguments that both of TRL's configurations take."""
     cuda = torch.cuda.is_available()
-    return (
-        {
-            "output_dir": str(output),
-            "seed": config.seed,
-            "learning_rate": stage.learning_rate,
-            "num_train_epochs": stage.epochs,
-            "max_steps": stage.max_steps or -1,
-            "per_device_train_batch_size": stage.micro_batch_size,
-            "per_device_eval_batch_size": stage.micro_batch_size,
-            "gradient_accumulation_steps": accumulation_steps(stage, processes.world_size()),
-            "max_length": stage.max_length,
-            "warmup_steps": stage.warmup_ratio,
-            "lr_scheduler_type": stage.scheduler,
-            "weight_decay": stage.weight_decay,
-            "max_grad_norm": stage.max_grad_norm,
-            "optim": OPTIMIZERS[stage.optimizer],
-            "bf16": config.model.precision == "bf16",
-            "use_cpu": not cuda,
-            "activation_checkpointing": config.model.gradient_checkpointing,
-            "logging_steps": stage.log_every,
-            "logging_nan_inf_filter": False,
-            "save_total_limit": 2,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "log_level_replica": "error",
-            "dataloader_pin_memory": cuda,
-        }
-        | _measuring_arguments(stage)
-        | mode_arguments(config)
-    )
+    return {
+        "output_dir": str(output),
+        "seed": config.seed,
+        "learning_rate": stage.learning_rate,
+        "num_train_epochs": stage.epochs,
+        "max_steps": stage.max_steps or -1,
+        "per_device_train_batch_size": stage.micro_batch_size,
+        "per_device_eval_batch_size": stage.micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps(stage, processes.world_size()),
+        "max_length": stage.max_length,
+        "warmup_steps": stage.warmup_ratio,
+        "lr_scheduler_type": stage.scheduler,
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": stage.max_grad_norm,
+        "optim": OPTIMIZERS[stage.optimizer],
+        "bf16": config.model.precision == "bf16",
+        "use_cpu": not cuda,
+        "activation_checkpointing": config.model.gradient_checkpointing,
+        "activation_offloading": config.model.activation_offload,
+        "torch_compile": config.model.compile,
+        "logging_steps": stage.log_every,
+        "logging_nan_inf_filter": False,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "log_level_replica": "error",
+        "dataloader_pin_memory": cuda,
+        **_measuring_arguments(stage),
+        **mode_arguments(config),
+    }
 
 
 def _measuring_arguments(stage: OneStage) -> dict[str, Any]:

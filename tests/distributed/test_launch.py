@@ -6,7 +6,7 @@ import pytest
 
 from ogpsa.app.compose import compose_config
 from ogpsa.distributed import launch
-from ogpsa.distributed.launch import accumulation_steps, check_launch
+from ogpsa.distributed.launch import accumulation_steps, check_device, check_launch
 from ogpsa.utils.errors import UserError
 
 Refusals = Callable[..., list[str]]
@@ -60,6 +60,76 @@ def test_deepspeed_missing(refusals: Refusals, mode: str) -> None:
     assert refusals(2, f"distributed={mode}", deepspeed=False) == [
         f"distributed.name: {mode} needs DeepSpeed, which is not installed; type: make install-deepspeed"
     ]
+
+
+LORA, NF4 = "method=lora", "method.lora_quantize=nf4"
+SMALL = "stage.sft.micro_batch_size=2", "stage.dpo.micro_batch_size=2"
+
+
+@pytest.mark.parametrize(
+    ("started", "overrides", "line"),
+    [
+        (2, (LORA, NF4, "distributed=ddp"), "method.lora_quantize: nf4 is for one process, and found distributed=ddp;"),
+        (1, (LORA, NF4, "model.compile=true"), "model.compile: true is not tested with method.lora_quantize=nf4;"),
+        (2, ("model.compile=true", "distributed=fsdp2"), "model.compile: true is not tested with distributed=fsdp2;"),
+        (
+            2,
+            ("model.activation_offload=true", "distributed=zero2"),
+            "model.activation_offload: true is not tested with",
+        ),
+        (
+            2,
+            ("stage.dpo.optimizer=paged_adamw_8bit", "distributed=fsdp2"),
+            "stage.dpo.optimizer: paged_adamw_8bit cannot be sharded by distributed=fsdp2; allowed: adamw, sgd",
+        ),
+        (1, ("model.compile=true", "stage=sft_grpo"), "model.compile: true has no place in grpo,"),
+        (1, ("model.activation_offload=true", "stage=grpo"), "model.activation_offload: true has no place in grpo,"),
+        (
+            1,
+            ("model.activation_offload=true", "model.compile=true"),
+            "model.compile: true with model.activation_offload=true, whose hooks it would leave out",
+        ),
+    ],
+)
+def test_savings_where_they_have_no_place(
+    started: int, overrides: tuple[str, ...], line: str, refusals: Refusals
+) -> None:
+    small = () if any("grpo" in override for override in overrides) else SMALL
+    [problem] = refusals(started, *overrides, *small)
+    assert problem.startswith(line)
+
+
+def test_packages_missing(refusals: Refusals, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusals(1, LORA, NF4, deepspeed=False) == [
+        "method.lora_quantize: nf4 needs bitsandbytes, which is not installed; type: make install-8bit"
+    ]
+    assert refusals(1, "model.attention=kernels-community/flash-attn2@main", deepspeed=False) == [
+        "model.attention: kernels-community/flash-attn2@main needs kernels, which is not installed; "
+        "type: pip install kernels"
+    ]
+    assert refusals(1, "model.attention=kernels-community/flash-attn2") == []
+    monkeypatch.setattr(launch, "which", lambda name: None)
+    assert refusals(1, "model.compile=true") == [
+        "model.compile: true needs a C++ compiler; install g++ or clang++, or write false"
+    ]
+
+
+@pytest.mark.parametrize("attention", ["flash", "somebody/flash-attn2", "kernels-community/", "kernels-community/a b"])
+def test_attention_of_another_name(attention: str) -> None:
+    with pytest.raises(UserError, match=r"^model\.attention: found '.*'; allowed is 'eager', 'sdpa' or"):
+        compose_config([f"model.attention='{attention}'"])
+
+
+def test_what_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose_config(["model.activation_offload=true", "stage.dpo.optimizer=paged_adamw_8bit"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError) as raised:
+        check_device(config)
+    assert [line.partition(":")[0] for line in raised.value.problems] == [
+        "stage.dpo.optimizer", "model.activation_offload",
+    ]  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    check_device(config)
 
 
 def test_batches_that_processes_cannot_share(refusals: Refusals) -> None:

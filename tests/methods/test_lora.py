@@ -14,24 +14,27 @@ from transformers import PreTrainedModel, TrainerCallback
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config, StageName
 from ogpsa.data.rows import load_data
-from ogpsa.models.adapters import merged_model
+from ogpsa.models.adapters import dequantized, merged_model
 from ogpsa.models.load import load_model
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.training.resume import CompletionCallback
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import read_json
+from ogpsa.utils.files import COMPLETE_FILE, read_json
 from tests.stage import train_alone
 from tests.training.test_seam import on_refresh
 
 SHORT = ["method.samples=7", "method.refresh_every=4"]
+NF4 = "method.lora_quantize=nf4"
 ROWS = ["data.safety_rows=32", "stage.batch_size=8", "stage.micro_batch_size=4", "stage.log_every=1"]
 Configure = Callable[..., Config]
 
 
 def trainer_of(config: Config, start: Path, output: Path) -> Any:
     """The last stage's trainer, as a run would make it."""
-    model, tokenizer = load_model(start, {"fp32": torch.float32, "bf16": torch.bfloat16}[config.model.dtype])
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    compute = dtypes[config.model.precision] if config.method.quantization(config.stages[-1].name) else None
+    model, tokenizer = load_model(start, dtypes[config.model.dtype], nf4_compute=compute)
     return build_trainer(config, config.stages[-1], model, tokenizer, load_data(config), output)
 
 
@@ -58,7 +61,7 @@ def tuned(small_config: Configure, base: Path, tmp_path_factory: pytest.TempPath
 
 
 # LLaMA-Factory's defaults.
-DEFAULT = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
+DEFAULT = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "use_dora": False}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,7 @@ DEFAULT = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all
         ("method.lora_rank={sft: 4, dpo: 8}", DEFAULT | {"r": 4, "lora_alpha": 8}, DEFAULT),
         ("method.lora_alpha={sft: 2r, dpo: 3}", DEFAULT, DEFAULT | {"lora_alpha": 3}),
         ("method.lora_dropout={sft: 0.1, dpo: 0.0}", DEFAULT | {"lora_dropout": 0.1}, DEFAULT),
+        ("method.lora_dora={sft: false, dpo: true}", DEFAULT, DEFAULT | {"use_dora": True}),
         (
             "method.lora_target_modules={sft: all-linear, dpo: [q_proj]}",
             DEFAULT,
@@ -107,7 +111,7 @@ REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("method=lora", "method.rank=4"): (
         "method.rank: unknown key; allowed: name, recipe_rate, lora_rank, lora_alpha, lora_dropout, "
-        "lora_target_modules; did you mean 'lora_rank'?"
+        "lora_target_modules, lora_dora, lora_quantize; did you mean 'lora_rank'?"
     ),
     ("method=ogpsa_lora", "method.lora_dropout=0.1"): (
         "method.lora_dropout: 0.1 has no effect in dpo, which compares policy and reference without dropout; "
@@ -158,19 +162,34 @@ def test_only_the_named_layers_train_and_in_fp32(
     assert {weight.shape for name, weight in trained.items() if "lora_A" in name} >= {torch.Size((8, 32))}
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("dtype", "keys"),
+    [
+        ("fp32", []),
+        ("bf16", []),
+        ("fp32", ["method.lora_dora=true"]),
+        ("fp32", [NF4]),
+        ("bf16", [NF4, "method.lora_dora=true"]),
+    ],
+)
 def test_merged_model_is_the_one_that_was_trained(
-    dtype: str, small_config: Configure, base: Path, tmp_path: Path
+    dtype: str, keys: list[str], small_config: Configure, base: Path, tmp_path: Path
 ) -> None:
-    storage = [f"model.dtype={dtype}", f"model.precision={dtype}"]
+    nf4 = NF4 in keys
+    if nf4:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
+    storage = [f"model.dtype={dtype}", f"model.precision={dtype}", *keys]
     trainer = trainer_of(small_config("stage=sft", "method=lora", *storage), base, tmp_path)
     start = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
     for name, weight in trainer.model.named_parameters():
-        assert weight.dtype == (torch.float32 if weight.requires_grad or dtype == "fp32" else torch.bfloat16)
+        packed = nf4 and name.endswith("base_layer.weight")
+        stored = torch.float32 if weight.requires_grad or dtype == "fp32" else torch.bfloat16
+        assert weight.dtype == (torch.uint8 if packed else stored)
         assert torch.equal(weight, start[name]) != weight.requires_grad
     trainer.save_model(str(tmp_path / "adapter"))
-    merged = merged_model(base, tmp_path / "adapter")
+    instead = dequantized(trainer.model) if nf4 else {}
+    merged = merged_model(base, tmp_path / "adapter", instead)
     before, _ = load_model(base, torch.float32)
     tokens = torch.arange(40).view(2, 20)
     with torch.no_grad():
@@ -178,6 +197,28 @@ def test_merged_model_is_the_one_that_was_trained(
     difference = (found - wanted).norm() / (wanted - old).norm()
     assert difference < (1e-4 if dtype == "fp32" else 0.1)
     assert (wanted - old).norm() > 1e-2 * old.norm()
+    # The full weights are not those that the adapter was trained to go with.
+    if nf4:
+        with torch.no_grad():
+            elsewhere = merged_model(base, tmp_path / "adapter")(tokens).logits
+        assert (elsewhere - wanted).norm() > 2 * (found - wanted).norm()
+
+
+def test_a_stage_over_4_bits_leaves_a_model_and_says_on_what_it_was_merged(
+    small_config: Configure, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
+    short = [*ROWS, *SHORT, "stage.max_steps=2", "stage.learning_rate=1e-9"]
+    with caplog.at_level("INFO", logger="ogpsa"):
+        folder = run(small_config("stage=sft", "method=ogpsa_lora", NF4, *short), base, tmp_path / "stage")
+    assert read_json(folder / COMPLETE_FILE)["merged_on"] == "its nf4, dequantized"
+    assert "sft: the adapter is merged with its nf4, dequantized" in caplog.text
+    # Hardly trained, it is the quantized start.
+    model, _ = load_model(folder, torch.float32)
+    quantized, _ = load_model(base, torch.float32, nf4_compute=torch.float32)
+    tokens = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, quantized(tokens).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_folder_of_a_stage_is_that_of_any_other_method(tuned: dict[str, Path], base: Path) -> None:
@@ -235,14 +276,18 @@ class FirstLoss(TrainerCallback):
         self.logs = self.logs or logs
 
 
-@pytest.mark.parametrize("method", ["lora", "ogpsa_lora"])
+@pytest.mark.parametrize(
+    ("method", "keys"), [("lora", []), ("ogpsa_lora", []), ("lora", [NF4]), ("lora", ["method.lora_dora=true"])]
+)
 def test_reference_of_dpo_is_the_sft_policy(
-    method: str, tuned: dict[str, Path], base: Path, small_config: Configure, tmp_path: Path
+    method: str, keys: list[str], tuned: dict[str, Path], base: Path, small_config: Configure, tmp_path: Path
 ) -> None:
+    if NF4 in keys:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
     few = SHORT if method == "ogpsa_lora" else []
-    config = small_config("stage=dpo", f"method={method}", *ROWS, *few, "stage.learning_rate=1e-2")
+    config = small_config("stage=dpo", f"method={method}", *ROWS, *few, *keys, "stage.learning_rate=1e-2")
     trainer = trainer_of(config, tuned["lora"], tmp_path)
-    sft, _ = load_model(tuned["lora"], torch.float32)
+    sft, _ = load_model(tuned["lora"], torch.float32, nf4_compute=torch.float32 if NF4 in keys else None)
     untuned, _ = load_model(base, torch.float32)
     prepared = [trainer.train_dataset, *(trainer.eval_dataset or {}).values()]
     for row in [row for rows in prepared for row in list(rows)[:6]]:
@@ -266,15 +311,25 @@ def test_reference_of_dpo_is_the_sft_policy(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "stage"), [("lora", "sft"), ("ogpsa_lora", "sft"), ("ogpsa_lora", "dpo")])
+@pytest.mark.parametrize(
+    ("method", "stage", "keys"),
+    [
+        ("lora", "sft", []),
+        ("ogpsa_lora", "sft", []),
+        ("ogpsa_lora", "dpo", []),
+        ("ogpsa_lora", "dpo", [NF4, "method.lora_dora=true"]),
+    ],
+)
 def test_resumed_stage_equals_the_unbroken_one(
-    method: str, stage: str, small_config: Configure, base: Path, tmp_path: Path
+    method: str, stage: str, keys: list[str], small_config: Configure, base: Path, tmp_path: Path
 ) -> None:
+    if NF4 in keys:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
     # K = 4 divides no save; dropout draws at every step.
     few = SHORT if method == "ogpsa_lora" else []
     dropout = ["method.lora_dropout=0.1"] if stage == "sft" else []
     config = small_config(
-        f"stage={stage}", f"method={method}", *ROWS, *few, *dropout, "stage.epochs=2", "stage.save_every=3"
+        f"stage={stage}", f"method={method}", *ROWS, *few, *dropout, *keys, "stage.epochs=2", "stage.save_every=3"
     )
     whole = run(config, base, tmp_path / "whole")
     # A run that leaves its checkpoints behind, of which the last is then torn.

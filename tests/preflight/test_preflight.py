@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM
 from benchmarks.architectures import ARCHITECTURES, Architecture
 from benchmarks.memory import Case, compare, peak_bytes
 from eval.judging.reward import JUDGES
-from ogpsa.app.compose import compose_config
-from ogpsa.config import Config, TestbedData
+from ogpsa.app.compose import CONF, compose_config
+from ogpsa.config import NO_JUDGES, Config, TestbedData
 from ogpsa.data.rows import Data, load_data
+from ogpsa.models.load import load_model
 from ogpsa.preflight.memory import BASIS_BYTES, GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
-from ogpsa.preflight.report import count, meta_model, report, stage_setup, stage_shapes, told_memory
+from ogpsa.preflight.report import count, fit, meta_model, report, stage_setup, stage_shapes, told_memory
 from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.testbed.tokenizer import build_tokenizer
@@ -162,6 +163,57 @@ def test_adapters_are_what_peft_makes(small_config: Callable[..., Config], tmp_p
     assert found.gradients == 4 * shape.trained and found.weights == 4 * shape.parameters
     half = estimate(shape, replace(SETUP, weight_bytes=2))
     assert half.weights == 2 * (shape.parameters - shape.trained) + 4 * shape.trained
+
+
+def test_a_base_in_4_bits_takes_what_bitsandbytes_stores(small_config: Callable[..., Config]) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
+    config = small_config("stage=sft", "method=lora", "method.lora_dora=true", "method.lora_quantize=nf4")
+    whole, shape = stage_shapes(config, "sft")
+    # Each of the linear layers carries one magnitude for each of its outputs.
+    assert shape.trained - stage_shapes(small_config("method=lora"), "sft")[1].trained == (
+        shape.layers * shape.magnitudes
+    )
+    model, _ = load_model(ensure_base(config), torch.float32, nf4_compute=torch.float32)
+    stored = 0
+    for weight in model.parameters():
+        stored += weight.nbytes
+        if weight.dtype == torch.uint8:
+            state: Any = vars(weight)["quant_state"]
+            stored += state.absmax.nbytes + state.state2.absmax.nbytes
+    setup = stage_setup(config, config.stages[0], "single", 1)
+    adapters = 4 * (shape.parameters - whole.parameters)
+    assert estimate(shape, setup).weights == pytest.approx(stored + adapters, rel=1e-2)
+
+
+def test_what_waits_on_the_host(qwen: ModelShape) -> None:
+    kept, paged, offloaded = (
+        estimate(qwen, setup)
+        for setup in (
+            replace(SETUP, optimizer="adamw_8bit"),
+            replace(SETUP, optimizer="paged_adamw_8bit"),
+            replace(SETUP, optimizer="adamw_8bit", offloads=True),
+        )
+    )
+    # But for norms and biases all tensors are paged.
+    assert paged.host == pytest.approx(kept.optimizer, rel=1e-3)
+    assert paged.optimizer + paged.host == pytest.approx(kept.optimizer)
+    assert kept.peak > paged.peak
+    # Of the inputs of 28 blocks six are on the device.
+    assert offloaded.host == 22 * 4 * 3584 * 4 * 2048
+    assert offloaded.activations < kept.activations
+
+
+# 139 GiB, and what the smallest cards sold as 24 and 48 GB hold.
+CARDS = {"qwen2_5_7b": 149, "qwen2_5_7b_24gb": 24, "qwen2_5_7b_48gb": 48}
+
+
+@pytest.mark.parametrize("preset", sorted(file.stem for file in (CONF / "experiment" / "one_card").glob("*.yaml")))
+def test_the_presets_for_one_card_fit(preset: str) -> None:
+    config = compose_config([f"+experiment=one_card/{preset}"])
+    found = fit(config, 1, CARDS[preset], NO_JUDGES)
+    assert (found.fits, found.text) == (True, "fits")
+    # With a tenth of room for what is not counted, as the context of CUDA.
+    assert found.peak < 0.9 * CARDS[preset] * GB
 
 
 def test_the_testbed_base_is_known_before_it_is_trained(small_config: Callable[..., Config]) -> None:

@@ -296,7 +296,9 @@ def test_every_preset_moves_the_weights(stage: str, preset: tuple[str, ...], bui
         assert moved.float().mean() > 0.9 or len(start) == len(TOKENIZER)
 
 
-def test_moments_in_eight_bits_move_the_weights_and_are_resumed(build: Build, tmp_path: Path) -> None:
+# Paged ones are in one memory on a CPU.
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
+def test_moments_in_eight_bits_move_the_weights_and_are_resumed(optimizer: str, build: Build, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
     # From 4096 elements on a moment takes 8 bits.
     config = copy.deepcopy(tied_model().config)
@@ -304,12 +306,12 @@ def test_moments_in_eight_bits_move_the_weights_and_are_resumed(build: Build, tm
     models = [LlamaForCausalLM(config)]
     models.append(copy.deepcopy(models[0]))
     start = flat(models[0].parameters())
-    unbroken = trained_on(build("sft", "stage.optimizer=adamw_8bit", model=models[0]), 7)
+    unbroken = trained_on(build("sft", f"stage.optimizer={optimizer}", model=models[0]), 7)
     states = [state["state1"].dtype for state in unbroken.optimizer.state.values()]  # type: ignore[union-attr]
     assert torch.uint8 in states
     assert float((weights(unbroken) != start).float().mean()) > 0.5
     checkpoint = tmp_path / "checkpoints" / "checkpoint-3"
-    resumed = trained_on(build("sft", "stage.optimizer=adamw_8bit", model=models[1]), 7, checkpoint)
+    resumed = trained_on(build("sft", f"stage.optimizer={optimizer}", model=models[1]), 7, checkpoint)
     assert torch.equal(weights(unbroken), weights(resumed))
 
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 from torch import Tensor
+from torch._dynamo import OptimizedModule
 from transformers import LlamaForCausalLM, TrainerCallback, set_seed
 from trl import DPOTrainer, SFTTrainer
 
@@ -198,6 +200,22 @@ def test_rank_zero_with_its_passes_is_trl_bit_for_bit(
     for other in (baseline, trl):
         assert torch.equal(weights(passes_only), weights(other))
         assert training_history(passes_only) == training_history(other)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) for torch.compile")
+@pytest.mark.parametrize(("stage", "method"), [("sft", "ogpsa"), ("dpo", "ogpsa"), ("sft", "ogpsa_lora")])
+def test_a_compiled_model_takes_the_projected_steps_of_an_eager_one(stage: str, method: str, build: Build) -> None:
+    keys = [f"method={method}", "method.refresh_every=2", "stage.optimizer=sgd", "stage.max_steps=3"]
+    moves = []
+    for compiled in (False, True):
+        trainer = build(stage, *keys, f"model.compile={str(compiled).lower()}")
+        start = weights(trainer)
+        trainer.train()
+        assert isinstance(trainer.model_wrapped, OptimizedModule) == compiled
+        moves.append(weights(trainer) - start)
+    assert moves[0].norm() > 0
+    assert relative(moves[1], moves[0]) < 1e-4
 
 
 @pytest.mark.parametrize("stage", STAGES)
