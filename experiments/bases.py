@@ -102,7 +102,9 @@ def reference_gradients(config: Config, checkpoint: Path) -> tuple[list[str], li
         capture = _Capture(projecting)
         trainer.add_callback(capture)
         trainer.train()
-    return [chunk.name for chunk in projecting.projector.chunks], capture.references
+    # The trainer holds its callbacks until the garbage is collected.
+    found, capture.references = capture.references, []
+    return [chunk.name for chunk in projecting.projector.chunks], found
 
 
 class _Capture(TrainerCallback):
