@@ -17,6 +17,11 @@ INERT_SECTIONS = (
     *(f"reward.*endpoint.{key}" for key in ("api_key_env", "concurrency", "timeout", "attempts", "max_calls")),
 )  # fmt: skip
 
+# Keys that came after others had run, at the values with which everything is as it was before.
+LATER: dict[str, Any] = {
+    "model.activation_offload": False, "model.compile": False, "method.lora_dora": False, "method.lora_quantize": None,
+}  # fmt: skip
+
 
 def is_inert(key: str) -> bool:
     """Whether a dotted key is one of ``INERT_SECTIONS``, or stands in one."""
@@ -24,11 +29,14 @@ def is_inert(key: str) -> bool:
 
 
 def without_inert(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration, or the section of it that ``prefix`` (``eval.``) names, without what cannot change a result."""
+    """A configuration, or the section of it that ``prefix`` (``eval.``) names, without what cannot change a result.
+
+    Nor does what stands in ``LATER``.
+    """
     return {
         key: without_inert(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in tree.items()
-        if not is_inert(f"{prefix}{key}")
+        if not is_inert(f"{prefix}{key}") and (f"{prefix}{key}" not in LATER or value != LATER[f"{prefix}{key}"])
     }
 
 

@@ -85,13 +85,13 @@ def stage_key(config: Config, stage: OneStage, data: Data, start: Path) -> str:
     return _digest(
         {
             "start": fingerprint(start),
-            "model": config.model.model_dump(
-                mode="json", exclude={"name", "path", "revision", "base", "architecture", "local_copy", "recipe"}
+            "model": without_inert(
+                config.model.model_dump(mode="json", exclude={"name", "path", "revision", "base", "recipe"}), "model."
             ),
             "seed": config.seed,
             "distributed": config.distributed.model_dump(),
             "stage": stage.model_dump(mode="json", exclude={"save_every"}),
-            "method": config.method.training_key(stage.name),
+            "method": without_inert(config.method.training_key(stage.name), "method."),
             "reward": reward,
             "method_code": [hash_file(file) for file in code_outside(*config.plugins)],
             "rows": _rows_digest(data.training(stage.name), TRAINING_COLUMNS[stage.name]),

@@ -70,7 +70,7 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     def finish() -> None:
         facts: dict[str, Any] = {}
         if config.method.trains_adapters:
-            facts["merged_on"] = "the stage's start" if quantization is None else f"its {quantization}, dequantized"
+            facts["merged_on"] = "the stage's start" + (f" in {quantization}, dequantized" if quantization else "")
             log.info("%s: the adapter is merged with %s", stage.name, facts["merged_on"])
             trained = trainer.accelerator.unwrap_model(trainer.model)
             merged_model(start, adapter, dequantized(trained) if quantization else {}).save_pretrained(folder)

@@ -211,8 +211,8 @@ def test_a_stage_over_4_bits_leaves_a_model_and_says_on_what_it_was_merged(
     short = [*ROWS, *SHORT, "stage.max_steps=2", "stage.learning_rate=1e-9"]
     with caplog.at_level("INFO", logger="ogpsa"):
         folder = run(small_config("stage=sft", "method=ogpsa_lora", NF4, *short), base, tmp_path / "stage")
-    assert read_json(folder / COMPLETE_FILE)["merged_on"] == "its nf4, dequantized"
-    assert "sft: the adapter is merged with its nf4, dequantized" in caplog.text
+    assert read_json(folder / COMPLETE_FILE)["merged_on"] == "the stage's start in nf4, dequantized"
+    assert "sft: the adapter is merged with the stage's start in nf4, dequantized" in caplog.text
     # Hardly trained, it is the quantized start.
     model, _ = load_model(folder, torch.float32)
     quantized, _ = load_model(base, torch.float32, nf4_compute=torch.float32)

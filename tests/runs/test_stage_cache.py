@@ -11,10 +11,11 @@ import pytest
 
 import eval.evaluation
 from ogpsa.app.validate import load_config
-from ogpsa.config import Config, Method
+from ogpsa.config import Config, Method, identity_of
+from ogpsa.config.identity import LATER
 from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
-from ogpsa.runs.directory import METRICS_FILE
+from ogpsa.runs.directory import METRICS_FILE, flatten
 from ogpsa.runs.stage_cache import StageCache, stage_key
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.files import COMPLETE_FILE, read_json
@@ -58,6 +59,7 @@ def test_what_trains_alike_is_shared(one: list[str], other: list[str], small_con
         ["model.precision=bf16"],
         ["distributed=ddp"],
         ["method=lora"],
+        ["model.compile=true"],
         ["method=anchor"],
         ["method=replay"],
         ["method=nspo", "method.samples=50"],
@@ -70,6 +72,23 @@ def test_what_trains_alike_is_shared(one: list[str], other: list[str], small_con
 )
 def test_what_trains_otherwise_is_not(change: list[str], small_config: Configure) -> None:
     assert key(small_config("method=baseline", *change)) != key(small_config("method=baseline"))
+
+
+@pytest.mark.parametrize("change", ["lora_dora=true", "lora_quantize=nf4", "lora_quantize={sft: nf4, dpo: null}"])
+def test_other_adapters_are_another_key(change: str, small_config: Configure) -> None:
+    assert key(small_config("method=lora", f"method.{change}")) != key(small_config("method=lora"))
+
+
+def test_a_run_of_an_earlier_revision_is_the_same_run(small_config: Configure) -> None:
+    config = small_config("method=lora")
+    stored = config.model_dump(mode="json")
+    for name in LATER:
+        section, _, later = name.partition(".")
+        del stored[section][later]
+    assert identity_of(stored) == config.identity()
+    assert load_config(stored) == config
+    # What is off is in no key, so that it changed none.
+    assert not LATER.keys() & flatten(config.identity()).keys()
 
 
 def test_other_weights_stages_rows_or_code_are_another_key(
