@@ -93,6 +93,8 @@ def _held_out_problems(config: Config) -> list[str]:
             problems.append(
                 f"{key}.keep: best reads the loss on data.held_out.safety, which is missing; found: {', '.join(names)}"
             )
+        if stage.keep == "best" and config.model.compile:
+            problems.append(f"{key}.keep: best is not tested with model.compile=true; allowed: last")
         if stage.keep == "best" and mode not in ("single", "ddp"):
             problems.append(f"{key}.keep: best is not tested with distributed={mode}; allowed: single, ddp")
     return problems

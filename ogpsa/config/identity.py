@@ -20,6 +20,9 @@ INERT_SECTIONS = (
 # Keys that came after others had run, at the values with which everything is as it was before.
 LATER: dict[str, Any] = {
     "model.activation_offload": False, "model.compile": False, "method.lora_dora": False, "method.lora_quantize": None,
+    "data.held_out": {},
+    **{f"{stage}.eval_every": None for stage in ("stage", "stage.sft", "stage.dpo")},
+    **{f"{stage}.keep": "last" for stage in ("stage", "stage.sft", "stage.dpo")},
 }  # fmt: skip
 
 

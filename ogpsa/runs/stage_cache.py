@@ -90,7 +90,7 @@ def stage_key(config: Config, stage: OneStage, data: Data, start: Path) -> str:
             ),
             "seed": config.seed,
             "distributed": config.distributed.model_dump(),
-            "stage": stage.model_dump(mode="json", exclude={"save_every"}),
+            "stage": without_inert(stage.model_dump(mode="json", exclude={"save_every"}), "stage."),
             "method": without_inert(config.method.training_key(stage.name), "method."),
             "reward": reward,
             "method_code": [hash_file(file) for file in code_outside(*config.plugins)],

@@ -164,6 +164,10 @@ def test_own_held_out_rows_are_read_where_they_are_measured_alone(
             ["stage.eval_every=5", "stage.keep=best", "distributed=fsdp2"],
             "stage.keep: best is not tested with distributed=fsdp2; allowed: single, ddp",
         ),
+        (
+            ["stage.eval_every=5", "stage.keep=best", "model.compile=true"],
+            "stage.keep: best is not tested with model.compile=true; allowed: last",
+        ),
         (["stage=grpo", "stage.eval_every=5"], "stage.eval_every: unknown key"),
     ],
 )
