@@ -15,7 +15,7 @@ from ogpsa.config import StageName
 
 PUBLISHED_COLOUR = "#B0B0B0"
 CURVES = {"utility": "utility (%) ↑", "safety": "safety (%) ↑", "over_refusal": "over-refusal (%) ↓"}
-HEIGHTS = {"utility": "utility (%) →", "over_refusal": "harmless requests answered (%): 100 - over-refusal →"}
+HEIGHTS = {"utility": "utility (%) →", "over_refusal": "harmless requests answered (%) →"}
 # Percent of both scores that the nearer view shows.
 NEAR = (88.0, 100.5)
 OTHER_MODEL = " of another model, not comparable"

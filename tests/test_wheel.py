@@ -17,7 +17,11 @@ from tests.program import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.smoke]
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+EXAMPLES = [
+    example
+    for page in (ROOT / "README.md", ROOT / "docs" / "library.md")
+    for example in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def test_nothing_is_read_from_the_repository(installed: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_the_readmes_examples_run(number: int, installed: Path, tmp_path: Path) -> None:
+def test_the_examples_of_readme_and_docs_run(number: int, installed: Path, tmp_path: Path) -> None:
     python(installed, "-c", EXAMPLES[number], cwd=tmp_path)
 
 
