@@ -22,6 +22,8 @@ from ogpsa.utils.errors import Problems
 from ogpsa.utils.files import check_writable
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ogpsa.runs.run import Evaluate, Run
 
 
@@ -150,23 +152,32 @@ def _print_preflight(config: Config, data: Data, directory: Path, judges: Judges
 
     quiet_libraries()
     from ogpsa.preflight.report import report
+    from ogpsa.preflight.shown_rows import show_rows
 
     try:
         print(report(config, data, judges), flush=True)
         if config.model.path is None:
-            _check_testbed(config, data)
-        elif check_tokenizer(config, data) is None:
+            tokenizer = _check_testbed(config, data)
+        elif (folder := check_tokenizer(config, data)) is None:
             print(f"\n{config.model.path} is not in the hub's cache: tokenizer and template not checked", flush=True)
+            return
+        else:
+            from ogpsa.models.tokenizer import load_tokenizer
+
+            tokenizer = load_tokenizer(folder, config.model.template_kwargs)
+        print(f"\n{show_rows(config, data, tokenizer)}", flush=True)
     finally:
         # Hydra has made it.
         if not any(directory.iterdir()):
             directory.rmdir()
 
 
-def _check_testbed(config: Config, data: Data) -> None:
-    """The rows by the tokenizer that the testbed's base will have; a run looks at the base itself."""
+def _check_testbed(config: Config, data: Data) -> "PreTrainedTokenizerBase":
+    """Check the rows by the tokenizer that the testbed's base will have; returns it. A run asks the base itself."""
     from ogpsa.preflight.unfit_rows import check_answers
     from ogpsa.testbed.tokenizer import build_tokenizer
     from ogpsa.testbed.world import World
 
-    check_answers(config, data, build_tokenizer(World(config.testbed_base()[0].seed).vocabulary()))
+    tokenizer = build_tokenizer(World(config.testbed_base()[0].seed).vocabulary())
+    check_answers(config, data, tokenizer)
+    return tokenizer

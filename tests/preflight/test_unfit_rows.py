@@ -10,6 +10,7 @@ from eval.benchmarks.definition import find_benchmarks
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.data.rows import load_data
+from ogpsa.preflight.shown_rows import show_rows, tokens_of
 from ogpsa.preflight.unfit_rows import Unfit, check_answers, unfit_rows
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
@@ -237,6 +238,38 @@ def test_the_check_sees_what_the_trainer_trains_on(stage: list[str]) -> None:
             found.equal[number] = 4 + 4 + 7 + number
     assert unfit_rows(tokenizer, [settings], load_data(config).safety) == [found]
     assert found.cut and (found.equal or settings.name == "sft")
+
+
+@pytest.mark.parametrize("stage", [SFT, DPO], ids=["sft", "dpo"])
+def test_the_rows_that_are_shown_are_those_that_the_trainer_trains_on(stage: list[str]) -> None:
+    rows = [row(), row(prompt=2, chosen=12, rejected=5)]
+    config = files(rows, *stage, "stage.cut_answers=true")
+    tokenizer, [settings] = byte_tokenizer(), config.stages
+    trainer = build_trainer(config, settings, tiny_model(tokenizer), tokenizer, load_data(config), Path("out"))
+    data: Any = trainer.train_dataset
+    for one, told in zip(data, rows, strict=True):
+        batch = trainer.data_collator([one])
+        shown = [tokens_of(tokenizer, told, column, 16) for column in ("chosen", "rejected")[: len(batch["input_ids"])]]
+        wholes = [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+        assert wholes == [before + learned for before, learned in shown]
+        carries = batch["labels"] != -100 if "labels" in batch else batch["completion_mask"].bool()
+        learned = [ids[mask].tolist() for ids, mask in zip(batch["input_ids"], carries, strict=True)]
+        assert learned == [answer for _, answer in shown]
+
+
+def test_the_first_rows_of_each_set_are_shown_with_their_loss() -> None:
+    asked = row(prompt=700)
+    config = files([row(), asked, row()], *DPO, "stage.max_length=1000", reference=[row(chosen=5)])
+    lines = show_rows(config, load_data(config), byte_tokenizer()).splitlines()
+    sets = [number for number, line in enumerate(lines) if line.endswith(":") and number]
+    assert [lines[number] for number in sets] == ["dpo, safety set:", "dpo, reference set 'general':"]
+    safety = lines[sets[0] + 1 : sets[1] - 1]
+    assert len(safety) == 4 and safety[0].startswith("  chosen: 11 tokens, 4 with loss: ")
+    assert "aaaa" in safety[0] and "⟦ccc" in safety[0].replace("</s>", "") and safety[1].count("ddd") == 1
+    assert " … " in safety[2] and len(safety[2]) < 1000
+    assert lines[-2].startswith("  chosen: 13 tokens, 6 with loss: ")
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
