@@ -126,12 +126,12 @@ MISTAKES = {
     ),
     "streaming without a period": Mistake(
         ["method.streaming=true", "method.refresh_every=never"],
-        ["method.streaming: needs a number of steps in method.refresh_every, not never (in sft)"],
+        ["method.streaming: needs a number of steps in refresh_every (in sft)"],
     ),
     "more steps than samples to stream": Mistake(
         ["method.streaming=true", "method.samples=20"],
         [
-            "method.streaming: chunks of 20 rows (method.samples=20) cannot be spread over method.refresh_every=30 "
+            "method.streaming: chunks of 20 rows (samples=20) cannot be spread over refresh_every=30 "
             "steps; allowed: at most 20 steps, or more samples (in sft)"
         ],
     ),
@@ -224,7 +224,7 @@ MISTAKES = {
     ),
     "rank larger than the chunks": Mistake(
         ["method.samples=4", "method.rank=9"],
-        ["method.rank: 9 needs 5 chunks a set, but method.samples=4 rows can be cut into 4; allowed: 0 to 8 (in sft)"],
+        ["method.rank: 9 needs 5 chunks a set, but samples=4 rows can be cut into 4; allowed: 0 to 8 (in sft)"],
     ),
     "samples larger than the set": Mistake(
         ["method.samples=201"],

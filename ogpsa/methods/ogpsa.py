@@ -61,7 +61,7 @@ class Ogpsa(Method):
         for stage in config.stages:
             wanted = self.projection(stage.name)
             problems += set_name_problems("method.reference_sets", wanted.reference_sets, stage.name, config)
-            problems += [f"{problem} (in {stage.name})" for problem in wanted.problems()]
+            problems += [f"method.{problem} (in {stage.name})" for problem in wanted.problems()]
             if stage.name == "grpo" and wanted.selection == "conflict":
                 problems.append(
                     "method.selection: conflict compares with answers of the safety set, which grpo does not read; "

@@ -23,7 +23,7 @@ class EventFiles:
 
     Args:
         directory: the run's; the files go to ``tensorboard/`` in it.
-        config: shown as text.
+        config: shown as text beside each stage's numbers.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ class EventFiles:
         writer.flush()
 
     def summarize(self, metrics: Mapping[str, Any]) -> None:
-        """Write the scores by checkpoint, the base's at step 0, with their table and the configuration as texts."""
+        """Write the scores by checkpoint, the base's at step 0, and their table as text."""
         writer = self._writer("scores", 0)
         for step, scores in enumerate([metrics["base"], *metrics["stages"].values()]):
             averages = {name: scores[name] for name in ("safety", "utility", "over_refusal")}
@@ -60,8 +60,6 @@ class EventFiles:
                 if value is not None and math.isfinite(value):
                     writer.add_scalar(name, value, step)
         writer.add_text("scores", table(metrics["base"], metrics["stages"]))
-        text = yaml.safe_dump(dict(self._config), sort_keys=False)
-        writer.add_text("configuration", "".join(f"    {line}\n" for line in text.splitlines()))
         writer.flush()
 
     def _writer(self, name: str, step: int) -> "SummaryWriter":
@@ -69,4 +67,6 @@ class EventFiles:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writers[name] = SummaryWriter(str(self._folder / name), purge_step=step)
+            text = yaml.safe_dump(dict(self._config), sort_keys=False)
+            self._writers[name].add_text("configuration", "".join(f"    {line}\n" for line in text.splitlines()), step)
         return self._writers[name]

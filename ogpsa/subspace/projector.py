@@ -7,7 +7,7 @@ trace in the training state but the new basis.
 import json
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +72,8 @@ class DrawnRows:
                 raise UserError(f"reference_sets: no key '{name}' in the trainer's eval_dataset; found: {known}")
             if len(sets[name]) < settings.samples:
                 raise UserError(
-                    f"method.samples: {settings.samples} rows wanted, but reference set '{name}' holds "
-                    f"{len(sets[name])} usable ones; lower method.samples or add rows"
+                    f"samples: {settings.samples} rows wanted, but reference set '{name}' holds "
+                    f"{len(sets[name])} usable ones; lower samples or add rows"
                 )
             references += _cut(_drawn(loader, name, sets[name], settings.samples, seed), settings.chunks)
         return cls(references, seed)
@@ -338,6 +338,25 @@ class Projector:
         return f"subspace-{args.process_index + 1:05d}-of-{args.world_size:05d}.safetensors"
 
 
+def check_trained(trainer: "Trainer", weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse weights, by name, whose steps would be lost, and processes that would change the batch.
+
+    Raises:
+        UserError: names what was found.
+    """
+    for name, piece in weights:
+        if piece.dtype != torch.float32:
+            raise UserError(
+                f"{name} is trained and {piece.dtype}, whose rounding swallows steps of the usual learning rates; "
+                "train fp32 weights (bf16 as autocast over them) or adapters"
+            )
+    if trainer.args.n_gpu > 1:
+        raise UserError(
+            f"{trainer.args.n_gpu} GPUs in one process multiply the batch; start one process per GPU with torchrun, or "
+            "set CUDA_VISIBLE_DEVICES to one"
+        )
+
+
 def check_supported(trainer: "Trainer", shards: Shards) -> None:
     """Refuse a trainer whose gradients would be projected wrongly without an error.
 
@@ -346,17 +365,7 @@ def check_supported(trainer: "Trainer", shards: Shards) -> None:
     """
     weights = shards.weights()
     devices = sorted({str(piece.device) for piece in weights})
-    for name, piece in zip(shards.names, weights, strict=True):
-        if piece.dtype != torch.float32:
-            raise UserError(
-                f"model.dtype: {name} is {piece.dtype}, whose rounding swallows steps of the usual learning "
-                "rates; train fp32 weights (precision bf16 is autocast) or adapters"
-            )
-    if trainer.args.n_gpu > 1:
-        raise UserError(
-            f"{trainer.args.n_gpu} GPUs in one process multiply the batch; start one process per GPU with torchrun, or "
-            "set CUDA_VISIBLE_DEVICES to one"
-        )
+    check_trained(trainer, zip(shards.names, weights, strict=True))
     if trainer.is_fsdp_enabled and not shards.sharded:
         raise UserError("fsdp: only FSDP2 is supported (fsdp_config version 2), and the weights are not sharded by it")
     if len(devices) > 1:

@@ -77,31 +77,27 @@ class ProjectionSettings:
         """Values out of range and contradictions, one line each."""
         found = []
         if not 0 <= self.rank <= MAX_RANK:
-            found.append(f"method.rank: found {self.rank}; allowed: 0 to {MAX_RANK}")
+            found.append(f"rank: found {self.rank}; allowed: 0 to {MAX_RANK}")
         for key, kinds in (("scope", Scope), ("sided", Sided), ("target", Target), ("basis_dtype", BasisDtype),
                            ("basis_device", BasisDevice), ("selection", Selection)):  # fmt: skip
             value = vars(self)[key]
             if value not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                found.append(
-                    f"method.{key}: found '{value}'; allowed: {allowed}{closest_match(value, get_args(kinds))}"
-                )
+                found.append(f"{key}: found '{value}'; allowed: {allowed}{closest_match(value, get_args(kinds))}")
         if self.share is not None and not (self.share > 0 and self.refresh_every is None):
-            found.append(
-                f"method.refresh_every: found a share of {self.share:g}; allowed: one above 0, and no K with it"
-            )
+            found.append(f"refresh_every: found a share of {self.share:g}; allowed: one above 0, and no K with it")
         if self.chunks > self.samples:
             most = len(self.reference_sets) * self.samples
             found.append(
-                f"method.rank: {self.rank} needs {self.chunks} chunks a set, but method.samples={self.samples} rows "
+                f"rank: {self.rank} needs {self.chunks} chunks a set, but samples={self.samples} rows "
                 f"can be cut into {self.samples}; allowed: 0 to {most}"
             )
         elif self.streaming and self.refresh_every is None:
-            found.append("method.streaming: needs a number of steps in method.refresh_every")
+            found.append("streaming: needs a number of steps in refresh_every")
         elif self.streaming and self.refresh_every and self.samples // self.chunks < self.refresh_every:
             found.append(
-                f"method.streaming: chunks of {self.samples // self.chunks} rows (method.samples={self.samples}) "
-                f"cannot be spread over method.refresh_every={self.refresh_every} steps; allowed: at most "
+                f"streaming: chunks of {self.samples // self.chunks} rows (samples={self.samples}) "
+                f"cannot be spread over refresh_every={self.refresh_every} steps; allowed: at most "
                 f"{self.samples // self.chunks} steps, or more samples"
             )
         return found

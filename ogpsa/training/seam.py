@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer, RLOOTrainer
 
-from ogpsa.subspace.projector import DrawnRows, Projector
+from ogpsa.subspace.projector import DrawnRows, Projector, check_trained
 from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.subspace.shards import ParameterShards
 from ogpsa.training.answers import answer_batch, answer_step
@@ -84,8 +84,8 @@ def protect(trainer: Trainer, settings: ProjectionSettings, seed: int = 0) -> Pr
         seed: draws ``settings.samples`` rows of each set, once.
 
     Raises:
-        UserError: the settings contradict each other, the trainer projects already, or a reference set is missing or
-            too small.
+        UserError: the settings contradict each other, the trainer projects already or trains weights that are not
+            fp32, or a reference set is missing or too small.
     """
     if isinstance(trainer, ProjectedTrainer):
         raise UserError("protect: this trainer projects already; build a new one for other settings")
@@ -94,11 +94,13 @@ def protect(trainer: Trainer, settings: ProjectionSettings, seed: int = 0) -> Pr
     kind, added, loader = type(trainer), ProjectedTrainer, trainer.get_eval_dataloader
     if issubclass(kind, GRPOTrainer | RLOOTrainer):
         if settings.selection == "conflict":
-            raise UserError("method.selection: conflict compares with answers to train on, which rollouts have not")
+            raise UserError("selection: conflict compares with answers to train on, which rollouts have not")
         added, loader = (
             ProjectedPolicyTrainer,
             partial(_answers, cast(PreTrainedTokenizerBase, trainer.processing_class)),
         )
+    model: Any = trainer.model
+    check_trained(trainer, ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad))
     rows = DrawnRows.draw(trainer, settings, seed, loader)
     trainer.__class__ = type(f"Projected{kind.__name__}", (added, kind), {})
     projected = cast(ProjectedTrainer, trainer)

@@ -23,6 +23,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     read = EventAccumulator(str(folder))
     read.Reload()
+    assert "configuration/text_summary" in read.Tags()["tensors"]
     return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
