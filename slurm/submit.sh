@@ -9,7 +9,7 @@ Queue the rows of SWEEP, a file of one run's Hydra overrides a line, as a SLURM 
 anything is queued: composition, values, paths, benchmarks, and whether its model fits. Rows that are done, queued or
 running are left out, so the same command resumes after a failure or after rows were appended.
 
-  --test-only      validate, and say what would be queued
+  --test-only      validate, and say what would be queued; needs no SLURM
   sbatch options   as --partition=gpu --time=8:00:00; they win over SBATCH_OPTIONS in slurm/env.sh.
                    --nodes=2 or more: every row runs on that many nodes (slurm/multinode.sbatch)
 

@@ -535,3 +535,16 @@ def test_a_cluster_without_slurm_is_one_line(tmp_path: Path, small: list[str]) -
     )  # fmt: skip
     said = "error: squeue: no such program here; type this on a machine that has SLURM\n"
     assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_test_only_needs_no_slurm(
+    sweep: Sweep, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(sweep, shlex.join([*small, "stage=sft"]), shlex.join([*small, "stage=sft", "seed=1"]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert submit.main([str(sweep.file), "--test-only"]) == 0
+    assert capsys.readouterr().out == "2 rows: 0 done, no squeue here to say what is queued, 2 to queue\n"
+    written(sweep, "stage=stf")
+    assert submit.main([str(sweep.file), "--test-only"]) == 2
+    assert submit.main([str(sweep.file)]) == 2
