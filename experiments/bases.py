@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from eval.evaluation import evaluate
 from eval.scores.aggregate import AVERAGES
@@ -99,26 +99,30 @@ def reference_gradients(config: Config, checkpoint: Path) -> tuple[list[str], li
     with tempfile.TemporaryDirectory() as output:
         trainer = build_trainer(config, stage, model, tokenizer, load_data(config), Path(output))
         projecting = cast(ProjectedTrainer, trainer)
-        capture = _Capture(projecting)
-        trainer.add_callback(capture)
-        trainer.train()
-    # The trainer holds its callbacks until the garbage is collected.
-    found, capture.references = capture.references, []
+        trainer.add_callback(_Capture(projecting))
+        try:
+            trainer.train()
+        except _CapturedError as captured:
+            found = captured.references
     return [chunk.name for chunk in projecting.projector.chunks], found
 
 
+class _CapturedError(Exception):
+    """Ends a training that has given its reference gradients."""
+
+    def __init__(self, references: list[Tensor]) -> None:
+        super().__init__()
+        self.references = references
+
+
 class _Capture(TrainerCallback):
-    """Takes the reference gradients before the first step and ends the training there."""
+    """Takes the reference gradients before the first estimate, and ends the training there."""
 
     def __init__(self, trainer: ProjectedTrainer) -> None:
         self.trainer = trainer
-        self.references: list[Tensor] = []
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.references = self.trainer.projector.reference_gradients()
-        control.should_training_stop = True
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        raise _CapturedError(self.trainer.projector.reference_gradients())
 
 
 def table(bases: dict[str, dict[str, Any]]) -> Table:
