@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import get_args
 
 from eval.scores.equivalence import MARGIN, finding, pairs_needed
-from eval.scores.statistics import Summary, balanced_score, summarize
+from eval.scores.statistics import ROUNDING, Summary, balanced_score, summarize
 from experiments.comparisons import (
     AT_EQUAL_DISTANCE,
     AT_EQUAL_SAFETY,
@@ -44,11 +44,14 @@ COURSES = {
 }
 NOT_RUN = "not run"
 SCORES_NOTE = (
-    "In %. Mean over seeds ± half the 95% t-interval; one seed has none. Over-refusal: lower is better. Average gain: "
-    "mean relative change of the benchmarks of both averages against the untuned model [inferred]."
+    "In %. Mean over seeds ± half the 95% t-interval; one seed has none, and –: nor have seeds that are all equal. "
+    "Over-refusal: lower is better. Average gain: mean relative change of the benchmarks of both averages against the "
+    "untuned model [inferred: so read here, not stated in the paper]."
 )
 RATES_NOTE = "All rows at × {:g} of their learning rates."
-PUBLISHED_NOTE = "Published: the paper's value with its source in brackets"
+PUBLISHED_NOTE = (
+    "Published: the paper's value with its source in brackets (abs: abstract, app: appendix, fig: read off its figure)"
+)
 SAME_MODEL = ", and ours minus it."
 OTHER_MODEL = (
     "; it is of the paper's model, data and benchmarks. Ours is another model on other benchmarks: a difference would "
@@ -390,14 +393,20 @@ def _score(summary: Summary | None, row: Row | None = None, digits: int = 1) -> 
     """Empty where there is no number, or why: ``row`` has not run."""
     if summary is None:
         return NOT_RUN if row is not None and not row.by_seed() else ""
-    spread = "" if summary.half_width is None else f" ± {summary.half_width:.{digits}f}"
-    return f"{summary.mean:.{digits}f}{spread}"
+    return f"{summary.mean:.{digits}f}{_spread(summary, digits)}"
+
+
+def _spread(summary: Summary, digits: int = 1) -> str:
+    """Half the interval: nothing for one seed, a dash where all seeds are equal."""
+    if summary.half_width is None:
+        return ""
+    return " ± –" if summary.half_width < ROUNDING else f" ± {summary.half_width:.{digits}f}"
 
 
 def _cosine(summary: Summary | None) -> str:
     if summary is None:
         return ""
-    return f"{summary.mean:.2f}" + ("" if summary.half_width is None else f" ± {summary.half_width:.2f}")
+    return f"{summary.mean:.2f}{_spread(summary, 2)}"
 
 
 def _pair(row: Row, strength: float) -> str:
@@ -429,7 +438,7 @@ def _difference(one: Comparison | None) -> str:
     if narrow is not None and variance is not None:
         found = finding(narrow, 100 * MARGIN, one.score in LOWER_IS_BETTER)
         told.append(f"needs {pairs_needed(variance, 100 * MARGIN)}" if found == "undecided" else found)
-    return f"{_signed(summary.mean)} ± {summary.half_width:.1f} ({'; '.join(told)})"
+    return f"{_signed(summary.mean)}{_spread(summary)} ({'; '.join(told)})"
 
 
 def _signed(value: float) -> str:

@@ -23,8 +23,8 @@ def markdown(collection: Collection) -> str:
     for world in collection.worlds:
         text += f"{table.markdown(_table(world))}Hypervolume of the fronts: {_hypervolumes(world)}.\n\n"
     text += (
-        "Mean over seeds ± half the 95% t-interval (–: one seed, no interval), in brackets the change against the "
-        "base; fractions in [0, 1]. Pareto front: not dominated in safety and utility by the base or any other "
+        "Mean over seeds ± half the 95% t-interval (–: one seed, or all equal: no interval), in brackets the change "
+        "against the base; fractions in [0, 1]. Pareto front: not dominated in safety and utility by the base or any other "
         "group of the same pipeline, or of all (overall). Hypervolume: of the base and the group's mean, reference "
         "point (0, 0).\n"
     )
@@ -102,7 +102,7 @@ def _rows(world: World, shown: Sequence[str], against: Against) -> list[list[str
 def _cell(summary: Summary | None, change: float | None) -> str:
     if summary is None:
         return "n/a"
-    half_width = "–" if summary.half_width is None else f"{summary.half_width:.3f}"
+    half_width = f"{summary.half_width:.3f}" if summary.half_width else "–"
     return f"{summary.mean:.3f} ± {half_width}" + ("" if change is None else f" ({change:+.3f})")
 
 

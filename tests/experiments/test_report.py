@@ -226,7 +226,7 @@ def test_seeds_intervals_and_paired_differences(tmp_path: Path) -> None:
     # Safety is the same everywhere, and LoRA has one pair: nothing to test but OGPSA's utility.
     p = 1 - (12 / 14) ** 0.5
     assert ogpsa["Δ utility"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3; not worse)"
-    assert ogpsa["Δ safety"] == "+0.0 ± 0.0 (–; n = 3)"
+    assert ogpsa["Δ safety"] == "+0.0 ± – (–; n = 3)"
     # Another model's numbers are shown with their source, and no difference.
     assert (ogpsa["published safety"], naive["published utility"]) == ("83.12 [fig]", "53.68 [fig]")
     assert "none is shown" in text
@@ -285,7 +285,7 @@ def test_equal_safety_by_hand(tmp_path: Path) -> None:
     # As utility and over-refusal are corrected, each by itself.
     assert text.count("corrected by Holm over the column (in all tables of this page)") == 2
     strengths = lines_of(text, "world 0 in the place of qwen2_5_7b: by strength")
-    assert strengths[0]["× 0.5"] == "80.0 ± 0.0, 70.0 ± 0.0, 25.0 ± 0.0"
+    assert strengths[0]["× 0.5"] == "80.0 ± –, 70.0 ± –, 25.0 ± –"
 
 
 SMALL = [f"small/sft_{name}" for name in ("baseline", "replay", "merge")]
@@ -327,12 +327,12 @@ def test_over_refusal_at_a_level_of_safety_by_hand(tmp_path: Path) -> None:
     text = (written(table, "check", given, tmp_path) / "table1.md").read_text()
     group = text.partition(": look_alike at a level of harmful_seen")[0].rpartition("## ")[2]
     cells = [line["look_alike refused"] for line in lines_of(text, f"{group}: look_alike at a level of harmful_seen")]
-    assert cells[:3] == ["73.3 ± 0.0", "40.0 ± 0.0", "not reached"]
+    assert cells[:3] == ["73.3 ± –", "40.0 ± –", "not reached"]
     first = lines_of(text, f"{group}: safety against over-refusal")[1]
     assert (first["learning rates"], first["over-refusal ↓"], first["balanced ↑"]) == (
         "× 1",
-        "25.0 ± 0.0",
-        "57.5 ± 0.0",
+        "25.0 ± –",
+        "57.5 ± –",
     )
 
 
@@ -385,9 +385,9 @@ def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert comparison.paired.difference.mean == pytest.approx(5.0)
     text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
     _, naive, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
-    assert (naive["moved"], ogpsa["moved"]) == ("2.0 ± 0.0", "1.5 ± 0.0")
-    assert (naive["direction"], ogpsa["direction"]) == ("", "0.60 ± 0.00")
-    assert (naive["Δ at equal distance"], ogpsa["Δ at equal distance"]) == ("", "+5.0 ± 0.0 (–; n = 2)")
+    assert (naive["moved"], ogpsa["moved"]) == ("2.0 ± –", "1.5 ± –")
+    assert (naive["direction"], ogpsa["direction"]) == ("", "0.60 ± –")
+    assert (naive["Δ at equal distance"], ogpsa["Δ at equal distance"]) == ("", "+5.0 ± – (–; n = 2)")
     # Beyond what naive tuning has moved there is nothing to compare with.
     for point in given:
         if point.row == OGPSA:
@@ -485,7 +485,7 @@ def test_a_choice_and_its_confirmation_are_told_apart(tmp_path: Path) -> None:
     chosen = lines_of(text, "world 0 in the place of qwen2_5_7b")[-1]
     confirmed = lines_of(text, "world 0 in the place of qwen2_5_7b, confirmed on seeds from 5")[-1]
     assert (chosen["seeds"], confirmed["seeds"]) == ("2", "3")
-    assert (chosen["Δ utility"], confirmed["Δ utility"]) == ("+10.0 ± 0.0 (–; n = 2)", "+2.0 ± 0.0 (–; n = 3)")
+    assert (chosen["Δ utility"], confirmed["Δ utility"]) == ("+10.0 ± – (–; n = 2)", "+2.0 ± – (–; n = 3)")
     assert "10 of 10 runs are finished" in text
     with (out / "table1.csv").open(encoding="utf-8") as file:
         assert [line["first_seed"] for line in csv.DictReader(file)] == ["", "", "5", "5"]
@@ -500,7 +500,7 @@ def test_rows_are_compared_at_the_strength_that_a_suite_names(tmp_path: Path) ->
         write_run(tmp_path, point, 0.9, {1.0: 0.8, 4.0: 0.6 if point.row == OGPSA else 0.5}[point.strength])
     text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text(encoding="utf-8")
     _, naive, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
-    assert (naive["utility ↑"], ogpsa["Δ utility"]) == ("50.0 ± 0.0", "+10.0 ± 0.0 (–; n = 2)")
+    assert (naive["utility ↑"], ogpsa["Δ utility"]) == ("50.0 ± –", "+10.0 ± – (–; n = 2)")
     assert "All rows at × 4 of their learning rates." in text
 
 
@@ -555,8 +555,8 @@ def test_how_utility_was_lost_by_hand(tmp_path: Path) -> None:
             file.write_text(json.dumps(metrics))
     text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
     naive, lora = lines_of(text, "world 0 in the place of qwen2_5_7b: how utility was lost")
-    assert (naive["utility ↑"], naive["refused"], naive["wrong"]) == ("60.0 ± 0.0", "10.0 ± 0.0", "30.0 ± 0.0")
-    assert (lora["learning rates"], lora["utility ↑"], lora["refused"], lora["wrong"]) == ("× 1", "60.0 ± 0.0", "", "")
+    assert (naive["utility ↑"], naive["refused"], naive["wrong"]) == ("60.0 ± –", "10.0 ± –", "30.0 ± –")
+    assert (lora["learning rates"], lora["utility ↑"], lora["refused"], lora["wrong"]) == ("× 1", "60.0 ± –", "", "")
 
 
 def test_cost_by_hand(tmp_path: Path) -> None:

@@ -370,7 +370,7 @@ def test_all_files_are_written_whole_beside_the_runs(tmp_path: Path, capsys: pyt
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == WRITTEN
     assert capsys.readouterr().out == (tmp_path / "pareto.md").read_text()
     table = (tmp_path / "pareto.md").read_text()
-    assert "| sft_dpo | baseline | 3 | 0.810 ± 0.025 (+0.310) | 0.600 ± 0.000 (-0.300) |" in table
+    assert "| sft_dpo | baseline | 3 | 0.810 ± 0.025 (+0.310) | 0.600 ± – (-0.300) |" in table
 
     rows = list(csv.DictReader((tmp_path / "pareto.csv").open()))
     world = only_world(tmp_path)
