@@ -24,9 +24,9 @@ def markdown(collection: Collection) -> str:
         text += f"{table.markdown(_table(world))}Hypervolume of the fronts: {_hypervolumes(world)}.\n\n"
     text += (
         "Mean over seeds ± half the 95% t-interval (–: one seed, or all equal: no interval), in brackets the change "
-        "against the base; fractions in [0, 1]. Pareto front: not dominated in safety and utility by the base or any other "
-        "group of the same pipeline, or of all (overall). Hypervolume: of the base and the group's mean, reference "
-        "point (0, 0).\n"
+        "against the base; fractions in [0, 1]. Pareto front: not dominated in safety and utility by the base or any "
+        "other group of the same pipeline, or of all (overall). Hypervolume: of the base and the group's mean, "
+        "reference point (0, 0).\n"
     )
     if over_refusal := _over_refusal_tables(collection):
         text += f"\n# Safety against over-refusal\n\n{''.join(map(table.markdown, over_refusal))}{OVER_REFUSAL_NOTE}\n"
