@@ -159,7 +159,7 @@ lint: $(INSTALLED) ## Check style, formatting, types and the direction of import
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/shellcheck slurm/*.sh slurm/*.sbatch slurm/env.sh.example tests/slurm/cluster.sh .ci/run
+	$(BIN)/shellcheck benchmarks/*.sh slurm/*.sh slurm/*.sbatch slurm/env.sh.example tests/slurm/cluster.sh .ci/run
 	$(BIN)/hadolint Dockerfile
 
 .PHONY: format

@@ -7,6 +7,9 @@ usage() {
   cat <<'TEXT'
 usage: benchmarks/gpu.sh collect        fetch the wheels (with a network), into build/wheels
        benchmarks/gpu.sh CHECK [ARG...] run a check (on the GPU machine); ARGs go to its command
+       benchmarks/gpu.sh all            run them all in the order of their worth, after a smoke test of each, until
+                                        GPU_SECONDS (600) are over; typed again, it runs what is missing
+       benchmarks/gpu.sh all --smoke    the smoke tests alone, SMOKE_SECONDS (60) each at most, also without a GPU
 
 checks that need torch, numpy, scipy and transformers alone:
   projection     time and memory of one projection, up to the Qwen2.5-7B shapes
@@ -18,7 +21,8 @@ checks that need the collected wheels, too:
   scaling        cost against the number of GPUs and against K
   run            the whole path on CUDA: SFT, DPO, evaluation on the testbed
 
-Each ends within 8 minutes. Results go to $OUT, or to build/gpu where it is not set. PYTHON names the interpreter.
+Each ends within 8 minutes, of all within 4. Results go to $OUT, or to build/gpu where it is not set; those of all to a
+folder for each check, to all.txt, which says how each ended, and to results.tar. PYTHON names the interpreter.
 TEXT
 }
 
@@ -63,6 +67,8 @@ collect() {
 
 install() {
   local site="${TMPDIR:-/tmp}/ogpsa-site"
+  # Where this project's environment is, nothing is missing.
+  ! "$python" -c 'import datasets, hydra, lm_eval, peft, trl' 2> /dev/null || return 0
   [ -d "$wheels" ] || { echo "error: no $wheels; run 'benchmarks/gpu.sh collect' where there is a network" >&2; exit 2; }
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --find-links "$wheels" --upgrade --target "$site" \
     "${pure[@]}" "${source[@]}" "${compiled[@]}"
@@ -70,7 +76,39 @@ install() {
 }
 
 check() {
-  timeout 480 "$python" -m "$@"
+  timeout "${MOST_SECONDS:-480}" "$python" -m "$@"
+}
+
+# Pieces of "all", the most telling first.
+pieces=(projection step-7b memory run host step)
+
+# piece FOLDER SECONDS CHECK [ARG...]: run a check by itself and note how it ended.
+piece() {
+  local folder="$1" most="$2" name="$3" began=$SECONDS status=0
+  shift 3
+  OUT="$out/$folder" MOST_SECONDS="$most" benchmarks/gpu.sh "$name" "$@" || status=$?
+  mkdir -p "$out/$folder"
+  echo "$folder: exit code $status after $((SECONDS - began)) s" | tee -a "$out/all.txt"
+  [ "$status" -ne 0 ] || touch "$out/$folder/done"
+  # Whole at any time, however the machine ends.
+  (cd "$out" && find . -maxdepth 2 -name '*.md' -o -name '*.json' -o -name all.txt | tar -cf .results -T - && mv .results results.tar)
+}
+
+all() {
+  local name left limit="${GPU_SECONDS:-600}" smoke="${SMOKE_SECONDS:-60}"
+  local -a few=(stage.sft.max_steps=2 stage.dpo.max_steps=2 method.samples=4)
+  mkdir -p "$out"
+  for name in "${pieces[@]}"; do
+    [ -e "$out/smoke-$name/done" ] && continue
+    if [ "$name" = run ]; then piece "smoke-$name" "$smoke" "$name" "${few[@]}"; else piece "smoke-$name" "$smoke" "$name" --smoke; fi
+  done
+  [ "${1:-}" != --smoke ] || return 0
+  for name in "${pieces[@]}"; do
+    left=$((limit - SECONDS))
+    if [ -e "$out/$name/done" ]; then continue; fi
+    if ((left < 60)); then echo "$name: no time is left" | tee -a "$out/all.txt"; continue; fi
+    piece "$name" "$((left < 240 ? left : 240))" "$name"
+  done
 }
 
 name="${1:-}"
@@ -78,6 +116,7 @@ name="${1:-}"
 case "$name" in
   -h | --help) usage ;;
   collect) collect ;;
+  all) all "$@" ;;
   projection) check benchmarks.projection --out "$out" "$@" ;;
   host) check benchmarks.projection --out "$out" --basis-device host --rank 2,8 --size qwen2_5_7b:7 "$@" ;;
   step-7b)
@@ -98,7 +137,7 @@ case "$name" in
   run)
     install
     export HF_HUB_OFFLINE=1
-    timeout 480 "$python" train.py hydra.run.dir="$out/run" tracker=none "$@"
+    timeout "${MOST_SECONDS:-480}" "$python" train.py hydra.run.dir="$out/run" tracker=none "$@"
     ;;
   *)
     [ -z "$name" ] || echo "error: '$name' is no check" >&2
