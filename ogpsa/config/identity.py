@@ -21,6 +21,7 @@ INERT_SECTIONS = (
 LATER: dict[str, Any] = {
     "model.activation_offload": False, "model.compile": False, "method.lora_dora": False, "method.lora_quantize": None,
     "data.held_out": {},
+    **{f"{stage}.packing": None for stage in ("stage", "stage.sft")},
     **{f"{stage}.eval_every": None for stage in ("stage", "stage.sft", "stage.dpo")},
     **{f"{stage}.keep": "last" for stage in ("stage", "stage.sft", "stage.dpo")},
 }  # fmt: skip

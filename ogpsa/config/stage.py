@@ -78,9 +78,16 @@ class MeasuredSettings(StageSettings):
 
 
 class SFTSettings(MeasuredSettings):
+    """Supervised fine-tuning.
+
+    Attributes:
+        packing: how rows are put together to ``max_length`` tokens, each attending to itself alone; None: not.
+    """
+
     name: Literal["sft"]
-    # A run of an earlier revision does not say.
+    # A run of an earlier revision does not say these two.
     cut_answers: bool = False
+    packing: Literal["bfd"] | None = None
 
 
 class DPOSettings(MeasuredSettings):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ogpsa.config import NO_JUDGES, Config, GRPOSettings, Judges, OneStage, StageName
+from ogpsa.config import NO_JUDGES, Config, GRPOSettings, Judges, OneStage, SFTSettings, StageName
 from ogpsa.data.conversations import as_text
 from ogpsa.data.rows import Data, Row
 from ogpsa.distributed import processes
@@ -130,6 +130,7 @@ def _stage_report(
     lines.append(
         f"{stage.name}: {asked} × {stage.epochs:g} epochs in batches of {stage.batch_size}: "
         f"{counts.steps} steps, {counts.samples} {trained}"
+        f"{'; fewer steps, since the rows are packed' if isinstance(stage, SFTSettings) and stage.packing else ''}"
     )
     if projection is not None:
         estimates = "streamed estimates" if projection.streaming else "refreshes"

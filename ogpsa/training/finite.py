@@ -56,10 +56,11 @@ class FiniteTrainer(Trainer):
         )
 
     def _rows_of_the_step(self) -> list[int]:
-        """The data set's rows that this process took the step on, found by their tokens."""
+        """The data set's rows that this process took the step on, found by their tokens; none of packs of rows."""
         tokens = {
             tuple(ids[mask.bool()].tolist())
             for batch in self._batches
+            if "attention_mask" in batch
             for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
         }
         data: Any = self.train_dataset

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
 from trl import DPOConfig, GRPOConfig, SFTConfig, SFTTrainer
 
-from ogpsa.config import Config, DPOSettings, GRPOSettings, OneStage, Scorer, StageName
+from ogpsa.config import Config, DPOSettings, GRPOSettings, OneStage, Scorer, SFTSettings, StageName
 from ogpsa.data.conversations import turn, turns
 from ogpsa.data.rows import Data, Row, row_place, set_uses
 from ogpsa.distributed import processes
@@ -84,6 +84,9 @@ def build_trainer(
     rows = {name: _conversations(part, stage.name) for name, part in sets.items()}
     arguments = _arguments(config, stage, output)
     adapter = processes.on_all_processes(lambda: method.adapter(model, stage.name))
+    if isinstance(stage, SFTSettings) and stage.packing is not None:
+        # Reference and held-out rows stay by themselves; in a batch they are put behind each other as well.
+        arguments |= {"packing": True, "packing_strategy": stage.packing, "eval_packing": False}
     base_class: type[Trainer] = StageSFTTrainer
     arguments_class: type[SFTConfig] | type[DPOConfig] | type[GRPOConfig] = SFTConfig
     reward: dict[str, Any] = {}
@@ -128,6 +131,9 @@ def build_trainer(
         trainer.row_place = partial(_training_row, config, data, stage.name)
 
     def complete() -> None:
+        if isinstance(stage, SFTSettings) and stage.packing is not None:
+            # Packs are fewer than rows.
+            del sets["training"]
         _check_nothing_dropped(f"{config.stage_key(stage.name)}.max_length", stage.max_length, trainer, sets)
         method.attach(trainer, stage.name, config.seed)
 
@@ -230,7 +236,7 @@ def _check_nothing_dropped(key: str, tokens: int, trainer: Trainer, rows: Mappin
         f"{key}: {len(rows[name]) - len(kept)} of the {len(rows[name])} rows of the {name} set hold no answer within "
         f"{tokens} tokens; raise it or take the rows out"
         for name, kept in prepared.items()
-        if len(kept) < len(rows[name])
+        if name in rows and len(kept) < len(rows[name])
     ]
     if problems:
         raise UserError(*problems)
