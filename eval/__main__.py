@@ -24,6 +24,7 @@ Commands:
   export       every item of all evaluations as Parquet, or as logs for Inspect
   diagnostics  plots of what the projection logged
   mirror       the W&B mirror, rebuilt from the files
+  publish      a finished run's checkpoint on the model hub, with a card made from the run
 """
 
 import sys
@@ -46,6 +47,7 @@ COMMANDS = {
     "export": "eval.report.export",
     "diagnostics": "eval.report.projection_curves",
     "mirror": "eval.report.mirror",
+    "publish": "eval.report.publish",
 }
 
 
