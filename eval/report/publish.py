@@ -22,7 +22,7 @@ CARD = "README.md"
 # Sections of the configuration that say how the weights were made; paths of rows are nobody else's business.
 SHOWN = ("seed", "stage", "method", "distributed")
 LIMITS = """\
-The scores are those of this run's benchmarks, rows and judges, and hold for them alone. A model that was tuned to refuse
+The scores are those of this run's benchmarks, rows and judges, and hold for them alone. A model tuned to refuse
 also refuses some harmless requests: over-refusal says how many. Look at the licences of the untuned model and of the
 rows before you use or share it."""
 CITATION = """The method: *Safety Alignment as Continual Learning: Mitigating the Alignment Tax via Orthogonal Gradient
