@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> None:
         for kind in ("generations", "verdicts"):
             remove_unfinished(output / kind)
         scores = evaluate(checkpoint, rows, output, settings, until=until)
-    if scores:
+    if until == "metrics":
         print(score_table({checkpoint.name: scores}))
     print(f"\n{output}")
     # A composite only repeats what its parts say.

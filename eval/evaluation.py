@@ -96,7 +96,7 @@ def evaluate(
         settings: benchmarks by group, rows per benchmark, who generates and who judges.
         safe_point: called before each batch, where the work may stop; what it raises ends the evaluation, finished
             pieces stay.
-        until: ``generations`` or ``verdicts`` stops short of the rest, and returns nothing.
+        until: ``generations`` or ``verdicts`` stops short of the rest, and returns the benchmarks that could not be had.
 
     Raises:
         UserError: an unknown benchmark, rows that are malformed, a checkpoint that cannot be loaded, a judge that
@@ -130,13 +130,14 @@ def evaluate(
     works = [work for work in works if work.benchmark.name not in errors]
     for work in works:
         _journal(work.generations).unlink(missing_ok=True)
+    unavailable = {"benchmarks": {name: {"error": error, "parts": []} for name, error in errors.items()}}
     if until == "generations":
-        return {}
+        return unavailable
     budget = Budget(settings.judge.max_calls)
     print_total((_estimate(work, settings) for work in works if work in unjudged), budget)
     results = {work.benchmark.name: _result(work, settings, safe_point, budget) for work in works}
     if until == "verdicts":
-        return {}
+        return unavailable
     scores = aggregate(results, benchmarks, settings, errors)
     warn_of_responses(benchmarks, scores["benchmarks"], settings.max_new_tokens)
     write_json(output / SCORES_FILE, scores)

@@ -161,6 +161,9 @@ def test_what_cannot_be_had_is_named_and_the_rest_runs(
     (rows / "gpqa.csv").unlink()
     changed = [*few(place, tmp_path / "out", judge), f"eval.data_dir={rows}"]
     changed.remove(f"eval.data_dir={place / 'rows'}")
+    for until in ("generations", "verdicts"):
+        assert command.main([*changed, f"until={until}"]) == EXIT_USER_ERROR
+        assert capsys.readouterr().err.splitlines()[-1].startswith("error: gpqa: ")
     assert command.main(changed) == EXIT_USER_ERROR
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: gpqa: ") and "huggingface.co/datasets/Idavidrein/gpqa" in error
