@@ -96,7 +96,7 @@ def evaluate(
         settings: benchmarks by group, rows per benchmark, who generates and who judges.
         safe_point: called before each batch, where the work may stop; what it raises ends the evaluation, finished
             pieces stay.
-        until: ``generations`` or ``verdicts`` stops short of the rest, and returns the benchmarks that could not be had.
+        until: ``generations`` or ``verdicts`` stops short of the rest, and returns the benchmarks without rows.
 
     Raises:
         UserError: an unknown benchmark, rows that are malformed, a checkpoint that cannot be loaded, a judge that
