@@ -6,7 +6,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ogpsa.config import Config, GRPOSettings, Method, Reward, describe, missing_stage_values, set_name_problems
+from ogpsa.config import (
+    Config,
+    GRPOSettings,
+    Method,
+    Reward,
+    SFTSettings,
+    describe,
+    missing_stage_values,
+    set_name_problems,
+)
 from ogpsa.methods import method_class
 from ogpsa.rewards import load_reward
 from ogpsa.utils.errors import UserError
@@ -80,7 +89,7 @@ def _rollout_problems(config: Config) -> list[str]:
 
 
 def _held_out_problems(config: Config) -> list[str]:
-    """Losses to measure without rows, and a best checkpoint that could not be read back, one line each."""
+    """Losses to measure without rows, and a best checkpoint or packs that are not tested, one line each."""
     problems, names, mode = [], config.data.held_out_names, config.distributed.name
     for stage in config.stages:
         key = config.stage_key(stage.name)
@@ -93,6 +102,8 @@ def _held_out_problems(config: Config) -> list[str]:
             problems.append(
                 f"{key}.keep: best reads the loss on data.held_out.safety, which is missing; found: {', '.join(names)}"
             )
+        if isinstance(stage, SFTSettings) and stage.packing is not None and config.model.compile:
+            problems.append(f"{key}.packing: {stage.packing} is not tested with model.compile=true; allowed: null")
         if stage.keep == "best" and config.model.compile:
             problems.append(f"{key}.keep: best is not tested with model.compile=true; allowed: last")
         if stage.keep == "best" and mode not in ("single", "ddp"):

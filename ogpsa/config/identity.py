@@ -49,6 +49,10 @@ def identity_of(tree: Mapping[str, Any]) -> dict[str, Any]:
     identity = without_inert(tree)
     if "grpo" not in identity["stage"]["name"]:
         identity.pop("reward", None)
+    stage = identity["stage"]
+    if not any("eval_every" in one for one in (stage, *stage.values()) if isinstance(one, Mapping)):
+        # Nothing is measured on them.
+        identity["data"].pop("held_out", None)
     return identity
 
 

@@ -306,9 +306,11 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
     micro = stage.micro_batch_size
     rollouts = stage if isinstance(stage, GRPOSettings) else None
     asked = config.reward.judges() if rollouts and config.reward is not None else ()
+    # The packs of a micro-batch are one sequence.
+    packs = micro if isinstance(stage, SFTSettings) and stage.packing is not None else 1
     return Setup(
-        rows=micro,
-        length=stage.max_length,
+        rows=micro // packs,
+        length=stage.max_length * packs,
         pairs=stage.name == "dpo",
         mode=mode,
         processes=processes,

@@ -133,6 +133,9 @@ def test_own_held_out_rows_are_read_where_they_are_measured_alone(
     ]  # fmt: skip
     config = compose_config([*files, "stage=sft"])
     assert load_data(config).held_out == {}
+    # What nothing is measured on is no part of a run's name.
+    plain = compose_config([word for word in files if not word.startswith("+data.held_out")] + ["stage=sft"])
+    assert config.run_name() == plain.run_name()
     held_out = load_data(compose_config([*files, "stage=sft", "stage.eval_every=5"])).held_out
     assert held_out == {"safety": [{"prompt": "what", "chosen": "that"}]}
     with pytest.raises(
@@ -167,6 +170,10 @@ def test_own_held_out_rows_are_read_where_they_are_measured_alone(
         (
             ["stage.eval_every=5", "stage.keep=best", "model.compile=true"],
             "stage.keep: best is not tested with model.compile=true; allowed: last",
+        ),
+        (
+            ["stage.packing=bfd", "model.compile=true"],
+            "stage.packing: bfd is not tested with model.compile=true; allowed: null",
         ),
         (["stage=grpo", "stage.eval_every=5"], "stage.eval_every: unknown key"),
     ],
