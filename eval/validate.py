@@ -1,7 +1,8 @@
 """Validation of runs before they start, without torch: their files, directories and benchmarks."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,13 +79,32 @@ def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]
     for run in runs:
         different.setdefault(run[1].model_copy(update={"seed": 0}).key(), run)
     problems: dict[str, Key] = {}
-    for key, config, directory in different.values():
-        try:
-            _check_all(config, directory, check_files)
-        except UserError as error:
-            for problem in error.problems:
-                problems.setdefault(problem, key)
+    with _each_warning_once():
+        for key, config, directory in different.values():
+            try:
+                _check_all(config, directory, check_files)
+            except UserError as error:
+                for problem in error.problems:
+                    problems.setdefault(problem, key)
     return [(key, problem) for problem, key in problems.items()]
+
+
+@contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """While entered, what is said of a benchmark is said of one run, not of all that read it."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in said
+        said.add(text)
+        return new
+
+    log.addFilter(is_new)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_new)
 
 
 def check_evaluation(config: Config, rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:

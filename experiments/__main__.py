@@ -4,11 +4,14 @@ python -m experiments list
 python -m experiments plan NAME…   [suite=testbed|paper|small|check] [rows=PATTERN,…] [seeds=…] [output=DIR]
 python -m experiments run NAME…    [suite=…] [rows=…] [seeds=…] [output=DIR] [workers=N] [slurm=true]
 python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=DIR] [out=DIR]
+python -m experiments keep NAME…   [suite=…] [rows=…] [seeds=…] [output=DIR]
 
 list names the experiments and their suites; NAME may be all: every experiment of the suite. plan says what would run,
 what is done and what it takes. run does what is not done, and resumes where it was stopped; slurm=true adds the runs to
 slurm/sweeps/NAME.txt, one per line, in place of running. report prints the table and writes it as .md, .tex and .csv,
 also before anything has run, into <out>/<suite>/NAME; out=experiments/results is for what is committed.
+keep adds all that a report reads of the finished runs to experiments/results/<suite>/runs.jsonl, which is committed
+where the weights cannot be; with kept=true, plan and run count these runs as done, and report shows them.
 
 suite: testbed (default): every table in small, on a CPU; paper: full size; small: small_sft and small_dpo, on real
 weights and rows, on a CPU; check: two steps of every row.
@@ -25,9 +28,13 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ogpsa.utils.command_line import Keys, path, read_pairs, run_command, whole_number, yes_or_no
 from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError, closest_match
+
+if TYPE_CHECKING:
+    from experiments.kept import Record
 
 MOST_SEEDS = 10_000
 # Of train.py, by what to give in their place.
@@ -51,11 +58,13 @@ class Request:
     out: Path | None = None
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     slurm: bool = False
+    kept: bool = False
     overrides: list[str] = field(default_factory=list)
 
 
 def main(arguments: Sequence[str]) -> int:
-    return run_command(arguments, __doc__, {"list": _list, "plan": _plan, "run": _run, "report": _report})
+    commands = {"list": _list, "plan": _plan, "run": _run, "report": _report, "keep": _keep}
+    return run_command(arguments, __doc__, commands)
 
 
 def parse(words: Sequence[str]) -> Request:
@@ -116,6 +125,7 @@ KEYS: Keys = {
     "out": path,
     "workers": whole_number(1),
     "slurm": yes_or_no,
+    "kept": yes_or_no,
 }
 
 
@@ -141,12 +151,12 @@ def _plan(words: list[str]) -> int:
     from ogpsa.utils.libraries import quiet_libraries
 
     request = parse(words)
-    suite = load_suite(request.suite)
+    suite, kept = load_suite(request.suite), _kept(request)
     experiments = [load_experiment(name) for name in request.names]
     found = [points(one, request.suite, request.rows, request.seeds, request.overrides) for one in experiments]
     quiet_libraries()
     for number, (experiment, own) in enumerate(zip(experiments, found, strict=True)):
-        print("\n" * bool(number) + plan(experiment, tasks_of(own, request.output / request.suite), suite))
+        print("\n" * bool(number) + plan(experiment, tasks_of(own, request.output / request.suite, kept), suite))
     return EXIT_DONE
 
 
@@ -161,9 +171,9 @@ def _run(words: list[str]) -> int:
         for point in points(load_experiment(name), request.suite, request.rows, request.seeds, request.overrides)
     ]
     folder = request.output / request.suite
-    tasks = tasks_of(every, folder)
+    tasks = tasks_of(every, folder, _kept(request))
     if request.slurm:
-        return _write_sweep(request, [task.arguments for task in tasks])
+        return _write_sweep(request, [task.arguments for task in tasks if not task.kept])
     check_tasks(tasks)
     todo = [task for task in tasks if not task.done]
     print(f"{len(tasks)} runs in {folder}, {len(tasks) - len(todo)} done", file=sys.stderr, flush=True)
@@ -194,8 +204,41 @@ def _report(words: list[str]) -> int:
         experiment = load_experiment(name)
         found = points(experiment, request.suite, request.rows, request.seeds, request.overrides)
         out = (request.out or request.output / "reports") / request.suite / name
-        write_report(experiment, request.suite, found, request.output / request.suite, out)
+        write_report(experiment, request.suite, found, request.output / request.suite, out, _kept(request))
     return EXIT_DONE
+
+
+def _keep(words: list[str]) -> int:
+    from experiments.comparisons import cosines_with_naive
+    from experiments.kept import add_records, kept_file, record_of
+    from experiments.outcomes import read_rows
+    from experiments.rows import load_experiment, points
+
+    request = parse(words)
+    records: dict[str, Record] = {}
+    planned: set[str] = set()
+    for experiment in map(load_experiment, request.names):
+        found = points(experiment, request.suite, request.rows, request.seeds, request.overrides)
+        planned |= {point.config.run_name() for point in found}
+        rows = read_rows(experiment, request.suite, found, request.output / request.suite)
+        for row in rows:
+            ways = {strength: cosines_with_naive(row, rows, strength) for strength in row.strengths}
+            for result in row.results:
+                way = ways[result.point.strength].get(result.point.seed)
+                record = record_of(result.run, result.point, result.scores.get("moved"), way)
+                # The experiment that shows how the weights have moved knows more.
+                if record.run not in records or records[record.run].moved is None:
+                    records[record.run] = record
+    file = kept_file(request.suite)
+    added, every = add_records(file, records.values())
+    print(f"{file}: {len(records)} of {len(planned)} runs are finished and kept, {added} of them new; {every} in all")
+    return EXIT_DONE
+
+
+def _kept(request: Request) -> dict[str, "Record"]:
+    from experiments.kept import kept_file, read_kept
+
+    return read_kept(kept_file(request.suite)) if request.kept else {}
 
 
 if __name__ == "__main__":

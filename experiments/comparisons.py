@@ -8,6 +8,7 @@ from typing import TypeVar
 from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, pareto_front, summarize, utility_at_safety
 from eval.scores.statistics import Point as Coordinates
 from experiments.distance import cosine
+from experiments.kept import KeptRun
 from experiments.outcomes import Row, height, reference_of, usual_of
 from experiments.rows import Experiment
 
@@ -237,18 +238,21 @@ def compare_at_equal_distance(rows: Sequence[Row]) -> list[Comparison]:
 
 def directions(rows: Sequence[Row]) -> dict[str, Summary]:
     """Cosine of the way that each row's weights went with that of naive tuning's, over the seeds of both, by row."""
+    found = {row.name: list(cosines_with_naive(row, rows).values()) for row in rows}
+    return {name: summarize(cosines) for name, cosines in found.items() if cosines}
+
+
+def cosines_with_naive(row: Row, rows: Sequence[Row], strength: float | None = None) -> dict[int, float]:
+    """The same of one row, by seed; its own strength if none is given."""
+    alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
+    naive = next((other for other in alike if other.config.method.name == "baseline" and other is not row), None)
+    theirs = {seed: result.weights for seed, result in naive.by_seed(strength).items()} if naive else {}
     found = {}
-    for row in rows:
-        alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
-        for naive in (other for other in alike if other.config.method.name == "baseline" and other is not row):
-            theirs = {seed: result.weights for seed, result in naive.by_seed().items()}
-            cosines = [
-                cosine(mine.weights, other)
-                for seed, mine in row.by_seed().items()
-                if mine.weights is not None and (other := theirs.get(seed)) is not None
-            ]
-            if cosines:
-                found[row.name] = summarize(cosines)
+    for seed, mine in row.by_seed(strength).items():
+        if isinstance(mine.run, KeptRun) and mine.run.record.direction is not None:
+            found[seed] = mine.run.record.direction
+        elif mine.weights is not None and (other := theirs.get(seed)) is not None:
+            found[seed] = cosine(mine.weights, other)
     return found
 
 

@@ -142,7 +142,7 @@ def _step_seconds(row: Row, stage: StageName) -> dict[int, float]:
     found = {}
     for seed, result in row.by_seed().items():
         facts = result.run.facts(stage)
-        if len(result.run.sessions) > 1 or not facts.get("steps"):
+        if result.run.interrupted or not facts.get("steps"):
             continue
         if row.config.model.path is None and "cpu_seconds" in facts:
             found[seed] = facts["cpu_seconds"] / facts["steps"]
@@ -186,7 +186,7 @@ def _peak(config: Config, stage: StageName, devices: int) -> float | None:
 
 def _histories(row: Row, stage: StageName) -> list[list[dict[str, Any]]]:
     """Of runs that were made in one go: a trainer's time is that of its last session."""
-    found = [result.run.history(stage) for result in row.by_seed().values() if len(result.run.sessions) <= 1]
+    found = [result.run.history(stage) for result in row.by_seed().values() if not result.run.interrupted]
     return [lines for lines in found if any("train_runtime" in line for line in lines)]
 
 

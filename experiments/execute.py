@@ -30,14 +30,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 @dataclass(frozen=True)
 class Task:
-    """A point and where it runs."""
+    """A point and where it runs; ``kept``: its result is known from elsewhere."""
 
     point: Point
     directory: Path
+    kept: bool = False
 
     @property
     def done(self) -> bool:
-        return (self.directory / METRICS_FILE).is_file()
+        return self.kept or (self.directory / METRICS_FILE).is_file()
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -61,13 +62,17 @@ class Task:
         return f"{self.base} {config.seed} {config.stages[0]} {config.method.projection(config.stages[0].name)}"
 
 
-def tasks_of(points: Iterable[Point], folder: Path) -> list[Task]:
-    """Each different run once, short pipelines first: the longer ones resume from their stages."""
+def tasks_of(points: Iterable[Point], folder: Path, kept: Collection[str] = ()) -> list[Task]:
+    """Each different run once, short pipelines first: the longer ones resume from their stages.
+
+    Args:
+        kept: names of runs whose results are known from elsewhere.
+    """
     found: dict[str, Task] = {}
     for point in points:
         config = point.config.model_copy(update={"stage_store": str(folder / "stages")})
         name = config.run_name()
-        found.setdefault(name, Task(replace(point, config=config), folder / name))
+        found.setdefault(name, Task(replace(point, config=config), folder / name, name in kept))
     return sorted(found.values(), key=lambda task: (task.point.seed, len(task.point.config.stages)))
 
 

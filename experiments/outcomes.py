@@ -1,6 +1,6 @@
 """Outcomes of an experiment's finished points: scores in percent, the paper's unit, and courses of training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -13,6 +13,7 @@ import yaml
 from eval.scores.finished import FinishedRun, is_finished, read_finished
 from eval.scores.statistics import Summary, average_gain, balanced_score, summarize
 from experiments.distance import Weights, relative_distance, weights_of
+from experiments.kept import KeptRun, Record
 from experiments.rows import PUBLISHED_FILE, Experiment, ExperimentSettings, Point, load_suite, row_model
 from ogpsa.config import Config, Section, StageName
 from ogpsa.runs.directory import flatten
@@ -214,11 +215,14 @@ def height(score: str, value: float) -> float:
     return 100 - value if score == "over_refusal" else value
 
 
-def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folder: Path) -> list[Row]:
+def read_rows(
+    experiment: Experiment, suite: str, points: Sequence[Point], folder: Path, kept: Mapping[str, Record] | None = None
+) -> list[Row]:
     """Every row with what has run of it, a group at a time, pipelines and methods in the paper's order.
 
     Args:
         folder: of the suite's runs.
+        kept: records of runs, by name, for those that do not lie there.
 
     Raises:
         UserError: a result is damaged.
@@ -232,7 +236,7 @@ def read_rows(experiment: Experiment, suite: str, points: Sequence[Point], folde
         group = f"world {config.data.seed} in the place of {model}"
         if not load_suite(suite).models:
             group = model if config.model.name == model else f"{config.model.name} in the place of {model}"
-        results = [result for point in own if (result := _read(point, folder, experiment.settings))]
+        results = [result for point in own if (result := _read(point, folder, experiment.settings, kept or {}))]
         label, attacks = row_label(experiment, name, config), experiment.settings.attack_success
         rows.append(Row(name, group, model, label, strength, config, own, results, attacks))
     groups = list(dict.fromkeys(row.group for row in rows))
@@ -294,14 +298,26 @@ def _text(value: Any, null: str) -> str:
     return null if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _read(point: Point, folder: Path, settings: ExperimentSettings) -> Result | None:
+def _finished(point: Point, folder: Path, kept: Mapping[str, Record]) -> FinishedRun | None:
+    """A point's run in ``folder``, or what is kept of it; None where there is neither.
+
+    Raises:
+        UserError: its result is damaged.
+    """
     directory = folder / point.config.run_name()
     if not is_finished(directory):
-        return None
+        record = kept.get(directory.name)
+        return KeptRun(directory, record.metrics, record) if record else None
     try:
-        run = read_finished(directory)
+        return read_finished(directory)
     except UserError as error:
         raise UserError(*(f"{directory}: {problem}" for problem in error.problems)) from None
+
+
+def _read(point: Point, folder: Path, settings: ExperimentSettings, kept: Mapping[str, Record]) -> Result | None:
+    run = _finished(point, folder, kept)
+    if run is None:
+        return None
     members = [*point.config.eval.safety, *point.config.eval.utility]
     base, scores = _scores(run.metrics["base"]), _scores(run.last)
     if all(name in scores and name in base for name in members):
@@ -311,9 +327,11 @@ def _read(point: Point, folder: Path, settings: ExperimentSettings) -> Result | 
         for found in (base, scores):
             attacked = [name for name in point.config.eval.safety if name in found]
             found |= {attack_success(name): 100 - found[name] for name in attacked}
-    weights = weights_of(point.config, directory) if settings.distance else None
+    weights = weights_of(point.config, run.directory) if settings.distance else None
     if weights is not None:
         scores |= {"moved": 100 * relative_distance(weights)}
+    elif settings.distance and isinstance(run, KeptRun) and run.record.moved is not None:
+        scores |= {"moved": run.record.moved}
     return Result(point, run, scores, base, weights)
 
 

@@ -5,7 +5,7 @@ something to draw, ``.png`` and ``.pdf``, a front's against over-refusal too (``
 percent, the paper's unit, but for losses, in nats per token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -25,6 +25,7 @@ from experiments.comparisons import (
     front_membership,
 )
 from experiments.costs import Cost, costs
+from experiments.kept import KeptRun, Record
 from experiments.outcomes import BALANCED, SCORES, Row, published, read_rows
 from experiments.paper_tables import (
     benchmark_tables,
@@ -43,11 +44,19 @@ from ogpsa.utils.files import check_writable, write_atomically, write_json
 from ogpsa.utils.table import Table, comma_separated, latex, markdown
 
 
-def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: Path, out: Path) -> list[Path]:
+def report(
+    experiment: Experiment,
+    suite: str,
+    points: Sequence[Point],
+    folder: Path,
+    out: Path,
+    kept: Mapping[str, Record] | None = None,
+) -> list[Path]:
     """Write an experiment's tables and figure into ``out`` and print the Markdown.
 
     Args:
         folder: of the suite's runs.
+        kept: records of runs, by name, for those that do not lie there.
 
     Returns:
         What was written.
@@ -56,7 +65,7 @@ def report(experiment: Experiment, suite: str, points: Sequence[Point], folder: 
         UserError: ``out`` cannot be written, or a result is damaged.
     """
     check_writable(out, "out")
-    found = Findings.of(experiment, suite, points, folder)
+    found = Findings.of(experiment, suite, points, folder, kept)
     tables = found.tables(experiment)
     provenance = _provenance([result.run for row in found.all_rows for result in row.results], len(points))
     text = (
@@ -96,12 +105,19 @@ class Findings:
     spent: list[Cost]
 
     @classmethod
-    def of(cls, experiment: Experiment, suite: str, points: Sequence[Point], folder: Path) -> Self:
-        """Read the points' runs in ``folder`` and compare them."""
+    def of(
+        cls,
+        experiment: Experiment,
+        suite: str,
+        points: Sequence[Point],
+        folder: Path,
+        kept: Mapping[str, Record] | None,
+    ) -> Self:
+        """Read the points' runs in ``folder``, or what is kept of them, and compare them."""
         first = confirmation_seed(experiment, suite)
         confirming = [point for point in points if first is not None and point.seed >= first]
-        rows = read_rows(experiment, suite, [point for point in points if point not in confirming], folder)
-        confirmed = read_rows(experiment, suite, confirming, folder)
+        rows = read_rows(experiment, suite, [point for point in points if point not in confirming], folder, kept)
+        confirmed = read_rows(experiment, suite, confirming, folder, kept)
         equal = equal_safety(experiment, rows)
         return cls(
             rows,
@@ -185,9 +201,11 @@ def _provenance(runs: Sequence[FinishedRun], planned: int) -> str:
         return "nothing has run."
     hours = sum(run.seconds for run in runs) / 3600
     revisions = ", ".join(sorted({run.revision for run in runs}))
+    kept = sum(isinstance(run, KeptRun) for run in runs)
     return (
-        f"{len(runs)} of {planned} runs are finished, {hours:.1f} hours of one worker in all, "
-        f"by revision {revisions} (+: changed files)."
+        f"{len(runs)} of {planned} runs are finished"
+        + (f" ({kept} of them committed with the code, `kept=true`)" if kept else "")
+        + f", {hours:.1f} hours of one worker in all, by revision {revisions} (+: changed files)."
     )
 
 

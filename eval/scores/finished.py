@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from eval.scores.aggregate import AVERAGES
 from eval.scores.statistics import balanced_score
+from ogpsa.config import StageName
 from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, METRICS_FILE, PROVENANCE_FILE, read_stored_config
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import COMPLETE_FILE, read_json, read_jsonl
@@ -106,11 +107,16 @@ class FinishedRun:
         started = (self.sessions or [{}])[-1].get("started")
         return finished - datetime.fromisoformat(started).timestamp() if started else 0.0
 
-    def history(self, stage: str) -> list[dict[str, Any]]:
+    @property
+    def interrupted(self) -> bool:
+        """Whether more than one session worked on it."""
+        return len(self.sessions) > 1
+
+    def history(self, stage: StageName) -> list[dict[str, Any]]:
         """The lines that the stage's trainer logged; none if they are gone or the run has no such stage."""
         return [line for file in self.directory.glob(f"[0-9][0-9]-{stage}/{HISTORY_FILE}") for line in read_jsonl(file)]
 
-    def facts(self, stage: str) -> dict[str, Any]:
+    def facts(self, stage: StageName) -> dict[str, Any]:
         """The facts noted when the stage was finished; none if they are gone or there is no such stage."""
         files = self.directory.glob(f"[0-9][0-9]-{stage}/{COMPLETE_FILE}")
         return {name: value for file in files for name, value in read_json(file).items()}

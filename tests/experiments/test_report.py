@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from matplotlib.image import imread
 from safetensors.torch import save_file
 
 from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, utility_at_safety
+from experiments.__main__ import main
 from experiments.comparisons import at_levels, compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
 from experiments.costs import costs
 from experiments.distance import Weights, relative_distance, weights_of
+from experiments.execute import tasks_of
 from experiments.figures import draw_over_refusal
+from experiments.kept import read_kept
 from experiments.outcomes import publication, published, read_rows, rival
 from experiments.paper_tables import level_tables
 from experiments.report import report
@@ -24,6 +28,8 @@ from ogpsa.config import Config
 from ogpsa.methods import method_names
 from ogpsa.preflight.report import stage_shapes
 from ogpsa.runs.inputs import model_digests
+from ogpsa.utils.errors import EXIT_DONE, UserError
+from ogpsa.utils.files import mark_complete
 
 BASELINE, OGPSA, LORA = (f"table1/qwen2_5_7b_sft_{name}" for name in ("baseline", "ogpsa", "lora"))
 # The half-width of a 95% t-interval of 1, 2, 3 times a standard deviation of 1: t(0.975, 2) / √3.
@@ -660,3 +666,54 @@ def test_figures(rows: list[str], settings: dict[str, Any], tmp_path: Path) -> N
         assert low < high and "answered" in figure.axes[0].get_ylabel()
         ours = [line.get_xydata().tolist()[0][1] for line in figure.axes[0].lines[:-2]]
         assert ours == pytest.approx([75.0] * len(ours)) and ours
+
+
+def test_a_kept_run_is_reported_as_the_run_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed of runs, without their weights, gives every file of the report that the runs gave."""
+    table = experiment([BASELINE, OGPSA], {"seeds": 2, "strengths": [1.0, 2.0]}, figure="front", overlap=True,
+                       distance=True)  # fmt: skip
+    given = points(table, "testbed")
+    history = [
+        {"step": 1, "loss": 2.5, "grad_norm": 1.0, "projection/cosine": 0.25},
+        {"step": 2, "projection/signed_cosine/helpfulness": -0.125, "loss": 0.1234567890123},
+        {"step": 2, "train_runtime": 3.0},
+    ]
+    folder = tmp_path / "outputs" / "testbed"
+    base = tmp_path / "base"
+    write_weights(base, [3.0, 4.0])
+    monkeypatch.setattr("experiments.distance._untuned", lambda config: base)
+    monkeypatch.setattr("experiments.distance.began_with", lambda directory, untuned: True)
+    for number, point in enumerate(given):
+        write_run(folder, point, 0.5 + number / 50, 0.8 - number / 50, {"facts": 0.75}, history)
+        write_weights(folder / point.config.run_name() / "01-sft", [3.0, 5.0 + number])
+        mark_complete(folder / point.config.run_name() / "01-sft", {"steps": 2, "path": "/home"})
+    report(table, "testbed", given, folder, tmp_path / "theirs")
+
+    monkeypatch.setattr("experiments.kept.RESULTS", tmp_path)
+    monkeypatch.setattr("experiments.rows.load_experiment", lambda name: table)
+    assert main(["keep", "table1", f"output={tmp_path / 'outputs'}"]) == EXIT_DONE
+    file = tmp_path / "testbed" / "runs.jsonl"
+    first = file.read_bytes()
+    assert b"/home" not in first and str(tmp_path).encode() not in first
+
+    absent = tmp_path / "absent"
+    report(table, "testbed", given, absent / "testbed", tmp_path / "ours", read_kept(file))
+    for name in ("table1.csv", "table1.json", "table1.tex"):
+        assert (tmp_path / "ours" / name).read_text() == (tmp_path / "theirs" / name).read_text(), name
+    text = (tmp_path / "ours" / "table1.md").read_text()
+    assert "8 of 8 runs are finished (8 of them committed with the code, `kept=true`)" in text
+
+    # Kept runs are done; one that is kept again is written anew, the others stay.
+    assert all(task.done for task in tasks_of(given, absent, read_kept(file)))
+    assert not any(task.done for task in tasks_of(given, absent))
+    shutil.rmtree(folder / given[0].config.run_name())
+    assert main(["keep", "table1", f"output={tmp_path / 'outputs'}"]) == EXIT_DONE
+    assert file.read_bytes() == first
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    file.write_text('{"run": "a", "seed": "zero"}\n')
+    with pytest.raises(UserError) as error:
+        read_kept(file)
+    assert any(line.startswith(f"{file}:1: seed") for line in error.value.problems)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import pytest
 import yaml
 
 from experiments.__main__ import main, parse
-from experiments.execute import tasks_of
-from experiments.rows import DEFINITIONS, experiment_names, load_experiment, points, row_model
+from experiments.execute import check_tasks, tasks_of
+from experiments.rows import DEFINITIONS, experiment_names, experiments_of, load_experiment, points, row_model
 from ogpsa.app.compose import CONF, compose_config
 from ogpsa.runs.directory import METRICS_FILE
 from ogpsa.utils.errors import EXIT_REQUEUE, EXIT_USER_ERROR, UserError
@@ -31,6 +32,23 @@ def test_every_experiment_names_rows_that_are_there(name: str) -> None:
     assert {f"{name}/{row}" for row in own} <= set(experiment.rows)
     full = {"small"} if name.startswith("small_") else {"paper", "testbed"}
     assert set(experiment.settings.suites) == {*full, "check"}
+
+
+def test_no_run_of_the_testbed_is_refused(tmp_path: Path) -> None:
+    """Each has the rows that it draws and mixes in, at its full size: ``suite=check`` has fewer."""
+    table = [load_experiment(name) for name in experiments_of("testbed")]
+    check_tasks(tasks_of([point for one in table for point in points(one, "testbed", seeds=[0])], tmp_path))
+
+
+def test_what_many_runs_would_say_of_a_benchmark_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Here there are no rows, and nothing can be fetched."""
+    given = points(load_experiment("rank"), "check", overrides=["eval=small", f"eval.data_dir={tmp_path}"])
+    for _ in range(2):
+        caplog.clear()
+        with suppress(UserError):
+            check_tasks(tasks_of(given, tmp_path))
+        found = [line.partition(":")[0] for line in caplog.messages]
+        assert "xstest_safe" in found and len(found) == len(set(found))
 
 
 def test_table1_is_every_model_pipeline_and_method() -> None:
@@ -105,7 +123,7 @@ def test_all_are_those_of_the_suite() -> None:
 
 EXPERIMENTS = ", ".join([*NAMES, "all"])
 MISTAKES = {
-    "fun": "'fun' is no command; allowed: list, plan, run, report; did you mean 'run'?",
+    "fun": "'fun' is no command; allowed: list, plan, run, report, keep; did you mean 'run'?",
     "run": f"name an experiment: {EXPERIMENTS}",
     "plan rnak": f"'rnak' is not an experiment; allowed: {EXPERIMENTS}; did you mean 'rank'?",
     "run rank suite=tesbed": "suite: found 'tesbed'; allowed: check, paper, small, testbed; did you mean 'testbed'?",

@@ -1,0 +1,164 @@
+"""Finished runs kept without their weights, one line of JSON each: all that a report reads of them.
+
+``python -m experiments keep`` writes ``experiments/results/<suite>/runs.jsonl``, which is committed; with ``kept=true``
+``run`` leaves these runs out and ``report`` shows them in addition to those that have run here. A run is known by its
+name, which holds a hash of its configuration.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from eval.scores.aggregate import AVERAGES
+from eval.scores.finished import FinishedRun
+from experiments.rows import Point
+from ogpsa.config import Section, StageName, describe
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import read_jsonl, to_jsonl, write_atomically
+
+RESULTS = Path(__file__).parent / "results"
+# Of a benchmark's scores.
+ENTRIES = ("value", "stderr", "n", "missing", "refused", "metric")
+# Of a line that a trainer logged, by the beginnings of the names.
+LOGGED = ("step", "loss", "reward", "refused/", "kl_to_start", "train_runtime", "projection/")
+# Of the facts of a finished stage.
+FACTS = ("steps", "cpu_seconds")
+
+
+class Stage(Section):
+    """A stage's facts and what its trainer logged."""
+
+    facts: dict[str, float]
+    history: list[dict[str, Any]]
+
+
+class Record(Section):
+    """A finished run.
+
+    Attributes:
+        run: its name (``Config.run_name``).
+        row, seed, strength: what it was run as; another experiment may have it under another row's name.
+        seconds: of the session that finished it; interrupted: there were others before it.
+        moved: distance of the last weights from the untuned model's in percent; direction: cosine of the way they went
+            with that of naive tuning's; None where the experiment does not show it, or weights were not at hand.
+        metrics: of ``metrics.json`` the untuned model's averages and benchmarks and those of each stage.
+    """
+
+    run: str
+    row: str
+    seed: int
+    strength: float
+    revision: str
+    seconds: float = Field(ge=0)
+    interrupted: bool
+    moved: float | None
+    direction: float | None
+    metrics: dict[str, Any]
+    stages: dict[StageName, Stage]
+
+
+@dataclass(frozen=True)
+class KeptRun(FinishedRun):
+    """A run of which the record alone is at hand; ``directory`` is where it would lie."""
+
+    record: Record
+
+    @property
+    def revision(self) -> str:
+        return self.record.revision
+
+    @property
+    def seconds(self) -> float:
+        return self.record.seconds
+
+    @property
+    def interrupted(self) -> bool:
+        return self.record.interrupted
+
+    def history(self, stage: StageName) -> list[dict[str, Any]]:
+        return self.record.stages[stage].history if stage in self.record.stages else []
+
+    def facts(self, stage: StageName) -> dict[str, Any]:
+        return dict(self.record.stages[stage].facts) if stage in self.record.stages else {}
+
+
+def kept_file(suite: str) -> Path:
+    return RESULTS / suite / "runs.jsonl"
+
+
+def read_kept(file: Path) -> dict[str, Record]:
+    """The records by run; none where there is no such file.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    if not file.is_file():
+        return {}
+    records = {}
+    for number, line in enumerate(read_jsonl(file), 1):
+        try:
+            record = Record.model_validate(line)
+        except ValidationError as error:
+            raise UserError(*(f"{file}:{number}: {problem}" for problem in describe(error, line))) from None
+        records[record.run] = record
+    return records
+
+
+def record_of(run: FinishedRun, point: Point, moved: float | None, direction: float | None) -> Record:
+    """What is kept of a run that lies in its own directory."""
+    return Record(
+        run=run.directory.name,
+        row=point.row,
+        seed=point.seed,
+        strength=point.strength,
+        revision=run.revision,
+        seconds=round(run.seconds, 1),
+        interrupted=run.interrupted,
+        moved=moved,
+        direction=direction,
+        metrics=_scores(run.metrics)
+        | {"base": _scores(run.metrics["base"])}
+        | {"stages": {name: _scores(part) for name, part in run.metrics["stages"].items()}},
+        stages={
+            name: Stage(
+                facts={key: value for key, value in run.facts(name).items() if key in FACTS},
+                history=[line for logged in run.history(name) if (line := _logged(logged)).keys() - {"step"}],
+            )
+            for name in (stage.name for stage in point.config.stages)
+        },
+    )
+
+
+def add_records(file: Path, records: Iterable[Record]) -> tuple[int, int]:
+    """Write the records in addition to those that ``file`` has, in the order of their names.
+
+    A run that is there is written anew; what is no longer known of its weights stays.
+
+    Returns:
+        How many were added, and how many there are.
+    """
+    known = read_kept(file)
+    every = dict(known)
+    for record in records:
+        old = known.get(record.run, record)
+        moved = old.moved if record.moved is None else record.moved
+        direction = old.direction if record.direction is None else record.direction
+        every[record.run] = record.model_copy(update={"moved": moved, "direction": direction})
+    write_atomically(file, to_jsonl(every[name].model_dump(mode="json") for name in sorted(every)))
+    return len(every) - len(known), len(every)
+
+
+def _scores(part: Mapping[str, Any]) -> dict[str, Any]:
+    entries = {
+        name: {key: entry[key] for key in ENTRIES if key in entry} for name, entry in part.get("benchmarks", {}).items()
+    }
+    return {name: part[name] for name in AVERAGES} | ({"benchmarks": entries} if entries else {})
+
+
+def _logged(line: Mapping[str, Any]) -> dict[str, Any]:
+    """To six digits, which are more than any table shows."""
+    found = {name: value for name, value in line.items() if name.startswith(LOGGED)}
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in found.items()}
