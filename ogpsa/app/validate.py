@@ -77,14 +77,6 @@ def _rollout_problems(config: Config) -> list[str]:
             problems.append(
                 f"distributed.name: {mode} is not tested with rollouts; allowed with grpo: single, ddp, fsdp2"
             )
-        if mode == "fsdp2" and stage.beta:
-            problems.append(
-                f"{key}.beta: {stage.beta:g} keeps a whole second model, which fsdp2 would not shard; allowed: 0"
-            )
-        if mode == "fsdp2" and stage.measure_kl:
-            problems.append(
-                f"{key}.measure_kl: true keeps a whole second model, which fsdp2 would not shard; allowed: false"
-            )
     return problems
 
 

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from accelerate.utils import fsdp2_prepare_model, is_peft_model
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
@@ -88,15 +89,24 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
     """Group relative policy optimization.
 
     Attributes:
-        start: the policy that ``kl_to_start`` is measured from; None measures none.
+        measures: whether ``kl_to_start`` is measured.
     """
 
     model: PreTrainedModel
-    start: Any = None
+    measures: bool = False
 
-    def keep_start(self) -> None:
-        """Measure from the policy as it is now."""
-        self.start = copy.deepcopy(self.model).eval().requires_grad_(False).to(self.args.device)
+    def keep_start(self, stage: GRPOSettings) -> None:
+        """Penalise and measure, as ``stage`` asks, the divergence from the policy as it is now.
+
+        Without adapters, which can be switched off, that takes a copy of the model, one for both. TRL's own would be
+        loaded by name, and FSDP2 would gather it whole.
+        """
+        self.beta, self.measures = stage.beta, stage.measure_kl
+        if is_peft_model(self.model) or not (stage.beta or stage.measure_kl):
+            return
+        start: Any = copy.deepcopy(self.model).eval().requires_grad_(False)
+        sharded = self.accelerator.is_fsdp2
+        self.ref_model = fsdp2_prepare_model(self.accelerator, start) if sharded else start.to(self.args.device)
 
     def resume_rollouts(self) -> None:
         """Count the micro-batches that a restored checkpoint has behind it, so that the next one generates."""
@@ -108,7 +118,7 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if self.start is not None:
+        if self.measures:
             self._metrics["train"]["kl_to_start"].append(self._distance(found))
         return found
 
@@ -124,7 +134,14 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
 
         with torch.no_grad():
             now = rollouts["old_per_token_logps"] if "old_per_token_logps" in rollouts else likelihoods(self.model)
-            ratio = (likelihoods(self.start) - now).clamp(max=20)
+            if "ref_per_token_logps" in rollouts:
+                start = rollouts["ref_per_token_logps"]
+            elif self.ref_model is not None:
+                start = likelihoods(self.ref_model)
+            else:
+                with self.accelerator.unwrap_model(self.model).disable_adapter():
+                    start = likelihoods(self.model)
+            ratio = (start - now).clamp(max=20)
         sums = torch.stack([((ratio.exp() - ratio - 1) * mask).sum(), mask.sum().float()])
         divergence, tokens = self.accelerator.reduce(sums, "sum").tolist()
         return float(divergence / max(tokens, 1))

@@ -140,8 +140,7 @@ def build_trainer(
     processes.on_all_processes(complete)
     if isinstance(stage, GRPOSettings) and isinstance(trainer, RolloutTrainer):
         trainer.add_callback(RolloutCallback(trainer, stage, config.stage_key(stage.name)))
-        if stage.measure_kl:
-            trainer.keep_start()
+        trainer.keep_start(stage)
     # Preparing the sets draws from the generators, more or less by method. Each process samples completions of its own.
     set_seed(_seed(config.seed, processes.rank()) if isinstance(stage, GRPOSettings) else config.seed)
     return trainer
@@ -162,7 +161,8 @@ def _rollout_arguments(stage: GRPOSettings, count: int) -> dict[str, Any]:
         "top_p": stage.top_p,
         "epsilon": stage.clip,
         "delta": stage.delta,
-        "beta": stage.beta,
+        # What it penalises is set once the start is kept.
+        "beta": 0.0,
         "loss_type": stage.loss,
         "scale_rewards": stage.scale_rewards,
         # Rollouts are sampled in training mode.

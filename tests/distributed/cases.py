@@ -45,6 +45,8 @@ ANSWERED: tuple[StageName, ...] = ("sft", "dpo")
 # One prompt a step, whose group is spread over the processes.
 GRPO = ["stage.num_generations=8", "stage.updates_per_generation=1", "stage.max_new_tokens=12"]
 
+KL = [*GRPO, "stage.beta=0.5", "stage.measure_kl=true"]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -101,6 +103,8 @@ CASES: dict[Matrix, list[Case]] = {
         adamw("grpo-baseline", "grpo", [*BASELINE, *GRPO], refused_by=ZERO),
         adamw("grpo-rank-0", "grpo", [*OGPSA, *GRPO, "method.rank=0"], same_as="grpo-baseline", refused_by=ZERO),
         adamw("grpo-adamw", "grpo", [*OGPSA, *GRPO], refused_by=ZERO),
+        adamw("grpo-kl", "grpo", [*BASELINE, *KL], "signal", refused_by=ZERO),
+        adamw("grpo-kl-lora", "grpo", ["method=lora", "method.lora_dropout=0", *KL], refused_by=ZERO),
         # Each process samples its own completions, which the reward finds alike: only that it runs and resumes.
         Case(
             "grpo-sampled",

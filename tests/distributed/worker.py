@@ -98,7 +98,7 @@ def main(mode: str, matrix: Matrix, task: str, place: Path) -> None:
         with pytest.raises(SystemExit, match=f"^{EXIT_REQUEUE}$"):
             train(mode, case, place, folder, break_off=True)
         # GRPO stops where the next step generates.
-        last = 6 if case.stage == "grpo" else BREAK_AT + 1
+        last = 6 if "stage.updates_per_generation=3" in case.overrides else BREAK_AT + 1
         assert is_complete(folder / "checkpoints" / f"checkpoint-{last}")
 
 

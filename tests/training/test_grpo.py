@@ -36,6 +36,8 @@ FEW = [
     "stage.num_generations=4", "stage.max_new_tokens=6", "stage.epochs=3", "stage.log_every=1", "stage.save_every=2",
     "stage.learning_rate=1e-2",
 ]  # fmt: skip
+# An update on the whole of each generation, so that it is measured where TRL logs what it penalises.
+KL = ["stage.beta=2.0", "stage.updates_per_generation=1", "stage.micro_batch_size=16"]
 OGPSA = ["method=ogpsa", "method.samples=6", "method.refresh_every=3"]
 Build = Callable[..., RolloutTrainer]
 
@@ -80,6 +82,25 @@ def test_what_removes_nothing_equals_plain_grpo_bit_for_bit(build: Build) -> Non
     assert torch.equal(trained(build("method=replay", "method.weight=0")), plain)
     measured = [entry["kl_to_start"] for entry in passes.state.log_history if "kl_to_start" in entry]
     assert measured[0] == 0 and measured[-1] > 0
+
+
+@pytest.mark.parametrize("method", ["method=baseline", "method=lora"])
+def test_the_divergence_that_is_penalised_is_the_one_that_is_measured(build: Build, method: str) -> None:
+    """From where the stage starts, which with adapters takes no second model; to measure it as well changes nothing."""
+    plain = build(method, *KL, "stage.beta=0")
+    start, free = weights(plain), trained(plain)
+    held = trained(build(method, *KL))
+    seen = build(method, *KL, "stage.measure_kl=true")
+    assert plain.ref_model is None and (seen.ref_model is None) == (method == "method=lora")
+    assert torch.equal(trained(seen), held)
+    if seen.ref_model is not None:
+        assert torch.equal(torch.cat([one.flatten() for one in seen.ref_model.parameters()]), start)
+    # A penalty keeps the policy near its start.
+    assert (held - start).norm() < (free - start).norm()
+    lines = [line for line in seen.state.log_history if "kl_to_start" in line]
+    assert len(lines) == 12 and lines[0]["kl_to_start"] == 0 and lines[-1]["kl_to_start"] > 0
+    for line in lines:
+        assert line["kl"] == pytest.approx(line["kl_to_start"], rel=1e-4, abs=1e-7)
 
 
 def test_projection_and_replay_move_elsewhere(build: Build) -> None:
