@@ -153,6 +153,14 @@ test-slow: $(INSTALLED) ## Run the slow tests that make test leaves out, but not
 test-all: $(INSTALLED) ## Run every test, the long ones too, in one pytest session
 	@$(BIN)/python -m pytest $(ARGS)
 
+# An environment of its own: the site needs nothing of ours.
+.PHONY: docs
+docs: $(INSTALLED) ## Write docs/keys.md and docs/help.md anew and build the documentation as a site in build/site
+	$(BIN)/python -m docs.generate
+	@[ -x .venv/docs/bin/mkdocs ] || { $(BIN)/python -m venv .venv/docs && \
+	  .venv/docs/bin/python -m pip install --disable-pip-version-check --quiet mkdocs-material==9.8.2; }
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict
+
 .PHONY: lint
 lint: $(INSTALLED) ## Check style, formatting, types and the direction of imports
 	$(BIN)/ruff check

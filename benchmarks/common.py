@@ -30,7 +30,11 @@ Result = TypeVar("Result")
 
 def parser(description: str) -> argparse.ArgumentParser:
     """Command line with the options that every benchmark has."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{Path(sys.argv[0]).stem}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     made.add_argument("--out", type=Path, default=HERE, help="folder of the JSON and the table")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     made.add_argument("--rounds", type=positive, default=None, help="measured rounds; by default the benchmark's own")

@@ -3,6 +3,7 @@
 import re
 from importlib.util import find_spec
 
+from docs.generate import pages
 from ogpsa.app.compose import CONF
 from tests.program import options
 
@@ -13,6 +14,7 @@ PAGES = [
     *(ROOT / "experiments").rglob("*.md"),
     *ROOT.glob("*/README.md"),
 ]
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -40,6 +42,19 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_the_pages_made_from_the_code_are_up_to_date() -> None:
+    """Every key of every YAML with its comment, type and default; every command with its help."""
+    for file, text in pages():
+        assert file.read_text(encoding="utf-8") == text, f"{file.name}: make docs"
+
+
+def test_every_key_has_a_type_and_a_meaning() -> None:
+    found = re.findall(r"^\| `([^`]+)` \| (.*?) \| .*? \| (.*) \|$", (DOCS / "keys.md").read_text(), flags=re.M)
+    assert len(found) > 500
+    assert [key for key, kind, _ in found if not kind or "value" in kind.split()] == []
+    assert [key for key, _, meaning in found if not meaning] == []
 
 
 def test_the_situations_of_robustness_have_their_tests() -> None:
