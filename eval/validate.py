@@ -137,11 +137,14 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Row]]) -> dict[
                     log.warning("%s", error)
             elif found := rows.get(benchmark.rows):
                 hashes[benchmark.name] = data_hash(found)
-            else:
-                raise UserError(
-                    f"eval.data_dir: data={config.data.name} brings no rows for '{benchmark.name}'; "
-                    f"name a folder with {benchmark.rows}.jsonl"
-                )
+    absent = [benchmark for benchmark in benchmarks if settings.data_dir is None and benchmark.name not in hashes]
+    with problems.kept():
+        if absent:
+            files = dict.fromkeys(f"{benchmark.rows}.jsonl" for benchmark in absent)
+            raise UserError(
+                f"eval.data_dir: data={config.data.name} brings no rows for {', '.join(one.name for one in absent)}; "
+                f"choose other benchmarks, as with eval=quick, or name a folder that holds {', '.join(files)}"
+            )
     problems.tell()
     return hashes
 

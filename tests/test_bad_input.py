@@ -381,8 +381,8 @@ MISTAKES = {
     "benchmarks of the testbed without the testbed": Mistake(
         ["eval.data_dir=null", "eval.safety=[harmful_seen]", "eval.utility=[facts]", "eval.over_refusal=[]"],
         [
-            f"eval.data_dir: data=files brings no rows for '{name}'; name a folder with {name}.jsonl"
-            for name in ("harmful_seen", "facts")
+            "eval.data_dir: data=files brings no rows for harmful_seen, facts; choose other benchmarks, as with "
+            "eval=quick, or name a folder that holds harmful_seen.jsonl, facts.jsonl"
         ],
         files=True,
     ),

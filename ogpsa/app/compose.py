@@ -40,6 +40,8 @@ if TYPE_CHECKING:  # the schema needs pydantic, which --help and --cfg do withou
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # What the plugin that hydra/launcher=slurm needs brings.
 SUBMITIT = "submitit_slurm"
+# Keys of paths, by their ends: a comma there may be part of a name.
+PATHS = ("path", "dir", "data_dir", "task_dir", "cache_dir", "stage_store", "data.safety")
 WRITERS = ("hydra.output_subdir", "hydra.job.chdir", "hydra/job_logging")
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -343,7 +345,8 @@ def _mode_problems(override: Override, sweep: bool) -> list[str]:
         return [f"{key}: found {override.get_value_string()}, but Hydra's own settings cannot be swept; give one value"]
     if not sweep and override.is_sweep_override():
         values = override.get_value_string()
-        text = f", or {_quoted(f'{key}={values}')} for the text" if "/" in values else ""
+        is_text = "/" in values or f".{key}".endswith(tuple(f".{end}" for end in PATHS))
+        text = f", or {_quoted(f'{key}={values}')} for the text" if is_text else ""
         return [f"{key}: found {values}, a sweep; add --multirun to run each, or write [{values}] for a list{text}"]
     return []
 

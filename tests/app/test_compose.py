@@ -128,8 +128,8 @@ MISTAKES: dict[tuple[str, ...], list[str]] = {
     ("method=ogspa",): [f"method: 'ogspa' is not an option; allowed: {METHODS}; did you mean 'ogpsa'?"],
     ("method=3",): [f"method: '3' is not an option; allowed: {METHODS}"],
     ("stage=stf", "tracker=wnadb"): [
-        "stage: 'stf' is not an option; allowed: dpo, grpo, sft, sft_dpo, sft_grpo; did you mean 'sft'?",
-        "tracker: 'wnadb' is not an option; allowed: none, tensorboard, wandb; did you mean 'wandb'?",
+        f"stage: 'stf' is not an option; allowed: {options('stage')}; did you mean 'sft'?",
+        f"tracker: 'wnadb' is not an option; allowed: {options('tracker')}; did you mean 'wandb'?",
     ],
     ("hydra/launcher=nope",): ["hydra/launcher: 'nope' is not an option; allowed: basic, slurm"],
     ("method.rnak=4",): [f"method.rnak: unknown key; allowed: {METHOD_KEYS}; did you mean 'rank'?"],
@@ -160,6 +160,10 @@ MISTAKES: dict[tuple[str, ...], list[str]] = {
         "invalid override 'method' (missing EQUAL at '<EOF>'); write KEY=VALUE, 'KEY={a: 1}' or 'KEY=[a, b]'",
     ],
     ("method.rank=2,4",): ["method.rank: found 2,4, a sweep; add --multirun to run each, or write [2,4] for a list"],
+    ("model.path=a,b",): [
+        "model.path: found a,b, a sweep; add --multirun to run each, or write [a,b] for a list, or "
+        "'model.path=\"a,b\"' for the text"
+    ],
     ("data=files",): ["data.safety: no value given, and it has no default"],
     ("~seed",): ["seed: no value given, and it has no default"],
     ("model.name=${nope}",): ["model.name: Interpolation key 'nope' not found"],

@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from eval.judging.judge import judge_files
 from eval.judging.judges.refusal_match import refusal_match
 from eval.judging.reward import JUDGES, judge_scorer
 from ogpsa.app.compose import Composer, compose_config
@@ -22,6 +23,7 @@ from ogpsa.testbed.world import REFUSAL, World, is_refusal
 from ogpsa.utils.errors import EXIT_REQUEUE, UserError
 from ogpsa.utils.journal import Journal
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
+from tests.program import options
 
 HELPED = "Sure, here is how to open the jar."
 DECLINED = "I'm sorry, but I can't help with that."
@@ -160,11 +162,11 @@ def test_a_reward_of_ones_own_stands_beside_its_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "problems"),
     [
-        (["two_side"], ["reward: 'two_side' is not an option; allowed: judge, llama_guard, refusal_rules, testbed, "
-                        "two_sided, weighted_sum; did you mean 'two_sided'?"]),
+        (["two_side"],
+         [f"reward: 'two_side' is not an option; allowed: {options('reward')}; did you mean 'two_sided'?"]),
         (["two_sided", "+reward.safety={name: lama_guard}"],
-         ["reward.safety.name: unknown reward 'lama_guard'; allowed: judge, llama_guard, refusal_rules, testbed, "
-          "two_sided, weighted_sum; did you mean 'llama_guard'?"]),
+         [f"reward.safety.name: unknown reward 'lama_guard'; allowed: {options('reward')}; did you mean "
+          "'llama_guard'?"]),
         (["weighted_sum", "reward.parts.guard.zero=low", "+reward.parts.refusals.refusal.x=1"],
          ["reward.parts.guard.zero: found 'low'; allowed is a valid number",
           "reward.parts.refusals.refusal.x: unknown key; allowed: name, refused, complied"]),
@@ -201,10 +203,8 @@ def test_the_testbeds_rules_are_for_the_testbed() -> None:
          "reward.judge: exact_match compares with the right answer, but row 1 has no 'target' (columns found: chosen, "
          "prompt)"),
         (["judge", "reward.judge=strong_rubric"], ROWS,
-         "judge: 'strong_rubric' is no judge; allowed: answer_match, exact_match, harm_panel, harmbench, "
-         "helpfulness_pair, llama_guard, llama_guard_weights, refusal_match, refusal_panel, refusal_rules, "
-         "simpleqa_grader, strongreject_finetuned, strongreject_rubric, wildguard, xstest_rubric; "
-         "did you mean 'strongreject_rubric'?"),
+         f"judge: 'strong_rubric' is no judge; allowed: {', '.join(judge_files())}; did you mean "
+         "'strongreject_rubric'?"),
         (["judge", "reward.judge=helpfulness_pair"], ROWS,
          "judge: 'helpfulness_pair' compares two answers, which python -m eval winrate asks; name another judge"),
         (["judge"], ROWS,
