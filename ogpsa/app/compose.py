@@ -362,10 +362,17 @@ def _key_problems(key: str, tree: Any) -> list[str]:
             allowed = ", ".join(siblings) or f"none yet; write +{key}=... to add it"
             at = ".".join(parents[: depth + 1])
             below = [f"{above}.{name}.{part}" for name in siblings if above and part in _mapping(tree[name])]
-            hint = f"; did you mean '{below[0]}'?" if below else closest_match(part, siblings)
+            hint = f"; did you mean '{below[0]}'?" if below else closest_match(part, siblings) or _owners(above, part)
             return [f"{at}: unknown key; allowed: {allowed}{hint}"]
         tree = tree[part]
     return []
+
+
+def _owners(group: str, key: str) -> str:
+    """The options of a group whose own files have the key that another one lacks, as an addition to a message."""
+    files = sorted((CONF / group).glob("[!_]*.yaml")) if group else []
+    owners = [f"{group}={file.stem}" for file in files if key in _mapping(yaml.safe_load(file.read_text("utf-8")))]
+    return f"; it is one of {', '.join(owners)}" if owners else ""
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -134,7 +134,9 @@ MISTAKES: dict[tuple[str, ...], list[str]] = {
     ("hydra/launcher=nope",): ["hydra/launcher: 'nope' is not an option; allowed: basic, slurm"],
     ("method.rnak=4",): [f"method.rnak: unknown key; allowed: {METHOD_KEYS}; did you mean 'rank'?"],
     ("++method.rnak=4",): [f"method.rnak: unknown key; allowed: {METHOD_KEYS}; did you mean 'rank'?"],
-    ("method=baseline", "method.rank=4"): ["method.rank: unknown key; allowed: name, recipe_rate"],
+    ("method=baseline", "method.rank=4"): [
+        "method.rank: unknown key; allowed: name, recipe_rate; it is one of method=ogpsa"
+    ],
     ("sede=1", "stgae=sft"): [
         f"sede: unknown key; allowed: {TOP_KEYS}; did you mean 'seed'?",
         f"stgae: unknown key; allowed: {TOP_KEYS}; did you mean 'stage'?",
@@ -206,7 +208,8 @@ COMMAND_LINES: dict[tuple[str, ...], list[str]] = {
         "method=ogpsa seed=-1 and 1 more: seed: found -1; allowed is greater than or equal to 0"
     ],
     ("-m", "method=baseline,ogpsa", "++method.rank=2"): [
-        "method=baseline ++method.rank=2: method.rank: unknown key; allowed: name, recipe_rate"
+        "method=baseline ++method.rank=2: method.rank: unknown key; allowed: name, recipe_rate; it is one of "
+        "method=ogpsa"
     ],
     ("-m", "seed=0,1", "hydra.sweep.subdir=mine"): [
         "seed=1: would run in the same directory as seed=0, outputs/mine; "
