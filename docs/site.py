@@ -21,6 +21,7 @@ PAGES = {
     "experiments/FINDINGS.md": "findings.md",
     "slurm/README.md": "slurm.md",
     "benchmarks/README.md": "benchmarks.md",
+    "community/README.md": "community.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from eval.scores.finished import FinishedRun
+from experiments.community import community_tables
 from experiments.comparisons import (
     AtLevel,
     Comparison,
@@ -66,7 +67,7 @@ def report(
     """
     check_writable(out, "out")
     found = Findings.of(experiment, suite, points, folder, kept)
-    tables = found.tables(experiment)
+    tables = [*found.tables(experiment), *community_tables(experiment.name, suite)]
     provenance = _provenance([result.run for row in found.all_rows for result in row.results], len(points))
     text = (
         f"# {experiment.name}: {experiment.settings.title}\n\n"

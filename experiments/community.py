@@ -1,0 +1,114 @@
+"""Rows of others: what somebody measured with this suite and sends in, one YAML each in ``community/``."""
+
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, ValidationError
+
+from experiments.rows import SuiteName, experiment_names
+from ogpsa.config import Section, describe
+from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.table import Table
+
+FOLDER = Path(__file__).parent.parent / "community"
+TEMPLATE = "template.yaml"
+NOTE = (
+    "Sent in by others (`community/`) and not run again here; ± is theirs, as their file says. Command and source of "
+    "each are in its file."
+)
+Text = Annotated[str, Field(min_length=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class Measured(Section):
+    """A mean over runs and half the width of its 95% interval, in percent; None where there is one run."""
+
+    mean: Percent
+    half_width: Percent | None = None
+
+
+class Averages(Section):
+    """A row's scores, as the tables have them."""
+
+    safety: Measured
+    utility: Measured | None = None
+    over_refusal: Measured | None = None
+
+
+class Contribution(Section):
+    """``community/<name>.yaml``: one row of somebody's."""
+
+    experiment: str
+    suite: SuiteName
+    model: Text
+    pipeline: Text
+    method: Text
+    command: Text
+    revision: Text
+    seeds: int = Field(ge=1)
+    scores: Averages
+    who: Text
+    date: date
+    source: str | None = None
+
+
+def contributions(folder: Path = FOLDER) -> dict[str, Contribution]:
+    """All rows, by the names of their files.
+
+    Raises:
+        UserError: one line per problem of a file.
+    """
+    found = {}
+    for file in sorted(folder.glob("*.yaml")):
+        if file.name == TEMPLATE:
+            continue
+        found[file.stem] = read_contribution(file)
+    return found
+
+
+def read_contribution(file: Path) -> Contribution:
+    """One row.
+
+    Raises:
+        UserError: as ``contributions``.
+    """
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        row = Contribution.model_validate(raw)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise UserError(*(f"{file}: {line}" for line in describe(error, raw))) from None
+    known = experiment_names()
+    if row.experiment not in known:
+        raise UserError(
+            f"{file}: experiment: found '{row.experiment}'; allowed: {', '.join(known)}"
+            f"{closest_match(row.experiment, known)}"
+        )
+    return row
+
+
+def community_tables(experiment: str, suite: str, folder: Path = FOLDER) -> list[Table]:
+    """The rows of others for an experiment in a suite; none where nobody has sent one."""
+    rows = [row for row in contributions(folder).values() if (row.experiment, row.suite) == (experiment, suite)]
+    if not rows:
+        return []
+    columns = ("model", "pipeline", "method", "seeds", "safety ↑", "utility ↑", "over-refusal ↓", "who", "revision")
+    cells = [
+        [row.model, row.pipeline, row.method, str(row.seeds), *map(_cell, _scores(row)), row.who, row.revision]
+        for row in rows
+    ]
+    return [Table(columns, cells, "Rows of others", notes=[NOTE])]
+
+
+def _scores(row: Contribution) -> tuple[Measured | None, ...]:
+    return row.scores.safety, row.scores.utility, row.scores.over_refusal
+
+
+def _cell(measured: Measured | None) -> str:
+    if measured is None:
+        return ""
+    half_width = "–" if measured.half_width is None else f"{measured.half_width:.1f}"
+    return f"{measured.mean:.1f} ± {half_width}"
