@@ -68,6 +68,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         elif place in PAGES:
             there = PAGES[place]
         else:
+            # Not on the site: a file of the code, a folder, a notebook.
             return text if f"`{place}`" in text else f"{text} (`{place}`)"
         return f"{picture}[{text}]({relpath(there, Path(uri).parent.as_posix() or '.')}{anchor})"
 
