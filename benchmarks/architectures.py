@@ -65,7 +65,7 @@ def architecture(text: str) -> Architecture:
     name, _, layers = text.partition(":")
     if name not in ARCHITECTURES:
         allowed = ", ".join(ARCHITECTURES)
-        raise UserError(f"'{name}' is no architecture; allowed: {allowed}{closest_match(name, ARCHITECTURES)}")
+        raise UserError(f"unknown architecture '{name}'; allowed: {allowed}{closest_match(name, ARCHITECTURES)}")
     found = ARCHITECTURES[name]
     if not layers:
         return found

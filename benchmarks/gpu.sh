@@ -140,7 +140,7 @@ case "$name" in
     timeout "${MOST_SECONDS:-480}" "$python" train.py hydra.run.dir="$out/run" tracker=none "$@"
     ;;
   *)
-    [ -z "$name" ] || echo "error: '$name' is no check" >&2
+    [ -z "$name" ] || echo "error: unknown check '$name'" >&2
     usage >&2
     exit 2
     ;;

@@ -10,6 +10,7 @@ import re
 import runpy
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -269,7 +270,10 @@ def _help_of(command: str) -> str:
         patch.dict(os.environ, {"COLUMNS": WIDTH}),
         contextlib.redirect_stdout(printed),
         contextlib.suppress(SystemExit),
+        warnings.catch_warnings(),
     ):
+        # runpy's, of a module that has been imported before.
+        warnings.simplefilter("ignore", RuntimeWarning)
         if module.endswith(".py"):
             runpy.run_path(path, run_name="__main__")
         else:

@@ -383,7 +383,7 @@ def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:
     """The fields of an answered row in a verdict file, apart from the inputs that the verdict depends on.
 
     Args:
-        answer: None for options, which have no words, and what a filter kept back, which is no refusal of the model's.
+        answer: None for options, which have no words, and what a filter kept back, which no model refused.
     """
     verdict = judged.verdict
     refused = answer and (row.get("finish_reason") == "refusal" or declines(answer.text))

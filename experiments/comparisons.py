@@ -55,7 +55,7 @@ class EqualSafety:
 class AtLevel:
     """The lowest over-refusal that a row reaches at a safety, in percent, by seed.
 
-    Read off the Pareto front of the untuned model and the row's points of that seed, one a strength, interpolated
+    Read off the Pareto front of the untuned model and the row's points of that seed, one per strength, interpolated
     linearly between neighbours; a seed whose points are all less safe has no number, and nothing is extrapolated.
 
     Attributes:
@@ -183,7 +183,7 @@ def at_levels(experiment: Experiment, rows: Sequence[Row]) -> list[AtLevel]:
 
 
 def _points(row: Row, safety: str, over_refusal: str) -> dict[int, list[Coordinates]]:
-    """By seed that has run at all of the row's strengths: its untuned model's point and one a strength."""
+    """By seed that has run at all of the row's strengths: its untuned model's point and one per strength."""
     by_strength = [row.by_seed(strength) for strength in row.strengths]
     found = {}
     for seed in set.intersection(*map(set, by_strength)):

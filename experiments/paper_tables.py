@@ -69,7 +69,7 @@ MARGIN_NOTE = (
 )
 EQUAL_NOTE = (
     "Utility that each method reaches at S, the safety of naive tuning at the rates where rows are compared, seed by "
-    "seed: read off the Pareto front of the method's points, one a strength (multiple of the learning rates), "
+    "seed: read off the Pareto front of the method's points, one per strength (multiple of the learning rates), "
     "interpolated linearly between neighbours. Safer: seeds whose whole front is safer than S; their point of highest "
     "utility counts. No overlap: seeds whose points are all less safe than S; they have no number and no part in the "
     "means. Over-refusal at S: the same of the front of high safety and low over-refusal; balanced: the mean of S and "
@@ -99,7 +99,7 @@ OVER_REFUSAL_NOTE = (
 )
 LEVEL_NOTE = (
     "The lowest refusal (in %) of harmless requests that a row reaches at a refusal of harmful ones, seed by seed: "
-    "read off the Pareto front of the untuned model and the row's points, one a strength, interpolated linearly "
+    "read off the Pareto front of the untuned model and the row's points, one per strength, interpolated linearly "
     "between neighbours; seeds whose points all refuse less have no number. Highest common: what every row of the "
     "pipeline reaches in every seed that has run. Minus the reference: paired over the seeds that both have a number "
     "for, 95% t-interval; p: two-sided paired t-test, corrected by Holm over the pipeline's rows at that level."

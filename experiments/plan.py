@@ -48,7 +48,7 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
     ordered = sorted(tasks, key=lambda task: experiment.rows.index(task.point.row))
     plans = [_row_plan(row, list(own), suite) for row, own in groupby(ordered, key=lambda task: task.point.row)]
     left = {one.row: one.runs - one.done for one in plans}
-    cells = [_cells(one) for one in plans]
+    cells = [_cells(one, suite.device.name) for one in plans]
     widths = {name: max(len(name), *(len(line[name]) for line in cells)) for name in cells[0]}
     lines = [f"{experiment.name}: {experiment.settings.title}"]
     lines += ["  ".join(f"{line[name]:<{width}}" for name, width in widths.items()).rstrip()
@@ -136,13 +136,13 @@ def _judge_calls(config: Config) -> int:
     return _checkpoints(config) * calls
 
 
-def _cells(one: RowPlan) -> dict[str, str]:
+def _cells(one: RowPlan, device: str) -> dict[str, str]:
     return {
         "row": one.row,
         "runs": f"{one.done}/{one.runs}",
         "steps": " + ".join(map(str, one.steps)) or "?",
         "reference rows": "?" if one.reference_share is None else f"{one.reference_share:.1%}",
-        "hours a run": "?" if one.hours is None else f"{one.hours:.2g}",
-        "GB a GPU": "?" if one.peak is None else f"{one.peak / GB:.3g}",
+        f"{device} hours per run": "?" if one.hours is None else f"{one.hours:.2g}",
+        "GB per device": "?" if one.peak is None else f"{one.peak / GB:.3g}",
         "": one.advice,
     }

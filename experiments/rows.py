@@ -298,7 +298,7 @@ def row_model(row: str) -> str:
 
 
 def _picks(row: str) -> dict[str, str]:
-    """A row's options by group. Files whose names start with ``_`` are no rows but what rows inherit."""
+    """A row's options by group. Files whose names start with ``_`` are not rows but what rows inherit."""
     picks: dict[str, str] = {}
     for entry in yaml.safe_load((ROWS / f"{row}.yaml").read_text(encoding="utf-8")).get("defaults", []):
         picks |= entry if isinstance(entry, dict) else _picks(entry.removeprefix("/experiment/"))

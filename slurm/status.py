@@ -191,8 +191,8 @@ def _why(sweep: Sweep, state: str, task: Task | None, events: Sequence[Event]) -
     if task is not None:
         return "" if task.reason in ("None", "") else task.reason
     ended = {
-        "stopped": "ended without a word; submit again to go on",
-        "cancelled": "ended by SLURM, cancelled or out of time; submit again to go on",
+        "stopped": "ended without a word; submit again to resume",
+        "cancelled": "ended by SLURM, cancelled or out of time; submit again to resume",
         "unknown": f"last: {events[-1].what}" if events else "",
     }.get(state, "")
     return "; ".join(filter(None, (error_of(sweep, events), ended)))

@@ -41,7 +41,7 @@ def read_records(file: Path) -> list[Record]:
     """The records of a W&B file; one that a kill cut short ends with its last whole one.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: it is not such a file.
     """
     data = file.read_bytes()
     if not data.startswith(HEADER[:4]):

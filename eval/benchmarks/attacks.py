@@ -219,7 +219,7 @@ def make(name: str, given: Mapping[str, Any]) -> None:
         MissingData: there are no requests to attack.
     """
     if name not in ATTACKS:
-        raise UserError(f"'{name}' is no attack; allowed: {', '.join(ATTACKS)}{closest_match(name, ATTACKS)}")
+        raise UserError(f"unknown attack '{name}'; allowed: {', '.join(ATTACKS)}{closest_match(name, ATTACKS)}")
     folder: Path = given["data_dir"]
     check_writable(folder, "data_dir")
     file = folder / f"{FILES[name]}.jsonl"

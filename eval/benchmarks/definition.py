@@ -272,7 +272,7 @@ def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
 
 
 def check_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse rows that are no benchmark's; ``path`` names them in the message.
+    """Refuse rows that are not a benchmark's; ``path`` names them in the message.
 
     Raises:
         UserError: as ``read_rows``.

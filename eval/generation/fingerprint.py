@@ -27,7 +27,7 @@ def checkpoint_folder(checkpoint: Path) -> Path:
         if not isinstance(cached, str):
             siblings = [path.name for path in checkpoint.parent.glob("*") if path.is_dir()]
             raise UserError(
-                f"checkpoint: {checkpoint} is no folder and no model in the local hub cache"
+                f"checkpoint: {checkpoint} is neither a folder nor a model in the local hub cache"
                 f"{closest_match(checkpoint.name, siblings)}"
             )
         folder = Path(cached).parent
@@ -45,7 +45,7 @@ def checkpoint_folder(checkpoint: Path) -> Path:
     if "adapter_config.json" in names and "config.json" in absent:
         raise UserError(f"checkpoint: {folder} {adapter_problem(folder)}")
     if absent:
-        raise UserError(f"checkpoint: {folder} is no checkpoint: {', '.join(absent)} missing")
+        raise UserError(f"checkpoint: {folder} is not a checkpoint: {', '.join(absent)} missing")
     if is_complete(folder) and (damage := find_damage(folder, contents=True)):
         raise UserError(f"checkpoint: {folder}: {damage}; make the checkpoint again")
     return folder

@@ -166,7 +166,7 @@ def load_judge(name: str, folder: str | None = None) -> Judge:
     """
     files = judge_files(folder)
     if name not in files:
-        raise UserError(f"judge: '{name}' is no judge; allowed: {', '.join(files)}{closest_match(name, files)}")
+        raise UserError(f"judge: unknown judge '{name}'; allowed: {', '.join(files)}{closest_match(name, files)}")
     file = files[name]
     if file.parent == ROOM / "judges":
         judge: Judge = import_module(f"eval.judging.judges.{name}").JUDGE

@@ -177,7 +177,7 @@ def judge_responses(
             loaded if it is needed.
 
     Raises:
-        UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is no number between 0 and 1.
+        UserError: as ``check_judge`` and ``Endpoint.complete``, or a verdict's value is not a number between 0 and 1.
     """
     judge = load_judge(name, settings.dir)
     if isinstance(judge, PanelJudge):

@@ -60,7 +60,7 @@ class Checkpoint:
     Attributes:
         mark: ``B`` for the base, else a number.
         colour: 1 to ``COLOURS``, by pipeline; 0 for the base.
-        evaluations: one a seed, the first one shown in the examples.
+        evaluations: one per seed, the first one shown in the examples.
         scores: the averages by group.
     """
 
@@ -165,7 +165,7 @@ def _world(world: World, resamples: int) -> Section:
     notes: list[str] = []
     evaluations = [_group_evaluations(group, notes) for group in world.groups]
     own_bases = [_group_bases(group, notes) for group in world.groups]
-    # One, or one a seed.
+    # One, or one per seed.
     different: dict[str | None, Artefacts] = {}
     for one in (base for group in own_bases for base in group):
         different.setdefault(one.model, one)

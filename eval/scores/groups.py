@@ -53,7 +53,7 @@ def _check_judges(benchmarks: list[Benchmark], settings: Evaluation) -> None:
     """Refuse names of judges that there are not, and a judge of responses where there are none to read."""
     names = list(judge_files(settings.judge.dir))
     problems = [
-        f"eval.judges.{name}: '{judge}' is no judge; allowed: {', '.join(names)}{closest_match(judge, names)}"
+        f"eval.judges.{name}: unknown judge '{judge}'; allowed: {', '.join(names)}{closest_match(judge, names)}"
         for name, judge in settings.judges.items()
         if judge not in names
     ]

@@ -307,7 +307,7 @@ def render(benchmark: str, found: WinRate, a: Path, b: Path) -> str:
             f"another verdict when the answers change places; whatever stands first wins {_share(found.first)}."
         )
     if found.longer is not None:
-        text.append(f"Length: the longer answer won in {_share(found.longer)} of the requests that are no ties.")
+        text.append(f"Length: the longer answer won in {_share(found.longer)} of the requests that are not ties.")
     if missing:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(found.missing.items()))
         text.append(f"Missing: {reasons}; with them the win rate lies between {found.low:.3f} and {found.high:.3f}.")

@@ -288,7 +288,7 @@ def _line(error: Exception) -> str:
 
 
 def _quoted(text: str) -> str | None:
-    """A ``KEY=VALUE`` word with its value quoted, for a shell; None where that is no override either."""
+    """A ``KEY=VALUE`` word with its value quoted, for a shell; None where that is not an override either."""
     key, equals, value = text.partition("=")
     if not equals or value.startswith(("[", "{", "'", '"')):
         return None

@@ -139,7 +139,8 @@ def _shared(given: Any, prompts: Mapping[str, list[Message]]) -> list[Message] |
     asked = [message["content"].strip() for message in prompt if message["role"] == "user"]
     if text is not None and text.strip() not in asked:
         raise ConversationError(
-            f"prompt {first}", f": column 'prompt' is no user's turn of '{first}'; take it out, or write what is asked"
+            f"prompt {first}",
+            f": column 'prompt' is not a user's turn of '{first}'; take it out, or write what is asked",
         )
     return prompt
 

@@ -268,7 +268,7 @@ def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[Stag
             remedy = "name it 'system'" if _plain(str(column)).startswith("sys") else "put it into the prompt"
             yield column, f": column '{column}' is read by no stage; {remedy}, or take the column out"
     if "completion" in row and (row.get("label") is False or str(row.get("label")).lower() == "false"):
-        yield "label", ": label is false, so that the completion is no answer to learn; take the row out"
+        yield "label", ": label is false, so that the completion is not an answer to learn; take the row out"
     if "completion" in row and row["completion"] != row["chosen"]:
         yield "two answers", ": holds both 'chosen' and 'completion', and they differ; keep one"
     equal = whole and "dpo" in stages and row["chosen"].strip(INVISIBLE) == row["rejected"].strip(INVISIBLE)

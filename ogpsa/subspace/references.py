@@ -91,7 +91,7 @@ class ReferencePasses:
                 self._plan(chunk)
 
     def _plan(self, chunk: ReferenceChunk) -> None:
-        # Every process counts all rows, so the sum that transformers makes holds each of them once a process.
+        # Every process counts all rows, so the sum that transformers makes holds each of them once per process.
         items = self._count(chunk, chunk.rows)
         self._items.append(None if items is None else items / self._processes)
         for position, part in enumerate(self.shares):

@@ -1,4 +1,4 @@
-"""Steps whose gradient is no number: refused before the optimizer takes them, by the rows that make them so."""
+"""Steps whose gradient is not a number: refused before the optimizer takes them, by the rows that make them so."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -157,7 +157,7 @@ def run_command(arguments: Sequence[str], usage: str | None, commands: Mapping[s
     def run() -> int:
         if command not in commands:
             allowed = ", ".join(commands)
-            raise UserError(f"'{command}' is no command; allowed: {allowed}{closest_match(command, commands)}")
+            raise UserError(f"unknown command '{command}'; allowed: {allowed}{closest_match(command, commands)}")
         return commands[command](rest)
 
     return run_program(run)

@@ -94,7 +94,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Parse a file of one JSON object a line; a mark of byte order and empty lines at the end are no rows.
+    """Parse a file of one JSON object a line; a mark of byte order and empty lines at the end are not rows.
 
     Raises:
         UserError: the file is missing or no UTF-8, or a line is no JSON object (named by its number).

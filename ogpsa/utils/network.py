@@ -47,7 +47,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 @cache
 def ask_hub() -> None:
-    """Ask the model hub once a process whether it is there, and keep its client offline where it is not.
+    """Ask the model hub once per process whether it is there, and keep its client offline where it is not.
 
     Its client would try again for most of a minute for each file; offline, it has what is in its cache, or says at
     once that it is not there.

@@ -76,7 +76,7 @@ def test_a_runs_directory_stands_for_its_last_checkpoint(tmp_path: Path, capsys:
         (run / name).mkdir()
         mark_complete(run / name, {})
     said = _evaluated(capsys, word, f"output={tmp_path / 'out'}", "eval.data_dir=" + str(tmp_path))
-    assert said.startswith(f"error: checkpoint: {run / '02-dpo'} is no checkpoint: config.json, ")
+    assert said.startswith(f"error: checkpoint: {run / '02-dpo'} is not a checkpoint: config.json, ")
 
 
 def test_an_adapters_folder_is_named_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

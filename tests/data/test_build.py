@@ -541,7 +541,7 @@ def test_a_set_of_templates_where_a_writer_was_asked_for_is_refused(
         line = capsys.readouterr().err.splitlines()[-1]
         assert line.startswith(
             "error: refusals.template_share: 4 of 4 replies cannot be used as refusals, above the share of 0.5 "
-            "for which a template may stand in; the first is no refusal: 'Jah, muidugi. Ütle abra.'; "
+            "for which a template may stand in; the first is not a refusal: 'Jah, muidugi. Ütle abra.'; "
         )
         assert not (work / "out" / "train.jsonl").exists()
         assert main([*given, "refusals.template_share=1"]) == EXIT_DONE

@@ -202,7 +202,7 @@ PARTS = [{"type": "text", "text": "What is this?"}, {"type": "image", "image": "
         (
             "dpo",
             {"prompt": "And then?", "chosen": WHOLE, "rejected": OTHER},
-            ": column 'prompt' is no user's turn of 'chosen'; take it out, or write what is asked",
+            ": column 'prompt' is not a user's turn of 'chosen'; take it out, or write what is asked",
         ),
         (
             "dpo",

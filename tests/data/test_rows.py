@@ -97,8 +97,8 @@ def test_every_text_that_json_can_hold_passes(text: str, ending: str, tmp_path: 
         (f"{LINE}{LINE}".encode(), ":1: not a JSON object; expected one JSON object a line (Extra data at column"),
         (f"{LINE}\n12".encode(), ":2: not a JSON object; expected one JSON object a line (found a number (12))"),
         (b'{"prompt": "a\\ud83d"}', ":1: 'prompt' holds half a character, \\ud83d, which no UTF-8 file can"),
-        (b'{"prompt": NaN}', ":1: NaN is no number of JSON"),
-        (b'{"prompt": -Infinity}', ":1: -Infinity is no number of JSON"),
+        (b'{"prompt": NaN}', ":1: NaN is not a JSON number"),
+        (b'{"prompt": -Infinity}', ":1: -Infinity is not a JSON number"),
         (b'{"prompt": 1e999}', ":1: 1e999 is too large for a number"),
         (b'{"prompt": ' + b"1" * 5000 + b"}", ":1: a number of 5000 digits is too large"),
         (b'{"prompt": "a", "prompt": "b"}', ":1: the name 'prompt' stands twice"),
@@ -207,7 +207,7 @@ def test_an_answer_that_is_marked_as_unwanted_is_none(tmp_path: Path) -> None:
     row = {"prompt": "a", "completion": "b", "label": False}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
     [line] = refused(tmp_path / "rows.jsonl", "stage=sft")
-    assert line.endswith(": label is false, so that the completion is no answer to learn; take the row out")
+    assert line.endswith(": label is false, so that the completion is not an answer to learn; take the row out")
 
 
 @pytest.mark.parametrize(

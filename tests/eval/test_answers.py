@@ -1,4 +1,4 @@
-"""What is no answer: thoughts, unfinished ones, empty ones; whoever generates and whoever judges."""
+"""What is not an answer: thoughts, unfinished ones, empty ones; whoever generates and whoever judges."""
 
 import json
 from collections.abc import Callable

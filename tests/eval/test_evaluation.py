@@ -361,9 +361,9 @@ def _drop_template(folder: Path) -> None:
         (_cut_weights, "not loadable as a model"),
         (_deepen, "9 weights are missing or misshapen"),
         (_garble_config, "not loadable as a model"),
-        (_drop_tokenizer, "is no checkpoint: tokenizer.json missing"),
+        (_drop_tokenizer, "is not a checkpoint: tokenizer.json missing"),
         (_drop_template, "no chat template"),
-        (shutil.rmtree, "is no folder and no model in the local hub cache; did you mean 'model2'?"),
+        (shutil.rmtree, "is neither a folder nor a model in the local hub cache; did you mean 'model2'?"),
     ],
 )
 def test_a_damaged_checkpoint_ends_in_one_line_and_exit_code_2(

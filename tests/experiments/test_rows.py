@@ -123,7 +123,7 @@ def test_all_are_those_of_the_suite() -> None:
 
 EXPERIMENTS = ", ".join([*NAMES, "all"])
 MISTAKES = {
-    "fun": "'fun' is no command; allowed: list, plan, run, report, keep; did you mean 'run'?",
+    "fun": "unknown command 'fun'; allowed: list, plan, run, report, keep; did you mean 'run'?",
     "run": f"name an experiment: {EXPERIMENTS}",
     "plan rnak": f"'rnak' is not an experiment; allowed: {EXPERIMENTS}; did you mean 'rank'?",
     "run rank suite=tesbed": "suite: found 'tesbed'; allowed: check, paper, small, testbed; did you mean 'testbed'?",

@@ -126,7 +126,7 @@ def test_parts_are_added_and_taken_out() -> None:
     assert dumped["weights"] == {"mine": 0.5, "refusals": 1.0}
     endpoint = dumped["parts"]["mine"]["endpoint"]
     assert endpoint == judges().model_dump(include=set(endpoint)) | {"model": "own", "timeout": 7.0}
-    # How an endpoint is reached is no part of what makes two runs the same; who is asked is.
+    # How an endpoint is reached is not part of what makes two runs the same; who is asked is.
     identity = without_inert({"reward": dumped})["reward"]
     assert set(identity["parts"]["mine"]["endpoint"]) == {"base_url", "model"}
     assert identity["weights"] == dumped["weights"]
@@ -203,7 +203,7 @@ def test_the_testbeds_rules_are_for_the_testbed() -> None:
          "reward.judge: exact_match compares with the right answer, but row 1 has no 'target' (columns found: chosen, "
          "prompt)"),
         (["judge", "reward.judge=strong_rubric"], ROWS,
-         f"judge: 'strong_rubric' is no judge; allowed: {', '.join(judge_files())}; did you mean "
+         f"judge: unknown judge 'strong_rubric'; allowed: {', '.join(judge_files())}; did you mean "
          "'strongreject_rubric'?"),
         (["judge", "reward.judge=helpfulness_pair"], ROWS,
          "judge: 'helpfulness_pair' compares two answers, which python -m eval winrate asks; name another judge"),
@@ -346,7 +346,7 @@ def test_a_panels_members_are_opened_once_counted_and_reached(tmp_path: Path, mo
         reward("judge", "reward.judge=both", *endpoint).scorer(services(judges=found, reach=True))
 
 
-# Replies that are no verdict, and the times that each is asked for.
+# Replies that are not a verdict, and the times that each is asked for.
 NO_VERDICT = [
     Reply("Is it safe? Hard to say."), Reply(""), Reply("I'm sorry, but I can't assess this."),
     Reply("safe", finish_reason="length"), Reply("safe", finish_reason="content_filter"),

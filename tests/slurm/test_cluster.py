@@ -47,7 +47,7 @@ def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) 
     )  # fmt: skip
     assert grid.returncode == 0, grid.stderr
     with work.file.open("a", encoding="utf-8") as file:
-        # It is valid, and its loss is no number after a few steps.
+        # It is valid, and its loss is not a number after a few steps.
         crash = ["stage.learning_rate=1e30", "stage.warmup_ratio=0", "stage.log_every=1", "++stage.max_steps=6"]
         file.write(" ".join([*short, "method.rank=1", *crash]) + "\n")
     job = work.queue(OGPSA_ROWS_AT_ONCE="3")

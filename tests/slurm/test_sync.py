@@ -20,7 +20,7 @@ BROKEN = "offline-run-20260101_000000-broken"
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    """Two runs kept offline, and between them one whose file is no run's."""
+    """Two runs kept offline, and between them one whose file is not a run's."""
     for name in ("first", "second"):
         with wandb.init(project="ogpsa", id=name, dir=tmp_path, mode="offline", settings={"silent": True}) as run:
             run.log({"loss": 0.5})

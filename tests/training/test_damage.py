@@ -148,7 +148,7 @@ def test_a_finished_stage_is_not_used_with_another_file(
     damage(folder / name)
     with pytest.raises(UserError, match=rf"01-sft: {name} .*; delete the folder to have the stage trained again"):
         train_alone(config, load_data(config), ensure_base(config), folder)
-    with pytest.raises(UserError, match=r"checkpoint: .*(is no checkpoint|make the checkpoint again)"):
+    with pytest.raises(UserError, match=r"checkpoint: .*(is not a checkpoint|make the checkpoint again)"):
         checkpoint_folder(folder)
     if damage is not change:
         with pytest.raises(UserError, match=rf"model\.path: .*{name}.*; write it again"):

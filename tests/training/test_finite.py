@@ -1,4 +1,4 @@
-"""Numbers that are no numbers: named with their place before they become a weight or a score."""
+"""Values that are not numbers: named with their place before they become a weight or a score."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -91,7 +91,7 @@ def _problem(reply: Reply) -> str | None:
         return "cut"
     if says_nothing(text):
         return "empty"
-    return None if declines(text) else "no refusal"
+    return None if declines(text) else "not a refusal"
 
 
 def _check_share(settings: Refusals, problems: Sequence[str | None], replies: Sequence[Reply]) -> None:

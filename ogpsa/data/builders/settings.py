@@ -166,7 +166,7 @@ def recipe(name: str) -> str:
         UserError: no such data set.
     """
     if name not in SCHEMAS:
-        raise UserError(f"'{name}' is no data set; allowed: {', '.join(SCHEMAS)}{closest_match(name, SCHEMAS)}")
+        raise UserError(f"unknown data set '{name}'; allowed: {', '.join(SCHEMAS)}{closest_match(name, SCHEMAS)}")
     return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 

@@ -220,7 +220,7 @@ def test_a_frozen_file_is_not_made_again(folder: Path, capsys: pytest.CaptureFix
     [
         (
             ["pairs", "attacker.model=a"],
-            "'pairs' is no attack; allowed: pair, pap_misrepresentation; did you mean 'pair'",
+            "unknown attack 'pairs'; allowed: pair, pap_misrepresentation; did you mean 'pair'",
         ),
         (["pair"], "attacker.model: no value given"),
         (["pair", "attacker.model=a", "rounds=0"], "rounds: found '0'"),

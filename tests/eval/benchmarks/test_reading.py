@@ -58,7 +58,7 @@ from eval.benchmarks.tasks.maths import boxed, math_results, same
         ("First I thought of it. The answer is A.\nNo. It must be otherwise.\n\nC", "C"),
         ("Option B is correct. No, the answer is C.", "C"),
         ("The answer is 'B'.", "B"),
-        # What is no answer.
+        # What is not an answer.
         ("Neither A nor B is correct.", None),
         ("Option B is not correct.", None),
         ("Is B correct? I do not know whether option B is correct.", None),

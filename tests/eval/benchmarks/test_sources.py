@@ -143,7 +143,7 @@ def test_both_forms_of_a_multiple_choice_are_the_same_rows(mirror: Path, tmp_pat
 
 
 def test_options_are_the_last_lettered_lines(tmp_path: Path) -> None:
-    """A question's own lines of that form stay with it; an answer that is no option is refused with its row."""
+    """A question's own lines of that form stay with it; an answer that is not an option is refused with its row."""
     file = tmp_path / "piqa.json"
     question = {"question": "Which holds?\nA. All do.\nB. None does.\nC. Some do.", "options": "A. only A\nB. only B"}
 
@@ -358,7 +358,7 @@ def test_a_benchmarks_file_of_another_editor_is_the_same(
         ("gsm8k.jsonl", "", "no rows"),
         ("gsm8k.jsonl", "not json\n", "not a JSON object"),
         ("gsm8k.jsonl", '{"question": "q", "answer": "\\ud83d"}\n', r"gsm8k\.jsonl:1: 'answer' holds half a character"),
-        ("gsm8k.jsonl", '{"question": "q", "answer": NaN}\n', r"gsm8k\.jsonl:1: NaN is no number of JSON"),
+        ("gsm8k.jsonl", '{"question": "q", "answer": NaN}\n', r"gsm8k\.jsonl:1: NaN is not a JSON number"),
         ("gsm8k.json", "{", "not readable as JSON"),
         ("gsm8k.json", "3", "expected a list of objects"),
         ("gsm8k.json", '{"a": 3}', "expected a list of objects"),

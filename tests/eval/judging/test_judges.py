@@ -95,7 +95,7 @@ def test_every_judge_declares_what_it_is() -> None:
     }
     # Another that somebody adds is another's to describe.
     assert expected.items() <= kinds.items()
-    with pytest.raises(UserError, match=r"'wildgard' is no judge; allowed: .*; did you mean 'wildguard'\?"):
+    with pytest.raises(UserError, match=r"unknown judge 'wildgard'; allowed: .*; did you mean 'wildguard'\?"):
         load_judge("wildgard")
 
 
@@ -1050,7 +1050,7 @@ def test_a_panel_says_what_most_of_its_members_say(tmp_path: Path, capsys: pytes
     [
         (["refusal_match"], "found refusal_match; a panel has at least two members, each once"),
         (["refusal_match", "refusal_match"], "found refusal_match, refusal_match; a panel has at least two"),
-        (["refusal_match", "refusal_mach"], "'refusal_mach' is no judge; .*did you mean 'refusal_match'"),
+        (["refusal_match", "refusal_mach"], "unknown judge 'refusal_mach'; .*did you mean 'refusal_match'"),
         (["refusal_match", "harmbench"], "'harmbench' is scored by goodness; refusal_panel takes single judges"),
         (["refusal_match", "refusal_panel"], "'refusal_panel' is a panel itself"),
         (["refusal_match", "wildguard"], "refusal_panel: its member wildguard cannot judge: eval.judge.weights.wildg"),

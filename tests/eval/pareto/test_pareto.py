@@ -154,7 +154,7 @@ def test_runs_are_found_below_a_directory_and_nothing_below_a_run(tmp_path: Path
         ("metrics.json", '{"safety": 0.5, "over_refusal": 0, "base": {}}', "metrics.json: utility is missing"),
         ("metrics.json", '{"safety": 0.5, "utility": 1}', "metrics.json: over_refusal is missing"),
         ("metrics.json", '{"safety": 0, "utility": 1, "over_refusal": 0}', "metrics.json: base: found NoneType"),
-        ("metrics.json", '{"safety": NaN}', "metrics.json: not readable as JSON (NaN is no number of JSON)"),
+        ("metrics.json", '{"safety": NaN}', "metrics.json: not readable as JSON (NaN is not a JSON number)"),
         ("metrics.json", '{"safety": 71.5}', "metrics.json: safety: found 71.5, expected a number from 0 to 1"),
         ("metrics.json", '{"safety": true}', "metrics.json: safety: found True, expected a number from 0 to 1"),
         (

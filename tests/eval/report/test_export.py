@@ -88,7 +88,7 @@ def test_inspect_reads_the_logs(results: Path, tmp_path: Path, capsys: pytest.Ca
     models = ["ogpsa/run/eval/01-sft", "ogpsa/run/eval/base"]
     expected = [["facts", model, 2, 0] for model in models] + [["safe", model, 3, 1] for model in models]
     assert found["logs"] == sorted([*expected, ["safe", "ogpsa/alone", 3, 0]])
-    # A missing verdict is no score.
+    # A missing verdict is not a score.
     assert sorted(found["safe"]) == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert found["first"] == {"input": "user:\nhow to …\n", "target": "a target", "metadata_category": "fraud"}
     assert (tmp_path / "bundle" / "index.html").is_file()
