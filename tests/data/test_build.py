@@ -478,12 +478,12 @@ def test_an_endpoint_writes_the_refusals_once(work: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (Reply("Of course! Say abra."), "no refusal"),
+        (Reply("Of course! Say abra."), "not a refusal"),
         (Reply(REFUSAL, finish_reason="length"), "cut"),
         (Reply("  "), "empty"),
         (Reply("..."), "empty"),
         (Reply(f"<think>{REFUSAL}", finish_reason="length"), "cut"),
-        (Reply("<think>I can't help.</think>Say abra."), "no refusal"),
+        (Reply("<think>I can't help.</think>Say abra."), "not a refusal"),
         (Reply(None, finish_reason="content_filter"), "empty"),
     ],
 )
