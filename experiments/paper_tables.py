@@ -132,7 +132,7 @@ def score_tables(
     def line(row: Row | None, name: str, summaries: dict[str, Summary | None], first: dict[str, str]) -> dict[str, str]:
         cells = first | {title: _score(summaries[score], row) for score, title in TITLES.items()}
         if distances:
-            cells |= {MOVED: _score(row.summary("moved")) if row else "", "direction": _cosine(ways.get(name))}
+            cells |= {MOVED: _moved(row) if row else "", "direction": _cosine(ways.get(name))}
         cells |= {f"published {score}": _published(name, score, summaries[score] if ours else None) for score in shown}
         if references:
             cells |= {f"Δ {_words(score)}": _difference(compared.get((name, score))) for score in COMPARED}
@@ -396,6 +396,12 @@ def _score(summary: Summary | None, row: Row | None = None, digits: int = 1) -> 
     return f"{summary.mean:.{digits}f}{_spread(summary, digits)}"
 
 
+def _moved(row: Row, strength: float | None = None) -> str:
+    """How far the weights have moved: a real model's go less than a tenth of a percent."""
+    summary = row.summary("moved", strength)
+    return _score(summary, digits=1 if summary is None or summary.mean >= 1 else 3)
+
+
 def _spread(summary: Summary, digits: int = 1) -> str:
     """Half the interval: nothing for one seed, a dash where all seeds are equal."""
     if summary.half_width is None:
@@ -410,8 +416,8 @@ def _cosine(summary: Summary | None) -> str:
 
 
 def _pair(row: Row, strength: float) -> str:
-    scores = [_score(row.summary(score, strength)) for score in ("safety", "utility", "over_refusal", "moved")]
-    return ", ".join(filter(None, scores)) or (NOT_RUN if strength in row.strengths else "")
+    scores = [_score(row.summary(score, strength)) for score in ("safety", "utility", "over_refusal")]
+    return ", ".join(filter(None, [*scores, _moved(row, strength)])) or (NOT_RUN if strength in row.strengths else "")
 
 
 def _published(name: str, score: str, ours: Summary | None) -> str:
