@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from ogpsa.config import Config
 
+# Of the file, or of each process's, that holds the average in a checkpoint.
+STEM = "average"
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -75,13 +77,16 @@ class Average:
         """Start from the weights, or from the average in the checkpoint that the trainer resumed from."""
         from safetensors.torch import load_file
 
-        from ogpsa.subspace.shards import ParameterShards
+        from ogpsa.subspace.shards import ParameterShards, read_part
         from ogpsa.training.seam import checkpoint_folder
 
         self._shards = ParameterShards(model)
         self._average = [weight.clone() for weight in self._shards.weights()]
         if state.global_step:
-            kept = load_file(self._file(checkpoint_folder(args, state), args))
+            folder = checkpoint_folder(args, state)
+            kept = (
+                read_part(folder, STEM, self._shards) if self._shards.sharded else load_file(self._file(folder, args))
+            )
             for index, average in enumerate(self._average):
                 average.copy_(kept[str(index)])
 
@@ -106,8 +111,10 @@ class Average:
             weight.copy_(average)
 
     def _file(self, checkpoint: "Path", args: "TrainingArguments") -> "Path":
-        part = f"-{args.process_index + 1:05d}-of-{args.world_size:05d}" if self._shards.sharded else ""
-        return checkpoint / f"average{part}.safetensors"
+        from ogpsa.subspace.shards import part_of
+
+        sharded = self._shards.sharded
+        return checkpoint / (part_of(STEM, args.process_index, args.world_size) if sharded else f"{STEM}.safetensors")
 
 
 METHOD = Ema

@@ -29,7 +29,7 @@ from ogpsa.subspace.references import (
 )
 from ogpsa.subspace.selection import most_opposed
 from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
-from ogpsa.subspace.shards import Shards
+from ogpsa.subspace.shards import Shards, part_of, read_part
 from ogpsa.subspace.streaming import StreamedReferences
 from ogpsa.subspace.subspace import Layout, NotFiniteError, Subspace
 from ogpsa.utils.errors import UserError
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from ogpsa.training.seam import ProjectedTrainer
 
 log = logging.getLogger(__name__)
+# Of the file, or of each process's, that holds the subspace in a checkpoint.
+STEM = "subspace"
 # Rows that a message names.
 NAMED = 8
 # Makes of a set's rows what collates them.
@@ -299,7 +301,8 @@ class Projector:
     def _restore(self, checkpoint: Path) -> None:
         file = self._saved_in(checkpoint)
         parts: dict[str, dict[str, Tensor]] = {"subspace": {}, "streamed": {}}
-        for name, tensor in load_file(file).items():
+        stored_here = read_part(checkpoint, STEM, self._shards) if self._shards.sharded else load_file(file)
+        for name, tensor in stored_here.items():
             part, _, key = name.partition(".")
             parts[part][key] = tensor
         device = self._trainer.args.device
@@ -323,7 +326,10 @@ class Projector:
         return selected
 
     def _saved_in(self, checkpoint: Path) -> Path:
+        """A file whose notes are this process's, which are the same in all parts."""
         file = checkpoint / self._file_name()
+        if self._shards.sharded and not file.is_file():
+            file = next(iter(sorted(checkpoint.glob(f"{STEM}-*-of-*.safetensors"))), file)
         if not file.is_file():
             raise UserError(
                 f"{checkpoint}: holds no {file.name}, so it was not saved by this projection; delete it to start over"
@@ -333,9 +339,8 @@ class Projector:
     def _file_name(self) -> str:
         """One file where every process holds the whole basis, one per process where each holds its shards."""
         if not self._shards.sharded:
-            return "subspace.safetensors"
-        args = self._trainer.args
-        return f"subspace-{args.process_index + 1:05d}-of-{args.world_size:05d}.safetensors"
+            return f"{STEM}.safetensors"
+        return part_of(STEM, self._trainer.args.process_index, self._trainer.args.world_size)
 
 
 def check_trained(trainer: "Trainer", weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -1,13 +1,18 @@
 """The gradients and weights of one process that the projection works on."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.distributed
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ogpsa.utils.errors import UserError
 
 
 class Shards(Protocol):
@@ -77,6 +82,56 @@ def shard_like(weight: Tensor, whole: Tensor) -> Tensor:
         mesh, placements = weight.device_mesh, weight.placements
         return distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local().clone().view(-1)
     return whole.view(-1)
+
+
+def part_of(stem: str, rank: int, processes: int) -> str:
+    """The name of a process's own file beside those of the others."""
+    return f"{stem}-{rank + 1:05d}-of-{processes:05d}.safetensors"
+
+
+def read_part(checkpoint: Path, stem: str, shards: Shards) -> dict[str, Tensor]:
+    """This process's part of what all processes saved as ``part_of(stem, …)``, whatever their number was.
+
+    A tensor ``<name>.<index>`` holds elements [… , n] of the local piece of the parameter with that index. Where other
+    processes cut the parameters, it is put together from their pieces; what has no index is the same in all parts.
+    Every process calls it.
+
+    Raises:
+        UserError: there are no such files, or they cannot be cut anew.
+    """
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    files = sorted(checkpoint.glob(f"{stem}-*-of-*.safetensors"))
+    own = checkpoint / part_of(stem, rank, world)
+    if own in files:
+        return load_file(own)
+    if not files or files != [checkpoint / part_of(stem, part, len(files)) for part in range(len(files))]:
+        raise UserError(f"{checkpoint}: holds no {own.name}; delete it to start over")
+    if any(count != 1 for count in shards.copies):
+        raise UserError(f"{checkpoint}: was saved by {len(files)} processes, and copies of shards cannot be cut anew")
+    sizes: list[Any] = [None] * world
+    torch.distributed.all_gather_object(sizes, list(map(len, shards.weights())))
+    with ExitStack() as opened:
+        parts = [opened.enter_context(safe_open(file, framework="pt")) for file in files]
+        return {key: _cut_anew(parts, key, sizes, rank) for key in parts[0].keys()}  # noqa: SIM118  no mapping
+
+
+def _cut_anew(parts: Sequence[Any], key: str, sizes: Sequence[Sequence[int]], rank: int) -> Tensor:
+    """The elements of a parameter that are ``rank``'s by ``sizes`` [processes][parameters], from other pieces."""
+    index = key.rpartition(".")[2]
+    if not index.isdecimal():
+        found: Tensor = parts[0].get_tensor(key)
+        return found
+    begin = sum(own[int(index)] for own in sizes[:rank])
+    end = begin + sizes[rank][int(index)]
+    pieces, offset = [], 0
+    for part in parts:
+        stored = part.get_slice(key)
+        *lead, length = stored.get_shape()
+        low, high = max(begin - offset, 0), min(end - offset, length)
+        # At least an empty piece, for a process that holds nothing of this parameter.
+        pieces.append(stored[(*[slice(None)] * len(lead), slice(low, max(low, high)))])
+        offset += length
+    return torch.cat(pieces, dim=-1)
 
 
 def _local(tensor: Tensor) -> Tensor:

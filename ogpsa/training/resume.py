@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ogpsa.config import Config, GRPOSettings, OneStage
 from ogpsa.distributed import processes
 from ogpsa.training.seam import checkpoint_folder
 from ogpsa.utils.errors import UserError
@@ -78,24 +79,46 @@ class InterruptionCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def last_complete_checkpoint(folder: Path) -> Path | None:
+def last_complete_checkpoint(folder: Path, config: Config, stage: OneStage) -> Path | None:
+    """The newest whole checkpoint in ``folder``, from which the stage is resumed.
+
+    Raises:
+        UserError: it was saved by another number of processes, and the stage is bound to that.
+    """
+    newest = newest_whole(folder)
+    if newest is not None:
+        saved_by, here = read_json(newest / COMPLETE_FILE)["processes"], processes.world_size()
+        if saved_by != here and (why := _bound_to_processes(config, stage)) is not None:
+            raise UserError(
+                f"distributed.processes: {newest} was saved by {saved_by} processes, this run has {here}, and {why}; "
+                f"start {saved_by}, or delete {folder} to train the stage from its beginning"
+            )
+        if saved_by != here:
+            log.info(
+                "%s: %s was saved by %d processes and is resumed by %d: the batch stays %d, sums round differently",
+                stage.name, newest.name, saved_by, here, stage.batch_size,
+            )  # fmt: skip
+    return newest
+
+
+def _bound_to_processes(config: Config, stage: OneStage) -> str | None:
+    """Why a stage's checkpoint is for as many processes as saved it; None where it is not."""
+    mode, projection = config.distributed.name, config.method.projection(stage.name)
+    if mode in ("zero2", "zero3"):
+        return f"{mode} keeps a part of the optimizer's state per process"
+    if isinstance(stage, GRPOSettings):
+        return "grpo draws completions per process"
+    if mode == "fsdp2" and projection is not None and projection.basis_dtype == "int8":
+        return "the scales of an int8 basis are those of its shards"
+    return None
+
+
+def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint in ``folder`` whose save was not interrupted and whose files are as they were saved.
 
     What is newer and not whole goes: saved over, it would keep an old mark beside files that are new and half there.
-
-    Raises:
-        UserError: it was saved by another number of processes.
     """
-    newest = processes.on_main_process(lambda: _newest_whole(folder))
-    if newest is not None:
-        saved_by = read_json(newest / COMPLETE_FILE)["processes"]
-        if saved_by != processes.world_size():
-            raise UserError(
-                f"distributed.processes: {newest} was saved by {saved_by} processes, this run has "
-                f"{processes.world_size()}; "
-                f"start {saved_by}, or delete {folder} to train the stage from its beginning"
-            )
-    return newest
+    return processes.on_main_process(lambda: _newest_whole(folder))
 
 
 def _newest_whole(folder: Path) -> Path | None:

@@ -51,7 +51,7 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     trainer.add_callback(ReportCallback(stage.name, run.tracker))
     every = stage.updates_per_generation if isinstance(stage, GRPOSettings) else 1
     trainer.add_callback(InterruptionCallback(run.interruption, every))
-    checkpoint = last_complete_checkpoint(checkpoints)
+    checkpoint = last_complete_checkpoint(checkpoints, config, stage)
     if checkpoint is not None:
         log.info("%s: resumes from %s", stage.name, checkpoint.name)
     # Last, so that whatever a callback adds to a checkpoint is in it before it is called whole.

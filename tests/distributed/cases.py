@@ -153,3 +153,9 @@ def cases(matrix: Matrix, mode: str) -> list[Case]:
 def broken(matrix: Matrix, mode: str) -> list[Case]:
     """The cases that a mode of several processes breaks off."""
     return [case for case in cases(matrix, mode) if case.breaks and mode != "single"]
+
+
+def resized(matrix: Matrix, mode: str) -> list[Case]:
+    """The cases of the short matrix that are broken off and then resumed by twice the processes."""
+    bound = mode not in ("ddp", "fsdp2") or matrix == "long"
+    return [] if bound else [case for case in broken(matrix, mode) if case.stage != "grpo" and case.tolerance]

@@ -32,9 +32,9 @@ def python(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def torchrun(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start a script in two processes."""
-    return python("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", *arguments, cwd=cwd)
+def torchrun(*arguments: str, cwd: Path, processes: int = PROCESSES) -> subprocess.Popen[str]:
+    """Start a script in several processes."""
+    return python("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *arguments, cwd=cwd)
 
 
 def exit_codes(stderr: str) -> list[int]:

@@ -1,6 +1,7 @@
 """Every mode on two processes against one process, and against itself after a break."""
 
 import math
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from ogpsa.utils.files import read_jsonl
-from tests.distributed.cases import Case, Matrix, broken, cases
-from tests.distributed.launch import exit_codes, python, torchrun
+from tests.distributed.cases import Case, Matrix, broken, cases, resized
+from tests.distributed.launch import PROCESSES, exit_codes, python, torchrun
 from tests.program import ROOT
 
 pytestmark = pytest.mark.slow
@@ -32,16 +33,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     def get(mode: str, matrix: Matrix) -> Path:
         if (mode, matrix) not in made:
             place = made[mode, matrix] = tmp_path_factory.mktemp(f"{mode}-{matrix}")
-            for task in ("train", "resume") if broken(matrix, mode) else ("train",):
-                _work(mode, matrix, task, place)
+            _work(mode, matrix, "train", place)
+            if resized(matrix, mode):
+                shutil.copytree(place / "broken", place / "resized")
+                _work(mode, matrix, "resized", place)
+            if broken(matrix, mode):
+                _work(mode, matrix, "resume", place)
         return made[mode, matrix]
 
     return get
 
 
 def _work(mode: str, matrix: Matrix, task: str, place: Path) -> None:
-    start = python if mode == "single" else torchrun
-    process = start(WORKER, mode, matrix, task, str(place), cwd=ROOT)
+    arguments = (WORKER, mode, matrix, task, str(place))
+    count = 2 * PROCESSES if task == "resized" else PROCESSES
+    process = python(*arguments, cwd=ROOT) if mode == "single" else torchrun(*arguments, cwd=ROOT, processes=count)
     _, stderr = process.communicate()
     killed = task == "train" and any(case.breaks == "kill" for case in broken(matrix, mode))
     if killed:
@@ -111,3 +117,18 @@ def test_resumed_equals_unbroken(mode: str, matrix: Matrix, case: Case, results:
     unbroken, resumed = (results(mode, matrix) / part / case.name for part in ("", "broken"))
     assert (resumed / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
     assert steps(resumed) == steps(unbroken)
+
+
+@each_mode(resized)
+def test_resumed_by_twice_the_processes_equals_one_process(
+    mode: str, matrix: Matrix, case: Case, results: Results
+) -> None:
+    """Shards of weights, moments, subspace and average are cut anew; the declared batch stays."""
+    assert case.tolerance is not None
+    one, several = results("single", matrix) / case.name, results(mode, matrix) / "resized" / case.name
+    wanted, found = (load_file(folder / "model.safetensors") for folder in (one, several))
+    assert max(float((wanted[name] - found[name]).abs().max()) for name in wanted) <= case.tolerance
+    kept, resumed = steps(results(mode, matrix) / case.name), steps(several)
+    assert [row["step"] for row in resumed] == [row["step"] for row in kept]
+    for before, after in zip(kept, resumed, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], abs=1e-4)

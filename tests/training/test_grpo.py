@@ -22,7 +22,7 @@ from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
 from ogpsa.training.answers import IGNORED, answer_batch
 from ogpsa.training.grpo import RolloutTrainer
-from ogpsa.training.resume import CompletionCallback, last_complete_checkpoint
+from ogpsa.training.resume import CompletionCallback, newest_whole
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl
@@ -146,7 +146,7 @@ def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop:
     broken.add_callback(CompletionCallback(broken))
     broken.args.max_steps = stop
     broken.train()
-    checkpoint = last_complete_checkpoint(Path(str(broken.args.output_dir)))
+    checkpoint = newest_whole(Path(str(broken.args.output_dir)))
     assert checkpoint is not None and checkpoint.name == f"checkpoint-{stop}"
     set_seed(7)
     resumed = build(*method)

@@ -12,7 +12,7 @@ from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.data.rows import load_data
 from ogpsa.testbed.cache import ensure_base
-from ogpsa.training.resume import last_complete_checkpoint
+from ogpsa.training.resume import newest_whole
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import COMPLETE_FILE, read_json, read_jsonl, write_jsonl
 from ogpsa.utils.signals import Interruption
@@ -101,7 +101,7 @@ def test_the_stage_ends_with_the_weights_of_the_lowest_held_out_loss(train: Trai
 def test_a_resumed_stage_remembers_the_best_so_far(stop: int, train: Train, tmp_path: Path) -> None:
     unbroken = train(*BEST)
     broken = train(*BEST, name="broken", stop=stop)
-    newest = last_complete_checkpoint(broken / "checkpoints")
+    newest = newest_whole(broken / "checkpoints")
     assert newest is not None and newest.name == f"checkpoint-{stop}"
     # Its directory may have another name by now.
     broken.rename(tmp_path / "moved")

@@ -23,7 +23,7 @@ from ogpsa.data.rows import load_data
 from ogpsa.subspace.references import ReferenceChunk
 from ogpsa.testbed.tokenizer import ASSISTANT, build_tokenizer
 from ogpsa.testbed.world import World
-from ogpsa.training.resume import last_complete_checkpoint
+from ogpsa.training.resume import newest_whole
 from ogpsa.training.seam import ProjectedTrainer
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
@@ -459,7 +459,7 @@ def test_only_a_whole_checkpoint_is_resumed_from(tmp_path: Path) -> None:
             mark_complete(folder, {"step": step, "processes": 1})
     damaged = tmp_path / "checkpoint-4" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert newest_whole(tmp_path) == tmp_path / "checkpoint-2"
     # Saved over, the old mark would stand beside a half-written file.
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 

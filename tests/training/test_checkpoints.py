@@ -1,0 +1,60 @@
+"""Which checkpoint a stage is resumed from, and by how many processes."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from ogpsa.app.compose import compose_config
+from ogpsa.training.resume import last_complete_checkpoint
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import mark_complete
+
+
+def saved(folder: Path, by: int) -> Path:
+    """A whole checkpoint of ``by`` processes."""
+    checkpoint = folder / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    mark_complete(checkpoint, {"step": 3, "processes": by})
+    return checkpoint
+
+
+@pytest.mark.parametrize("words", [("distributed=ddp",), ("distributed=fsdp2",), ("distributed=fsdp2", "stage=dpo")])
+def test_another_number_of_processes_is_said(
+    words: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = compose_config(["stage=sft", *words])
+    [stage] = config.stages
+    checkpoint = saved(tmp_path, by=8)
+    with caplog.at_level(logging.INFO):
+        assert last_complete_checkpoint(tmp_path, config, stage) == checkpoint
+    assert caplog.messages == [
+        f"{stage.name}: checkpoint-3 was saved by 8 processes and is resumed by 1: the batch stays {stage.batch_size}, "
+        "sums round differently"
+    ]
+    caplog.clear()
+    mark_complete(checkpoint, {"step": 3, "processes": 1})
+    assert last_complete_checkpoint(tmp_path, config, stage) == checkpoint
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("stage=sft", "distributed=zero2"), "zero2 keeps a part of the optimizer's state per process"),
+        (("stage=dpo", "distributed=zero3"), "zero3 keeps a part of the optimizer's state per process"),
+        (("stage=grpo", "distributed=ddp"), "grpo draws completions per process"),
+        (("stage=sft", "distributed=fsdp2", "method.basis_dtype=int8"),
+         "the scales of an int8 basis are those of its shards"),
+    ],
+)  # fmt: skip
+def test_what_is_bound_to_its_processes_is_refused(words: tuple[str, ...], why: str, tmp_path: Path) -> None:
+    config = compose_config(list(words))
+    checkpoint = saved(tmp_path, by=8)
+    with pytest.raises(UserError) as error:
+        last_complete_checkpoint(tmp_path, config, config.stages[0])
+    assert error.value.problems == (
+        f"distributed.processes: {checkpoint} was saved by 8 processes, this run has 1, and {why}; start 8, or delete "
+        f"{tmp_path} to train the stage from its beginning",
+    )
