@@ -70,7 +70,8 @@ MARGIN_NOTE = (
 EQUAL_NOTE = (
     "Utility that each method reaches at S, the safety of naive tuning at the rates where rows are compared, seed by "
     "seed: read off the Pareto front of the method's points, one per strength (multiple of the learning rates), "
-    "interpolated linearly between neighbours. Safer: seeds whose whole front is safer than S; their point of highest "
+    "interpolated linearly between neighbours; the reference too may do better than its row at S, where a lower "
+    "learning rate is as safe. Safer: seeds whose whole front is safer than S; their point of highest "
     "utility counts. No overlap: seeds whose points are all less safe than S; they have no number and no part in the "
     "means. Over-refusal at S: the same of the front of high safety and low over-refusal; balanced: the mean of S and "
     "100 less that over-refusal. "

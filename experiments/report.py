@@ -206,7 +206,8 @@ def _provenance(runs: Sequence[FinishedRun], planned: int) -> str:
     return (
         f"{len(runs)} of {planned} runs are finished"
         + (f" ({kept} of them committed with the code, `kept=true`)" if kept else "")
-        + f", {hours:.1f} hours of one worker in all, by revision {revisions} (+: changed files)."
+        + f", {hours:.1f} hours of one worker in all, by revision {revisions}"
+        + (" (+: changed files)." if "+" in revisions else ".")
     )
 
 
