@@ -53,6 +53,11 @@ install-submitit: $(INSTALLED) ## Add Hydra's submitit launcher to the environme
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation '.[submitit]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 
+# Of the version that torch pins for CUDA; a CPU build of torch comes without it.
+.PHONY: install-triton
+install-triton: $(INSTALLED) ## Add Triton to the environment, whose interpreter tests the projection's GPU kernels without a GPU
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps triton==3.7.1
+
 .PHONY: install-tensorboard
 install-tensorboard: $(INSTALLED) ## Add TensorBoard to the environment, for tracker=tensorboard
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock --no-build-isolation '.[tensorboard]'
