@@ -23,7 +23,10 @@ RESULTS = Path(__file__).parent / "results"
 # Of a benchmark's scores.
 ENTRIES = ("value", "stderr", "n", "missing", "refused", "metric")
 # Of a line that a trainer logged, by the beginnings of the names.
-LOGGED = ("step", "loss", "reward", "refused/", "kl_to_start", "train_runtime", "projection/")
+LOGGED = (
+    "step", "loss", "reward", "refused/", "frac_reward_zero_std", "completions/mean_length",
+    "completions/clipped_ratio", "kl", "train_runtime", "projection/",
+)  # fmt: skip
 # Of the facts of a finished stage.
 FACTS = ("steps", "cpu_seconds")
 

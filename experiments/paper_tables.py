@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import get_args
 
 from eval.scores.equivalence import MARGIN, finding, pairs_needed
@@ -41,6 +42,18 @@ COURSES = {
     "cosine after": "projection/cosine_after",
     "safety loss": "loss",
     "reference loss": "projection/reference_loss",
+}
+# Of the RL stage, by title.
+ROLLOUTS = {
+    "reward": "reward",
+    "harmful refused": "refused/harmful",
+    "harmless refused": "refused/answerable",
+    "flat groups": "frac_reward_zero_std",
+    "tokens": "completions/mean_length",
+    "cut": "completions/clipped_ratio",
+    "KL to the start": "kl",
+    "norm retained": "projection/norm_retained",
+    "leak": "projection/leak",
 }
 NOT_RUN = "not run"
 SCORES_NOTE = (
@@ -108,6 +121,13 @@ LEVEL_NOTE = (
 LOSS_NOTE = (
     "In %, by multiple of the row's learning rates, mean over seeds: what is missing to a utility of 100 are answers "
     "that refuse and answers that are wrong."
+)
+ROLLOUT_NOTE = (
+    "Mean over seeds, early → late: over the first and the last tenth of what the stage logged. Refused: share of the "
+    "completions that decline. Flat groups: share of prompts whose completions all have the same reward, from which "
+    "nothing is learned. Tokens: length of a completion; cut: share that the cap ends. KL: where it is penalised. Norm "
+    "retained: of the gradient, by OGPSA. Leak: share of the way gone that lies outside NSPO's null spaces; null "
+    "share: median over layers of the directions that are null, mean over kinds of layers."
 )
 OVERLAP_NOTE = (
     "Mean over seeds, early → late: over the first and the last tenth of what the stage logged. Cosine: of the safety "
@@ -332,6 +352,30 @@ def overlap_tables(rows: Sequence[Row]) -> list[Table]:
         if stage in (own.name for own in row.config.stages)
     ]
     return [table_of(lines, "Overlap of gradients, and losses", [OVERLAP_NOTE])] if lines else []
+
+
+def rollout_tables(rows: Sequence[Row]) -> list[Table]:
+    """What the RL stage's log says of the completions and of the method, early and late."""
+    members = [row for row in rows if any(stage.name == "grpo" for stage in row.config.stages)]
+    lines = [
+        {**_named(row), "seeds": _seeds(row)}
+        | {title: _early_late(row.course("grpo", key)) if row.by_seed() else NOT_RUN for title, key in ROLLOUTS.items()}
+        | {"null share": _null_share(row)}
+        for row in members
+    ]
+    return [table_of(lines, "The RL stage: completions and methods", [ROLLOUT_NOTE])] if lines else []
+
+
+def _null_share(row: Row) -> str:
+    """The median over layers of their null share, mean over kinds of layers and seeds."""
+    names = {name for result in row.by_seed().values() for line in result.run.history("grpo") for name in line}
+    shares = [
+        share
+        for name in names
+        if name.startswith("projection/null_share/") and name.endswith("/median")
+        for _, share in row.course("grpo", name)
+    ]
+    return f"{fmean(shares):.2f}" if shares else ""
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:

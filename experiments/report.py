@@ -37,6 +37,7 @@ from experiments.paper_tables import (
     loss_tables,
     over_refusal_tables,
     overlap_tables,
+    rollout_tables,
     score_tables,
     strength_tables,
 )
@@ -154,6 +155,7 @@ class Findings:
             *loss_tables(self.rows if experiment.settings.losses else []),
             *cost_tables(self.spent),
             *overlap_tables(self.rows if experiment.settings.overlap else []),
+            *rollout_tables(self.rows),
         ]
 
     def records(self) -> list[dict[str, object]]:

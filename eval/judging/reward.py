@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from eval.judging.judge import Item, ReadyJudge, endpoint_judges, load_judge
+from eval.judging.judge import Item, endpoint_judges, load_judge
 from eval.judging.verdicts import check_judge, judge_responses, opener
 from eval.judging.weights import weights_memory
 from ogpsa.config import Judges, ModelEndpoint, RewardServices, Rollout, Scorer
@@ -31,20 +31,17 @@ def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -
         _check_targets(name, services)
     budget = Budget(endpoint.max_calls)
     journal = services.folder / f"{services.section}.journal"
-    load = opener(settings, services.opened)
-
-    def opened(member: str) -> ReadyJudge:
-        from ogpsa.subspace.references import preserved_random_state
-
-        # What training draws at random is as if nothing had been loaded.
-        with preserved_random_state():
-            return load(member)
+    opened = opener(settings, services.opened)
 
     def score(rollouts: Sequence[Rollout]) -> list[float | None]:
+        from ogpsa.subspace.references import preserved_random_state
+
         items = [_item(number, rollout) for number, rollout in enumerate(rollouts)]
-        judged = judge_responses(
-            name, items, settings, journal, services.section, services.safe_point, budget, section, opened
-        )
+        # What training draws at random is as if nobody had judged: of a resumed run a journal may answer.
+        with preserved_random_state():
+            judged = judge_responses(
+                name, items, settings, journal, services.section, services.safe_point, budget, section, opened
+            )
         return [one.verdict.value for one in judged]
 
     return score

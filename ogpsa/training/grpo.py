@@ -58,7 +58,7 @@ class ScoredRollouts:
         ]
         for rollout in rollouts:
             kind = "harmful" if rollout.harmful else "answerable"
-            log_metric(f"refused/{kind}", float(declines(rollout.response)))
+            log_metric(f"refused/{kind}", float(declines(rollout.answer or "")))
         # One process asks for all: a judge's budget, journal and failure are then those of the run.
         parts = processes.gather(rollouts)
         before = sum(map(len, parts[: processes.rank()]))
