@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from eval.pareto.collection import Against, Collection, World, known_hypervolume
-from eval.scores.statistics import Summary
+from eval.scores.statistics import ROUNDING, Summary
 from ogpsa.utils import table
 from ogpsa.utils.table import Table, escape_markdown
 
@@ -106,7 +106,8 @@ def _number(value: float | None) -> str:
 def _cell(summary: Summary | None, change: float | None) -> str:
     if summary is None:
         return "n/a"
-    half_width = f"{summary.half_width:.3f}" if summary.half_width else "–"
+    spread = summary.half_width is not None and summary.half_width >= ROUNDING
+    half_width = f"{summary.half_width:.3f}" if spread else "–"
     return f"{summary.mean:.3f} ± {half_width}" + ("" if change is None else f" ({change:+.3f})")
 
 

@@ -14,6 +14,7 @@ from eval.scores.artefacts import Artefacts, evaluation_folders, is_evaluation, 
 from eval.scores.finished import run_directories
 from eval.scores.flips import response_text
 from eval.scores.statistics import (
+    ROUNDING,
     Gain,
     Interval,
     average_gain,
@@ -34,8 +35,6 @@ COLOURS = 6
 LONGEST_TEXT = 4000
 # The row of all of a benchmark's categories.
 ALL = "all"
-# Resampled means of items that all agree are equal but for rounding.
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)

@@ -518,6 +518,15 @@ def test_one_seed_is_shown_without_an_interval(tmp_path: Path) -> None:
     assert row["safety_half_width"] == ""
 
 
+def test_seeds_that_differ_by_rounding_alone_are_shown_without_an_interval(tmp_path: Path) -> None:
+    for seed, safety in enumerate((0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1)):
+        make_run(tmp_path / str(seed), f"method=baseline seed={seed}", safety)
+    (group,) = only_world(tmp_path).groups
+    assert group.scores.safety is not None and group.scores.safety.half_width
+    write(collect([tmp_path]), tmp_path)
+    assert "0.600 ± – (+0.100)" in (tmp_path / "pareto.md").read_text()
+
+
 def test_latex_escapes_names_and_needs_no_package(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "method=ogpsa method.rank={sft:4,dpo:2}")
     make_run(tmp_path / "b", "method=ogpsa method.refresh_every=1")
