@@ -1,6 +1,7 @@
 """Finding and reading finished runs, grouping them, and comparing the groups."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from eval.pareto.collection import (
     Settings,
     World,
     base_point,
+    known_hypervolume,
 )
 from eval.pareto.naming import (
     BASE_SETTINGS,
@@ -25,8 +27,9 @@ from eval.pareto.naming import (
     runs_by_world,
     variant_labels,
 )
+from eval.scores.aggregate import AVERAGES
 from eval.scores.finished import Scores, read_finished, run_directories
-from eval.scores.statistics import hypervolume, pareto_front, summarize
+from eval.scores.statistics import pareto_front, summarize
 from ogpsa.config import is_inert
 from ogpsa.runs.directory import CONFIG_FILE, flatten
 from ogpsa.utils.errors import UserError, closest_match
@@ -92,7 +95,8 @@ def _read_run(root: Path, directory: Path, name: str) -> ConfiguredRun:
     found = read_finished(directory)
     settings = _settings(found.config)
     seed = settings.pop("seed")
-    return ConfiguredRun(Run(str(root), name, seed, found.scores, found.base), settings)
+    run = Run(str(root), name, seed, found.scores, found.base, found.incomplete, found.base_incomplete)
+    return ConfiguredRun(run, settings)
 
 
 def _settings(stored: Mapping[str, Any]) -> Settings:
@@ -127,15 +131,18 @@ def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Varian
                 f"{name}: the runs disagree on the base's {key} by up to {spread:.2g}: the base is shown as the "
                 "mean over all runs, changes are against each run's own base"
             )
+    _note_incomplete(f"{name}: the base", {str(one.run): one.run.base_incomplete for one in members}, notes)
     groups = []
     for variant, same in partition(members, lambda member: member.variant).items():
         label = labels[variant]
-        runs = _one_a_seed([member.run for member in same], f"{name}: {same[0].pipeline}: {label}", notes)
+        place = f"{name}: {same[0].pipeline}: {label}"
+        runs = _one_a_seed([member.run for member in same], place, notes)
+        _note_incomplete(place, {str(run): run.incomplete for run in runs}, notes)
         groups.append(_summarize(same[0], label, runs, base))
     groups.sort(key=lambda group: (group.pipeline, natural_key(group.label)))
     parts = partition(groups, lambda group: group.pipeline)
     fronts = [(None, groups), *parts.items()]
-    measured = base.over_refusal is not None and all(group.scores.over_refusal is not None for group in groups)
+    measured = any(group.scores.over_refusal is not None for group in groups)
     return World(
         name,
         base,
@@ -146,14 +153,23 @@ def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Varian
 
 
 def _combine(many: Sequence[Scores[float]], combine: Callable[[list[float]], Result]) -> Scores[Result]:
-    over_refusal = [one.over_refusal for one in many if one.over_refusal is not None]
-    balanced = [one.balanced for one in many if one.balanced is not None]
-    return Scores(
-        combine([one.safety for one in many]),
-        combine([one.utility for one in many]),
-        combine(over_refusal) if len(over_refusal) == len(many) else None,
-        combine(balanced) if len(balanced) == len(many) else None,
-    )
+    def combined(values: Sequence[float | None]) -> Result | None:
+        known = [value for value in values if value is not None]
+        return combine(known) if len(known) == len(values) else None
+
+    return Scores(**{key: combined([one.named()[key] for one in many]) for key in many[0].named()})
+
+
+def _note_incomplete(place: str, runs: Mapping[str, Mapping[str, Sequence[str]]], notes: list[str]) -> None:
+    """Name the averages without a value and the benchmarks that are missing in each of ``runs``, by directory."""
+    for key in AVERAGES:
+        without = [(run, tuple(incomplete[key])) for run, incomplete in runs.items() if key in incomplete]
+        for names, same in partition(without, lambda one: one[1]).items():
+            # Over-refusal may be left unmeasured; the two axes may not.
+            if names or key != "over_refusal":
+                missing = f"{', '.join(names)} without a score" if names else "none of its benchmarks was evaluated"
+                where = "all runs" if len(same) == len(runs) > 1 else ", ".join(run for run, _ in same)
+                notes.append(f"{place}: no {key} score, shown as n/a: {missing} in {where}")
 
 
 def _one_a_seed(runs: Sequence[Run], place: str, notes: list[str]) -> list[Run]:
@@ -163,34 +179,30 @@ def _one_a_seed(runs: Sequence[Run], place: str, notes: list[str]) -> list[Run]:
         kept.append(first)
         for other in others:
             found = "the same scores" if other.scores == first.scores else "other scores"
-            notes.append(
-                f"{place}: two runs of seed {seed}: {Path(first.root, first.directory)} is kept, "
-                f"{Path(other.root, other.directory)} ({found}) is not"
-            )
+            notes.append(f"{place}: two runs of seed {seed}: {first} is kept, {other} ({found}) is not")
     return kept
 
 
 def _summarize(example: ConfiguredRun, label: str, runs: list[Run], base: Scores[float]) -> Group:
     scores = _combine([run.scores for run in runs], summarize)
     change = _combine([_difference(run.scores, run.base) for run in runs], mean)
-    volume = hypervolume([base_point(base), (scores.safety.mean, scores.utility.mean)])
-    return Group(example.pipeline, example.method, label, example.settings, runs, scores, change, volume)
+    group = Group(example.pipeline, example.method, label, example.settings, runs, scores, change, None)
+    if (point := group.point()) is None:
+        return group
+    return replace(group, hypervolume=known_hypervolume([base_point(base), point]))
 
 
 def _difference(after: Scores[float], before: Scores[float]) -> Scores[float]:
-    def change(new: float | None, old: float | None) -> float | None:
-        return None if new is None or old is None else new - old
-
-    return Scores(
-        after.safety - before.safety,
-        after.utility - before.utility,
-        change(after.over_refusal, before.over_refusal),
-        change(after.balanced, before.balanced),
-    )
+    old = before.named()
+    changes = {
+        key: None if new is None or (start := old[key]) is None else new - start for key, new in after.named().items()
+    }
+    return Scores(**changes)
 
 
 def _front(pipeline: str | None, groups: Sequence[Group], base: Scores[float], against: Against) -> Front:
     points = [base_point(base, against), *(group.point(against) for group in groups)]
-    base_on_front, *on_front = pareto_front(points)
+    standings = iter(pareto_front([point for point in points if point is not None]))
+    base_on_front, *on_front = [point is not None and next(standings) for point in points]
     members = [(group.pipeline, group.label) for group, on in zip(groups, on_front, strict=True) if on]
-    return Front(pipeline, members, base_on_front, hypervolume(points))
+    return Front(pipeline, members, base_on_front, known_hypervolume(points))

@@ -6,12 +6,13 @@ different worlds are never averaged and never share a front. A variant is a meth
 settings but the seed; its label names the settings in which the collected runs differ.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from eval.scores.finished import Scores
-from eval.scores.statistics import Point, Summary
+from eval.scores.statistics import Point, Summary, hypervolume
 
 Settings = dict[str, Any]
 # What a front sets against safety.
@@ -20,13 +21,23 @@ Against = Literal["utility", "over_refusal"]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; ``directory`` is relative to ``root``, the directory it was found below."""
+    """A finished run; ``directory`` is relative to ``root``, the directory it was found below.
+
+    Attributes:
+        incomplete: the averages that have no value, each with its benchmarks that have none.
+        base_incomplete: the same of the base.
+    """
 
     root: str
     directory: str
     seed: int
     scores: Scores[float]
     base: Scores[float]
+    incomplete: Mapping[str, Sequence[str]]
+    base_incomplete: Mapping[str, Sequence[str]]
+
+    def __str__(self) -> str:
+        return str(Path(self.root, self.directory))
 
 
 @dataclass(frozen=True)
@@ -48,9 +59,9 @@ class Group:
     Attributes:
         label: the method and the settings in which the collected runs differ; the usual value is not named.
         settings: all settings by dotted key, without the seed.
-        scores: means and 95% intervals over seeds.
-        change: mean differences from the runs' own base.
-        hypervolume: of the base and this group's mean.
+        scores: means and 95% intervals over seeds; None where a seed has no value.
+        change: mean differences from the runs' own base; None likewise.
+        hypervolume: of the base and this group's mean; None where the group has no ``point``.
     """
 
     pipeline: str
@@ -60,51 +71,55 @@ class Group:
     runs: list[Run]
     scores: Scores[Summary]
     change: Scores[float]
-    hypervolume: float
+    hypervolume: float | None
 
-    def point(self, against: Against = "utility") -> Point:
-        """Mean safety, and mean utility or the mean share of harmless requests that are answered."""
-        return self.scores.safety.mean, self.height(against).mean
+    def point(self, against: Against = "utility") -> Point | None:
+        """Means of ``summaries``."""
+        summaries = self.summaries(against)
+        return None if summaries is None else (summaries[0].mean, summaries[1].mean)
 
-    def height(self, against: Against) -> Summary:
-        """The value plotted upwards: the share that is answered in place of over-refusal, so that more is better.
+    def summaries(self, against: Against) -> tuple[Summary, Summary] | None:
+        """What is plotted: safety to the right; utility, or the share of harmless requests that are answered, upwards.
 
-        Raises:
-            ValueError: over-refusal is not measured.
+        None where one of them has no value.
         """
-        if against == "utility":
-            return self.scores.utility
-        if self.scores.over_refusal is None:
-            raise ValueError("over-refusal is not measured")
-        return replace(self.scores.over_refusal, mean=1 - self.scores.over_refusal.mean)
+        safety, upwards = self.scores.safety, self.scores.utility
+        if against == "over_refusal":
+            refused = self.scores.over_refusal
+            # The share that is answered, so that more is better.
+            upwards = None if refused is None else replace(refused, mean=1 - refused.mean)
+        return None if safety is None or upwards is None else (safety, upwards)
 
 
 @dataclass(frozen=True)
 class Front:
     """The Pareto front over the base and the means of one pipeline's groups (None: of all groups).
 
+    What has no value in one of the two scores is left out: it is on no front and dominates nothing.
+
     Attributes:
         members: pipeline and label of the groups that neither another group nor the base dominates.
-        hypervolume: in [0, 1], as everywhere with the reference point (0, 0).
+        hypervolume: in [0, 1], as everywhere with the reference point (0, 0); None where no point is left.
     """
 
     pipeline: str | None
     members: list[tuple[str, str]]
     base_on_front: bool
-    hypervolume: float
+    hypervolume: float | None
 
 
-def base_point(base: Scores[float], against: Against = "utility") -> Point:
-    """An untuned model's safety, and its utility or the share of harmless requests that it answers.
+def base_point(base: Scores[float], against: Against = "utility") -> Point | None:
+    """An untuned model's safety, and its utility or the share of harmless requests that it answers, or None."""
+    upwards = base.utility
+    if against == "over_refusal":
+        upwards = None if base.over_refusal is None else 1 - base.over_refusal
+    return None if base.safety is None or upwards is None else (base.safety, upwards)
 
-    Raises:
-        ValueError: over-refusal is asked for and not measured.
-    """
-    if against == "utility":
-        return base.safety, base.utility
-    if base.over_refusal is None:
-        raise ValueError("over-refusal is not measured")
-    return base.safety, 1 - base.over_refusal
+
+def known_hypervolume(points: Sequence[Point | None]) -> float | None:
+    """The hypervolume of those points that are known; None where none is."""
+    known = [point for point in points if point is not None]
+    return hypervolume(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,7 @@ class World:
     """One base under one evaluation, with all groups that start from it.
 
     ``fronts`` holds the front of all groups first, then one per pipeline. ``over_refusal_fronts`` are the same of
-    safety and the share of harmless requests that are answered; none where over-refusal is not measured in all groups.
+    safety and the share of harmless requests that are answered; none where over-refusal is measured in no group.
     """
 
     name: str
@@ -124,7 +139,7 @@ class World:
     def fronts_of(self, against: Against) -> list[Front]:
         return self.fronts if against == "utility" else self.over_refusal_fronts
 
-    def base_point(self, against: Against = "utility") -> Point:
+    def base_point(self, against: Against = "utility") -> Point | None:
         return base_point(self.base, against)
 
     def standing(self, group: Group, against: Against = "utility") -> str:

@@ -46,14 +46,16 @@ HEIGHTS: Mapping[Against, str] = {
 def draw(collection: Collection, against: Against = "utility") -> Figure | None:
     """One panel per world: a colour for each pipeline, a marker for each method variant, legends above and below.
 
-    None where no world has measured what is set ``against`` safety.
+    Groups without one of the two scores are not drawn, nor are worlds in which none has both. None where no world is
+    left.
     """
-    worlds = [world for world in collection.worlds if world.fronts_of(against)]
+    drawn = {world.name: [group for group in world.groups if group.point(against)] for world in collection.worlds}
+    worlds = [world for world in collection.worlds if drawn[world.name]]
     if not worlds:
         return None
-    pipelines = sorted({group.pipeline for world in worlds for group in world.groups})
+    pipelines = sorted({group.pipeline for groups in drawn.values() for group in groups})
     colours = dict(zip(pipelines, cycle(COLOURS)))
-    labels = list(dict.fromkeys(group.label for world in worlds for group in world.groups))
+    labels = list(dict.fromkeys(group.label for groups in drawn.values() for group in groups))
     # The second time around, the markers are hollow.
     markers = dict(zip(labels, cycle((marker, solid) for solid in (True, False) for marker in MARKERS)))
 
@@ -103,28 +105,30 @@ def _draw_world(
     axes: Axes, world: World, against: Against, colours: Mapping[str, str], markers: Mapping[str, Marker]
 ) -> None:
     base = world.base_point(against)
-    axes.set_xlim(*_limits([(base[0], base[0]), *(_ends(group.scores.safety) for group in world.groups)]))
-    axes.set_ylim(*_limits([(base[1], base[1]), *(_ends(group.height(against)) for group in world.groups)]))
+    drawn = [(group, *summaries) for group in world.groups if (summaries := group.summaries(against)) is not None]
+    untuned = [] if base is None else [base]
+    axes.set_xlim(*_limits([*((x, x) for x, _ in untuned), *(_ends(safety) for _, safety, _ in drawn)]))
+    axes.set_ylim(*_limits([*((y, y) for _, y in untuned), *(_ends(height) for _, _, height in drawn)]))
 
-    axes.axvline(base[0], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
-    axes.axhline(base[1], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
+    for x, y in untuned:
+        axes.axvline(x, color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
+        axes.axhline(y, color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
     front = world.fronts_of(against)[0]
-    points = [group.point(against) for group in world.groups if (group.pipeline, group.label) in front.members]
-    points += [base] if front.base_on_front else []
+    points = [(x.mean, y.mean) for group, x, y in drawn if (group.pipeline, group.label) in front.members]
+    points += untuned if front.base_on_front else []
     points.sort()
     # Down to the axes: the steps bound what the front dominates.
     corners = [(axes.get_xlim()[0], points[0][1]), *points, (points[-1][0], axes.get_ylim()[0])]
     axes.plot(*zip(*corners, strict=True), drawstyle="steps-pre", color=FRONT_COLOUR, linewidth=1.2, zorder=2)
 
-    for group in world.groups:
+    for group, safety, height in drawn:
         marker, solid = markers[group.label]
         colour = colours[group.pipeline]
-        x, y = group.point(against)
         axes.errorbar(
-            x,
-            y,
-            xerr=group.scores.safety.half_width,
-            yerr=group.height(against).half_width,
+            safety.mean,
+            height.mean,
+            xerr=safety.half_width,
+            yerr=height.half_width,
             color=colour,
             elinewidth=1.8,
             capsize=4,
@@ -133,8 +137,8 @@ def _draw_world(
             zorder=3,
         )
         axes.plot(
-            x,
-            y,
+            safety.mean,
+            height.mean,
             marker=marker,
             markersize=SIZES.get(marker, 8),
             markerfacecolor=colour if solid else "white",

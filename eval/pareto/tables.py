@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from eval.pareto.collection import Against, Collection, World
-from eval.scores.statistics import Summary, hypervolume
+from eval.pareto.collection import Against, Collection, World, known_hypervolume
+from eval.scores.statistics import ROUNDING, Summary
 from ogpsa.utils import table
 from ogpsa.utils.table import Table, escape_markdown
 
@@ -26,7 +26,8 @@ def markdown(collection: Collection) -> str:
         "Mean over seeds ± half the 95% t-interval (–: one seed, or all equal: no interval), in brackets the change "
         "against the base; fractions in [0, 1]. Pareto front: not dominated in safety and utility by the base or any "
         "other group of the same pipeline, or of all (overall). Hypervolume: of the base and the group's mean, "
-        "reference point (0, 0).\n"
+        "reference point (0, 0). n/a: no score, as where benchmarks are missing; a row without safety or utility is on "
+        "no front and adds nothing to a hypervolume.\n"
     )
     if over_refusal := _over_refusal_tables(collection):
         text += f"\n# Safety against over-refusal\n\n{''.join(map(table.markdown, over_refusal))}{OVER_REFUSAL_NOTE}\n"
@@ -62,8 +63,8 @@ def records(collection: Collection) -> list[dict[str, object]]:
 def _table(world: World) -> Table:
     """The base's row and one per group."""
     rows = _rows(world, ("safety", "utility", "over_refusal"), "utility")
-    volumes = [hypervolume([world.base_point()]), *(group.hypervolume for group in world.groups)]
-    rows = [[*row, f"{volume:.3f}"] for row, volume in zip(rows, volumes, strict=True)]
+    volumes = [known_hypervolume([world.base_point()]), *(group.hypervolume for group in world.groups)]
+    rows = [[*row, _number(volume)] for row, volume in zip(rows, volumes, strict=True)]
     return Table(COLUMNS, rows, world.name, align="llrrrrlr")
 
 
@@ -90,8 +91,7 @@ def _rows(world: World, shown: Sequence[str], against: Against) -> list[list[str
         else ", ".join(str(front.pipeline) for front in pipelines if front.base_on_front)
     )
     base = world.base.named()
-    cells = ["n/a" if (value := base[key]) is None else f"{value:.3f}" for key in shown]
-    rows = [["–", "base", "–", *cells, standing]]
+    rows = [["–", "base", "–", *(_number(base[key]) for key in shown), standing]]
     for group in world.groups:
         change, scores = group.change.named(), group.scores.named()
         cells = [_cell(scores[key], change[key]) for key in shown]
@@ -99,12 +99,17 @@ def _rows(world: World, shown: Sequence[str], against: Against) -> list[list[str
     return rows
 
 
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
 def _cell(summary: Summary | None, change: float | None) -> str:
     if summary is None:
         return "n/a"
-    half_width = f"{summary.half_width:.3f}" if summary.half_width else "–"
+    spread = summary.half_width is not None and summary.half_width >= ROUNDING
+    half_width = f"{summary.half_width:.3f}" if spread else "–"
     return f"{summary.mean:.3f} ± {half_width}" + ("" if change is None else f" ({change:+.3f})")
 
 
 def _hypervolumes(world: World) -> str:
-    return ", ".join(f"{front.pipeline or 'overall'} {front.hypervolume:.3f}" for front in world.fronts)
+    return ", ".join(f"{front.pipeline or 'overall'} {_number(front.hypervolume)}" for front in world.fronts)

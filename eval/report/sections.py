@@ -7,13 +7,14 @@ from statistics import fmean, mean
 from typing import Any
 
 from eval.pareto.collect import collect
-from eval.pareto.collection import Collection, Group, World
+from eval.pareto.collection import Collection, Group, World, known_hypervolume
 from eval.pareto.front import AXES, FrontIntervals, PointIntervals, front_intervals
 from eval.scores.aggregate import AVERAGES
 from eval.scores.artefacts import Artefacts, evaluation_folders, is_evaluation, read_artefacts, stage_evaluations
 from eval.scores.finished import run_directories
 from eval.scores.flips import response_text
 from eval.scores.statistics import (
+    ROUNDING,
     Gain,
     Interval,
     average_gain,
@@ -34,8 +35,6 @@ COLOURS = 6
 LONGEST_TEXT = 4000
 # The row of all of a benchmark's categories.
 ALL = "all"
-# Resampled means of items that all agree are equal but for rounding.
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -170,13 +169,17 @@ def _world(world: World, resamples: int) -> Section:
     for one in (base for group in own_bases for base in group):
         different.setdefault(one.model, one)
     bases = list(different.values())
+    # What lacks safety or utility is on no front.
+    placed = [group.point() is not None for group in world.groups]
+    whole = [found for found, on in zip(evaluations, placed, strict=True) if on]
     sure = None
-    if bases and all(evaluations):
-        sure = _intervals(bases, evaluations, resamples, notes)
+    if bases and whole and all(whole):
+        sure = _intervals(bases if world.base_point() else [], whole, resamples, notes)
+    points = iter(sure.groups if sure else [])
     pipelines = sorted({group.pipeline for group in world.groups})
     checkpoints = [_base(world, bases, sure)]
     for number, (group, found, started) in enumerate(zip(world.groups, evaluations, own_bases, strict=True), start=1):
-        point = sure.groups[number - 1] if sure else None
+        point = next(points, None) if placed[number - 1] else None
         change, summaries = group.change.named(), group.scores.named()
         scores = {}
         for name in AVERAGES:
@@ -184,7 +187,8 @@ def _world(world: World, resamples: int) -> Section:
             interval = _bounds(point).get(name)
             if summary and summary.half_width is not None:
                 interval = Interval(summary.mean - summary.half_width, summary.mean + summary.half_width)
-            scores[name] = _average(found, name, summary.mean if summary else None, interval, change[name])
+            value = summary.mean if summary else None
+            scores[name] = _average(found, name, value, interval, change[name], _without_score(found, name))
         checkpoints.append(
             Checkpoint(
                 mark=str(number),
@@ -214,7 +218,7 @@ def _base(world: World, bases: list[Artefacts], sure: FrontIntervals | None) -> 
         values = [own for one in bases if (own := one.scores.get(name)) is not None]
         if value is not None and 1 < len(values) == len(bases) and (half := summarize(values).half_width) is not None:
             interval = Interval(value - half, value + half)
-        scores[name] = _average(bases, name, value, interval)
+        scores[name] = _average(bases, name, value, interval, error=_without_score(bases, name))
     return Checkpoint(
         mark="B",
         label="base",
@@ -222,7 +226,7 @@ def _base(world: World, bases: list[Artefacts], sure: FrontIntervals | None) -> 
         evaluations=bases,
         seeds=max(1, len(bases)),
         scores=scores,
-        hypervolume=hypervolume([(world.base.safety, world.base.utility)]),
+        hypervolume=known_hypervolume([world.base_point()]),
         front=standing,
         sure=point,
     )
@@ -256,6 +260,12 @@ def _average(
     n, missing = sum(entry["n"] for entry in entries), sum(average.get("missing", 0) for average in averages)
     low, high = (mean(average.get(key, value) for average in averages) for key in ("low", "high"))
     return Cell(value, interval, change, n, missing, low, high, error)
+
+
+def _without_score(evaluations: Sequence[Artefacts], group: str) -> str | None:
+    """The benchmarks of a group that have no score in one of the evaluations."""
+    names = [name for one in evaluations for name in one.scores.get("incomplete", {}).get(group, ())]
+    return ", ".join(dict.fromkeys(names)) or None
 
 
 def _group_evaluations(group: Group, notes: list[str]) -> list[Artefacts]:
@@ -358,7 +368,7 @@ def _lone_sections(directory: Path, evaluations: Sequence[Artefacts], resamples:
                         name,
                         one.scores[name],
                         _bounds(sure.get(one.folder)).get(name),
-                        error=", ".join(one.scores.get("incomplete", {}).get(name, ())) or None,
+                        error=_without_score([one], name),
                     )
                     for name in AVERAGES
                 },

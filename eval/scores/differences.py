@@ -6,16 +6,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from eval.scores.equivalence import CONFIDENCE, Finding, Flips, finding, pairs_needed
-from eval.scores.statistics import Interval, flip_test, percentile_interval, unanimous_interval
+from eval.scores.statistics import ROUNDING, Interval, flip_test, percentile_interval, unanimous_interval
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
-
-# Resampled means of equal differences are equal but for rounding.
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)

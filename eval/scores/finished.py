@@ -20,14 +20,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Scores(Generic[Value]):
-    """One value a score, each an average over benchmarks in [0, 1].
+    """One value a score, each an average over benchmarks in [0, 1]; None where it is not measured or incomplete.
 
-    ``over_refusal`` (lower is better) and ``balanced``, of it and safety (``balanced_score``), are None where it is not
-    measured.
+    ``over_refusal`` is better when lower; ``balanced`` is of it and safety (``balanced_score``).
     """
 
-    safety: Value
-    utility: Value
+    safety: Value | None
+    utility: Value | None
     over_refusal: Value | None
     balanced: Value | None = None
 
@@ -53,17 +52,27 @@ class FinishedRun:
 
     @property
     def scores(self) -> Scores[float]:
-        """The averages of the last checkpoint.
-
-        Raises:
-            UserError: one of them has no value, as where every answer is missing.
-        """
-        return _averages(self.metrics, METRICS_FILE)
+        """The averages of the last checkpoint."""
+        return _averages(self.metrics)
 
     @property
     def base(self) -> Scores[float]:
         """As ``scores``, of the untuned model."""
-        return _averages(self.metrics["base"], f"{METRICS_FILE}: base")
+        return _averages(self.metrics["base"])
+
+    @property
+    def incomplete(self) -> dict[str, list[str]]:
+        """The averages of the last checkpoint that have no value, each with its benchmarks that have none.
+
+        Raises:
+            UserError: the scores of the benchmarks are damaged.
+        """
+        return _incomplete(self.last, f"{METRICS_FILE}: stages: {list(self.metrics['stages'])[-1]}", self.scores)
+
+    @property
+    def base_incomplete(self) -> dict[str, list[str]]:
+        """As ``incomplete``, of the untuned model."""
+        return _incomplete(self.metrics["base"], f"{METRICS_FILE}: base", self.base)
 
     @property
     def last(self) -> dict[str, Any]:
@@ -143,8 +152,11 @@ def read_finished(directory: Path) -> FinishedRun:
         raise UserError(str(error).replace(str(path), METRICS_FILE)) from None
     _check_averages(metrics, METRICS_FILE)
     _check_averages(metrics.get("base"), f"{METRICS_FILE}: base")
-    if not metrics.get("stages"):
+    stages = metrics.get("stages")
+    if not stages:
         raise UserError(f"{METRICS_FILE}: stages is missing")
+    if not isinstance(stages, dict):
+        raise UserError(f"{METRICS_FILE}: stages: found {type(stages).__name__}, expected an object with their scores")
     return FinishedRun(directory, metrics)
 
 
@@ -172,12 +184,18 @@ def _check_averages(part: Any, place: str) -> None:
             raise UserError(f"{place}: {key}: found {value!r}, expected a number from 0 to 1")
 
 
-def _averages(part: dict[str, Any], place: str) -> Scores[float]:
-    for key in ("safety", "utility"):
-        if part[key] is None:
-            raise UserError(
-                f"{place}: {key}: has no value; scores.json says how many answers of each benchmark are missing"
-            )
+def _averages(part: dict[str, Any]) -> Scores[float]:
     safety, utility, over_refusal = (part[key] for key in AVERAGES)
-    balanced = None if over_refusal is None else balanced_score(safety, over_refusal)
+    balanced = None if safety is None or over_refusal is None else balanced_score(safety, over_refusal)
     return Scores(safety, utility, over_refusal, balanced)
+
+
+def _incomplete(part: Any, place: str, scores: Scores[float]) -> dict[str, list[str]]:
+    without = [key for key in AVERAGES if scores.named()[key] is None]
+    if not without:
+        return {}
+    entries = part.get("benchmarks", {}) if isinstance(part, dict) else None
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise UserError(f"{place}: benchmarks: expected an object with an object for each benchmark")
+    missing = {name: entry.get("group") for name, entry in entries.items() if entry.get("value") is None}
+    return {key: [name for name, group in missing.items() if group == key] for key in without}

@@ -20,7 +20,7 @@ Point = tuple[float, float]
 RESAMPLES = 10_000
 # Numbers drawn at a time, so that a benchmark of many items needs no more memory than one of few.
 DRAWN_AT_ONCE = 4_000_000
-# Equal means differ by less, summed in another order.
+# Means that are equal, of seeds or of resamples, differ by less, summed in another order.
 ROUNDING = 1e-9
 
 

@@ -32,7 +32,7 @@ from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.subspace.shards import Shards, part_of, read_part
 from ogpsa.subspace.streaming import StreamedReferences
 from ogpsa.subspace.subspace import Layout, NotFiniteError, Subspace
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import SettingError, UserError
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -64,16 +64,16 @@ class DrawnRows:
         """Draw ``settings.samples`` rows of each set, which ``loader`` knows how to collate.
 
         Raises:
-            UserError: a set is missing or holds fewer usable rows than wanted.
+            SettingError: a set is missing or holds fewer usable rows than wanted.
         """
         sets: dict[str, Any] = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {}
         references = []
         for name in settings.reference_sets:
             if name not in sets:
                 known = ", ".join(sets) or "none"
-                raise UserError(f"reference_sets: no key '{name}' in the trainer's eval_dataset; found: {known}")
+                raise SettingError(f"reference_sets: no key '{name}' in the trainer's eval_dataset; found: {known}")
             if len(sets[name]) < settings.samples:
-                raise UserError(
+                raise SettingError(
                     f"samples: {settings.samples} rows wanted, but reference set '{name}' holds "
                     f"{len(sets[name])} usable ones; lower samples or add rows"
                 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from ogpsa.projection import dots
 from ogpsa.subspace.measurements import Recorder
 from ogpsa.subspace.references import ReferenceChunk, ReferencePasses, all_reduce
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import SettingError
 
 if TYPE_CHECKING:
     from ogpsa.subspace.shards import Shards
@@ -25,7 +25,7 @@ def most_opposed(
     To first order a step down the safety gradient raises their losses the most. Costs a pass over each candidate alone.
 
     Raises:
-        UserError: a gradient holds NaN or Inf; its row is named.
+        SettingError: a gradient holds NaN or Inf; its row is named.
     """
     single = [replace(candidates, rows=[row]) for row in candidates.rows]
     products = _inner_products(trainer, shards, [safety, *single])
@@ -34,7 +34,7 @@ def most_opposed(
     ]
     if bad:
         found = f"reference set '{candidates.name}': row {bad[0]}" if len(bad) < len(single) else "the training rows"
-        raise UserError(f"selection: the gradient of {found} is infinite or no number; take the row out")
+        raise SettingError(f"selection: the gradient of {found} is infinite or no number; take the row out")
     return [candidates.rows[index] for index in products.argsort(stable=True)[:count].tolist()]
 
 

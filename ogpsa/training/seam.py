@@ -27,7 +27,7 @@ from ogpsa.subspace.projector import DrawnRows, Projector, check_trained
 from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.subspace.shards import ParameterShards
 from ogpsa.training.answers import answer_batch, answer_step
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import SettingError, UserError
 
 
 class ProjectedTrainer(Trainer):
@@ -90,11 +90,11 @@ def protect(trainer: Trainer, settings: ProjectionSettings, seed: int = 0) -> Pr
     if isinstance(trainer, ProjectedTrainer):
         raise UserError("protect: this trainer projects already; build a new one for other settings")
     if problems := settings.problems():
-        raise UserError(*problems)
+        raise SettingError(*problems)
     kind, added, loader = type(trainer), ProjectedTrainer, trainer.get_eval_dataloader
     if issubclass(kind, GRPOTrainer | RLOOTrainer):
         if settings.selection == "conflict":
-            raise UserError("selection: conflict compares with answers to train on, which rollouts have not")
+            raise SettingError("selection: conflict compares with answers to train on, which rollouts have not")
         added, loader = (
             ProjectedPolicyTrainer,
             partial(_answers, cast(PreTrainedTokenizerBase, trainer.processing_class)),

@@ -25,9 +25,11 @@ from ogpsa.training.finite import FiniteTrainer
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
 from ogpsa.training.held_out import HELD_OUT, HeldOutTrainer
 from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePolicyCache
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import UserError, settings_of
 from ogpsa.utils.signals import Interruption
 
+# The section of the YAML that a method's keys stand in.
+METHOD = "method"
 # transformers' names.
 OPTIMIZERS = {
     "adamw": "adamw_torch",
@@ -37,22 +39,27 @@ OPTIMIZERS = {
 }
 
 
-class _NoModelCard(Trainer):
-    """Leaves out the card beside each checkpoint: the run directory says what it is."""
+class _StageTrainer(Trainer):
+    """What the trainers of all stages do: name the method's settings in full, and write no card."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; what the method refuses only now is named as at ``attach``."""
+        with settings_of(METHOD):
+            return super().train(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write nothing."""
+        """Write nothing: the run directory says what it is."""
 
 
-class StageSFTTrainer(FiniteTrainer, HeldOutTrainer, _NoModelCard, SFTTrainer):
+class StageSFTTrainer(FiniteTrainer, HeldOutTrainer, _StageTrainer, SFTTrainer):
     """Supervised fine-tuning."""
 
 
-class StageDPOTrainer(FiniteTrainer, HeldOutTrainer, _NoModelCard, KeptReferenceTrainer):
+class StageDPOTrainer(FiniteTrainer, HeldOutTrainer, _StageTrainer, KeptReferenceTrainer):
     """Direct preference optimization."""
 
 
-class StageGRPOTrainer(_NoModelCard, RolloutTrainer):
+class StageGRPOTrainer(_StageTrainer, RolloutTrainer):
     """Group relative policy optimization."""
 
 
@@ -135,7 +142,8 @@ def build_trainer(
             # Packs are fewer than rows.
             del sets["training"]
         _check_nothing_dropped(f"{config.stage_key(stage.name)}.max_length", stage.max_length, trainer, sets)
-        method.attach(trainer, stage.name, config.seed)
+        with settings_of(METHOD):
+            method.attach(trainer, stage.name, config.seed)
 
     processes.on_all_processes(complete)
     if isinstance(stage, GRPOSettings) and isinstance(trainer, RolloutTrainer):

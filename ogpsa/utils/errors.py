@@ -26,6 +26,23 @@ class UserError(Exception):
         self.problems = problems
 
 
+class SettingError(UserError):
+    """A mistake in a setting of the library: each line begins with its name, without the section of a YAML."""
+
+
+@contextmanager
+def settings_of(section: str) -> Iterator[None]:
+    """Name settings as the user of ``section`` types them: ``samples`` as ``method.samples``.
+
+    Raises:
+        UserError: in place of a ``SettingError``.
+    """
+    try:
+        yield
+    except SettingError as error:
+        raise UserError(*(f"{section}.{problem}" for problem in error.problems)) from None
+
+
 class Problems:
     """Mistakes of several works, so that the user is told of all at once."""
 

@@ -420,9 +420,24 @@ def test_settings_that_contradict_themselves_are_refused(message: str, tmp_path:
 
 
 def test_what_cannot_be_protected_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no key 'fact' in the trainer's eval_dataset; found: facts"):
+    with pytest.raises(UserError, match=r"^reference_sets: no key 'fact' in the trainer's eval_dataset; found: facts"):
         protect(own_trainer(Trainer, tmp_path), replace(SETTINGS, reference_sets=("fact",)))
+    with pytest.raises(UserError, match=r"^samples: 13 rows wanted, but reference set 'facts' holds 12 usable ones"):
+        protect(own_trainer(Trainer, tmp_path), replace(SETTINGS, samples=13))
     with pytest.raises(UserError, match="projects already"):
         protect(protect(own_trainer(Trainer, tmp_path), SETTINGS), SETTINGS)
     with pytest.raises(UserError, match=r"is trained and torch\.bfloat16, whose rounding swallows steps"):
         protect(own_trainer(Trainer, tmp_path, tied_model().to(torch.bfloat16)), SETTINGS)
+
+
+class Infinite(Trainer):
+    """A trainer whose loss is infinite."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(*args, **kwargs) * torch.inf
+
+
+def test_what_training_refuses_of_the_settings_is_named_as_in_them(tmp_path: Path) -> None:
+    trainer = protect(own_trainer(Infinite, tmp_path), replace(SETTINGS, selection="conflict"))
+    with pytest.raises(UserError, match=r"^selection: the gradient of the training rows is infinite or no number"):
+        trainer.train()

@@ -105,10 +105,20 @@ def test_a_reference_row_whose_gradient_is_no_number_is_named(stage: str, chunks
 
 
 @pytest.mark.parametrize(
-    "overrides", [["method.streaming=true", "method.refresh_every=2"], ["method.selection=conflict"]]
+    ("overrides", "message"),
+    [
+        (
+            ["method.streaming=true", "method.refresh_every=2"],
+            "reference set 'general': the gradient of row 3 is infinite or no number",
+        ),
+        (
+            ["method.selection=conflict"],
+            "method.selection: the gradient of reference set 'general': row 3 is infinite or no number",
+        ),
+    ],
 )
-def test_so_it_is_while_references_are_streamed_or_selected(overrides: list[str]) -> None:
-    with pytest.raises(UserError, match=r"reference set 'general': .*row 3 is infinite or no number"):
+def test_so_it_is_while_references_are_streamed_or_selected(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
         train(configured("sft", rows(), rows(3), *OGPSA, *overrides), poisoned())
 
 

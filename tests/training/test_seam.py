@@ -5,6 +5,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -465,6 +466,16 @@ def test_only_a_whole_checkpoint_is_resumed_from(tmp_path: Path) -> None:
 
 
 CONFLICT = "method.selection=conflict"
+
+
+def test_what_the_method_refuses_of_the_trainer_is_named_as_its_keys(
+    configured: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configured("sft")
+    data = load_data(config)
+    few = replace(data, reference_sets={name: rows[:3] for name, rows in data.reference_sets.items()})
+    with pytest.raises(UserError, match=r"^method\.samples: 7 rows wanted, but reference set 'helpfulness' holds 3 "):
+        build_trainer(config, config.stages[0], tied_model(), TOKENIZER, few, tmp_path)
 
 
 def drawn_rows(trainer: ProjectedTrainer) -> list[list[int]]:

@@ -41,16 +41,26 @@ def config_text(overrides: str) -> str:
 def make_run(
     directory: Path,
     overrides: str = "method=baseline",
-    safety: float = 0.8,
-    utility: float = 0.7,
+    safety: float | None = 0.8,
+    utility: float | None = 0.7,
     over_refusal: float | None = 0.2,
     base: dict[str, Any] = BASE,
 ) -> Path:
     directory.mkdir(parents=True)
     (directory / "config.yaml").write_text(config_text(overrides))
     scores = {"safety": safety, "utility": utility, "over_refusal": over_refusal}
-    (directory / "metrics.json").write_text(json.dumps(scores | {"base": base, "stages": {"sft": scores}}))
+    last = scores | with_benchmarks(scores)
+    metrics = scores | {"base": base | with_benchmarks(base), "stages": {"sft": last}}
+    (directory / "metrics.json").write_text(json.dumps(metrics))
     return directory
+
+
+def with_benchmarks(scores: dict[str, Any]) -> dict[str, Any]:
+    """One benchmark a group that has its score, and one of utility that never lacks it."""
+    entries = {f"{group}_set": {"group": group, "value": value} for group, value in scores.items()}
+    if scores["over_refusal"] is None:
+        del entries["over_refusal_set"]
+    return {"benchmarks": entries | {"facts": {"group": "utility", "value": 0.5}}}
 
 
 def only_world(directory: Path) -> World:
@@ -159,9 +169,15 @@ def test_runs_are_found_below_a_directory_and_nothing_below_a_run(tmp_path: Path
         ("metrics.json", '{"safety": true}', "metrics.json: safety: found True, expected a number from 0 to 1"),
         (
             "metrics.json",
-            '{"safety": null, "utility": 1, "over_refusal": 0, "stages": {"sft": {}}, '
+            '{"safety": null, "utility": 1, "over_refusal": 0, "stages": {"sft": {"benchmarks": {"facts": 1}}}, '
             '"base": {"safety": 0.5, "utility": 1, "over_refusal": 0}}',
-            "metrics.json: safety: has no value; scores.json says how many answers of each benchmark are missing",
+            "metrics.json: stages: sft: benchmarks: expected an object with an object for each benchmark",
+        ),
+        (
+            "metrics.json",
+            '{"safety": 0, "utility": 1, "over_refusal": 0, "stages": [1], '
+            '"base": {"safety": 0.5, "utility": 1, "over_refusal": 0}}',
+            "metrics.json: stages: found list, expected an object with their scores",
         ),
         ("config.yaml", "a: [", "config.yaml: not readable as a configuration"),
         ("config.yaml", "", "config.yaml: not readable as a configuration"),
@@ -313,6 +329,98 @@ def test_over_refusal_may_be_unmeasured(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("pareto_over_refusal.*"))
 
 
+def written_rows(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "pareto.csv").open() as file:
+        return {row["variant"]: row for row in csv.DictReader(file)}
+
+
+def test_a_run_without_utility_is_in_the_table_and_on_no_front(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other run is dominated by it in safety and over-refusal, and has the front of utility to itself."""
+    make_run(tmp_path / "whole", "method=baseline", 0.6, 0.95, 0.2)
+    make_run(tmp_path / "lacking", "method=ogpsa", 0.9, None, 0.1)
+    assert main([str(tmp_path)]) == 0
+    world = only_world(tmp_path)
+    assert standings(world) == {"sft_dpo baseline": "overall", "sft_dpo ogpsa": ""}
+    assert [front.hypervolume for front in world.fronts] == pytest.approx([0.6 * 0.95] * 2)
+    assert [group.hypervolume for group in world.groups] == [pytest.approx(0.6 * 0.95), None]
+    assert [world.standing(group, "over_refusal") for group in world.groups] == ["", "overall"]
+    text = (tmp_path / "pareto.md").read_text()
+    assert "| sft_dpo | ogpsa | 1 | 0.900 ± – (+0.400) | n/a | 0.100 ± – (+0.000) |  | n/a |" in text
+    assert "Left out" not in text
+    row = written_rows(tmp_path)["ogpsa"]
+    assert row["utility"] == row["utility_change"] == row["hypervolume"] == row["front"] == ""
+    note = "tiny, testbed seed 0: sft_dpo: ogpsa: no utility score, shown as n/a: utility_set without a score in {}"
+    assert collect([tmp_path]).notes == [note.format(tmp_path / "lacking")]
+    assert note.format(tmp_path / "lacking") in capsys.readouterr().err
+    stored = json.loads((tmp_path / "pareto.json").read_text())["worlds"][0]["groups"][1]["runs"][0]
+    assert (stored["scores"]["utility"], stored["incomplete"]) == (None, {"utility": ["utility_set"]})
+
+
+def test_a_run_that_lacks_a_score_is_not_drawn(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "whole", "method=baseline", 0.6, 0.95)
+    write(collect([tmp_path / "runs"]), tmp_path / "before")
+    make_run(tmp_path / "runs" / "lacking", "method=ogpsa", 0.9, None)
+    write(collect([tmp_path / "runs"]), tmp_path / "after")
+    for picture, same in (("pareto", True), ("pareto_over_refusal", False)):
+        before, after = ((tmp_path / place / f"{picture}.png").read_bytes() for place in ("before", "after"))
+        assert (before == after) == same
+
+
+def test_one_seed_without_utility_leaves_the_mean_of_its_group_empty(tmp_path: Path) -> None:
+    for seed, utility in enumerate((0.7, None, 0.8)):
+        make_run(tmp_path / str(seed), f"method=baseline seed={seed}", 0.8, utility)
+    collection = collect([tmp_path])
+    (group,) = collection.worlds[0].groups
+    assert (len(group.runs), group.scores.utility, group.change.utility) == (3, None, None)
+    assert group.scores.safety == summarize([0.8] * 3)
+    (note,) = collection.notes
+    assert note.endswith(f"utility_set without a score in {tmp_path / '1'}")
+
+
+def test_a_base_without_utility_is_on_no_front(tmp_path: Path) -> None:
+    lacking = BASE | {"utility": None}
+    make_run(tmp_path / "a", "method=baseline", 0.4, 0.8, base=lacking)
+    make_run(tmp_path / "b", "method=ogpsa", 0.3, 0.9, base=lacking)
+    assert main([str(tmp_path)]) == 0
+    collection = collect([tmp_path])
+    (world,) = collection.worlds
+    assert (world.base_point(), world.fronts[0].base_on_front) == (None, False)
+    assert set(standings(world).values()) == {"overall"}
+    assert [group.hypervolume for group in world.groups] == pytest.approx([0.32, 0.27])
+    assert world.fronts[0].hypervolume == pytest.approx(0.3 * 0.9 + 0.1 * 0.8)
+    text = (tmp_path / "pareto.md").read_text()
+    assert "| – | base | – | 0.500 | n/a | 0.100 |  | n/a |" in text
+    assert "| 0.400 ± – (-0.100) | 0.800 ± – | 0.200 ± – (+0.100) | overall | 0.320 |" in text
+    assert collection.notes == [
+        "tiny, testbed seed 0: the base: no utility score, shown as n/a: utility_set without a score in all runs"
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == WRITTEN
+
+
+@pytest.mark.parametrize(("base", "volume"), [(BASE, "0.450"), (BASE | {"utility": None}, "n/a")])
+def test_a_sweep_without_any_utility_has_a_table_and_no_picture(
+    tmp_path: Path, base: dict[str, Any], volume: str
+) -> None:
+    for name, safety in (("baseline", 0.6), ("ogpsa", None)):
+        make_run(tmp_path / name, f"method={name}", safety, None, base=base)
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "pareto.md").read_text()
+    assert "| sft_dpo | ogpsa | 1 | n/a | n/a | 0.200 ± – (+0.100) |  | n/a |" in text
+    assert f"Hypervolume of the fronts: overall {volume}, sft_dpo {volume}." in text
+    assert not (tmp_path / "pareto.png").exists()
+    assert (tmp_path / "pareto_over_refusal.png").exists()
+    assert "n/a" in (tmp_path / "pareto.tex").read_text()
+
+
+def test_an_average_of_no_benchmark_is_noted(tmp_path: Path) -> None:
+    metrics = make_run(tmp_path / "run", utility=None) / "metrics.json"
+    metrics.write_text(metrics.read_text().replace('"group": "utility"', '"group": "reported"'))
+    (note,) = collect([tmp_path]).notes
+    assert note.endswith(f"none of its benchmarks was evaluated in {tmp_path / 'run'}")
+
+
 def test_safety_against_over_refusal_by_hand(tmp_path: Path) -> None:
     """Of the base at (0.5, 0.1) and three runs one is dominated: as safe as the last, and it refuses more."""
     make_run(tmp_path / "a", "method=baseline", 1.0, 0.7, 1.0)
@@ -408,6 +516,15 @@ def test_one_seed_is_shown_without_an_interval(tmp_path: Path) -> None:
     assert r"0.800 $\pm$ -- (+0.300)" in (tmp_path / "pareto.tex").read_text()
     (row,) = csv.DictReader((tmp_path / "pareto.csv").open())
     assert row["safety_half_width"] == ""
+
+
+def test_seeds_that_differ_by_rounding_alone_are_shown_without_an_interval(tmp_path: Path) -> None:
+    for seed, safety in enumerate((0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1)):
+        make_run(tmp_path / str(seed), f"method=baseline seed={seed}", safety)
+    (group,) = only_world(tmp_path).groups
+    assert group.scores.safety is not None and group.scores.safety.half_width
+    write(collect([tmp_path]), tmp_path)
+    assert "0.600 ± – (+0.100)" in (tmp_path / "pareto.md").read_text()
 
 
 def test_latex_escapes_names_and_needs_no_package(tmp_path: Path) -> None:

@@ -329,6 +329,46 @@ def test_an_average_without_all_its_benchmarks_is_empty_and_says_so(tmp_path: Pa
     assert "gpqa: gated, ask at hub/gpqa" in page
 
 
+def test_a_run_without_utility_is_a_row_and_no_mark(runs: Path) -> None:
+    gated = {"gpqa": Benchmark([], error="gpqa: gated, ask at hub/gpqa")}
+    known = only_section(runs)
+    write_run(runs / "d", BASE, TUNED | gated, "method=lora")
+    section = only_section(runs)
+    base, baseline, lora, ogpsa = section.checkpoints
+    assert (lora.label, lora.point, lora.hypervolume, lora.front, lora.sure) == ("lora", None, None, "", None)
+    assert lora.scores["safety"].value == 0.9
+    assert (lora.scores["utility"].value, lora.scores["utility"].error) == (None, "gpqa")
+    # The others have what they had, with their intervals.
+    assert section.hypervolume_interval == known.hypervolume_interval is not None
+    assert [one.sure for one in (base, baseline, ogpsa)] == [one.sure for one in known.checkpoints]
+    drawn = plot(section)
+    assert drawn is not None
+    assert [mark.checkpoint.label for mark in drawn.marks] == ["base", "baseline", "ogpsa"]
+    page = "".join(Page(build(runs, RESAMPLES)).shown)
+    assert "without a score: gpqa" in page and "no utility score, shown as n/a: gpqa without a score" in page
+
+
+def test_a_base_without_utility_leaves_the_rows_their_front(tmp_path: Path) -> None:
+    gated = {"facts": Benchmark([], error="facts: gated")}
+    for name, tuned in (("a", TUNED), ("b", TUNED | {"facts": FACTS})):
+        overrides = f"method={'baseline' if name == 'a' else 'ogpsa'}"
+        write_run(tmp_path / name, BASE | gated, tuned, overrides)
+    base, baseline, ogpsa = only_section(tmp_path).checkpoints
+    assert (base.point, base.hypervolume, base.front, base.sure) == (None, None, "", None)
+    assert base.scores["utility"].error == "facts"
+    assert (baseline.front, ogpsa.front) == ("", "overall")
+    assert ogpsa.sure is not None and ogpsa.hypervolume == pytest.approx(0.9 * 0.8)
+    assert "without a score: facts" in build(tmp_path, RESAMPLES)
+
+
+def test_a_sweep_without_any_utility_has_a_page_without_a_plot(tmp_path: Path) -> None:
+    gated = {"facts": Benchmark([], error="facts: gated")}
+    write_run(tmp_path / "a", BASE | gated, TUNED | gated)
+    section = only_section(tmp_path)
+    assert plot(section) is None and section.hypervolume is None
+    assert "without a score: facts" in build(tmp_path, RESAMPLES)
+
+
 def test_scores_by_category(tmp_path: Path) -> None:
     """One checkpoint with intervals over its items; a benchmark whose items have no categories is left out."""
     kinds = ["fraud"] * 4 + ["weapons"] * 6
