@@ -92,25 +92,78 @@ def test_killed_in_every_phase(small: list[str], unbroken: Path, tmp_path: Path)
     assert results(directory) == results(unbroken)
 
 
-def test_grpo_killed_and_stopped_anywhere_equals_the_unbroken_run(small: list[str], tmp_path: Path) -> None:
-    # 64 prompts: an epoch has 4 generations, 8 steps.
+# A reward that ends its process where the environment says.
+DEADLY = """
+import itertools
+import os
+import signal
+
+from ogpsa.config import Reward
+from trl import GRPOTrainer
+
+
+class Deadly(Reward):
+    def scorer(self, services):
+        from ogpsa.training.grpo import RolloutTrainer
+        from ogpsa.training.resume import CompletionCallback
+
+        phase, _, call = os.environ.get("DIE", "").partition(" ")
+
+        def deadly(function):
+            calls = itertools.count(1)
+
+            def called(*arguments, **keywords):
+                if next(calls) == int(call):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **keywords)
+
+            return called
+
+        def score(rollouts):
+            return [float(len(rollout.response.split()) % 5) for rollout in rollouts]
+
+        places = {"generating": (GRPOTrainer, "_generate_single_turn"), "updating": (RolloutTrainer, "training_step"),
+                  "saving": (CompletionCallback, "on_save")}
+        if phase in places:
+            place, name = places[phase]
+            setattr(place, name, deadly(getattr(place, name)))
+        return deadly(score) if phase == "rewarding" else score
+
+
+REWARD = Deadly
+"""
+
+
+def test_grpo_killed_in_every_phase_and_stopped_equals_the_unbroken_run(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine" / "reward").mkdir(parents=True)
+    (tmp_path / "mine" / "reward" / "deadly.yaml").write_text("name: deadly\n")
+    (tmp_path / "mine" / "reward" / "deadly.py").write_text(DEADLY)
+    # 64 prompts: an epoch has 4 generations, 8 steps of two micro-batches.
     command = [
-        *small, "stage=grpo", "method=ogpsa", "method.samples=8", "method.refresh_every=3", "stage.batch_size=32",
-        "stage.micro_batch_size=16", "stage.num_generations=4", "stage.epochs=3", "stage.save_every=4",
-        "stage.log_every=1", "hydra.run.dir=run",
+        "--config-dir=mine", *small, "stage=grpo", "reward=deadly", "method=ogpsa", "method.samples=8",
+        "method.refresh_every=3", "stage.batch_size=32", "stage.micro_batch_size=16", "stage.num_generations=4",
+        "stage.epochs=3", "stage.save_every=4", "stage.log_every=1", "hydra.run.dir=run",
     ]  # fmt: skip
-    assert run(*command, cwd=tmp_path).code == 0
+    unbroken = run(*command, cwd=tmp_path)
+    assert unbroken.code == 0, unbroken.stderr
     whole = tmp_path / "whole"
     (tmp_path / "run").rename(whole)
     checkpoints = tmp_path / "run" / "01-grpo" / "checkpoints"
-    draw = random.Random(0)
-    for step, number in ((4, signal.SIGKILL), (12, signal.SIGTERM), (16, signal.SIGKILL)):
-        reached = exists(checkpoints, f"checkpoint-{step}/COMPLETE.json")
-        result = send(number, reached, *command, cwd=tmp_path, delay=draw.uniform(0, 0.3))
-        assert result.code == (EXIT_REQUEUE if number == signal.SIGTERM else -number), result.stderr
+    # The save of step 8 is torn; what comes after it is of the second epoch.
+    for place, left in (("saving 2", 4), ("generating 4", 8), ("rewarding 2", 8), ("updating 7", 8)):
+        monkeypatch.setenv("DIE", place)
+        killed = run(*command, cwd=tmp_path)
+        assert killed.code == -signal.SIGKILL, killed.stderr
+        whole_ones = [path for path in checkpoints.glob("checkpoint-*") if is_complete(path)]
+        assert max(int(path.name.rpartition("-")[2]) for path in whole_ones) == left
+    monkeypatch.delenv("DIE")
+    stopped = send(signal.SIGTERM, exists(checkpoints, "checkpoint-12/COMPLETE.json"), *command, cwd=tmp_path)
+    assert stopped.code == EXIT_REQUEUE, stopped.stderr
     newest = max(int(path.name.rpartition("-")[2]) for path in checkpoints.glob("checkpoint-*") if is_complete(path))
     # Completions are in no checkpoint: it is left between two generations.
-    assert newest % 2 == 0
+    assert newest >= 12 and newest % 2 == 0
     final = run(*command, cwd=tmp_path)
     assert final.code == 0, final.stderr
     for name in ("01-grpo/model.safetensors", "metrics.json"):
