@@ -35,7 +35,9 @@ def parser(description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    made.add_argument("--out", type=Path, default=HERE, help="folder of the JSON and the table")
+    # The help says where without this checkout's path, since a page is made of it.
+    out = "folder of the JSON and the table (default: benchmarks)%(default).0s"
+    made.add_argument("--out", type=Path, default=HERE, help=out)
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     made.add_argument("--rounds", type=positive, default=None, help="measured rounds; by default the benchmark's own")
     made.add_argument("--smoke", action="store_true", help="tiny settings: shows that it runs, measures nothing")

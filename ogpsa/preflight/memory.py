@@ -38,6 +38,8 @@ TILE_TOKENS, TILE_WORDS = 4096, 32768
 REDUCE_BUCKET, LIVE_PARAMETERS = 50_000_000, 1_000_000_000
 # Under which configurations count a block's experts.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+# In the names of peft's parameters, of LoRA and of OSF.
+ADAPTERS = ("lora_", "osf_svd_params")
 # Elements that ``ogpsa/projection.py`` turns into fp64 at once.
 CHUNK = {"cpu": 1 << 16, "cuda": 1 << 20}
 
@@ -402,7 +404,8 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None, magnitudes: i
                 "decoders with one MLP in a block, such as Llama, Qwen2 and Mistral"
             )
     parameters = dict(model.named_parameters())
-    base = {name: p for name, p in language_model(model).named_parameters() if "lora_" not in name}
+    named = language_model(model).named_parameters()
+    base = {name: p for name, p in named if not any(part in name for part in ADAPTERS)}
     blocks = [p for name, p in base.items() if any(part.isdecimal() for part in name.split("."))]
     trained = [p for p in parameters.values() if p.requires_grad]
     head = model.get_output_embeddings().weight

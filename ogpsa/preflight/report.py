@@ -351,7 +351,8 @@ def stage_shapes(config: Config, stage: StageName) -> tuple[ModelShape, ModelSha
 
     inside: Any = get_peft_model(model, adapter).get_base_model()
     named = dict(inside.named_parameters())
-    inputs = sum(p.shape[1] for name, p in named.items() if "lora_A" in name)
+    # The first of the matrices that an input passes through, in LoRA and in OSF.
+    inputs = sum(p.shape[1] for name, p in named.items() if "lora_A" in name or "V_low" in name)
     magnitudes = sum(p.numel() for name, p in named.items() if "lora_magnitude_vector" in name)
     return whole, shape_of(inside, inputs // whole.layers, magnitudes // whole.layers)
 

@@ -92,6 +92,7 @@ CASES: dict[Matrix, list[Case]] = {
         adamw("sft-rank-0", "sft", [*OGPSA, "method.rank=0"], same_as="sft-baseline"),
         adamw("sft-held-out", "sft", [*BASELINE, "stage.eval_every=2"], same_as="sft-baseline"),
         adamw("sft-best", "sft", [*BASELINE, *BEST], "signal", refused_by=("fsdp2", *ZERO)),
+        adamw("sft-osf", "sft", ["method=osf"], "signal", refused_by=("fsdp2", *ZERO)),
         adamw("sft-ema", "sft", ["method=ema", "method.decay=0.5"], "signal", refused_by=ZERO),
         adamw("sft-adamw", "sft", [*OGPSA, *TENSOR, *CHECKPOINTING], "signal"),
         Case("sft-bf16", "sft", [*OGPSA, *ADAMW, *BF16], None, "signal"),

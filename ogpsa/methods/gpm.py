@@ -1,0 +1,9 @@
+"""GPM (gradient projection memory, arXiv 2103.09762), whose second task is NSPO's paper variant with the energy rule.
+
+The memory M of a layer is the fewest leading directions of its inputs on the earlier task's rows that hold the share
+ε of their energy, and its gradients become ``G (I − M Mᵀ)``: with ε = 1 − ``threshold`` the projection of ``nspo.py``.
+"""
+
+from ogpsa.methods.nspo import Nspo
+
+METHOD = Nspo

@@ -1,0 +1,50 @@
+"""GPM: that the null space by energy is what its memory leaves, and that it trains as NSPO set so."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ogpsa.config import Config
+from ogpsa.data.rows import load_data
+from ogpsa.nullspace.space import null_space
+from ogpsa.testbed.cache import ensure_base
+from tests.stage import train_alone
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.9, 0.97])
+def test_the_null_space_by_energy_is_what_the_memory_leaves(kept: float) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(12, 40).double() * torch.logspace(0, -1, 12).double()[:, None]
+    directions, sizes, _ = torch.linalg.svd(inputs, full_matrices=False)
+    # The paper's equation 5: the fewest leading directions that hold the share of the energy.
+    shares = sizes.square().cumsum(0) / sizes.square().sum()
+    memory = directions[:, : int((shares < kept).sum()) + 1]
+    assert 0 < memory.shape[1] < 12
+    gradient = torch.randn(5, 12)
+    ours = null_space(inputs @ inputs.T, "energy", 1 - kept)[0].project(gradient)
+    torch.testing.assert_close(ours, (gradient - gradient.double() @ memory @ memory.T).float())
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_it_trains_as_nspo_so_set_bit_for_bit(stage: str, small_config: Callable[..., Config], tmp_path: Path) -> None:
+    few = [
+        f"stage={stage}", "data.safety_rows=16", "stage.batch_size=8", "stage.micro_batch_size=4", "stage.max_steps=2",
+        "stage.learning_rate=1e-3", "method.samples=20",
+    ]  # fmt: skip
+
+    def train(*overrides: str) -> dict[str, Tensor]:
+        config = small_config(*few, *overrides)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        train_alone(config, load_data(config), ensure_base(config), folder)
+        return load_file(folder / "model.safetensors")
+
+    ours = train("method=gpm")
+    spelled = ["method.variant=paper", "method.rule=energy", "method.threshold=0.03", "method.others=freeze"]
+    theirs = train("method=nspo", *spelled)
+    start = load_file(ensure_base(small_config()) / "model.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert any(not torch.equal(ours[name], start[name]) for name in start)
