@@ -278,7 +278,9 @@ def _help_of(command: str) -> str:
             runpy.run_path(path, run_name="__main__")
         else:
             runpy.run_module(path, run_name="__main__", alter_sys=True)
-    return printed.getvalue()
+    # Before its own words, libraries may have some, as of the environment's settings.
+    text = printed.getvalue()
+    return text[max(text.find("usage: "), 0) :] if "\nusage: " in text else text
 
 
 def pages() -> Iterator[tuple[Path, str]]:
