@@ -104,6 +104,11 @@ CASES: dict[Matrix, list[Case]] = {
         adamw("grpo-baseline", "grpo", [*BASELINE, *GRPO], refused_by=ZERO),
         adamw("grpo-rank-0", "grpo", [*OGPSA, *GRPO, "method.rank=0"], same_as="grpo-baseline", refused_by=ZERO),
         adamw("grpo-adamw", "grpo", [*OGPSA, *GRPO], refused_by=ZERO),
+        adamw("grpo-conflict", "grpo", [*OGPSA, *CONFLICT, *TENSOR, *GRPO], refused_by=ZERO),
+        adamw(
+            "grpo-replay", "grpo", ["method=replay", "method.weight=0.5", "method.ratio=0.5", *GRPO], refused_by=ZERO
+        ),
+        adamw("grpo-nspo", "grpo", [*NSPO, *GRPO], refused_by=ZERO),
         adamw("grpo-kl", "grpo", [*BASELINE, *KL], "signal", refused_by=ZERO),
         adamw("grpo-kl-lora", "grpo", ["method=lora", "method.lora_dropout=0", *KL], refused_by=ZERO),
         # Each process samples its own completions, which the reward finds alike: only that it runs and resumes.

@@ -74,11 +74,16 @@ def trained(trainer: RolloutTrainer) -> Tensor:
 
 
 def test_what_removes_nothing_equals_plain_grpo_bit_for_bit(build: Build) -> None:
-    plain = trained(build("method=baseline"))
-    assert not torch.equal(plain, weights(build("method=baseline")))
+    without = build("method=baseline")
+    start, plain = weights(without), trained(without)
+    assert not torch.equal(plain, start)
     # Reference passes at every step, and the distance measured: rollouts, rewards and weights are as without.
     passes = build(*OGPSA, "method.rank=0", "method.refresh_every=1", "stage.measure_kl=true")
     assert torch.equal(trained(passes), plain)
+    seen = [[(line["reward"], line["entropy"], line["completions/mean_length"]) for line in trainer.state.log_history
+             if "reward" in line] for trainer in (without, passes)]  # fmt: skip
+    assert seen[0] == seen[1] and len(seen[0]) == 6
+    assert sum("projection/reference_loss/helpfulness" in line for line in passes.state.log_history) == 12
     assert torch.equal(trained(build("method=replay", "method.weight=0")), plain)
     measured = [entry["kl_to_start"] for entry in passes.state.log_history if "kl_to_start" in entry]
     assert measured[0] == 0 and measured[-1] > 0
@@ -110,6 +115,21 @@ def test_projection_and_replay_move_elsewhere(build: Build) -> None:
     seen = [entry for entry in projected.state.log_history if "projection/norm_retained" in entry]
     assert len(seen) == 12 and all(abs(entry["projection/cosine_after"]) < 1e-4 for entry in seen)
     assert not torch.equal(trained(build("method=replay")), plain)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["method.streaming=true"], ["method.scope=tensor", "method.rank=4"], ["method.target=update"]],
+    ids=["streaming", "tensor", "update"],
+)
+def test_ogpsas_options_work_on_rollouts(build: Build, options: list[str]) -> None:
+    trainer = build(*OGPSA, "stage.epochs=1", *options)
+    start = weights(trainer)
+    assert not torch.equal(trained(trainer), start)
+    lines = [line for line in trainer.state.log_history if "projection/norm_retained" in line]
+    assert len(lines) == 4 and all(line["projection/norm_retained"] < 1 for line in lines)
+    key = "step_share" if "update" in options[0] else "cosine_after"
+    assert all(abs(line[f"projection/{key}"]) < 1e-3 for line in lines)
 
 
 def test_the_gradient_of_replay_is_that_of_the_mean_over_the_rows_tokens(build: Build) -> None:
@@ -269,12 +289,28 @@ def test_a_judge_that_does_not_answer_ends_a_run_before_anything_is_evaluated(
         run(config, tmp_path / "run", evaluate, judges=JUDGES)
 
 
+def nspo_history(small_config: Callable[..., Config], place: Path, *overrides: str) -> list[dict[str, float]]:
+    """What a stage under NSPO logs."""
+    config = small_config(*FEW, "method=nspo", "method.samples=8", *overrides)
+    tiny_model(TOKENIZER, tie_word_embeddings=True).save_pretrained(place / "start")
+    TOKENIZER.save_pretrained(place / "start")
+    train_alone(config, load_data(config), place / "start", place / "stage")
+    return read_jsonl(place / "stage" / "history.jsonl")
+
+
+def test_nspos_exact_variant_stays_in_the_null_space_on_rollouts(
+    small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    [leak] = [
+        entry["projection/leak"]
+        for entry in nspo_history(small_config, tmp_path, "method.variant=exact", "stage.epochs=1")
+        if "projection/leak" in entry
+    ]
+    assert 0 < leak < 1e-6
+
+
 def test_nspo_retracts_after_whole_generations(small_config: Callable[..., Config], tmp_path: Path) -> None:
-    config = small_config(*FEW, "method=nspo", "method.variant=code", "method.samples=8", "method.retract_every=3")
-    tiny_model(TOKENIZER, tie_word_embeddings=True).save_pretrained(tmp_path / "start")
-    TOKENIZER.save_pretrained(tmp_path / "start")
-    train_alone(config, load_data(config), tmp_path / "start", tmp_path / "stage")
-    history = read_jsonl(tmp_path / "stage" / "history.jsonl")
+    history = nspo_history(small_config, tmp_path, "method.variant=code", "method.retract_every=3")
     # Two updates a generation: after the first generation, and after the fourth.
     assert [entry["step"] for entry in history if "projection/retracted" in entry] == [2, 8]
     assert history[-2]["projection/leak"] > 0
