@@ -301,12 +301,9 @@ def nspo_history(small_config: Callable[..., Config], place: Path, *overrides: s
 def test_nspos_exact_variant_stays_in_the_null_space_on_rollouts(
     small_config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    [leak] = [
-        entry["projection/leak"]
-        for entry in nspo_history(small_config, tmp_path, "method.variant=exact", "stage.epochs=1")
-        if "projection/leak" in entry
-    ]
-    assert 0 < leak < 1e-6
+    history = nspo_history(small_config, tmp_path, "method.variant=exact", "stage.epochs=1")
+    leaks = [entry["projection/leak"] for entry in history if "projection/leak" in entry]
+    assert leaks and 0 < max(leaks) < 1e-6
 
 
 def test_nspo_retracts_after_whole_generations(small_config: Callable[..., Config], tmp_path: Path) -> None:
