@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ogpsa.subspace.subspace import Subspace
     from ogpsa.training.seam import protect
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["ProjectionSettings", "Subspace", "__version__", "orthonormal_basis", "project", "protect"]
 
 _DOORS = {
