@@ -14,7 +14,7 @@ from ogpsa.app.compose import compose_config
 from tests.program import ROOT
 
 PAGES = ["README.md", "docs/data.md", "docs/rl.md", "docs/training.md", "docs/commands.md", "eval/README.md",
-         "experiments/README.md", "slurm/README.md", "benchmarks/README.md", "CONTRIBUTING.md"]  # fmt: skip
+         "experiments/README.md", "community/README.md", "slurm/README.md", "benchmarks/README.md", "CONTRIBUTING.md"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ COMMANDS: dict[str, Run | Elsewhere | Needs] = {
     "make experiments-small": Needs("network"),
     "for name in safe_rlhf ultrafeedback halueval; do python -m ogpsa.data build $name; done": Needs("network"),
     "python -m eval attacks --help": Run(),
+    # community
+    "python -m eval checkpoint=outputs/models/smollm2_135m eval=small": Needs("network"),
     "python -m ogpsa.data check outputs/data --against outputs/benchmarks": Elsewhere("data/test_leakage.py"),
     "python -m experiments report table1 suite=paper": Run(),
     # SLURM
