@@ -363,7 +363,8 @@ def test_every_experiment_composes_as_its_header_says(file: Path) -> None:
     table, _, row = name.partition("/")
     commands = {f"# python -m experiments run {table} rows={row} suite=paper", f"# python train.py +experiment={name}"}
     if table == "small":
-        experiment = "small_dpo" if row.startswith(("dpo_", "sft_dpo_")) else "small_sft"
+        stage = row.removeprefix("sft_").partition("_")[0]
+        experiment = {"dpo": "small_dpo", "grpo": "small_rl"}.get(stage, "small_sft")
         commands = {f"# python -m experiments run {experiment} rows={row} suite=small"}
     assert len(commands.intersection(file.read_text(encoding="utf-8").splitlines())) == 1
     config = compose_config([f"+experiment={name}", "seed=3"])
