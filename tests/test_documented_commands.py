@@ -14,7 +14,8 @@ from ogpsa.app.compose import compose_config
 from tests.program import ROOT
 
 PAGES = ["README.md", "docs/data.md", "docs/rl.md", "docs/training.md", "docs/commands.md", "eval/README.md",
-         "experiments/README.md", "community/README.md", "slurm/README.md", "benchmarks/README.md", "CONTRIBUTING.md"]  # fmt: skip
+         "experiments/README.md", "community/README.md", "slurm/README.md", "benchmarks/README.md",
+         "CONTRIBUTING.md"]  # fmt: skip
 
 
 @dataclass(frozen=True)
