@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: benchmarks/gpu.sh collect        fetch the wheels (with a network), into build/wheels
+usage: benchmarks/gpu.sh collect        fetch the wheels (with a network), into build/gpu-wheels
        benchmarks/gpu.sh CHECK [ARG...] run a check (on the GPU machine); ARGs go to its command
        benchmarks/gpu.sh all            run them all in the order of their worth, after a smoke test of each, until
                                         GPU_SECONDS (600) are over; typed again, it runs what is missing
@@ -29,7 +29,7 @@ TEXT
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="${PYTHON:-python3}"
 out="${OUT:-build/gpu}"
-wheels=build/wheels
+wheels=build/gpu-wheels
 
 # What such a machine lacks or has too old, at the versions of requirements.lock.
 pure=(
@@ -91,7 +91,7 @@ piece() {
   echo "$folder: exit code $status after $((SECONDS - began)) s" | tee -a "$out/all.txt"
   [ "$status" -ne 0 ] || touch "$out/$folder/done"
   # Whole at any time, however the machine ends.
-  (cd "$out" && find . -maxdepth 2 -name '*.md' -o -name '*.json' -o -name all.txt | tar -cf .results -T - && mv .results results.tar)
+  (cd "$out" && find . -maxdepth 3 -name '*.md' -o -name '*.json' -o -name all.txt | tar -cf .results -T - && mv .results results.tar)
 }
 
 all() {

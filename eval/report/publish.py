@@ -71,6 +71,9 @@ def publish(run: FinishedRun, checkpoint: Path, repo: str, public: bool) -> str:
     hub, files = HfApi(), [*read_json(checkpoint / COMPLETE_FILE)["files"], COMPLETE_FILE]
     try:
         address = str(hub.create_repo(repo, private=not public, exist_ok=True))
+        # One that was there keeps what it is.
+        if not public and not hub.repo_info(repo).private:
+            raise UserError(f"--repo: {repo}: is public; add --public, or choose another")
         hub.upload_folder(
             repo_id=repo,
             folder_path=checkpoint,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from ogpsa.config import Method, SetUse, StageName, sample_problems, set_name_problems, stage_value
+from ogpsa.config import Method, SetUse, SFTSettings, StageName, sample_problems, set_name_problems, stage_value
 from ogpsa.subspace.settings import (
     MAX_RANK,
     BasisDevice,
@@ -66,6 +66,11 @@ class Ogpsa(Method):
                 problems.append(
                     "method.selection: conflict compares with answers of the safety set, which grpo does not read; "
                     "allowed: random"
+                )
+            if wanted.share is not None and isinstance(stage, SFTSettings) and stage.packing is not None:
+                problems.append(
+                    f"method.refresh_every: {wanted.share:.3g} is a share of rows, of which a pack holds several "
+                    f"({config.stage_key('sft')}.packing={stage.packing}); give a number of steps"
                 )
             problems += sample_problems(wanted.samples, config, f" for {stage.name}")
         return list(dict.fromkeys(problems))

@@ -118,9 +118,9 @@ def _stage_report(
     config: Config, stage: OneStage, data: Data, processes: int, memory: float | None, judges: Judges
 ) -> str:
     whole, shape = stage_shapes(config, stage.name)
-    lines = [f"{config.model.name}: {_count(whole.parameters)} parameters, all of them trained in full fine-tuning"]
-    if config.method.trains_adapters:
-        lines[0] += f"; {_count(shape.trained)} trained here, in adapters"
+    adapters = f"and {_count(shape.trained)} trained in adapters"
+    trained_part = adapters if config.method.trains_adapters else "all of them trained"
+    lines = [f"{config.model.name}: {_count(whole.parameters)} parameters, {trained_part}"]
     projection = config.method.projection(stage.name)
     rows = len(data.training(stage.name))
     counts = count(stage, projection, data, config.model.gradient_checkpointing, processes)

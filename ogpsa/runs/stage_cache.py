@@ -95,7 +95,9 @@ def stage_key(config: Config, stage: OneStage, data: Data, start: Path) -> str:
             "reward": reward,
             "method_code": [hash_file(file) for file in code_outside(*config.plugins)],
             "rows": _rows_digest(data.training(stage.name), TRAINING_COLUMNS[stage.name]),
-            "held_out": {name: _rows_digest(rows, COLUMNS[stage.name]) for name, rows in data.held_out.items()},
+            "held_out": {name: _rows_digest(rows, COLUMNS[stage.name]) for name, rows in data.held_out.items()}
+            if stage.eval_every is not None
+            else {},
             "reference_sets": {name: _rows_digest(data.reference_sets[name], COLUMNS[stage.name]) for name in sets},
             "made_by": _made_by(left_out),
         }

@@ -117,7 +117,9 @@ def read_part(checkpoint: Path, stem: str, shards: Shards) -> dict[str, Tensor]:
 
 def _cut_anew(parts: Sequence[Any], key: str, sizes: Sequence[Sequence[int]], rank: int) -> Tensor:
     """The elements of a parameter that are ``rank``'s by ``sizes`` [processes][parameters], from other pieces."""
-    index = key.rpartition(".")[2]
+    name, _, index = key.rpartition(".")
+    if name.endswith("scales"):
+        raise UserError("an int8 basis is scaled by its shards, which other processes cut: start as many as saved it")
     if not index.isdecimal():
         found: Tensor = parts[0].get_tensor(key)
         return found

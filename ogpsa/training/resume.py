@@ -95,7 +95,8 @@ def last_complete_checkpoint(folder: Path, config: Config, stage: OneStage) -> P
             )
         if saved_by != here:
             log.info(
-                "%s: %s was saved by %d processes and is resumed by %d: the batch stays %d, sums round differently",
+                "%s: %s was saved by %d processes and is resumed by %d: the batch stays %d, sums round differently, "
+                "and of an epoch's last batch, if it is not full, other rows are repeated",
                 stage.name, newest.name, saved_by, here, stage.batch_size,
             )  # fmt: skip
     return newest

@@ -405,7 +405,7 @@ def test_processes_share_the_batch(small_config: Callable[..., Config]) -> None:
 def test_the_report_names_every_mode_and_the_sizes(small_config: Callable[..., Config]) -> None:
     config = small_config("stage=sft_dpo", "method.samples=8", "method=ogpsa_lora", "method.lora_rank=4")
     text = report(config, load_data(config))
-    for line in ("4 epochs", "refreshes", "trained here, in adapters", "no GPU on this machine"):
+    for line in ("4 epochs", "refreshes", "trained in adapters", "no GPU on this machine"):
         assert text.count(line) == (2 if line != "4 epochs" else 0)
     for mode in MODES:
         assert text.count(f" {mode} ") == 2

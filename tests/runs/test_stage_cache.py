@@ -27,6 +27,14 @@ Configure = Callable[..., Config]
 BASE = Path(__file__).parent
 
 
+def test_held_out_rows_are_part_of_the_stages_that_measure_them_alone(small_config: Configure) -> None:
+    """They hold the columns of these: DPO's are not read where SFT alone measures."""
+    plain = small_config("stage=sft_dpo", "method=baseline")
+    measured = small_config("stage=sft_dpo", "method=baseline", "stage.sft.eval_every=2")
+    assert key(measured, 1) == key(plain, 1)
+    assert key(measured) != key(plain)
+
+
 def key(config: Config, stage: int = 0, start: Path = BASE) -> str:
     return stage_key(config, config.stages[stage], load_data(config), start)
 

@@ -65,6 +65,15 @@ def test_packs_hold_every_row_whole_within_the_length(small_config: Callable[...
     assert trainer.state.max_steps == -(-len(packs) // 4)
 
 
+def test_a_share_of_rows_is_not_one_of_packs() -> None:
+    with pytest.raises(UserError) as error:
+        compose_config(["stage=sft", "method=ogpsa_light", "stage.packing=bfd"])
+    assert error.value.problems == (
+        "method.refresh_every: 0.1 is a share of rows, of which a pack holds several (stage.packing=bfd); give a "
+        "number of steps",
+    )
+
+
 def test_packing_is_sfts_alone() -> None:
     with pytest.raises(UserError, match=r"stage\.packing: unknown key"):
         compose_config(["stage=dpo", "stage.packing=bfd"])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -41,11 +42,16 @@ class Hub:
         self.made: dict[str, bool] = {}
         self.files: list[str] = []
         self.card = ""
+        # Repositories that were there before.
+        self.open: set[str] = set()
 
     def create_repo(self, repo: str, private: bool, exist_ok: bool) -> str:
         assert exist_ok
         self.made[repo] = private
         return f"https://hub/{repo}"
+
+    def repo_info(self, repo: str) -> SimpleNamespace:
+        return SimpleNamespace(private=self.made[repo] and repo not in self.open)
 
     def upload_folder(self, folder_path: Path, allow_patterns: list[str], **_: Any) -> None:
         self.files = sorted(str(path.relative_to(folder_path)) for path in folder_path.rglob("*")
@@ -89,6 +95,15 @@ def test_what_the_checkpoint_names_goes_to_a_private_repository(
     assert "# 01-sft of qwen2_5_7b" in hub.card
     assert main(["publish", str(run), "--repo", "me/open", "--public", "--checkpoint", "01-sft"]) == 0
     assert hub.made["me/open"] is False
+
+
+def test_nothing_goes_unasked_to_a_public_repository_that_is_there(
+    run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.open.add("me/open")
+    assert main(["publish", str(run), "--repo", "me/open"]) == 2
+    assert capsys.readouterr().err == "error: --repo: me/open: is public; add --public, or choose another\n"
+    assert hub.files == [] and not hub.card
 
 
 def test_mistakes_are_one_line_and_touch_no_hub(
