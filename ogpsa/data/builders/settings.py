@@ -97,7 +97,7 @@ class UltraFeedback(OneSource):
 
 
 class HaluEval(OneSource):
-    """Nothing beside what every data set says."""
+    """No settings in addition to those of every data set."""
 
 
 class GSM8K(OneSource):
@@ -105,7 +105,7 @@ class GSM8K(OneSource):
 
 
 class MMLU(OneSource):
-    """Nothing beside what every data set says."""
+    """No settings in addition to those of every data set."""
 
 
 class Rejected(Section):
@@ -128,7 +128,7 @@ class SafetyTunedLlamas(Answered):
 
 
 class HHRLHF(OneSource):
-    """Nothing beside what every data set says."""
+    """No settings in addition to those of every data set."""
 
 
 class Alpaca(Answered):
