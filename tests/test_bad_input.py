@@ -419,16 +419,16 @@ MISTAKES = {
         write("run/config.yaml", "- seed"),
     ),
     "finished stage truncated": finished(
-        "hydra.run.dir: run/01-sft/model.safetensors has 5000 of 142200 bytes; delete run/01-sft to have it made again",
+        "hydra.run.dir: run/01-sft/model.safetensors has 5000 of 142200 bytes; delete run/01-sft to recreate it",
         cut("run/01-sft/model.safetensors", 5000),
     ),
     "metrics.json damaged": finished(
         "run/metrics.json: not readable as JSON (Unterminated string starting at: line 1 column 2 (char 1)); "
-        "delete it to have it made again",
+        "delete it to recreate it",
         write("run/metrics.json", '{"safe'),
     ),
     "metrics.json of something else": finished(
-        "run/metrics.json: holds no result of a run; delete it to have it made again",
+        "run/metrics.json: holds no result of a run; delete it to recreate it",
         write("run/metrics.json", "{}"),
     ),
     "two runs in one directory": Mistake(

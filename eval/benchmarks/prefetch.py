@@ -82,7 +82,7 @@ def _record(folder: Path) -> dict[str, Any]:
         return {}
     record = read_json(file)
     if not isinstance(record, dict):
-        raise UserError(f"{file}: not a record of what was fetched; delete it to have it made again")
+        raise UserError(f"{file}: not a record of what was fetched; delete it to recreate it")
     return record
 
 

@@ -136,7 +136,8 @@ def barrier() -> None:
 def shut_down() -> None:
     """Call last, so that this process ends with its own exit code.
 
-    Once one process has failed, torchrun sends SIGTERM to those that are still exiting. The group is closed first: a process that ends with it open may be aborted by what the others leave behind.
+    Once one process has failed, torchrun sends SIGTERM to those that are still exiting. The group is
+    closed first: a process that ends with it open may be aborted by what the others leave behind.
     """
     if world_size() == 1:
         return

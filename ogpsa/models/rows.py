@@ -46,8 +46,8 @@ def _mask(lengths: Sequence[int], width: int, device: torch.device) -> torch.Ten
 def keeps_every_key(model: Any) -> bool:
     """Whether rows may continue from what others have left in the model's cache.
 
-    They may if every layer's cache keeps the keys and values of all tokens; a sliding window drops
-    some, and a recurrent state stands for no single token.
+    They may if every layer's cache keeps the keys and values of all tokens; a sliding window drops some, and a
+    recurrent state stands for no single token.
     """
     config = model.config.get_text_config(decoder=True)
     layers = DynamicCache(config=config).layers

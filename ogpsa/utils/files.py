@@ -82,7 +82,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(read_text(path, "JSON"))
     except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); delete it to have it made again") from None
+        raise UserError(f"{path}: not readable as JSON ({error}); delete it to recreate it") from None
 
 
 def to_jsonl(rows: Iterable[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Rows that would teach something else than they say, named before anything is trained or evaluated."""
+"""Rows that would teach something other than their text, named before anything is trained or evaluated."""
 
 import logging
 from pathlib import Path

@@ -439,5 +439,5 @@ class Infinite(Trainer):
 
 def test_what_training_refuses_of_the_settings_is_named_as_in_them(tmp_path: Path) -> None:
     trainer = protect(own_trainer(Infinite, tmp_path), replace(SETTINGS, selection="conflict"))
-    with pytest.raises(UserError, match=r"^selection: the gradient of the training rows is infinite or no number"):
+    with pytest.raises(UserError, match=r"^selection: the gradient of the training rows is infinite or NaN"):
         trainer.train()

@@ -99,7 +99,7 @@ def test_a_reference_row_whose_gradient_is_no_number_is_named(stage: str, chunks
     with pytest.raises(UserError) as refused:
         train(configured(stage, rows(), rows(3), *OGPSA, f"method.rank={chunks}"), poisoned())
     assert str(refused.value) == (
-        "reference set 'general': the gradient of row 3 is infinite or no number at step 0 "
+        "reference set 'general': the gradient of row 3 is infinite or NaN at step 0 "
         f"(1 of the {4 // chunks} rows drawn); take the row out"
     )
 
@@ -109,11 +109,11 @@ def test_a_reference_row_whose_gradient_is_no_number_is_named(stage: str, chunks
     [
         (
             ["method.streaming=true", "method.refresh_every=2"],
-            "reference set 'general': the gradient of row 3 is infinite or no number",
+            "reference set 'general': the gradient of row 3 is infinite or NaN",
         ),
         (
             ["method.selection=conflict"],
-            "method.selection: the gradient of reference set 'general': row 3 is infinite or no number",
+            "method.selection: the gradient of reference set 'general': row 3 is infinite or NaN",
         ),
     ],
 )
