@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and locks."""
+"""Files that are complete or absent, and locks."""
 
 import errno
 import fcntl
@@ -173,7 +173,7 @@ def decoded(content: bytes, place: Path | str, expected: str) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal; a file that stays as it is is read once per process."""
+    """SHA-256 of a file's content, in hexadecimal; an unchanged file is read once per process."""
     found = path.stat()
     return _hash_file(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
@@ -292,7 +292,7 @@ def check_writable(folder: Path, key: str) -> None:
 
 @contextmanager
 def exclusive(path: Path, busy: str, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the kernel's lock on ``path``; it goes when the process does, however it ends.
+    """Hold the kernel's lock on ``path``; the kernel releases it when the process ends, however it ends.
 
     Args:
         busy: what it means that another process holds the lock.
