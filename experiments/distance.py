@@ -23,7 +23,7 @@ class Weights:
 
 
 def weights_of(config: Config, directory: Path) -> Weights | None:
-    """Checkpoints of a finished run; None where its own weights, or its starting ones, are missing: nothing is fetched."""
+    """Checkpoints of a finished run; None where its weights or its starting ones are missing: nothing is fetched."""
     tuned = checkpoints(directory)
     base = _untuned(config)
     if base is None or not base.is_dir() or not tuned or not began_with(directory, base):
