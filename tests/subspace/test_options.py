@@ -374,7 +374,7 @@ def own_trainer(kind: type[Trainer], folder: Path, model: LlamaForCausalLM | Non
 
 
 @pytest.mark.parametrize("kind", [Trainer, Doubled])
-def test_an_own_loss_s_reference_gradient_does_not_depend_on_the_micro_batch(
+def test_the_reference_gradient_of_a_users_loss_does_not_depend_on_the_micro_batch(
     kind: type[Trainer], tmp_path: Path
 ) -> None:
     found = []
