@@ -195,7 +195,7 @@ def write(
     """Write ``<name>.json`` and ``<name>.md`` into ``out`` and print the latter.
 
     Args:
-        settings: what the figures depend on beside the machine.
+        settings: what the figures depend on in addition to the machine.
         tables: rows by the table's title; a row's keys are its columns.
         notes: what a reader must know to read the columns, one sentence or more each.
     """

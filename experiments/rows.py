@@ -249,7 +249,7 @@ def row_overrides(row: str, suite: str) -> tuple[str, ...]:
     """A row in a suite, as arguments of ``train.py``, without the suite's cap on steps.
 
     Raises:
-        UserError: the suite has nothing in the place of the row's model.
+        UserError: the suite has no replacement for the row's model.
     """
     settings = load_suite(suite)
     given = [f"+experiment={row}"]

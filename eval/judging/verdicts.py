@@ -249,7 +249,7 @@ def _judge_by_panel(
 
 
 def _answered(items: Sequence[Item], answers: Sequence[Answer]) -> list[Item]:
-    """The items that have an answer, which takes the place of their response."""
+    """The items that have an answer, which replaces their response."""
     found = zip(items, answers, strict=True)
     return [replace(item, response=answer.text) for item, answer in found if answer.none is None]
 

@@ -54,7 +54,7 @@ def _line(path: tuple[str, ...], siblings: list[str], errors: list[ErrorDetails]
 
 
 def _locate(location: tuple[str | int, ...], raw: Mapping[str, Any], absent: bool) -> tuple[list[str], list[str]]:
-    """The dotted path of an error and the keys beside it; union tags in ``location`` are not keys.
+    """The dotted path of an error and its sibling keys; union tags in ``location`` are not keys.
 
     ``absent`` says that the last part names a key that is not there.
     """

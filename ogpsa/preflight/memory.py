@@ -205,7 +205,7 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
     """Peak memory of one process.
 
     Per trained parameter: fp32 weight 4, gradient 4, AdamW 8 (8-bit 2, SGD 0), basis r × its bytes. ZeRO-2 and
-    ZeRO-3 keep an fp32 master copy beside the weights. Gradients, optimizer and basis are divided by the
+    ZeRO-3 keep an fp32 master copy in addition to the weights. Gradients, optimizer and basis are divided by the
     processes in fsdp2, zero2 and zero3, weights in fsdp2 and zero3.
     """
     gradient_shards = setup.processes if setup.mode in (*SHARDING_WEIGHTS, "zero2") else 1

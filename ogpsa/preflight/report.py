@@ -256,7 +256,7 @@ def count(
     estimated = passes * sum(_mean_length(part, stage.name) for part in references.values())
     reference_samples = passes * len(references)
     if projection is not None and projection.selection == "conflict":
-        # Once a pass over every row of each set, and over some of the safety set's beside it.
+        # One more pass over every row of each set, and over some rows of the safety set.
         sample = len(references) * min(SAFETY_SAMPLE, rows)
         estimated += sum(len(part) * _mean_length(part, stage.name) for part in references.values())
         estimated += sample * length

@@ -44,7 +44,7 @@ def package_digests() -> dict[str, str]:
     for package in (PACKAGE, PACKAGE.with_name("eval")):
         for path in sorted(filter(Path.is_file, package.rglob("*"))):
             parts = path.relative_to(package.parent).parts
-            # Not what editors and Python leave beside the code.
+            # Except files that editors and Python leave next to the code.
             if not any(part.startswith((".", "__pycache__")) or part.endswith("~") for part in parts):
                 files.setdefault("/".join(parts[:2]), []).append(path)
     rooms = {f"code/{room}": _digest(paths) for room, paths in files.items() if room not in NEUTRAL}

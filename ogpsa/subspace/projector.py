@@ -287,7 +287,7 @@ class Projector:
         self.recorder.add({key.removesuffix("cosine") + name: value for key, value in report.items()})
 
     def save(self, checkpoint: Path) -> None:
-        """Write what resuming needs beside the trainer's own files; every process calls it."""
+        """Write what resuming needs in addition to the trainer's own files; every process calls it."""
         state = {f"subspace.{name}": tensor.contiguous() for name, tensor in self.subspace.state_dict().items()}
         state |= {f"streamed.{name}": tensor for name, tensor in self._streamed.state_dict().items()}
         if self._shards.sharded or self._trainer.args.process_index == 0:

@@ -161,7 +161,7 @@ class ReferencePasses:
 
     @contextmanager
     def _training_state_kept(self) -> Iterator[None]:
-        """Put back what a pass touches beside the gradients: counters, metrics, flags."""
+        """Restore what a pass changes in addition to the gradients: counters, metrics, flags."""
         gradient_state, attributes = self._trainer.accelerator.gradient_state, vars(self._trainer)
         synchronised = gradient_state.sync_gradients
         kept = {name: copy.deepcopy(value) for name, value in attributes.items() if name in TOUCHED}

@@ -74,7 +74,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file of ours.
+    """Parse a JSON file that this suite wrote.
 
     Raises:
         UserError: the file is missing or is not JSON.

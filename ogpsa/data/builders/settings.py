@@ -124,7 +124,7 @@ class Answered(OneSource):
 
 
 class SafetyTunedLlamas(Answered):
-    """Nothing beside that."""
+    """No further settings."""
 
 
 class HHRLHF(OneSource):
@@ -132,7 +132,7 @@ class HHRLHF(OneSource):
 
 
 class Alpaca(Answered):
-    """Nothing beside that."""
+    """No further settings."""
 
 
 class NSPOGeneral(DataSet):
