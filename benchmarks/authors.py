@@ -1,9 +1,9 @@
-"""The authors' procedure, re-implemented from its description, as the thing to compare against.
+"""The authors' procedure, re-implemented from its description, to compare with.
 
 Each parameter tensor on its own, in a hook after every micro-batch's backward: the references are fetched from
 host memory each time and the dot products run in the gradient's dtype. References are gradients of plain
 cross-entropy, also for DPO. Where the description leaves a choice, the cheaper one is taken: the references are
-made orthonormal at the refresh, not in the hook. It serves the benchmarks and no run.
+made orthonormal at the refresh, not in the hook. Only the benchmarks use it.
 """
 
 from collections.abc import Mapping, Sequence

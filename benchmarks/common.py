@@ -1,4 +1,4 @@
-"""Parts that the benchmarks share: the machine by name, work timed in turn, memory peaks, JSON and a table.
+"""Parts that the benchmarks share: facts of the machine, work timed in turn, memory peaks, JSON and a table.
 
 Needs torch alone, so that it runs on a GPU machine without this project's environment.
 """
@@ -35,7 +35,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    # The help says where without this checkout's path, since a page is made of it.
+    # The help leaves out this checkout's path, since a page is made from it.
     out = "folder of the JSON and the table (default: benchmarks)%(default).0s"
     made.add_argument("--out", type=Path, default=HERE, help=out)
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
@@ -113,7 +113,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def in_turn(works: Mapping[str, Callable[[], Result]], rounds: int, warmup: int = 1) -> dict[str, list[Result]]:
-    """Call each of ``works`` once a round, so that a drift of the machine meets them all; the warm-up is dropped."""
+    """Call each of ``works`` once a round, so that a drift of the machine affects all; the warm-up is dropped."""
     results: dict[str, list[Result]] = {name: [] for name in works}
     for _ in range(warmup + rounds):
         for name, work in works.items():
@@ -184,7 +184,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _kibibytes(file: str, key: str) -> int:
-    """The bytes that a line ``key: N kB`` tells."""
+    """The bytes in a line ``key: N kB``."""
     lines = Path(file).read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
@@ -195,7 +195,7 @@ def write(
     """Write ``<name>.json`` and ``<name>.md`` into ``out`` and print the latter.
 
     Args:
-        settings: what the figures depend on beside the machine.
+        settings: what the figures depend on in addition to the machine.
         tables: rows by the table's title; a row's keys are its columns.
         notes: what a reader must know to read the columns, one sentence or more each.
     """

@@ -1,6 +1,6 @@
-"""Evaluation beside plain lm-eval on the same tasks, in turn: generation, and the options of a multiple choice.
+"""Our evaluation against plain lm-eval on the same tasks, in turn: generation, and the options of a multiple choice.
 
-Both have the same loaded model, rows and batch size, and must say the same. Ours is everything from the rows to the
+Both have the same loaded model, rows and batch size, and must agree. Ours covers everything from the rows to the
 verdicts on disk, plain lm-eval everything from the rows to the scores in memory.
 """
 

@@ -127,7 +127,7 @@ def train(shape: Architecture, case: Case, device: torch.device) -> None:
                 backward()
                 for target, gradient in zip(rows, shards.gradients(), strict=True):
                     target[index] = gradient
-        # What still names a row would keep it.
+        # Names that still refer to a row would keep it in memory.
         del target, gradient
         subspace.estimate(rows, [str(index) for index in range(case.rank)])
 
@@ -177,7 +177,7 @@ def compare(case: Case, device: torch.device) -> Row:
 
 
 def cases(device: torch.device) -> list[Case]:
-    """On a CPU three small models; on a GPU a 7B model, which plain gradient descent leaves room for."""
+    """Three small models on a CPU; on a GPU a 7B model, which fits with plain gradient descent."""
     fused = find_spec("trl") is not None
     stages: list[Literal["sft", "dpo"]] = ["sft", "dpo"] if fused else ["sft"]
     if device.type == "cuda":

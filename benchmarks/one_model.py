@@ -1,4 +1,4 @@
-"""The three procedures as turns over one model and one optimizer, for a model of which only one fits the device.
+"""The three procedures as turns over one model and one optimizer, for a model that fits the device only once.
 
 Needs torch and transformers alone: the loop is the one that a user of ``ogpsa.subspace.subspace.Subspace`` would write.
 """

@@ -24,7 +24,7 @@ from ogpsa.utils.libraries import quiet_libraries
 # Rows of a chunk, and what numbers of rows are compared.
 CHUNK = 10
 FEW = (10, 20, 50)
-# Numbers of rows for which the cosine with the mean over all rows there could be is estimated.
+# Numbers of rows for which the cosine with the mean over all possible rows is estimated.
 ESTIMATED = (10, 50, 200)
 NOTES = (
     "N = …: cosine of the mean gradient of N rows with that of the set's other rows, mean over the disjoint parts of N "

@@ -1,6 +1,6 @@
-"""The weights of ``refusal_rules``' signs, fitted to XSTest's human labels of some models and read on another's.
+"""The weights of ``refusal_rules``' signs, fitted to XSTest's human labels of some models and tested on another's.
 
-For each model in turn: of the signs, the lines are kept that are found in a refusal of the other models; a logistic
+For each model in turn: the signs keep the lines that are found in a refusal of the other models; a logistic
 regression on these models gives the weights, in whole numbers; the sum that is enough is the one with the best kappa on
 them. Then this model's answers are read. The last row fits all models, which is what ``refusal_rules.yaml`` holds.
 """

@@ -1,7 +1,7 @@
-"""Trainers in processes of their own, which take an optimizer step whenever they are told to.
+"""Trainers in processes of their own, which take an optimizer step on request.
 
-Processes keep the trainers' memory and global state apart; turns of one step let a drift of the machine meet them
-all. The other end is ``benchmarks/trl_process.py``, started over torchrun where a job has several processes.
+Processes separate the trainers' memory and global state; turns of one step let a drift of the machine affect all of
+them. The other end is ``benchmarks/trl_process.py``, started over torchrun where a job has several processes.
 """
 
 import json

@@ -22,7 +22,7 @@ from ogpsa.utils.files import check_writable, exclusive, remove_unfinished
 
 # What a run's evaluation takes from its model.
 PINS = "model.template_kwargs"
-# Keys whose own keys are names; Hydra would have a plus in front of a new one.
+# Keys whose own keys are names; Hydra requires a plus in front of a new one.
 OPEN_MAPPINGS = (
     "eval.judges.",
     "eval.limits.",
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> None:
     checkpoint = _last_checkpoint(given["checkpoint"]) if "checkpoint" in given else None
     settings, own = _settings(checkpoint and checkpoint.parent, overrides)
     if settings.backend.name == "server":
-        # Its weights are where they are; the name stands in the artefacts.
+        # The server holds its weights; the artefacts hold its name.
         checkpoint = Path(str(settings.backend.model).replace("/", "_"))
     if checkpoint is None:
         raise UserError("checkpoint: no value given; name the folder of a checkpoint, checkpoint=outputs/…/02-dpo")
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> None:
     from ogpsa.runs.score_table import score_table
 
     with exclusive(output / ".lock", f"another process evaluates into {output}"):
-        # No more of a folder that is the user's to choose.
+        # Only in these two: the folder is the user's.
         for kind in ("generations", "verdicts"):
             remove_unfinished(output / kind)
         scores = evaluate(checkpoint, rows, output, settings, until=until)
@@ -106,7 +106,7 @@ def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation,
         values = read_stored_config(stored)
         if values is None:
             raise UserError(f"{stored}: not readable as a run's configuration")
-        # Of the run's sections this one alone: its method may stand outside the package.
+        # Only this section of the run: its method may lie outside the package.
         try:
             own = Evaluation.model_validate(values.get("eval"))
         except ValidationError as error:
@@ -118,7 +118,7 @@ def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation,
     composed = compose_config(overrides).eval
     keys = [override.lstrip("+").partition("=")[0] for override in overrides]
     if own and "eval" not in keys:
-        # The run's own settings, and in them what was given.
+        # The run's own settings, overridden by what was given.
         tree: dict[str, Any] = own.model_dump()
         given = composed.model_dump()
         for key in keys:
@@ -127,7 +127,7 @@ def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation,
             for name in path:
                 target, source = target[name], source[name]
             target.pop(last, None)
-            # A name whose value was null is in an open mapping no more.
+            # A name whose value was null is no longer in an open mapping.
             target |= {last: source[last]} if last in source else {}
         return Evaluation.model_validate(tree), own
     return composed, own
@@ -136,8 +136,8 @@ def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation,
 def _output(checkpoint: Path, settings: Evaluation, own: Evaluation | None) -> Path:
     """The run's own folder for its own settings, elsewhere one named after the model and what it is asked.
 
-    Who judges, how an endpoint is reached and the size of a batch are left out: the same command with other ones
-    resumes with what is there.
+    The judge, the endpoint's access and the batch size are left out: the same command with others resumes from what is
+    there.
     """
     if own and settings.key() == own.key():
         return checkpoint.parent / "eval" / checkpoint.name

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ogpsa.eval")
 
 Row = dict[str, Any]
-# What answers rest on, beyond the rows that were asked.
+# What answers depend on in addition to the rows that were asked.
 STAMP = ("backend", "model_fingerprint", "data_hash", "task_hash", "template_kwargs", "rendered_hash")
 # Share of a benchmark's responses from which a warning is due [ours].
 MANY = 0.25
@@ -85,8 +85,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on the benchmarks that ``settings`` names and return what ``scores.json`` holds.
 
-    A published benchmark whose rows are missing, or that the backend cannot answer, has no score and neither do its
-    averages; the others run.
+    A published benchmark whose rows are missing, or that the backend cannot answer, has no score, and its averages have
+    none; the others run.
 
     Args:
         checkpoint: a local folder, or the id of a model in the local hub cache; nothing is downloaded. Left aside
@@ -162,7 +162,7 @@ class _Work:
 
 @contextmanager
 def _noting(errors: dict[str, str], benchmark: Benchmark, kind: type[Exception]) -> Iterator[None]:
-    """Note why a published benchmark cannot be had, so that the others run; one of the testbed's always can."""
+    """Note why a published benchmark is unavailable, so that the others run; the testbed's are always available."""
     try:
         yield
     except kind as error:
@@ -193,7 +193,7 @@ def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation
 def _prepare(
     model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation
 ) -> list[Callable[[Callable[[], None]], None]]:
-    """The calls that make the generations, one each; a benchmark that cannot be asked is found before the first.
+    """The calls that make the generations, one per benchmark; one that cannot be asked is found before the first call.
 
     Raises:
         UserError: a benchmark cannot be asked, or was asked in other prompts before.
@@ -339,7 +339,7 @@ def _judge_verdicts(
     """The verdicts of the benchmark's judge."""
     items = responses_of(work.benchmark, answered)
     name = work.benchmark.name
-    # Stays when the verdicts are whole: what was paid for can be read again by a judge that reads better.
+    # Stays when the verdicts are complete: a better parser can read again what was paid for.
     journal = _journal(work.verdicts)
     judge = work.benchmark.judge
     found = judge_responses(judge, list(items.values()), settings.judge, journal, f"judging {name}", safe_point, budget)
@@ -383,7 +383,7 @@ def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:
     """The fields of an answered row in a verdict file, apart from the inputs that the verdict depends on.
 
     Args:
-        answer: None for options, which have no words, and what a filter kept back, which no model refused.
+        answer: None for options, which have no words, and for responses that a filter withheld, which no model refused.
     """
     verdict = judged.verdict
     refused = answer and (row.get("finish_reason") == "refusal" or declines(answer.text))

@@ -4,7 +4,7 @@ python -m eval prefetch [eval=paper] [benchmarks=a,b] [data_dir=DIR] [task_dir=D
 
 Writes <rows>.jsonl for each benchmark of eval=NAME (or of benchmarks=), NLTK's tokenizer where one needs it, with
 prompts=true the published texts of the judges' prompts, and prefetch.json: what was fetched, from where and when.
-What is there is not fetched again; what cannot be fetched is named, and the rest is fetched. Exit code 2 if anything
+Existing files are not fetched again; what cannot be fetched is named, and the rest is fetched. Exit code 2 if anything
 is missing at the end.
 task_dir has benchmarks of your own, as eval.task_dir.
 """

@@ -91,7 +91,7 @@ def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]
 
 @contextmanager
 def _each_warning_once() -> Iterator[None]:
-    """While entered, what is said of a benchmark is said of one run, not of all that read it."""
+    """While entered, a warning about a benchmark is logged once, not once per run that reads it."""
     said: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -108,7 +108,7 @@ def _each_warning_once() -> Iterator[None]:
 
 
 def check_evaluation(config: Config, rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """Refuse an evaluation that could not start, or would mix up its averages, once training is done.
+    """Refuse an evaluation that could not start after training, or would mix up its averages.
 
     Args:
         rows: the evaluation rows that the data section brings, by benchmark.
@@ -152,7 +152,7 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Row]]) -> dict[
 def check_benchmarks_unchanged(config: Config, directory: Path, hashes: Mapping[str, str]) -> None:
     """Refuse to resume a run, or to show its result, with other benchmarks than it has been evaluated on.
 
-    How they are asked and judged counts until the run is finished: afterwards it is as its provenance says.
+    Their tasks and judges count until the run is finished; its provenance describes a finished run.
 
     Args:
         hashes: of each benchmark's rows, at present.
@@ -182,7 +182,7 @@ def check_benchmarks_unchanged(config: Config, directory: Path, hashes: Mapping[
 def _check_context(config: Config, directory: Path, data: Data) -> None:
     """Refuse what the model in ``model.path`` cannot be given, by its tokenizer, template and context; if it is here.
 
-    A finished run is given nothing more.
+    A finished run needs no check.
 
     Raises:
         UserError: as ``check_tokenizer``, and one line for each benchmark whose longest answer alone fills the context.

@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def ship() -> None:
-    """Train the base of world 0 and put it, with its recipe, where the package brings it."""
+    """Train the base of world 0 and put it, with its recipe, where the package ships it."""
     with tempfile.TemporaryDirectory() as cache:
         trained, config = Path(cache) / "base", compose_config([])
         train(config, trained)

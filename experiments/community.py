@@ -1,4 +1,4 @@
-"""Rows of others: what somebody measured with this suite and sends in, one YAML each in ``community/``."""
+"""Contributed rows: measured by others with this suite and sent in, one YAML each in ``community/``."""
 
 from datetime import date
 from pathlib import Path
@@ -38,7 +38,7 @@ class Averages(Section):
 
 
 class Contribution(Section):
-    """``community/<name>.yaml``: one row of somebody's."""
+    """``community/<name>.yaml``: one contributed row."""
 
     experiment: str
     suite: SuiteName
@@ -91,7 +91,7 @@ def read_contribution(file: Path) -> Contribution:
 
 
 def community_tables(experiment: str, suite: str, folder: Path = FOLDER) -> list[Table]:
-    """The rows of others for an experiment in a suite; none where nobody has sent one."""
+    """The contributed rows of an experiment in a suite; none where nobody has sent one."""
     rows = [row for row in contributions(folder).values() if (row.experiment, row.suite) == (experiment, suite)]
     if not rows:
         return []

@@ -32,11 +32,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class EqualSafety:
-    """Reach of a row's fronts at its reference's safety, at the rates where rows are compared; in percent, by seed.
+    """Utility that a row's fronts reach at its reference's safety, at the rates where rows are compared; in percent, by
+    seed.
 
     Attributes:
         safety: the reference's.
-        utility: None where no point of the row is as safe.
+        utility: None where no point of the row is that safe.
         over_refusal: the lowest at that safety, of the seeds whose points are as safe and have it measured.
     """
 
@@ -61,8 +62,8 @@ class AtLevel:
     Attributes:
         safety, over_refusal: the benchmarks.
         common: the level is the highest that every row of the group and pipeline reaches in every seed.
-        seeds: those that have run at all of the row's strengths.
-        against: minus the reference's, over the seeds that both have a number for.
+        seeds: the seeds that have run at every strength of the row.
+        against: difference to the reference's, over the seeds for which both have a number.
     """
 
     row: Row
@@ -80,7 +81,7 @@ class Membership:
     """Whether a row is on the Pareto front of its group and pipeline, the untuned model included.
 
     Attributes:
-        against: what the front sets against safety, utility or over_refusal.
+        against: the front's axis other than safety: utility or over_refusal.
         mean: its mean at the strength that rows are compared at among the other rows'.
         seeds: the same seed by seed, over the seeds that all rows have.
         strengths: the mean at each strength among the means of all rows at all strengths.
@@ -94,7 +95,7 @@ class Membership:
 
 
 def compare(experiment: Experiment, rows: Sequence[Row]) -> list[Comparison]:
-    """Every row against its reference, at the strength that they are compared at, on the seeds that both have run."""
+    """Every row against its reference, at the strength at which they are compared, on the seeds that both have run."""
     found = []
     for row in rows:
         if (reference := reference_of(row, experiment, rows)) is None:
@@ -123,7 +124,7 @@ def equal_safety(experiment: Experiment, rows: Sequence[Row]) -> list[EqualSafet
         if len(alike) == 1 or experiment.settings.reference is None:
             continue
         wanted = (reference_of(row, experiment, rows) or row).values("safety")
-        # More points would make for a better front.
+        # A row with more points would have a better front.
         common = set.intersection(*(set(other.strengths) for other in alike))
         points = [(row.values("safety", strength), row.values("utility", strength)) for strength in sorted(common)]
         seeds = [seed for seed in wanted if all(seed in values for pair in points for values in pair)]
@@ -183,7 +184,7 @@ def at_levels(experiment: Experiment, rows: Sequence[Row]) -> list[AtLevel]:
 
 
 def _points(row: Row, safety: str, over_refusal: str) -> dict[int, list[Coordinates]]:
-    """By seed that has run at all of the row's strengths: its untuned model's point and one per strength."""
+    """For each seed that has run at every strength of the row: its untuned model's point and one per strength."""
     by_strength = [row.by_seed(strength) for strength in row.strengths]
     found = {}
     for seed in set.intersection(*map(set, by_strength)):
@@ -201,7 +202,7 @@ def _lowest(points: Sequence[Coordinates], safety: float) -> float | None:
 
 
 def compare_at_equal_safety(experiment: Experiment, equal: Sequence[EqualSafety]) -> list[Comparison]:
-    """OGPSA minus every other method of its group and pipeline, on the seeds that both have a number for."""
+    """OGPSA minus every other method of its group and pipeline, on the seeds for which both have a number."""
     found = []
     rows = [one.row for one in equal]
     for other in equal:
@@ -237,7 +238,7 @@ def compare_at_equal_distance(rows: Sequence[Row]) -> list[Comparison]:
 
 
 def directions(rows: Sequence[Row]) -> dict[str, Summary]:
-    """Cosine of the way that each row's weights went with that of naive tuning's, over the seeds of both, by row."""
+    """Cosine between the displacements of each row's weights and of naive tuning's, over the seeds of both, by row."""
     found = {row.name: list(cosines_with_naive(row, rows).values()) for row in rows}
     return {name: summarize(cosines) for name, cosines in found.items() if cosines}
 

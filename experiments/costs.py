@@ -46,7 +46,7 @@ NOTES = (
 
 @dataclass(frozen=True)
 class StageCost:
-    """One stage's; None where it is not known or has not run.
+    """Costs of one stage; None where it is not known or has not run.
 
     Attributes:
         rows: reference rows as a share of all rows that pass through the model; ``work``: their share of the work.
@@ -107,7 +107,7 @@ def _counts(config: Config, devices: int) -> "dict[StageName, Counts]":
 
     try:
         data = load_data(config)
-    except UserError:  # The paper's data has yet to be built.
+    except UserError:  # The paper's data is not built yet.
         return {}
     checkpointing = config.model.gradient_checkpointing
     return {
@@ -138,7 +138,7 @@ def _stage(row: Row, other: Row | None, stage: StageName, counts: "Counts | None
 
 
 def _step_seconds(row: Row, stage: StageName) -> dict[int, float]:
-    """Of a step, by seed: the processor's time on the testbed, whose runs share a machine, the clock's elsewhere."""
+    """Time of a step, by seed: CPU time on the testbed, whose runs share a machine, wall-clock time elsewhere."""
     found = {}
     for seed, result in row.by_seed().items():
         facts = result.run.facts(stage)
@@ -185,7 +185,7 @@ def _peak(config: Config, stage: StageName, devices: int) -> float | None:
 
 
 def _histories(row: Row, stage: StageName) -> list[list[dict[str, Any]]]:
-    """Of runs that were made in one go: a trainer's time is that of its last session."""
+    """What the trainers of uninterrupted runs logged: a trainer's time is that of its last session."""
     found = [result.run.history(stage) for result in row.by_seed().values() if not result.run.interrupted]
     return [lines for lines in found if any("train_runtime" in line for line in lines)]
 
@@ -195,7 +195,7 @@ def _runtime(history: Sequence[dict[str, Any]]) -> float:
 
 
 def _mean(history: Sequence[dict[str, Any]], name: str) -> float:
-    """Of what was logged; 0 where that never happened."""
+    """The mean of a logged number; 0 if it was never logged."""
     values = [line[f"projection/{name}"] for line in history if f"projection/{name}" in line]
     return fmean(values) if values else 0.0
 

@@ -1,4 +1,4 @@
-"""Distance and direction of the way that the weights went, on which most of the tax at a given safety depends."""
+"""Distance and direction of the weights' displacement, on which most of the tax at a given safety depends."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Weights:
 
 
 def weights_of(config: Config, directory: Path) -> Weights | None:
-    """A finished run's; None where its own weights, or those it began with, are not at hand: nothing is fetched."""
+    """Checkpoints of a finished run; None where its weights or its starting ones are missing: nothing is fetched."""
     tuned = checkpoints(directory)
     base = _untuned(config)
     if base is None or not base.is_dir() or not tuned or not began_with(directory, base):
@@ -51,7 +51,7 @@ def relative_distance(weights: Weights) -> float:
 
 
 def cosine(one: Weights, other: Weights) -> float:
-    """Cosine of the ways that two runs of the same untuned model have gone, as above."""
+    """Cosine between the displacements of two runs from the same untuned model, computed the same way."""
     product = squares = other_squares = 0.0
     for start, mine, theirs in _tensors(one.untuned, one.tuned, other.tuned):
         product += float(((mine - start) * (theirs - start)).sum())

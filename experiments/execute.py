@@ -1,7 +1,7 @@
 """Runs an experiment's points: several at a time in worker processes, or one after another under torchrun.
 
-All runs of a suite share one folder: what two tables ask for runs once, and what two runs have in common, as SFT→DPO
-its SFT, is trained once (``ogpsa/runs/stage_cache.py``). A point that has its ``metrics.json`` is done.
+All runs of a suite share one folder: a run that two tables need runs once, and a stage that two runs share, such as the
+SFT of SFT→DPO, is trained once (``ogpsa/runs/stage_cache.py``). A point that has its ``metrics.json`` is done.
 """
 
 import logging
@@ -51,13 +51,13 @@ class Task:
 
     @property
     def base(self) -> str:
-        """World and seed of its untuned model: on the testbed the first run that begins with it trains it."""
+        """World and seed of its untuned model, which on the testbed the first run that needs it trains."""
         config = self.point.config
         return f"{config.data.seed} {config.model.base and config.model.base.seed}"
 
     @property
     def start(self) -> str:
-        """The products of this task that others may begin with: of two at the same time, the second would wait."""
+        """The products of this task from which others may start: of two at the same time, the second would wait."""
         config = self.point.config
         return f"{self.base} {config.seed} {config.stages[0]} {config.method.projection(config.stages[0].name)}"
 
@@ -84,14 +84,14 @@ def check_tasks(tasks: Iterable[Task]) -> None:
     """
     from eval.validate import check_runs
 
-    # A seed changes nothing but the directory, at which the run itself looks again.
+    # A seed changes only the directory, which the run itself checks again.
     found = check_runs([(task.point.name, task.point.config, task.directory) for task in tasks])
     if found:
         raise UserError(*(f"{name}: {problem}" for name, problem in found))
 
 
 def execute(tasks: Sequence[Task], workers: int) -> list[str]:
-    """Run what is not done; a point that fails is reported, and the rest still runs.
+    """Run what is not done; a point that fails is reported, and the others still run.
 
     Returns:
         One line for each point that failed.
@@ -148,10 +148,10 @@ def _spread(waiting: list[Task], workers: int) -> list[str]:
 def _take(waiting: list[Task], running: Sequence[Task], begun: Collection[str]) -> Task:
     """The first task that would wait neither for an untuned model in training nor for another's start.
 
-    Where there is none, one that waits for the former; where there is none of these either, the first of all.
+    Without one, the first that would wait only for an untuned model; without that either, the first of all.
 
     Args:
-        begun: untuned models with which a task has ended, so that they are there.
+        begun: untuned models that exist, since a task that starts from them has ended.
     """
     starts = {task.start for task in running}
     training = {task.base for task in running} - set(begun)
@@ -162,7 +162,7 @@ def _take(waiting: list[Task], running: Sequence[Task], begun: Collection[str]) 
 
 
 class _Worker:
-    """A process that runs one task after another, on one thread, what it prints going to a file."""
+    """A process that runs one task after another on one thread and prints to a file."""
 
     def __init__(self, number: int, folder: Path) -> None:
         self._log_file = folder / f"worker-{number}.log"
@@ -182,7 +182,7 @@ class _Worker:
             self.connection.send(task)
 
     def result(self, task: Task) -> str | None:
-        """The failure of ``task``, which it was given last, with the place of its message; None without one."""
+        """The failure of ``task``, its last one, with the file that has the message; None if it succeeded."""
         run_log, self.task = task.directory / "run.log", None
         try:
             problem: str | None = self.connection.recv()
@@ -204,7 +204,7 @@ class _Worker:
 
 @contextmanager
 def _interruptible(stop: Callable[[int], None]) -> Iterator[None]:
-    """While entered, the signals call ``stop`` with what asks a run to save, and then end this process."""
+    """While entered, a signal calls ``stop`` with the signal that asks a run to save, then ends this process."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         # A second Ctrl-C does not wait.
@@ -255,7 +255,7 @@ def _run(task: Task) -> str | None:
 
 
 def _torchrun(task: Task) -> str | None:
-    """Run a task by as many processes as it asks for, or on all devices of this machine."""
+    """Run a task with as many processes as it asks for, or on all devices of this machine."""
     import torch
 
     processes = task.point.config.distributed.processes or max(1, torch.cuda.device_count())
@@ -274,7 +274,7 @@ def _torchrun(task: Task) -> str | None:
         try:
             code = process.wait()
         finally:
-            # Again and again: a signal that comes before they listen is lost.
+            # Repeatedly: a signal that arrives before they listen is lost.
             while process.poll() is None:
                 with suppress(FileNotFoundError, ProcessLookupError):
                     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():

@@ -22,7 +22,7 @@ OTHER_MODEL = " of another model, not comparable"
 
 
 def draw(experiment: Experiment, rows: Sequence[Row]) -> Figure | None:
-    """The experiment's figure as far as it has run; None where there is nothing to show."""
+    """The figure of what has run of the experiment; None where there is nothing to show."""
     run = [row for row in rows if row.by_seed()]
     if experiment.settings.figure == "front":
         return _front(rows, "utility")

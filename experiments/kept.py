@@ -42,11 +42,11 @@ class Record(Section):
     """A finished run.
 
     Attributes:
-        run: its name (``Config.run_name``).
-        row, seed, strength: what it was run as; another experiment may have it under another row's name.
+        run: its name (``Config.run_name``). row, seed, strength: those it was run as; another experiment may list it
+            under another row.
         seconds: of the session that finished it; interrupted: there were others before it.
-        moved: distance of the last weights from the untuned model's in percent; direction: cosine of the way they went
-            with that of naive tuning's; None where the experiment does not show it, or weights were not at hand.
+        moved: distance of the last weights from the untuned model's in percent; direction: cosine of their displacement
+            with naive tuning's; None where the experiment does not show it, or weights were not available.
         metrics: of ``metrics.json`` the untuned model's averages and benchmarks and those of each stage.
     """
 
@@ -65,7 +65,7 @@ class Record(Section):
 
 @dataclass(frozen=True)
 class KeptRun(FinishedRun):
-    """A run of which the record alone is at hand; ``directory`` is where it would lie."""
+    """A run of which only the record is available; ``directory`` is where it would lie."""
 
     record: Record
 
@@ -138,7 +138,7 @@ def record_of(run: FinishedRun, point: Point, moved: float | None, direction: fl
 def add_records(file: Path, records: Iterable[Record]) -> tuple[int, int]:
     """Write the records in addition to those that ``file`` has, in the order of their names.
 
-    A run that is there is written anew; what is no longer known of its weights stays.
+    An existing record is rewritten, but keeps what is no longer known of the run's weights.
 
     Returns:
         How many were added, and how many there are.

@@ -115,10 +115,10 @@ class Row:
     Attributes:
         group: what rows are compared within: a model, or the testbed's world in its place.
         model: the row's at full size, a name of ``conf/model``.
-        strength: multiple of the learning rates at which it is compared with others.
+        strength: multiple of the learning rates at which the row is compared with others.
         attacks: whether its safety benchmarks are shown as attack success.
         config: of its first point at that strength.
-        points: what it consists of, whether it has run or not.
+        points: all of its points, whether they have run or not.
         results: of those that have.
     """
 
@@ -148,7 +148,7 @@ class Row:
 
     @property
     def benchmarks(self) -> list[str]:
-        """All that enters an average or is reported in addition, as it is shown."""
+        """The scores that enter an average or are reported in addition, as they are shown."""
         return [
             attack_success(name) if self.attacks and group == "safety" else name
             for group, members in self.config.eval.groups.items()
@@ -157,7 +157,7 @@ class Row:
 
     @property
     def losses(self) -> list[str]:
-        """Those of the benchmarks that are losses, in nats per token, as far as a run has measured them."""
+        """The benchmarks that are losses, in nats per token, if a run has measured them."""
         entries = self.results[0].run.last["benchmarks"] if self.results else {}
         return [name for name in self.benchmarks if entries.get(name, {}).get("metric") == "loss"]
 
@@ -166,7 +166,7 @@ class Row:
         return sorted({point.strength for point in self.points})
 
     def planned(self, strength: float | None = None) -> list[int]:
-        """Seeds at a strength, here and below the one it is compared at if none is given."""
+        """Seeds at a strength; here and below, the default is the strength at which the row is compared."""
         wanted = self.strength if strength is None else strength
         return [point.seed for point in self.points if point.strength == wanted]
 

@@ -21,7 +21,7 @@ OPERATIONS = 6
 
 @dataclass(frozen=True)
 class RowPlan:
-    """One row of the table of plans; what cannot be said is None, and ``problems`` says why.
+    """One row of the table of plans; a value that cannot be known is None, and ``problems`` says why.
 
     Attributes:
         hours: GPU hours of one run, all its stages.

@@ -133,7 +133,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """For people: the row, its seed, and its strength where it is not the row's own."""
+        """A readable name: the row, its seed, and its strength if it is not the row's own."""
         strength = "" if self.strength == 1 else f" x{self.strength:g}"
         return f"{self.row} seed {self.seed}{strength}"
 
@@ -241,7 +241,7 @@ def points(
 
 
 def confirmation_seed(experiment: Experiment, suite: str) -> int | None:
-    """The first of the seeds on which is confirmed what was chosen on those before; None where nothing is chosen."""
+    """The first of the seeds that confirm a choice made on the seeds before; None where nothing is chosen."""
     return min((grid.first_seed for grid in _grids(experiment, suite) if grid.first_seed), default=None)
 
 
@@ -249,7 +249,7 @@ def row_overrides(row: str, suite: str) -> tuple[str, ...]:
     """A row in a suite, as arguments of ``train.py``, without the suite's cap on steps.
 
     Raises:
-        UserError: the suite has nothing in the place of the row's model.
+        UserError: the suite has no replacement for the row's model.
     """
     settings = load_suite(suite)
     given = [f"+experiment={row}"]

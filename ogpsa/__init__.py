@@ -1,8 +1,8 @@
 """OGPSA: orthogonal gradient projection for safety alignment (arXiv 2602.07892).
 
-The library's doors: the formula (``orthonormal_basis``, ``project``), a subspace over all parameters of a model
-(``Subspace``), and a trainer that projects (``protect``, ``ProjectionSettings``). They are imported when they are asked
-for, since most of the package answers before torch is loaded.
+Public names: the formula (``orthonormal_basis``, ``project``), a subspace over all parameters of a model
+(``Subspace``), and a trainer that projects (``protect``, ``ProjectionSettings``). Each is imported on first use, since
+most of the package runs before torch is loaded.
 """
 
 from importlib import import_module

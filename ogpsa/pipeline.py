@@ -1,4 +1,4 @@
-"""The story of a run: evaluate the model, train a stage, evaluate its result; each product is on disk before the next.
+"""The course of a run: evaluate the model, train a stage, evaluate its result; each product is on disk before the next.
 
 Processes, locks, signals, the log and the caches live behind ``run`` (``ogpsa/runs/run.py``).
 """
@@ -113,7 +113,7 @@ def check_files(config: Config, directory: Path) -> Data:
         check_model(config)
     for folder in checkpoints(directory):
         with problems.kept():
-            check_weights(folder, "hydra.run.dir", f"delete {folder} to have it made again")
+            check_weights(folder, "hydra.run.dir", f"delete {folder} to recreate it")
     problems.tell()
     check_rows(directory, data)
     model = here_already(config.model)
@@ -128,7 +128,7 @@ def check_tokenizer(config: Config, data: Data) -> Path | None:
     """Refuse a tokenizer that disagrees with its template, the model or the rows.
 
     Returns:
-        The folder of model and tokenizer; None where they are not here yet.
+        The folder of model and tokenizer; None if they do not exist yet.
 
     Raises:
         UserError: as ``check_contexts``.

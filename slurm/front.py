@@ -1,6 +1,6 @@
 """Tables, picture and W&B run of a sweep's finished rows: ``python -m slurm.front FOLDER``.
 
-A task does this when its row is done; FOLDER is the sweep's, ``outputs/<sweep>``. The W&B run is ``pareto-<sweep>`` and
+A task runs this when its row is done; FOLDER is the sweep's, ``outputs/<sweep>``. The W&B run is ``pareto-<sweep>`` and
 keeps its id, so that there is one per sweep.
 """
 
@@ -22,8 +22,8 @@ def refresh(folder: Path) -> int:
     """Write ``pareto.*`` into ``folder`` and log the front to W&B where the rows do.
 
     Returns:
-        How many rows it shows; 0 where another process is at it, which then does it once more. Of many rows that end
-        together, only one holds its nodes for it.
+        How many rows it shows; 0 if another process is refreshing it, which then refreshes it once more. Of many rows
+        that end together, only one keeps its nodes for this.
 
     Raises:
         UserError: nothing has finished, or a result is damaged.
@@ -63,7 +63,7 @@ def _refresh(folder: Path) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Refresh, say where, and return the exit code."""
+    """Refresh the front, print its place, and return the exit code."""
     parser = Parser(prog="python -m slurm.front", description="The front of a sweep's finished rows.")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="of the sweep: outputs/<sweep>")
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ogpsa.utils.errors import UserError
 from slurm.sweep import Sweep
 
-# A task's words end with this, since overrides may hold anything else.
+# Ends each of a task's words, since overrides may hold any other character.
 END = "\0"
 
 
@@ -34,7 +34,7 @@ def tasks_of(sweep: Sweep) -> list[Task]:
     """The sweep's tasks that are queued, running or ending.
 
     Raises:
-        UserError: there is no squeue, or it has no answer; or the sweep's folder was removed under a task.
+        UserError: there is no squeue, it fails, or the sweep's folder was removed under a task.
     """
     own = sweep.submissions.resolve()
     found = []

@@ -1,6 +1,6 @@
 """A sweep's rows as they stand: what ``slurm/status.sh`` prints (``slurm/status.sh --help``).
 
-A row is called by the overrides in which the sweep's rows differ.
+A row's name is the overrides in which the sweep's rows differ.
 """
 
 import re
@@ -19,14 +19,14 @@ from ogpsa.utils.files import is_full
 from slurm.squeue import Task, tasks_of
 from slurm.sweep import Record, Sweep, find_sweep, read_lines
 
-# What the trainer's log, or a run's own, says of where it is.
+# Lines of the trainer's log, or of the run's, that tell its progress.
 STEP = re.compile(r"(sft|dpo) (\d+)/(\d+):")
 EVALUATING = re.compile(r"evaluating (\S+)")
 # How a traceback or a refusal ends.
 ERROR = re.compile(
     r"^(?!torch\.distributed\.elastic)([\w.]+(Error|Exception|Exit|Interrupt|Expired)\b|error: |slurmstepd: .*oom)"
 )
-# Of a process that lost another one, which has more to say.
+# Errors of a process that lost another one, whose own error tells more.
 CONNECTION = re.compile(r"connection|NCCL|gloo", flags=re.IGNORECASE)
 # How a task's part of its log begins.
 BEGINNING = "slurm: task "
@@ -99,10 +99,10 @@ def place_of(record: Record) -> str:
 
 
 def seconds_of(record: Record, events: Sequence[Event], now: float | None) -> float:
-    """Time that the row's tasks have worked.
+    """Time for which the row's tasks have worked.
 
     Args:
-        now: the end of one that is running. Of any other without a last word, as it was killed, the run's log has it.
+        now: the end of a running task. The end of a killed task, which recorded none, is that of the run's log.
     """
     log = record.directory / "run.log"
     heard = log.stat().st_mtime if log.is_file() else 0.0
@@ -121,7 +121,7 @@ def requeues_of(events: Sequence[Event]) -> int:
 
 
 def error_of(sweep: Sweep, events: Sequence[Event]) -> str:
-    """The line of the last task's log that says what went wrong, and what the task itself says."""
+    """The line of the last task's log that says what went wrong, and the task's own reason."""
     if not events:
         return ""
     log = sweep.logs / f"{events[-1].job}.log"
@@ -172,7 +172,7 @@ def status(sweep: Sweep, tasks: Sequence[Task] | None, failed_only: bool, now: f
     if new:
         lines.append(f"{new} of {sweep.file} not submitted yet: slurm/submit.sh {sweep.file}")
     if sweep.folder.exists() and is_full(sweep.folder):
-        # Then its logs do not say it.
+        # Its logs then cannot say so.
         lines.append(f"no space left on the disk of {sweep.folder}")
     return "\n".join(lines)
 

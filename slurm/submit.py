@@ -17,7 +17,7 @@ from slurm.squeue import call, tasks_of, write_words
 from slurm.sweep import Record, Row, Sweep, check_edits, compose_rows, find_sweep, read_lines
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# Of sbatch: why they are not the user's.
+# Options of sbatch, and why the user cannot set them.
 OWN_OPTIONS = {
     "--array": "it is made from the rows",
     "--chdir": "runs start where submit.sh is typed",
@@ -39,7 +39,7 @@ OWN_OPTIONS = {
 }
 SHORT_OPTIONS = {"-a": "--array", "-D": "--chdir", "-J": "--job-name", "-M": "--clusters", "-V": "--version",
                  "-W": "--wait", "-e": "--error", "-n": "--ntasks", "-o": "--output"}  # fmt: skip
-# Settings of slurm/env.sh, by the least that they may be.
+# Settings of slurm/env.sh, each with its minimum.
 NUMBERS = {"OGPSA_PROCESSES": 1, "OGPSA_ROWS_AT_ONCE": 1, "OGPSA_WARNING_SECONDS": 1, "OGPSA_MOST_REQUEUES": 0,
            "OGPSA_LOCK_SECONDS": 0}  # fmt: skip
 
@@ -64,7 +64,7 @@ def submit(sweep: Sweep, options: Sequence[str], test_only: bool) -> None:
         test_only: stop before anything is queued.
 
     Raises:
-        UserError: one line per problem; nothing is queued then, but for arrays before one that sbatch refuses.
+        UserError: one line per problem; nothing is queued then, except arrays before one that sbatch refuses.
     """
     if problems := [*option_problems(options), *_setting_problems()]:
         raise UserError(*problems)
@@ -114,7 +114,7 @@ class _Waiting:
 
 
 def option_problems(options: Sequence[str]) -> list[str]:
-    """Options of sbatch that would break what this does, and words that belong to none."""
+    """Options of sbatch that would break a sweep, and words that belong to no option."""
     problems = []
     for place, option in enumerate(options):
         name = option.partition("=")[0]
@@ -177,7 +177,7 @@ def check_rows(sweep: Sweep, rows: Sequence[Row], nodes: int) -> None:
 
 
 def processes_per_node(row: Row, nodes: int) -> int | None:
-    """Processes that torchrun starts on a node for this row; None where nothing says how many."""
+    """Processes that torchrun starts on a node for this row; None if neither the row nor the environment sets them."""
     wanted = row.config.distributed.processes
     if row.config.distributed.name == "single":
         return 1

@@ -1,7 +1,8 @@
 """A sweep: a file with one run a line, and what is known of the rows that were submitted.
 
 A row is written as ``train.py`` is given it, quoted as in a shell; empty lines and lines that begin with # are passed
-over. What its overrides compose to names it, so neither the order of rows nor that of a row's overrides matters.
+over. The configuration that its overrides compose to names it, so neither the order of rows nor that of a row's
+overrides matters.
 
 ```
 outputs/<sweep>/<run>/                     a run's directory, unless its row says hydra.run.dir=DIR
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
 SWEEPS = Path("slurm/sweeps")
 RUN_DIRECTORY = re.compile(r"\+*hydra\.run\.dir=")
 TRACKER_GROUP = re.compile(r"\+*tracker\.group=")
-# What a sweep may be called: it is in paths, in overrides and in SLURM's own fields.
+# Valid names of a sweep: they stand in paths, in overrides and in SLURM's own fields.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Below a sweep's folder.
 RECORDS = Path("slurm") / "rows.json"
-# Two lines more alike than this are one that was edited.
+# Two lines more similar than this count as one that was edited.
 ALIKE = 0.6
 
 
@@ -75,10 +76,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """A row that was submitted, as it was then.
+    """A row as it was when it was submitted.
 
     Attributes:
-        gone: the file held it no longer when it was last submitted.
+        gone: the file no longer held it at the last submission.
     """
 
     name: str

@@ -28,9 +28,9 @@ from ogpsa.utils.network import UNREACHABLE
 HEADER = b":W&B\xe1\xbe\x00"
 BLOCK, PART = 32768, struct.Struct("<IHB")
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
-# Of a session that another follows: its own start and end.
+# Records that a session followed by another loses: its own start and end.
 SESSION = ("run", "header", "footer", "exit", "final", "preempting")
-# By which a row of a history is known again when its step is trained again.
+# Keys that identify a history's row when its step is trained again.
 STEP, STAGE = "train/global_step", "train/stage"
 JOINED = ".joined"
 Record = Any  # protobuf's classes are made at run time

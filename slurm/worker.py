@@ -1,7 +1,7 @@
 """``train.py`` as one process of torchrun: ``python -m slurm.worker SAVED OVERRIDE…``.
 
-torchrun ends with 1 whatever its processes ended with. One that saved and left with code 85 therefore leaves the file
-SAVED, for the task that started torchrun.
+torchrun exits with 1 for every failure of its processes. One that saved and left with code 85 therefore creates the
+file SAVED, for the task that started torchrun.
 """
 
 import runpy

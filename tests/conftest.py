@@ -1,4 +1,4 @@
-"""A world and a base so small that a whole run takes seconds; the base is trained once a session."""
+"""A world and a base so small that a whole run takes seconds; the base is trained once per session."""
 
 import os
 from collections.abc import Callable

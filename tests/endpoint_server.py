@@ -93,7 +93,7 @@ class EndpointServer(ThreadingHTTPServer):
                 self._now -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed or gave up is part of the play."""
+        """Clients that were killed or gave up are expected."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What a user can get wrong: one line that names it, exit code 2, and nothing touched."""
+"""Mistakes of users: each takes one line that names it, exits with code 2 and touches nothing."""
 
 import json
 import os
@@ -419,16 +419,16 @@ MISTAKES = {
         write("run/config.yaml", "- seed"),
     ),
     "finished stage truncated": finished(
-        "hydra.run.dir: run/01-sft/model.safetensors has 5000 of 142200 bytes; delete run/01-sft to have it made again",
+        "hydra.run.dir: run/01-sft/model.safetensors has 5000 of 142200 bytes; delete run/01-sft to recreate it",
         cut("run/01-sft/model.safetensors", 5000),
     ),
     "metrics.json damaged": finished(
         "run/metrics.json: not readable as JSON (Unterminated string starting at: line 1 column 2 (char 1)); "
-        "delete it to have it made again",
+        "delete it to recreate it",
         write("run/metrics.json", '{"safe'),
     ),
     "metrics.json of something else": finished(
-        "run/metrics.json: holds no result of a run; delete it to have it made again",
+        "run/metrics.json: holds no result of a run; delete it to recreate it",
         write("run/metrics.json", "{}"),
     ),
     "two runs in one directory": Mistake(
@@ -483,7 +483,7 @@ def _lay_out(mistake: Mistake, small: list[str], request: pytest.FixtureRequest)
 
 def _write_files(base: Path) -> None:
     rows(ROW)()
-    # A user's model does not say what it held when it was whole.
+    # A user's model has no record of its complete files.
     shutil.copytree(base, "model", ignore=shutil.ignore_patterns(COMPLETE_FILE))
     for benchmark in find_benchmarks(BENCHMARKS.split(", ")):
         write_jsonl(Path("benchmarks", f"{benchmark.rows}.jsonl"), [{"id": "1", "prompt": "a", "target": "b"}])
@@ -554,7 +554,7 @@ def test_model_that_is_neither_here_nor_fetched(base: Path, tmp_path: Path, monk
     assert (result.code, result.stdout) == (2, "")
 
 
-def test_separators_inside_a_text_end_no_line(tmp_path: Path) -> None:
+def test_separators_inside_a_text_do_not_end_a_line(tmp_path: Path) -> None:
     found = [{"prompt": "one\u2028two\u2029three\u0085four"}, {"prompt": "five"}]
     write_jsonl(tmp_path / "rows.jsonl", found)
     assert read_jsonl(tmp_path / "rows.jsonl") == found

@@ -260,7 +260,7 @@ def test_no_secret_is_written(small: list[str], tmp_path: Path, monkeypatch: pyt
 
 def test_directory_with_foreign_files_is_refused(small_config: Callable[..., Config], tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{}")
-    with pytest.raises(UserError, match="holds files of something else than a run"):
+    with pytest.raises(UserError, match="holds files that are not a run's"):
         check_directory(tmp_path, small_config())
 
 

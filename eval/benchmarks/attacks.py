@@ -9,7 +9,7 @@ python -m eval attacks pair|pap_misrepresentation attacker.model=NAME [data_dir=
 
 Reads StrongReject's requests from data_dir (strongreject.csv, or fetched) and writes strongreject_pair.jsonl or
 strongreject_pap.jsonl beside them, with a .attack.json file that says how it was made and how many rows fell back to
-the plain request. A file that is there is never made again; a killed call resumes and asks for nothing twice.
+the plain request. An existing file is never overwritten; a killed call resumes and asks for nothing twice.
 Methods: PAIR, arXiv 2310.08419; misrepresentation, one of the persuasion techniques of PAP, arXiv 2401.06373. The
 instructions are our own wording.
 """
@@ -91,7 +91,7 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Ask:
-    """The answer that an attack wants, and the model it wants it from."""
+    """A reply that an attack requests, and the model that it requests it from."""
 
     role: str
     messages: tuple[Message, ...]
@@ -106,7 +106,7 @@ class Jailbreak:
     """The outcome for one request; without a ``prompt`` no try could be used.
 
     Attributes:
-        rating: the judge's of the target's answer to the prompt; None where nobody rated it.
+        rating: the judge's of the target's answer to the prompt; None if it was not rated.
         tries: replies of the attacker.
     """
 
@@ -159,9 +159,9 @@ CALLS = {"pair": 3, "pap_misrepresentation": 1}
 def run_attacks(
     attacks: Sequence[Attack], speakers: Mapping[str, Endpoint], journal: Journal, label: str
 ) -> list[Jailbreak]:
-    """Let the attacks run side by side until each has its outcome, in their order.
+    """Run the attacks concurrently until each has its outcome; the outcomes are in the attacks' order.
 
-    Every reply is in the journal as soon as it comes; one that is there is not asked for again.
+    Every reply is in the journal as soon as it arrives, and is never requested again.
 
     Raises:
         UserError: an endpoint failed for good; what was heard stays in the journal.
@@ -298,7 +298,7 @@ def _instructions_hash() -> str:
 
 
 def _speakers(given: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Endpoint]:
-    """The models of the roles; what a role does not say is as the attacker has it."""
+    """The models of the roles; a role takes what it does not set from the attacker."""
     if "attacker.model" not in given:
         raise UserError("attacker.model: no value given; name the model that rewords the requests")
     budget = Budget(given["max_calls"])

@@ -1,4 +1,4 @@
-"""From the rows that a data set publishes to ours: ``id``, ``prompt``, ``target`` and what else the task reads.
+"""Conversion of published rows to ours: ``id``, ``prompt``, ``target`` and the task's other columns.
 
 One conversion per data set, named by a benchmark's ``metadata.source.convert``. The columns are those of the hub's
 files; where a data set also circulates in another form, its conversion says so.
@@ -319,7 +319,7 @@ def _requests(
 
     Args:
         category: column of what a table by category is made of.
-        only: a column, and what stands there in the rows that count.
+        only: a column, and its value in the rows that count.
         elsewhere: as a ``Conversion``'s; its requests are in ``prompt``, and their list's name is the category.
         text: reads the request in its column.
     """
@@ -386,7 +386,7 @@ def _passages(published: Iterable[Published]) -> Iterator[Row]:
     for number, row in enumerate(published):
         text, part = row["text"].strip(), 0
         while len(text) >= PASSAGE:
-            # Between two words.
+            # Separator of words.
             end = text.rfind(" ", 0, PASSAGE + 1)
             passage, text = text[:end].rstrip(), text[end:].lstrip()
             yield {"id": f"passage-{number:04d}-{part:03d}", "prompt": passage, "target": passage}

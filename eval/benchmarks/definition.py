@@ -2,8 +2,8 @@
 
 They are found below ``eval/benchmarks/tasks`` and in the folder that ``eval.task_dir`` names. In addition to lm-eval's
 keys a YAML holds under ``metadata`` the judge, the file of rows, where they come from and what they need, the column by
-which they fall into categories (``category``, if it does not say), and with ``plain_text`` that its prompts are put as
-they are, without the chat template. An ``include`` that begins with ``lm_eval/`` is a file of the installed package.
+which they fall into categories (``category``, if it does not say), and with ``plain_text`` that its prompts are asked
+as they are, without the chat template. An ``include`` that begins with ``lm_eval/`` is a file of the installed package.
 Nothing here imports torch or lm-eval: a mistake in a name or a file shows before a model is loaded.
 """
 
@@ -28,7 +28,7 @@ from ogpsa.utils.json_text import json_kind
 TASKS = Path(__file__).parent / "tasks"
 LISTED = "python -m eval benchmarks lists them"
 COLUMNS = ("id", "prompt", "target")
-# In a judge's place: the verdict is the lm-eval task's own metric.
+# Instead of a judge's name: the verdict is the lm-eval task's own metric.
 OWN_METRIC = "lm_eval"
 
 
@@ -40,7 +40,7 @@ class Source:
         hub: id of the data set, with its configuration, split and revision.
         convert: the conversion in ``eval/benchmarks/converters.py`` that makes our rows of the published ones, or
             ``FILE.NAME``, one in a Python file beside the YAML.
-        gated: where to ask for access; None where anybody may fetch it.
+        gated: where to ask for access; None if it is open.
         count: rows that the published set has.
     """
 
@@ -79,7 +79,7 @@ class Function:
         return Path(spec.origin)
 
     def load(self) -> Any:
-        """The object that is called so.
+        """The object of that name.
 
         Raises:
             UserError: the file does not define it.
@@ -99,7 +99,7 @@ class Benchmark:
         judge: a judge's name, or ``lm_eval`` for the task's own ``metric``, lm-eval's ``metric,filter``.
         rows: the file of rows, without its ending.
         task: lm-eval's task configuration, includes resolved.
-        plain_text: the prompts are put as they are, without the chat template.
+        plain_text: the prompts are asked as they are, without the chat template.
         task_hash: sixteen hexadecimal digits over ``task`` and ``plain_text``.
         tokenized: by column, the entries that need NLTK's trained tokenizer, where a row has one of them.
         category: the column that a table by category is made of; its rows need not have one.
@@ -210,7 +210,7 @@ def _benchmark(path: Path, judge: str | None, max_new_tokens: int | None) -> Ben
                 f"{path}: metadata.source.convert: found '{convert}'; allowed: {', '.join(CONVERSIONS)}, or FILE.NAME "
                 f"of a Python file beside the YAML{closest_match(convert, CONVERSIONS)}"
             )
-    # Who judges is none of the task's business: another judge leaves the responses as they are.
+    # The judge is not part of the task: another judge leaves the responses as they are.
     content = {key: value for key, value in task.items() if key != "metadata"} | {"lm_eval": version("lm_eval")}
     plain_text = bool(metadata.get("plain_text", False))
     # Left out where it is false, so that the hashes of what was asked before it existed hold.

@@ -1,4 +1,4 @@
-"""Files that are found by name in a folder of ours and in one of the user's."""
+"""Files that are found by name in our folder and in the user's."""
 
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path

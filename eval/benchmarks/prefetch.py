@@ -32,7 +32,7 @@ TOKENIZER_FILES = ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", 
 
 
 def prefetch(benchmarks: Sequence[Benchmark], folder: Path) -> list[str]:
-    """Fetch what is not in ``folder`` yet, say what happens with each benchmark, and return what is missing, by line.
+    """Fetch what is not in ``folder`` yet, report on each benchmark, and return what is missing, one line each.
 
     Raises:
         UserError: ``prefetch.json`` is damaged.
@@ -49,7 +49,7 @@ def prefetch(benchmarks: Sequence[Benchmark], folder: Path) -> list[str]:
 
 
 def _prefetch_one(benchmark: Benchmark, folder: Path) -> str:
-    """Fetch one benchmark's rows if need be; what happened, in words."""
+    """Fetch one benchmark's rows if needed; returns what happened, in words."""
     source = benchmark.source
     assert source is not None
     record = _record(folder)
@@ -82,12 +82,12 @@ def _record(folder: Path) -> dict[str, Any]:
         return {}
     record = read_json(file)
     if not isinstance(record, dict):
-        raise UserError(f"{file}: not a record of what was fetched; delete it to have it made again")
+        raise UserError(f"{file}: not a record of what was fetched; delete it to recreate it")
     return record
 
 
 def fetch_tokenizer(benchmark: Benchmark, folder: Path, address: str = TOKENIZER) -> None:
-    """NLTK's English tokenizer; by hand, since NLTK's own downloader knows no proxies."""
+    """Fetch NLTK's English tokenizer without NLTK's own downloader, which ignores proxies."""
     if find_tokenizer(folder):
         return
     try:

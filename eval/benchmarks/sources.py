@@ -1,8 +1,8 @@
 """A benchmark's rows, from a local file or from where the data set is published.
 
 A local file ``<rows>.jsonl``, ``.json``, ``.csv``, ``.parquet`` or ``.txt`` holds our rows (``id``, ``prompt``,
-``target``, as ``python -m eval prefetch`` writes them) or the data set's own ones. A file that is there is all that is
-read.
+``target``, as ``python -m eval prefetch`` writes them) or the data set's own ones. If there is such a file, nothing
+else is read.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from ogpsa.data.readers import FORMATS, errors_of_the_hub, parse_csv, parse_list
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import decoded
 
-# In the place of a hub id: rows that nobody publishes, made by that module with an attacker model.
+# Instead of a hub id: rows that are not published, which that module makes with an attacker model.
 MADE_HERE = "eval.benchmarks.attacks"
-# In the place of a hub id: the part that ``split`` names of what a builder writes for the data set in ``config``.
+# Instead of a hub id: the part ``split`` of the data set ``config`` that a builder writes.
 BUILT_HERE = "ogpsa.data"
 BUILT = Path("outputs") / "data"
 CODE_SWITCH = "HF_ALLOW_CODE_EVAL"
@@ -34,7 +34,7 @@ log = logging.getLogger("ogpsa.eval")
 
 
 class MissingData(Exception):  # noqa: N818 - the data are missing, nothing went wrong
-    """A benchmark's rows, or what scoring them needs, are not to be had; the others can run."""
+    """A benchmark's rows, or what scoring them needs, are unavailable; the other benchmarks can run."""
 
     def __init__(self, benchmark: str, reason: str) -> None:
         super().__init__(f"{benchmark}: {reason}")
@@ -77,10 +77,10 @@ def rows_file(benchmark: Benchmark, folder: Path) -> Path | None:
 def fetch(benchmark: Benchmark) -> tuple[list[Row], dict[str, Any]]:
     """A benchmark's rows from where they are published, and what was fetched: ``hub``, ``revision``, ….
 
-    The hub's own cache keeps what was loaded, also of a fetch that was cut short.
+    The hub's own cache keeps what was loaded, even by an interrupted fetch.
 
     Raises:
-        MissingData: nobody publishes them, they are gated, the hub is out of reach, or the rows are other ones.
+        MissingData: nobody publishes them, they are gated, the hub is out of reach, or the rows differ.
     """
     source = benchmark.source
     assert source is not None
@@ -145,7 +145,7 @@ def data_hash(rows: Iterable[Row]) -> str:
 
 
 def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
-    """Our rows of whichever are in a file."""
+    """Our rows, from a file that holds ours or the published ones."""
     table = iter(table)
     first = next(table, None)
     if first is None or benchmark.source is None:

@@ -1,4 +1,4 @@
-"""The model that is evaluated: where its files are, and what identifies it in the artefacts."""
+"""The evaluated model: where its files are, and what identifies it in the artefacts."""
 
 import hashlib
 from pathlib import Path

@@ -23,7 +23,7 @@ from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
 from ogpsa.utils.signals import deaf_children
 
-# Behind it in a rendered prompt stands what the template begins the answer with.
+# In a rendered prompt it precedes the text with which the template begins the answer.
 REQUEST = "request"
 
 
@@ -109,8 +109,8 @@ class LocalModel:
 
     Args:
         batch: rows that are given to it at once, if they are short enough.
-        tokens: of prompts and the longest responses that a batch may come to.
-        replies: writes the responses, of which lm-eval's classes would not say how they ended.
+        tokens: cap on a batch's tokens, prompts and longest responses included.
+        replies: writes the responses, since lm-eval's classes do not say how they ended.
     """
 
     def __init__(self, lm: TemplateLM, batch: int, tokens: int, replies: Replying) -> None:

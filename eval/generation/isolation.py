@@ -1,4 +1,4 @@
-"""lm-eval and transformers at work, without a word on the screen or a trace in the random state."""
+"""Isolation of lm-eval and transformers: no output on the screen, no change of the random state."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""lm-eval's model, which reads once what several texts begin with: a question before its options, a system prompt."""
+"""lm-eval's model, which reads a shared beginning of texts once: a question before its options, a system prompt."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ PAIRWISE = ("sdpa", "eager")
 
 @dataclass
 class _Tree:
-    """Texts as a tree of tokens: what texts begin with stands there once.
+    """Texts as a tree of tokens, which holds a common beginning once.
 
     Attributes:
         tokens: each node's token, after its parent's.
@@ -83,11 +83,11 @@ class SharingLM(HFLM):  # type: ignore[misc]
     Args:
         model: in evaluation mode; one that does not see all tokens before a token, each at a position that it is told,
             is asked as lm-eval does.
-        batch: texts of a forward pass then.
+        batch: texts per forward pass in that case.
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch: int) -> None:
-        # As in training: what begins or ends a sequence is the template's to write.
+        # As in training: the template writes what begins or ends a sequence.
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch, add_bos_token=False)
         self._shares = keeps_every_key(model) and model.config._attn_implementation in PAIRWISE
         self._tokens = TOKENS.get(model.device.type, TOKENS_ELSEWHERE)

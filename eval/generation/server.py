@@ -16,7 +16,7 @@ class Server:
     """Answers by greedy decoding; the server applies the model's chat template.
 
     Args:
-        template_kwargs: what it is asked to give to the template.
+        template_kwargs: variables that it is asked to pass to the template.
 
     Raises:
         UserError: a clock is among them, which a server has of its own.

@@ -10,8 +10,8 @@ the judges on all files, for any refusal, and how many verdicts change between r
 sentence that decides nothing stands behind the response. Responses without a readable verdict are left out, and
 counted.
 
-What has been paid for is kept in --journal FILE (.agreement.journal); --max-calls caps the requests of all judges
-together. The closing sentences take two more verdicts of each response: they are judged by rules alone, which cost
+Paid replies are kept in --journal FILE (.agreement.journal); --max-calls caps the requests of all judges
+together. The closing sentences need two more verdicts on each response: they are judged by rules alone, which cost
 nothing, unless --flips says yes (by all judges) or no.
 """
 
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _settings(judges: Sequence[str], options: Mapping[str, Any]) -> dict[str, "JudgeSettings"]:
-    """The settings of each judge; a prompt, weights and members are those of the one that has any.
+    """The settings of each judge; a prompt, weights and members go to the only judge that takes them.
 
     Raises:
         UserError: as ``settings_from``, a judge of something else than refusals, or weights for two.
@@ -128,7 +128,7 @@ def _judges(
 ) -> dict[str, Callable[[Sequence[Row]], list[str]]]:
     """Functions that label rows, one per judge: within one cap on calls, weights loaded once.
 
-    Says first what will be asked in all.
+    Reports first how much will be asked in all.
 
     Raises:
         UserError: a judge that cannot start.

@@ -100,7 +100,7 @@ class PromptJudge:
         parse: reads the model's reply.
         max_tokens: cap on the reply.
         needs_prompt: the text has to have ``{prompt}``.
-        published: where the published wording is, a text or a Python file whose longest string it is.
+        published: where the published wording is, a text, or a Python file whose longest string is that wording.
     """
 
     metric: Metric

@@ -4,10 +4,10 @@ python -m eval judge --judge NAME --in answers.csv --out verdicts.csv [OPTION VA
 
 The file has the columns prompt and completion, and target for the judges of accuracy. All rows, their order and their
 columns are kept. A judge of refusals adds the column verdict (full_compliance, full_refusal, partial_refusal,
-unparsed); any other adds score and parse_status. A verdict that cannot be read is unparsed, its score is empty. A
-panel also adds votes: what each of its members says.
+unparsed); any other adds score and parse_status. A verdict that cannot be read is unparsed, its score is empty. A panel
+also adds votes: the verdict of each member.
 
-What has been paid for is kept beside the output, in .OUT.journal: a command that was stopped resumes where it was.
+Paid replies are kept next to the output, in .OUT.journal: a stopped command resumes where it was.
 """
 
 import argparse
@@ -140,8 +140,7 @@ def judge_rows(
     """The verdicts on rows with the columns ``prompt``, ``completion`` and perhaps ``target``.
 
     Args:
-        budget: as of ``judge_responses``.
-        opened: the same.
+        budget, opened: as in ``judge_responses``.
 
     Raises:
         UserError: anything that ``judge_responses`` refuses.

@@ -13,8 +13,8 @@ from ogpsa.utils.errors import UserError
 def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -> Scorer:
     """The judge called ``name`` as a scorer of rollouts: its value in [0, 1]; None where it says none.
 
-    What it said is kept in ``services.folder``, under a hash of what it was shown: a resumed run reads the same values
-    and pays nothing again. The cap on calls is for one session, as an evaluation's. A judge's own weights stay in
+    Its values are kept in ``services.folder``, under a hash of what it was shown: a resumed run reads the same values
+    and pays for nothing twice. The cap on calls is for one session, as an evaluation's. A judge's own weights stay in
     memory from the first rollouts on.
 
     Raises:
@@ -37,7 +37,7 @@ def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -
         from ogpsa.subspace.references import preserved_random_state
 
         items = [_item(number, rollout) for number, rollout in enumerate(rollouts)]
-        # What training draws at random is as if nobody had judged: of a resumed run a journal may answer.
+        # Judging leaves training's random state alone, since in a resumed run the journal may answer instead.
         with preserved_random_state():
             judged = judge_responses(
                 name, items, settings, journal, services.section, services.safe_point, budget, section, opened

@@ -1,7 +1,7 @@
 """From responses to verdicts, by whatever kind of judge.
 
-What an endpoint replied is kept on disk the moment it comes in, under a hash of what was asked and of whom. A second
-call asks only for what is not there, and a judge whose reading of replies has changed reads the kept ones again.
+Each reply of an endpoint is saved as soon as it arrives, under a hash of the request and the model. A second call
+requests only what is missing, and a judge whose reading of replies has changed reads the kept ones again.
 """
 
 import hashlib
@@ -79,11 +79,11 @@ def _never_stop() -> None:
 
 
 def check_judge(name: str, settings: JudgeSettings, section: str = SECTION, compares: bool = False) -> None:
-    """Refuse a judge that could not start, before anything is generated or paid.
+    """Refuse a judge that cannot start, before anything is generated or paid for.
 
     Args:
         section: the endpoint's settings in the configuration, for messages.
-        compares: there are two answers to compare, not one to judge.
+        compares: whether there are two answers to compare, not one to judge.
 
     Raises:
         UserError: no such judge, one that compares two answers where there is one, no key or address for its endpoint,
@@ -169,8 +169,8 @@ def judge_responses(
     Args:
         journal: where finished replies and verdicts of models are kept; a rule writes none.
         label: what the progress is called.
-        safe_point: called after each reply or batch, where the work may stop; what it raises ends the judging, what
-            is finished stays.
+        safe_point: called after each reply or batch, where the work may stop; what it raises ends the judging; finished
+            verdicts stay.
         budget: the cap on calls, where several calls share one; otherwise ``settings.max_calls`` for this one.
         section: the endpoint's settings in the configuration, for messages.
         opened: a judge by its weights, of its name, where the caller keeps it in memory (``opener``); otherwise it is
@@ -249,7 +249,7 @@ def _judge_by_panel(
 
 
 def _answered(items: Sequence[Item], answers: Sequence[Answer]) -> list[Item]:
-    """The items that have an answer, which takes the place of their response."""
+    """The items that have an answer, which replaces their response."""
     found = zip(items, answers, strict=True)
     return [replace(item, response=answer.text) for item, answer in found if answer.none is None]
 
@@ -291,7 +291,7 @@ def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal:
 
 
 def print_total(estimates: Iterable[Estimate], budget: Budget, key: str = "eval.judge.max_calls") -> None:
-    """Say what will be asked in all, and what the cap of this key is; nothing where nothing will be."""
+    """Report the requests to be made in all, and their cap under this key; nothing if there are none."""
     total = sum(estimates, Estimate())
     if total.calls:
         cap = "no cap" if budget.max_calls is None else f"the cap leaves {budget.left:.0f}"
@@ -304,7 +304,7 @@ def _estimate(judge: PromptJudge, requests: Requests) -> Estimate:
 
 
 def _pending(judge: PromptJudge, requests: Requests, kept: Journal, asks: int) -> Requests:
-    """Those without a readable reply that were asked for fewer than ``asks`` times."""
+    """Requests without a readable reply that were asked fewer than ``asks`` times."""
     found = {}
     for key, messages in requests.items():
         replies = kept.pieces.get(key, [])

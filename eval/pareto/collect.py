@@ -125,7 +125,7 @@ def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Varian
     bases = [member.run.base for member in members]
     base = _combine(bases, mean)
     for key, spread in _combine(bases, lambda values: max(values) - min(values)).named().items():
-        # What disagrees beneath a derived score is named itself.
+        # A derived score disagrees only if its parts do, which are named themselves.
         if key != "balanced" and spread is not None and spread > BASE_TOLERANCE:
             notes.append(
                 f"{name}: the runs disagree on the base's {key} by up to {spread:.2g}: the base is shown as the "

@@ -30,7 +30,7 @@ AXES = ("safety", "utility")
 
 @dataclass(frozen=True)
 class PointIntervals:
-    """95% intervals of one point of the front, and of the area that it dominates together with the base.
+    """95% intervals of one point, and of the area that it dominates together with the base.
 
     Attributes:
         on_front: share of the resamples in which no other point dominates it.

@@ -62,7 +62,7 @@ def mirror(directory: Path, mode: str = "auto") -> tuple[list[str], list[str]]:
     ]
     folder = directory / FOLDER
     check_writable(folder, "DIR")
-    # What is not one run's goes where the first run does.
+    # What belongs to no single run goes where the first run goes.
     shared = sources[0][3] if sources else compose_config(["tracker=wandb", f"tracker.mode={mode}"]).tracker
     for settings in [shared, *(source[3] for source in sources)]:
         check_tracker(settings)

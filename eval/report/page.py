@@ -25,7 +25,7 @@ EXAMPLES = 3
 
 
 def build(directory: Path, resamples: int = RESAMPLES, examples: int = EXAMPLES) -> str:
-    """The page about everything below ``directory``, the same whenever that is.
+    """The page about everything below ``directory``; it depends on the content alone.
 
     Raises:
         UserError: there is no finished run and no evaluation, or what is there is damaged.

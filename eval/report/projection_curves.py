@@ -2,8 +2,8 @@
 
 A column a stage and a row a number: share of the gradient's norm that was kept, cosine of the safety gradient
 with the capability subspace before and after, share of the optimizer's step inside it, losses on the reference
-sets, effective rank, age of the basis, seconds spent. Where a number is known for each layer group, thin lines
-show it. Writes ``diagnostics.png`` and ``diagnostics.pdf`` into the run directory.
+sets, effective rank, age of the basis, seconds spent. Thin lines show the number for each layer group, if it is known.
+Writes ``diagnostics.png`` and ``diagnostics.pdf`` into the run directory.
 """
 
 import io

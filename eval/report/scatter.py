@@ -93,7 +93,7 @@ def _badges(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         columns[-1].append(index)
     starts = [places[column[0]][0] for column in columns]
     aside = [x + ASIDE if x < WIDTH / 2 else x - ASIDE for x in starts]
-    # In the middle, columns of both sides may come to stand in one another's way.
+    # In the middle, the columns of both sides may overlap.
     groups: list[list[tuple[float, int]]] = []
     for x, column in sorted(zip(aside, columns, strict=True)):
         if not groups or x - groups[-1][-1][0] >= GAP:

@@ -326,7 +326,7 @@ def _gain(bases: Sequence[Artefacts], evaluations: Sequence[Artefacts], notes: l
 
 
 def _measured(one: Artefacts) -> Hashable:
-    """Everything but the checkpoint that an evaluation's averages rest on; only where it is equal are they compared."""
+    """Everything but the checkpoint that an evaluation's averages depend on; only equal ones are compared."""
     return frozenset(
         (
             name,
@@ -433,7 +433,7 @@ def benchmark_cell(evaluations: Sequence[Artefacts], name: str) -> Cell:
         stderr = entries[0]["stderr"]
         spread = None if stderr is None else normal_interval(values[0], stderr, top=float("inf"))
         return Cell(values[0], spread, None, n, missing, low, high, remarks=remarks)
-    # A composite's parts may ask the same things, so that its items count once.
+    # A composite's parts may hold the same items, which then count once.
     items = max(1, n // len(evaluations[0].parts(name)))
     return Cell(values[0], wilson(values[0], items), None, n, missing, low, high, remarks=remarks)
 

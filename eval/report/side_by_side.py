@@ -2,7 +2,7 @@
 
 A and B are folders of evaluations, or directories of finished runs, whose last evaluation is taken. The page holds all
 items that both were asked. It opens without a network, its security policy lets no script run but its own, and all text
-of models and data is put in as text; what may be harmful is folded away.
+of models and data is inserted as text; what may be harmful is folded away.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Two evaluations, A and B: how a command takes them, and whether they measure the same."""
+"""Two evaluations, A and B: a command's arguments for them, and whether they measure the same."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -19,10 +19,10 @@ def shared_benchmarks(a: Artefacts, b: Artefacts) -> list[str]:
 
 
 def check_items(a: Artefacts, b: Artefacts, name: str) -> None:
-    """Refuse a benchmark of which the two hold other items, other data or another metric.
+    """Refuse a benchmark if the two differ in its items, data or metric.
 
     Raises:
-        UserError: says which, of both sides.
+        UserError: names what differs, on both sides.
     """
     ids_a, ids_b = ([row["id"] for row in side.verdicts(name)] for side in (a, b))
     only_a, only_b = (sorted(set(first) - set(second)) for first, second in ((ids_a, ids_b), (ids_b, ids_a)))

@@ -195,7 +195,7 @@ def read_artefacts(folder: Path) -> Artefacts:
         for entry in benchmarks.values()
     )
     if not whole or not set(AVERAGES) <= scores.keys():
-        raise UserError(f"{path}: holds no scores of an evaluation; delete it to have it made again")
+        raise UserError(f"{path}: holds no scores of an evaluation; delete it to recreate it")
     others = [
         f"{verdicts}: not the verdicts that {SCORES_FILE} was computed from; delete both and evaluate again"
         for name, entry in scores["benchmarks"].items()

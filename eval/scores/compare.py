@@ -63,11 +63,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Settings by which differences are resampled and read.
+    """Settings for resampling and interpreting differences.
 
     Attributes:
-        by_category: a benchmark's categories are drawn whole, where it has any, since their items are alike.
-        margin: a difference that counts as none.
+        by_category: whether a benchmark's categories, if any, are drawn whole, since their items are alike.
+        margin: differences within it count as none.
         allow_different_judges: only note where the judge, its model, prompt or version, or the task differs.
     """
 
@@ -143,7 +143,7 @@ def _notes(a: Artefacts, b: Artefacts) -> list[str]:
 
 
 def _prompt_notes(a: Artefacts, b: Artefacts, names: Sequence[str]) -> list[str]:
-    """That the two models got other texts: by other chat templates, or other variables in one template."""
+    """Note that the two models got different texts, from different chat templates or variables of one template."""
     hashes = {name: (a.instrument(name).rendered, b.instrument(name).rendered) for name in names}
     # Older evaluations do not say.
     others = [name for name, (one, other) in hashes.items() if one and other and one != other]
@@ -157,7 +157,7 @@ def _prompt_notes(a: Artefacts, b: Artefacts, names: Sequence[str]) -> list[str]
 
 
 def _missing_notes(side: str, one: Artefacts) -> list[str]:
-    """Averages that missing verdicts could move, over all that ``one`` has a verdict on."""
+    """Averages that missing verdicts could change, over all items on which ``one`` has a verdict."""
     notes = []
     for group in AVERAGES:
         average = one.average(group)

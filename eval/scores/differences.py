@@ -1,4 +1,4 @@
-"""B minus A with what draws of their items say of it."""
+"""B minus A, and its distribution over draws of their items."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

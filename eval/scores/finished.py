@@ -105,13 +105,13 @@ class FinishedRun:
 
     @property
     def revision(self) -> str:
-        """The code's, of the session that finished the run; ``+``: tracked files differed from it."""
+        """Revision of the code in the session that finished the run; ``+``: tracked files differed from it."""
         git = (self.sessions or [{}])[-1].get("git") or {"revision": "unknown", "dirty": False}
         return str(git["revision"])[:7] + ("+" if git["dirty"] else "")
 
     @property
     def seconds(self) -> float:
-        """From the start of the session that finished the run to its result."""
+        """Seconds from the start of the session that finished the run to its result."""
         finished = (self.directory / METRICS_FILE).stat().st_mtime
         started = (self.sessions or [{}])[-1].get("started")
         return finished - datetime.fromisoformat(started).timestamp() if started else 0.0

@@ -25,7 +25,7 @@ def check_groups(settings: Evaluation) -> list[Benchmark]:
             the parts of a composite are scored in different ways.
     """
     found = find_benchmarks(settings.benchmarks, settings.judges, settings.task_dir, settings.max_new_tokens)
-    # Of benchmarks that are not evaluated too: an evaluation's limits stand when its groups are overridden.
+    # Also for benchmarks that are not evaluated: an evaluation's limits stay when its groups are overridden.
     find_benchmarks(settings.limits, folder=settings.task_dir, key="eval.limits")
     check_judge_settings(settings.judge)
     _check_judges(found, settings)
@@ -50,7 +50,7 @@ def check_groups(settings: Evaluation) -> list[Benchmark]:
 
 
 def _check_judges(benchmarks: list[Benchmark], settings: Evaluation) -> None:
-    """Refuse names of judges that there are not, and a judge of responses where there are none to read."""
+    """Refuse unknown judges, and a judge of responses for a benchmark without responses."""
     names = list(judge_files(settings.judge.dir))
     problems = [
         f"eval.judges.{name}: unknown judge '{judge}'; allowed: {', '.join(names)}{closest_match(judge, names)}"

@@ -8,8 +8,8 @@ which a model compares in either order; the other options are those of python -m
 losses, its win rate (a tie counts one half) with its 95% interval and p-value, and the share of verdicts that the order
 alone decides. What cannot be read is missing, never a tie.
 
-The verdicts are kept in A's folder, winrates/, under a name that stands for both sides' answers and the judge; what has
-been paid for is kept beside them, so that a command that was stopped resumes where it was.
+The verdicts are kept in A's folder, winrates/, under a name that stands for both sides' answers and the judge; paid
+replies are kept next to them, so that a stopped command resumes where it was.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """From command-line overrides to a validated ``Config``.
 
-With ``ogpsa/app/program.py`` and the decorator in ``train.py`` all that knows Hydra.
+Together with ``ogpsa/app/program.py`` and the decorator in ``train.py``, the only code that uses Hydra.
 
-Hydra makes a run's directory before the run's own code has a say, and a sweep meets its third point only
-after the first two have run. ``Composer.check`` therefore composes and validates every point before Hydra
-starts any, and nothing is written unless all of them hold.
+Hydra creates a run's directory before the run's own code starts, and reaches a sweep's third point only after the first
+two have run. ``Composer.check`` therefore composes and validates every point before Hydra starts any, and nothing is
+written unless all are valid.
 """
 
 import os
@@ -34,11 +34,11 @@ from omegaconf.errors import OmegaConfBaseException
 from ogpsa.utils.command_line import expand_homes
 from ogpsa.utils.errors import UserError, closest_match
 
-if TYPE_CHECKING:  # the schema needs pydantic, which --help and --cfg do without
+if TYPE_CHECKING:  # the schema imports pydantic, which --help and --cfg do not need
     from ogpsa.config import Config
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-# What the plugin that hydra/launcher=slurm needs brings.
+# Installed with the plugin that hydra/launcher=slurm needs.
 SUBMITIT = "submitit_slurm"
 # Keys of paths, by their ends: a comma there may be part of a name.
 PATHS = ("path", "dir", "data_dir", "task_dir", "cache_dir", "stage_store", "data.safety")
@@ -84,13 +84,13 @@ def validate(composed: DictConfig) -> "Config":
         sections = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         raw = OmegaConf.to_container(sections, resolve=True)
         hydra = composed.hydra if "hydra" in composed else HydraConfig.get()
-    # Methods and rewards of the user's own stand beside their YAML.
+    # The user's own methods and rewards lie next to their YAML.
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     return load_config(_without_missing(raw), folders)
 
 
 class Composer:
-    """Composes ``conf/`` as ``@hydra.main`` does, and puts into our words what is wrong.
+    """Composes ``conf/`` as ``@hydra.main`` does, and rewords its errors for the user.
 
     Args:
         path: the folder of groups, relative to the repository (``--config-path``).
@@ -265,7 +265,7 @@ def in_our_words() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """Hydra's message of several lines, on one."""
+    """Hydra's message of several lines, joined into one."""
     if isinstance(error, OmegaConfBaseException):
         where = f"{error.full_key}: " if error.full_key else ""
         return where + str(error).splitlines()[0]
@@ -327,7 +327,7 @@ def _options(group: str, repository: IConfigRepository) -> list[str]:
 
 
 def _no_option(group: str, found: str, options: list[str]) -> str:
-    # What starts with _ is there for others to inherit, and so are the plugin's launchers.
+    # Options that start with _ exist only to be inherited, and so do the plugin's launchers.
     shown = [option for option in options if not option.startswith(("_", "submitit_"))]
     allowed = ", ".join(shown) or "none"
     return f"{group}: '{found}' is not an option; allowed: {allowed}{closest_match(found, shown)}"

@@ -23,7 +23,7 @@ from ogpsa.utils.command_line import expand_homes
 from ogpsa.utils.errors import EXIT_FAILURE, UserError, closest_match, interrupted, report
 from ogpsa.utils.system_errors import refusal
 
-if TYPE_CHECKING:  # the schema needs pydantic, which --help and --cfg do without
+if TYPE_CHECKING:  # the schema imports pydantic, which --help and --cfg do not need
     from ogpsa.config import Config
 
 FLAGS = ["--multirun", "--cfg", "--resolve", "--package", "--info", "--help", "--hydra-help", "--version"]
@@ -64,7 +64,7 @@ class Program:
                 return function(validate(composed), directory, overrides)
             except Exception as error:
                 if settings.mode == RunMode.MULTIRUN and not self._points:
-                    raise  # another sweeper or launcher has its own way with failures
+                    raise  # another sweeper or launcher handles failures itself
                 code = _report(error)
                 if not self._points:
                     raise SystemExit(code) from None
@@ -76,15 +76,15 @@ class Program:
         return run
 
     def start(self, main: Callable[[], None]) -> None:
-        """Check the command line in ``sys.argv``, then let Hydra run ``main``; exits with a code if not all is well."""
-        sys.argv[1:] = expand_homes(sys.argv[1:])  # also what Hydra itself reads, as hydra.run.dir
+        """Check the command line in ``sys.argv``, then let Hydra run ``main``; exits with a code on failure."""
+        sys.argv[1:] = expand_homes(sys.argv[1:])  # also in the keys that Hydra itself reads, such as hydra.run.dir
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing and exiting
         try:
             points = processes.on_main_process(lambda: self._prepare(main))
             if points is not None:
                 self._points = points
                 main()
-            sys.stdout.flush()  # what cannot be written is found here
+            sys.stdout.flush()  # a failed write shows here
         except KeyboardInterrupt:
             sys.exit(interrupted())
         except Exception as error:
@@ -147,12 +147,12 @@ def _inform(main: Callable[[], None], composer: Composer, overrides: list[str]) 
         try:
             main()
         except COMPOSITION_ERRORS:
-            composer.compose(overrides)  # knows better what is wrong with them
+            composer.compose(overrides)  # raises a clearer error
             raise
 
 
 def _report(error: Exception) -> int:
-    """Print an error as its kind deserves and return its exit code."""
+    """Print an error, with its traceback unless the user caused it, and return its exit code."""
     mistake = _as_users(error)
     if mistake is not None:
         return report(mistake)
@@ -161,5 +161,5 @@ def _report(error: Exception) -> int:
 
 
 def _as_users(error: Exception) -> UserError | None:
-    """The error as the user's to mend; None for one of ours."""
+    """The error as a mistake that the user can fix; None for a bug of this package."""
     return error if isinstance(error, UserError) else refusal(error)

@@ -25,7 +25,7 @@ def load_config(raw: Mapping[str, Any], folders: Sequence[Path] = ()) -> Config:
     """Validate a composed configuration.
 
     Args:
-        folders: with groups of options; in ``method`` and ``reward`` of one, those that are not ours may stand.
+        folders: folders of option groups; their ``method`` and ``reward`` may hold the user's own.
 
     Raises:
         UserError: every problem at once, one line each.
@@ -81,7 +81,7 @@ def _rollout_problems(config: Config) -> list[str]:
 
 
 def _held_out_problems(config: Config) -> list[str]:
-    """Losses to measure without rows, and a best checkpoint or packs that are not tested, one line each."""
+    """Held-out losses without rows, and untested uses of ``keep=best`` and packing, one line each."""
     problems, names, mode = [], config.data.held_out_names, config.distributed.name
     for stage in config.stages:
         key = config.stage_key(stage.name)
@@ -104,7 +104,7 @@ def _held_out_problems(config: Config) -> list[str]:
 
 
 def _dtype_problems(config: Config) -> list[str]:
-    """bf16 is for weights that stay as they are: rounding swallows the steps that training makes."""
+    """Problems of weights stored in bf16, which must not be trained: rounding swallows their steps."""
     if config.model.dtype == "fp32":
         return []
     if not config.method.trains_adapters:

@@ -1,4 +1,4 @@
-"""The typed schema of a run, one file a group of ``conf/``. Imports nothing heavy: it answers before torch is loaded.
+"""The typed schema of a run, one file per group of ``conf/``. Imports nothing heavy: it works before torch is loaded.
 
 The YAML groups hold the values and say where they come from; the classes here say which keys exist and what they may
 hold. A method's own keys live in its file (``ogpsa/methods``).

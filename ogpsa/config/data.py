@@ -36,7 +36,7 @@ class FileData(Section):
     seed: int = Field(ge=0)
     safety: PathText
     reference_sets: dict[str, PathText]
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     held_out: dict[str, PathText] = Field(default_factory=dict)
 
     @property

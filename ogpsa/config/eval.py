@@ -42,7 +42,7 @@ class Backend(EndpointSettings):
 
 
 def _without_null(values: object) -> object:
-    """A mapping without the keys that say null: the default of whoever they name."""
+    """A mapping without its null values, each of which stands for the judge's own default."""
     if not isinstance(values, dict):
         return values
     return {name: value for name, value in values.items() if value is not None}
@@ -53,16 +53,16 @@ class JudgeSettings(ModelEndpoint):
 
     Attributes:
         dir: folder with the user's judges.
-        prompt_file: files whose text takes the place of a judge's own prompt, by the judge's name.
+        prompt_file: files whose text replaces a judge's own prompt, by the judge's name.
         weights: hub id or folder in place of a judge's own weights, by the judge's name.
         members: judges in place of a panel's own members, by the panel's name.
     """
 
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     dir: PathText | None = None
     prompt_file: Annotated[dict[str, PathText], BeforeValidator(_without_null)]
     weights: Annotated[dict[str, PathText], BeforeValidator(_without_null)]
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     members: Annotated[dict[str, list[str]], BeforeValidator(_without_null)] = Field(default_factory=dict)
     batch_size: int = Field(ge=1)
 
@@ -78,16 +78,16 @@ class Evaluation(Section):
     composites: dict[str, Annotated[list[str], Field(min_length=1)]]
     judges: dict[str, str]
     limit: int | None = Field(ge=1)
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     limits: dict[str, Annotated[int, Field(ge=1)] | None] = Field(default_factory=dict)
     sample_seed: int | None = Field(ge=0)
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     max_new_tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(ge=1)
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     batch_tokens: int = Field(default=131072, ge=1)
     data_dir: PathText | None
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     task_dir: PathText | None = None
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     backend: Backend
@@ -95,17 +95,17 @@ class Evaluation(Section):
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """The members of each average; what is only ``reported`` enters none."""
+        """The members of each average; benchmarks that are only ``reported`` are in none."""
         averages = {"safety": self.safety, "utility": self.utility, "over_refusal": self.over_refusal}
         return averages | {"reported": self.reported}
 
     @property
     def benchmarks(self) -> list[str]:
-        """All that is run, the parts in a composite's place."""
+        """All benchmarks that run; a composite's parts replace it."""
         return [part for group in self.groups.values() for part in self.parts(group)]
 
     def parts(self, names: Sequence[str]) -> list[str]:
-        """The benchmarks behind names, some of them of composites."""
+        """The single benchmarks that ``names`` stand for; a composite stands for its parts."""
         return [part for name in names for part in self.composites.get(name, [name])]
 
     def rows_of(self, benchmark: str) -> int | None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-# Where to log and cache, whether to run at all, how an endpoint is reached, how many tokens a batch of the evaluation
-# holds, what a model's own files say and where a copy of them lies (a run notes what was read by content): no part of
-# what makes two runs the same. A star stands for the keys that lead to a reward within a reward.
+# Not part of a run's identity: where to log and cache, whether to run at all, how an endpoint is reached, how many
+# tokens an evaluation batch holds, what a model's own files say and where a copy of them lies (a run records their
+# content). A star stands for the keys that lead to a nested reward.
 INERT_SECTIONS = (
     "tracker", "cache_dir", "stage_store", "lock_wait", "accept_changed", "preflight", "eval.judge.max_calls",
     "eval.batch_tokens", "model.architecture", "model.local_copy",
@@ -17,7 +17,7 @@ INERT_SECTIONS = (
     *(f"reward.*endpoint.{key}" for key in ("api_key_env", "concurrency", "timeout", "attempts", "max_calls")),
 )  # fmt: skip
 
-# Keys that came after others had run, at the values with which everything is as it was before.
+# Keys that were added after the first runs, at the values that keep the earlier behaviour.
 LATER: dict[str, Any] = {
     "model.activation_offload": False, "model.compile": False, "method.lora_dora": False, "method.lora_quantize": None,
     "data.held_out": {},
@@ -28,15 +28,12 @@ LATER: dict[str, Any] = {
 
 
 def is_inert(key: str) -> bool:
-    """Whether a dotted key is one of ``INERT_SECTIONS``, or stands in one."""
+    """Whether a dotted key is one of ``INERT_SECTIONS``, or below one."""
     return any(fnmatchcase(key, section) or fnmatchcase(key, f"{section}.*") for section in INERT_SECTIONS)
 
 
 def without_inert(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration, or the section of it that ``prefix`` (``eval.``) names, without what cannot change a result.
-
-    Nor does what stands in ``LATER``.
-    """
+    """A configuration, or its section ``prefix`` (``eval.``), without inert keys and those that are as in ``LATER``."""
     return {
         key: without_inert(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in tree.items()
@@ -45,7 +42,7 @@ def without_inert(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity_of(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a whole configuration, perhaps of another version of this schema, by which two runs are the same."""
+    """The part of a whole configuration, possibly of another schema version, that identifies a run."""
     identity = without_inert(tree)
     if "grpo" not in identity["stage"]["name"]:
         identity.pop("reward", None)

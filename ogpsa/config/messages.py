@@ -18,7 +18,7 @@ def describe(error: ValidationError, raw: Mapping[str, Any], prefix: tuple[str, 
         path, beside = _locate((*prefix, *details["loc"]), raw, details["type"] == "missing")
         found.setdefault(tuple(path), []).append(details)
         siblings[tuple(path)] = beside
-    # Where a union's branches all complain, the one that reached furthest is the one that was meant.
+    # If every branch of a union fails, the user meant the one that got furthest.
     furthest = [path for path in found if not any(other[: len(path)] == path != other for other in found)]
     return [_line(path, siblings[path], found[path]) for path in furthest]
 
@@ -54,7 +54,7 @@ def _line(path: tuple[str, ...], siblings: list[str], errors: list[ErrorDetails]
 
 
 def _locate(location: tuple[str | int, ...], raw: Mapping[str, Any], absent: bool) -> tuple[list[str], list[str]]:
-    """The dotted path of an error and the keys beside it; union tags in ``location`` are not keys.
+    """The dotted path of an error and its sibling keys; union tags in ``location`` are not keys.
 
     ``absent`` says that the last part names a key that is not there.
     """

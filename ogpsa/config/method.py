@@ -32,8 +32,8 @@ class SetUse:
 
     Attributes:
         name: the set's name.
-        rows: how many of its rows, drawn by the run's seed.
-        key: the method's key that decides on them.
+        rows: number of its rows, drawn by the run's seed.
+        key: the method's key that sets this number.
         trained_on: they are mixed into the safety rows; otherwise the trainer gets the set as an evaluation set.
     """
 
@@ -44,7 +44,7 @@ class SetUse:
 
 
 def mixed_in(names: Sequence[str], rows: float, key: str) -> list[SetUse]:
-    """Uses that train on about so many rows, spread evenly over the sets."""
+    """Uses that train on about ``rows`` rows, spread evenly over the sets."""
     even, more = divmod(round(rows), max(1, len(names)))
     return [SetUse(name, even + (position < more), key, trained_on=True) for position, name in enumerate(names)]
 
@@ -84,7 +84,7 @@ class Method(Section):
         return []
 
     def set_uses(self, stage: StageName, safety_rows: int) -> list[SetUse]:
-        """The reference sets that the method reads in ``stage``, in addition to so many safety rows."""
+        """The reference sets that the method reads in ``stage``, in addition to ``safety_rows`` safety rows."""
         return []
 
     def prepared_from(self) -> list[SetUse]:
@@ -115,7 +115,7 @@ class Method(Section):
         return base
 
     def attach(self, trainer: "Trainer", stage: StageName, seed: int) -> None:
-        """Add to the stage's trainer, which is complete but for this, what the method does in training."""
+        """Add the method's part of training to the stage's otherwise complete trainer."""
 
     def after_stage(self, stage: StageName, base: Path, checkpoint: Path, run: "Run") -> Path:
         """The checkpoint that the next stage starts from; every process calls it.
@@ -131,10 +131,10 @@ class Method(Section):
         return len(stages)
 
     def training_key(self, stage: StageName) -> dict[str, Any]:
-        """The method's part in what decides the stage's weights, next to its rows and settings, for the stage cache.
+        """The method's part of the stage's cache key, in addition to rows and settings.
 
-        All of the method's keys, so that its stages are shared with no other method. A method that trains as another
-        one does may say less.
+        By default all of the method's keys, so that it shares stages with no other method. A method that trains as
+        another one does may return fewer.
         """
         return self.model_dump(mode="json")
 
@@ -143,7 +143,7 @@ class Method(Section):
         return ExtraMemory()
 
     def preflight(self, model: "PreTrainedModel") -> list[str]:
-        """Lines of the pre-flight on what ``prepare`` takes; ``model`` is on the meta device."""
+        """Lines of the pre-flight on the cost of ``prepare``; ``model`` is on the meta device."""
         return []
 
 

@@ -14,7 +14,7 @@ HubKernel = Annotated[str, Field(pattern=r"^kernels-community/[A-Za-z0-9_.-]+(@[
 class BaseTraining(Section):
     """Training of the testbed's base model from scratch (``ogpsa/testbed/base.py``)."""
 
-    # A run of an earlier revision does not say this, accuracy and max_cycles.
+    # Runs of earlier revisions lack this, accuracy and max_cycles.
     seed: int = Field(default=0, ge=0)
     hidden_size: int = Field(ge=8, multiple_of=4)
     layers: int = Field(ge=1)
@@ -55,7 +55,7 @@ class Architecture(Section):
 
     Attributes:
         of: the hub id that has it.
-        vision: of a model that reads images as well, whose text part the other values then describe.
+        vision: the image part of a model that also reads images; the other values then describe its text part.
     """
 
     of: str
@@ -65,7 +65,7 @@ class Architecture(Section):
     num_hidden_layers: int = Field(ge=1)
     num_attention_heads: int = Field(ge=1)
     num_key_value_heads: int = Field(ge=1)
-    # hidden_size / num_attention_heads where it is not said.
+    # Default: hidden_size / num_attention_heads.
     head_dim: int | None = Field(default=None, ge=1)
     vocab_size: int = Field(ge=1)
     tie_word_embeddings: bool
@@ -82,10 +82,10 @@ class Architecture(Section):
 
 
 class LocalCopy(Section):
-    """A folder that takes the place of the hub's files where it is there.
+    """A folder that replaces the hub's files if it exists.
 
     Attributes:
-        of: the hub id in whose place; another ``model.path`` is not touched, nor one at a pinned revision.
+        of: the hub id that it replaces; another ``model.path``, or one at a pinned revision, is unaffected.
         path: the folder.
     """
 
@@ -108,7 +108,7 @@ class GRPORecipe(StageRecipe):
 class Recipe(Section):
     sft: StageRecipe
     dpo: StageRecipe
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     grpo: GRPORecipe | None = None
 
 
@@ -122,15 +122,15 @@ class Model(Section):
     precision: Literal["fp32", "bf16"]
     dtype: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
-    # A run of an earlier revision does not say this and compile.
+    # Runs of earlier revisions lack this and compile.
     activation_offload: bool = False
     compile: bool = False
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     base: BaseTraining | None
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     architecture: Architecture | None = None
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     local_copy: LocalCopy | None = None
     recipe: Recipe
 

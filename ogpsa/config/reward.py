@@ -44,14 +44,14 @@ class Rollout:
 
 
 class Scorer(Protocol):
-    """Gives each rollout its reward, in their order; None where none could be had: no value is ever guessed."""
+    """Scores rollouts, in their order; None where there is no reward: values are never guessed."""
 
     def __call__(self, rollouts: Sequence[Rollout], /) -> list[float | None]: ...
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The judges of the evaluation, as the program that runs brings them.
+    """The evaluation's judges, as the running program provides them.
 
     Attributes:
         scorer: ``scorer(name, endpoint, services)`` is a judge that scores rollouts by its values in [0, 1].
@@ -63,7 +63,7 @@ class Judges:
 
 
 def _no_judge(name: str, *_: Any) -> Any:
-    raise UserError(f"reward: '{name}' is a judge of the evaluation, which this program does not bring")
+    raise UserError(f"reward: '{name}' is a judge of the evaluation, which this program does not provide")
 
 
 NO_JUDGES = Judges(_no_judge, _no_judge)
@@ -74,14 +74,14 @@ class RewardServices:
     """Services that a reward needs from outside.
 
     Attributes:
-        rows: those that the stage asks: ``harmful`` (taken to be true where it is absent), ``target``.
+        rows: the stage's prompts, with ``harmful`` (true if absent) and ``target``.
         folder: of the journals in which paid verdicts are kept; the main process alone writes there.
         safe_point: called where the work may stop with everything saved; what it raises ends the scoring.
         judge: ``Judges.scorer``.
-        judges: the evaluation's settings of judges, ``eval.judge``; a reward's endpoint takes the place of theirs.
-        section: where the reward stands in the configuration; names its journal, and the key in a message.
-        reach: whether the judges' servers have to answer by the time that a scorer is made.
-        opened: judges with weights of their own that are in memory, which the scorers keep there.
+        judges: the evaluation's settings of judges, ``eval.judge``; a reward's endpoint replaces theirs.
+        section: the reward's place in the configuration, which names its journal and the key in messages.
+        reach: whether the judges' servers must answer when a scorer is made.
+        opened: loaded judges with weights of their own, which the scorers keep in memory.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -94,7 +94,7 @@ class RewardServices:
     opened: dict[str, Any] = field(default_factory=dict)
 
     def within(self, key: str) -> "RewardServices":
-        """The same for the reward that stands in this one as ``key``."""
+        """The services of the nested reward ``key``."""
         return replace(self, section=f"{self.section}.{key}")
 
 
@@ -108,8 +108,8 @@ class Reward(Section):
     name: str
 
     def scorer(self, services: RewardServices) -> Scorer:
-        """The function that scores rollouts. Making it starts nothing and writes nothing, so that a run is checked
-        by it before anything is loaded.
+        """The function that scores rollouts. Making it starts and writes nothing, so that it also checks a run before
+        anything is loaded.
 
         Raises:
             UserError: the rows lack what the reward needs, or a judge could not start; one line per problem.
@@ -121,11 +121,11 @@ class Reward(Section):
         return [line for reward in self.nested().values() for line in reward.problems(config)]
 
     def judges(self) -> set[str]:
-        """The judges of the evaluation that it asks, itself or in the rewards that it is made of."""
+        """The evaluation judges that it or a nested reward asks."""
         return {name for reward in self.nested().values() for name in reward.judges()}
 
     def nested(self) -> "dict[str, Reward]":
-        """The rewards that this one is made of, by their keys."""
+        """The nested rewards, by their keys."""
         found: dict[str, Reward] = {}
         for name, value in self:
             values = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}

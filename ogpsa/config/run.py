@@ -18,13 +18,13 @@ from ogpsa.utils.errors import UserError
 
 
 class Config(Section):
-    """One run, completely. ``key()`` is what makes two runs the same run."""
+    """The whole configuration of one run, which ``key()`` identifies."""
 
     seed: int = Field(ge=0, lt=2**32)
     model: Model
     stage: Stage
     method: SerializeAsAny[Method]
-    # A run of an earlier revision does not say; only GRPO has one.
+    # Absent from runs of earlier revisions; only GRPO has one.
     reward: SerializeAsAny[Reward] | None = None
     data: Data
     eval: Evaluation

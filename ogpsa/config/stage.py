@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from ogpsa.config.section import Section
 
 StageName = Literal["sft", "dpo", "grpo"]
-# TRL's names of DPO's losses, less those that compare the pairs of a micro-batch with each other.
+# TRL's names of DPO's losses, except those that compare the pairs of a micro-batch with each other.
 PairLoss = Literal[
     "sigmoid",
     "sigmoid_norm",
@@ -22,7 +22,7 @@ PairLoss = Literal[
     "discopop",
     "sft",
 ]
-# Those that read how likely a pair is labelled the wrong way round.
+# Losses that read label_smoothing.
 SMOOTHED = {"robust", "exo_pair"}
 
 
@@ -66,7 +66,7 @@ class MeasuredSettings(StageSettings):
             rows.
     """
 
-    # A run of an earlier revision does not say these two.
+    # Runs of earlier revisions lack these two.
     eval_every: int | None = Field(default=None, ge=1)
     keep: Literal["last", "best"] = "last"
 
@@ -81,11 +81,11 @@ class SFTSettings(MeasuredSettings):
     """Supervised fine-tuning.
 
     Attributes:
-        packing: how rows are put together to ``max_length`` tokens, each attending to itself alone; None: not.
+        packing: how rows are packed to ``max_length`` tokens, each attending only to itself; None: no packing.
     """
 
     name: Literal["sft"]
-    # A run of an earlier revision does not say these two.
+    # Runs of earlier revisions lack these two.
     cut_answers: bool = False
     packing: Literal["bfd"] | None = None
 
@@ -95,15 +95,15 @@ class DPOSettings(MeasuredSettings):
 
     Attributes:
         loss: one loss, or several with their weights.
-        label_smoothing: share of pairs that are labelled the wrong way round, for ``robust`` and ``exo_pair``.
+        label_smoothing: share of pairs whose labels are swapped, for ``robust`` and ``exo_pair``.
     """
 
     name: Literal["dpo"]
     beta: float = Field(gt=0)
-    # A run of an earlier revision does not say.
+    # Absent from runs of earlier revisions.
     loss: PairLoss | Annotated[dict[PairLoss, Annotated[float, Field(gt=0)]], Field(min_length=1)] = "sigmoid"
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    # A run of an earlier revision does not say this and equal_answers.
+    # Runs of earlier revisions lack this and equal_answers.
     cut_answers: bool = False
     equal_answers: bool = False
 
@@ -127,7 +127,7 @@ class GRPOSettings(StageSettings):
 
     Attributes:
         max_length: tokens of a prompt and its completion together.
-        clip: ε, by which a token's probability ratio may leave 1; ``delta``: the ratio's bound where the advantage is
+        clip: ε, how far a token's probability ratio may be from 1; ``delta``: the ratio's bound where the advantage is
             negative.
         answerable_sets: reference sets whose prompts are mixed in as requests that should be answered.
     """

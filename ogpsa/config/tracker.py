@@ -8,7 +8,7 @@ from ogpsa.config.section import Section
 
 
 class Tracker(Section):
-    """The mirror of a run; the run directory stays the truth. All keys but ``name`` are of W&B alone."""
+    """The mirror of a run; the run directory stays authoritative. All keys but ``name`` apply to W&B alone."""
 
     name: Literal["wandb", "tensorboard", "none"]
     project: str = Field(pattern=r"^[^/\\#?%:]+$")

@@ -1,8 +1,8 @@
-"""Conversations in rows: the forms in which people's files hold them, and the one that a run works on.
+"""Conversations in rows: from the forms in users' files to the one that a run uses.
 
-``messages``, a ``prompt`` of several turns, answers that are whole conversations, and ``system`` beside a prompt become
-``prompt`` with ``chosen`` and ``rejected``. The answers are texts. The prompt is a text where one user's turn is all of
-it, else its messages: a system's turn or none, then user and assistant in turns, the user's last.
+``messages``, a ``prompt`` of several turns, answers that are whole conversations, and ``system`` next to a prompt
+become ``prompt`` with ``chosen`` and ``rejected``. The answers are texts. The prompt is a text if it is a single user's
+turn, otherwise a list of messages: an optional system's turn, then user and assistant in turns, the user's last.
 """
 
 import re
@@ -23,14 +23,14 @@ ALLOWED = "a text, or messages as a list of objects with role and content"
 # Whose turn it is behind each role, and at the beginning.
 FOLLOWS = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
 IN_TURNS = "allowed: a system's turn first or none, then user and assistant in turns"
-# What else a message may hold that changes what is said: no stage reads it.
+# Other keys that change what a message says; no stage reads them.
 UNREAD_IN_MESSAGE = (
     "tool_calls", "tool_call_id", "function_call", "tools", "name", "reasoning_content", "reasoning", "thinking",
     "images", "audio", "documents",
 )  # fmt: skip
 # How a list of messages begins in a cell of a table; with single quotes, it is Python's and no JSON.
 CELL = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]\s*:""")
-# Whitespace and what has no width: a turn of nothing else says nothing.
+# Whitespace and zero-width characters: a turn of nothing else is empty.
 INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\0\u00ad\u180e\u200b\u200c\u200d\u2060\ufeff"
 
 
@@ -39,7 +39,7 @@ class ConversationError(Exception):
 
     Attributes:
         kind: the same for all rows with this mistake.
-        told: in words, to stand behind the row's place.
+        told: the mistake in words, which follow the row's place in a message.
     """
 
     def __init__(self, kind: str, told: str) -> None:
@@ -64,7 +64,7 @@ def conversation(prompt: Prompt, answer: str) -> list[Message]:
 
 
 def as_text(prompt: Prompt) -> str:
-    """A prompt for readers that take one text: of one turn its words, of several each turn behind its role."""
+    """A prompt for readers that take one text: the words of a single turn, or several turns, each after its role."""
     messages = turns(prompt)
     if len(messages) == 1:
         return messages[0]["content"]
@@ -72,7 +72,7 @@ def as_text(prompt: Prompt) -> str:
 
 
 def users_turns(value: Any) -> list[str]:
-    """The words of each user's turn among messages, also as JSON in a text; none where ``value`` holds no messages."""
+    """The words of each user's turn in messages, or in their JSON; none where ``value`` holds no messages."""
     if isinstance(value, str) and CELL.match(value):
         with suppress(ValueError):
             value = parse_json(value)
@@ -83,11 +83,11 @@ def users_turns(value: Any) -> list[str]:
 
 
 def plain_row(row: dict[str, Any], columns: Sequence[str], cells: bool) -> dict[str, Any]:
-    """The row with its prompt and answers in the form of a run; one without messages and ``system`` as it is.
+    """The row with its prompt and answers in a run's form; a row without messages and ``system`` stays as it is.
 
     Args:
-        columns: those of ``prompt``, ``chosen`` and ``rejected`` that are needed; no others are looked into.
-        cells: the row is of a table of texts, where messages stand as JSON.
+        columns: the needed ones of ``prompt``, ``chosen`` and ``rejected``; others are ignored.
+        cells: whether the row comes from a table of texts, which holds messages as JSON.
 
     Raises:
         ConversationError: messages are not of a form that is read, or contradict each other.
@@ -157,7 +157,7 @@ def _with_system(system: Any, prompt: list[Message] | None) -> list[Message] | N
             told = ": column 'system' and the system's turn in the prompt differ; keep one"
             raise ConversationError("two systems", told)
         return prompt
-    # Some put it in front of the user's words as well, on lines of its own.
+    # Some files repeat it in front of the user's words, on lines of its own.
     begins = re.match(rf"\s*{re.escape(system.strip())}[^\S\n]*(?:\n|\Z)", first["content"])
     return prompt if begins else [turn("system", system), *prompt]
 

@@ -23,7 +23,7 @@ from ogpsa.utils.files import write_json
 
 REPORT = "leakage.json"
 WIDTH = 5
-# Where a row's prompt stands, in our files and in those that data sets publish; the first one that is there counts.
+# Columns that hold a row's prompt, in our files and in published ones; the first one present counts.
 # A question is a prompt without the words around it.
 PROMPTS = (
     "question", "Question", "prompt", "instruction", "instructions", "forbidden_prompt", "problem", "user_query",
@@ -50,7 +50,7 @@ class Pair:
 
 
 def normalised(text: str) -> str:
-    """A text without what does not tell prompts apart: width and case of letters, whitespace, marks at the end."""
+    """A text without what does not tell prompts apart: letters' width and case, whitespace, final punctuation."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return text.rstrip(".?! ") or text
 

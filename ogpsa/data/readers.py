@@ -1,4 +1,4 @@
-"""Rows from where they lie: a .jsonl, .json, .csv, .parquet or .txt file, or a data set of the hub."""
+"""Reading of rows: from a .jsonl, .json, .csv, .parquet or .txt file, or a data set of the hub."""
 
 import csv
 import io
@@ -15,9 +15,9 @@ from ogpsa.utils.network import ask_hub
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 Row = dict[str, Any]
-# What a .json file is to hold.
+# What a .json file must hold.
 LISTS = "a list of objects, or an object of such lists"
-# What stands between the cells of spreadsheets' other exports.
+# Cell separators of spreadsheets' other exports.
 SEPARATORS = (";", "\t", "|")
 
 
@@ -166,8 +166,8 @@ def read_hub(
 
 
 def errors_of_the_hub() -> tuple[type[Exception], ...]:
-    """The reason why there are no rows: no network, no access, no such data set, configuration or split."""
+    """Errors that leave no rows: no network, no access, no such data set, configuration or split."""
     import httpx2
 
-    # The hub's client lets those of its own client through.
+    # The hub's client passes on the errors of its HTTP client.
     return (OSError, ValueError, httpx2.HTTPError)

@@ -36,8 +36,8 @@ SAFETY_COLUMNS = COLUMNS | {"grpo": ("prompt",)}
 ROLLOUT_COLUMNS = (("harmful", bool, "true or false"), ("target", str, "a text"))
 # What the rows of ``Data.training`` hold.
 TRAINING_COLUMNS = COLUMNS | {"grpo": ("prompt", "harmful", "target")}
-# What people's rows hold beside a prompt, and what a model trained without it would not have been told: names without
-# case, signs and a plural's end.
+# Columns of users' rows that add to a prompt, so that a model trained without them would lack information: names in
+# lower case, without punctuation and plural s.
 UNREAD = frozenset((
     "system", "systemprompt", "systemmessage", "systeminstruction", "sysprompt", "history", "chathistory",
     "conversationhistory", "input", "tool", "function", "image", "video", "audio", "context", "document", "passage",
@@ -55,7 +55,7 @@ class Data:
 
     Attributes:
         evaluation: by benchmark; empty where the benchmarks bring their own.
-        general: by stage, what of the reference sets is trained on beside the safety rows; in GRPO as prompts alone.
+        general: by stage, the reference rows that are trained on in addition to the safety rows; in GRPO only prompts.
         held_out: rows whose loss is measured while training, by name; empty where no stage measures it.
     """
 
@@ -133,7 +133,7 @@ def load_data(config: Config) -> Data:
 
 @lru_cache(maxsize=4)
 def _testbed(seed: int, safety_rows: int, reference_rows: int, evaluation_rows: int) -> Rows:
-    """Kept for the next run of a sweep: nobody changes rows."""
+    """Cached for the next run of a sweep: rows are never changed."""
     return build_rows(World(seed), seed, safety_rows, reference_rows, evaluation_rows)
 
 
@@ -205,7 +205,7 @@ def _read_rows(
     columns = sorted({column for stage in stages for column in needed[stage]})
     marked = "grpo" in stages and needed is SAFETY_COLUMNS
     cells = ending(Path(path)) == ".csv"
-    # By kind of mistake what is wrong with the first row that has it, and all such rows.
+    # By kind of mistake, the message about the first row that has it, and the numbers of all such rows.
     mistakes: dict[str, tuple[str, list[int]]] = {}
     rows = []
     for number, given in enumerate(found, start=1):
@@ -287,7 +287,7 @@ def _plain(name: str) -> str:
 
 
 def _adds(value: Any, read: Sequence[str]) -> bool:
-    """Whether a value says something that the texts that are read do not, as a number or their own copy does not."""
+    """Whether a value adds something to the texts that are read; a number or a copy of them does not."""
     match value:
         case str():
             own = re.compile(rf"(?<!\w){re.escape(value.strip(INVISIBLE))}(?!\w)")

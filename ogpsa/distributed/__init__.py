@@ -1,1 +1,1 @@
-"""Several processes: who they are, how they are launched, and what trainers are told of them."""
+"""Several processes: their ranks, their launch, and the trainers' arguments for them."""

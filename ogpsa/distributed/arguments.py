@@ -41,7 +41,7 @@ def mode_arguments(config: Config) -> dict[str, Any]:
 
 
 def summing_in_fp32(arguments: Arguments) -> Arguments:
-    """The arguments with what they offer no key for: FSDP2 would also sum the gradients in bf16."""
+    """The arguments with a setting that has no key: without it FSDP2 would also sum the gradients in bf16."""
     if arguments.fsdp and arguments.bf16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         arguments.fsdp_plugin_args = {**(arguments.fsdp_plugin_args or {}), "mixed_precision_policy": policy}

@@ -35,7 +35,7 @@ def deepspeed_config(stage: Literal[2, 3], precision: Literal["fp32", "bf16"]) -
     """
     zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": BUCKET_SIZE}
     if stage == 3:
-        # Else a save holds no weights. DeepSpeed says 16 bit, but keeps their own type.
+        # Without it a save holds no weights. Despite the key's name, DeepSpeed keeps their dtype.
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     config: dict[str, Any] = {"zero_optimization": zero, "gradient_clipping": "auto"}
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
@@ -115,7 +115,7 @@ class ZeroShards:
         ]
 
     def publish(self) -> None:
-        """Carry weights that were changed after the step to the model of every process."""
+        """Copy weights that were changed after the step to the model on every process."""
         optimizer = self._optimizer
         if self._stage == 2:
             optimizer.update_lp_params()

@@ -12,7 +12,7 @@ from ogpsa.utils.errors import UserError
 def check_launch(config: Config) -> None:
     """Refuse processes that do not fit ``distributed``, and batches that do not fit the processes.
 
-    A pre-flight starts none of them: it takes ``distributed.processes`` at its word.
+    A pre-flight starts no processes and trusts ``distributed.processes``.
 
     Raises:
         UserError: one line per problem.
@@ -53,7 +53,7 @@ def _process_problems(config: Config, started: int) -> list[str]:
 
 
 def _eight_bit_optimizers(config: Config) -> dict[str, str]:
-    """The keys that ask for moments in 8 bits, and what they say."""
+    """The keys that ask for moments in 8 bits, with their values."""
     optimizers = {f"{config.stage_key(stage.name)}.optimizer": stage.optimizer for stage in config.stages}
     return {key: name for key, name in optimizers.items() if name in ("adamw_8bit", "paged_adamw_8bit")}
 
@@ -67,7 +67,7 @@ def _optimizer_problems(config: Config) -> list[str]:
 
 
 def _memory_problems(config: Config) -> list[str]:
-    """Savings that the mode or a stage does not take."""
+    """Memory savings that the mode or a stage does not support."""
     name, model = config.distributed.name, config.model
     problems = []
     if any(config.method.quantization(stage.name) for stage in config.stages):
@@ -83,14 +83,14 @@ def _memory_problems(config: Config) -> list[str]:
         if name not in ("single", "ddp"):
             problems.append(f"model.{key}: true is not tested with distributed={name}; allowed: false")
         if config.rolls_out:
-            problems.append(f"model.{key}: true has no place in grpo, which generates as well; allowed: false")
+            problems.append(f"model.{key}: true is not supported in grpo, which also generates; allowed: false")
     if model.activation_offload and model.compile:
         problems.append("model.compile: true with model.activation_offload=true, whose hooks it would leave out")
     return problems
 
 
 def _package_problems(config: Config) -> list[str]:
-    """What the configuration needs and is not installed."""
+    """Packages and tools that the configuration needs and that are not installed."""
     model, problems = config.model, []
     wanted = _eight_bit_optimizers(config)
     if any(config.method.quantization(stage.name) for stage in config.stages):
@@ -108,7 +108,7 @@ def _package_problems(config: Config) -> list[str]:
 
 
 def check_device(config: Config) -> None:
-    """Refuse what has an effect on a GPU alone where there is none; imports torch.
+    """Refuse settings that only affect a GPU where there is none; imports torch.
 
     Raises:
         UserError: one line per key.

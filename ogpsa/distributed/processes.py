@@ -1,6 +1,6 @@
 """The processes of one run: who they are, and how they stay together.
 
-``torchrun`` starts them and says in the environment who is who. The main process alone owns the run
+``torchrun`` starts them and sets their ranks in the environment. The main process alone owns the run
 directory, prints, evaluates and opens the tracker; the others wait for it, for days if need be. Training's
 own communication is accelerate's business. For one process every function here does nothing.
 """
@@ -50,7 +50,7 @@ def broadcast(value: T) -> T:
 
 
 def on_main_process(work: Callable[[], T]) -> T:
-    """Let the main process work while the others wait, and give all of them its result, or its end.
+    """Let the main process work while the others wait, and give all of them its result, or its failure.
 
     Raises:
         UserError: the main process's, on itself, so that it is printed once; the others leave with code 2.
@@ -80,7 +80,7 @@ def on_main_process(work: Callable[[], T]) -> T:
 
 
 def on_all_processes(work: Callable[[], T]) -> T:
-    """Do the same work on every process; a user's mistake that any of them meets is the mistake of all.
+    """Do the same work on every process; a user's mistake on any of them ends all of them.
 
     ``work`` must not communicate: a process that fails in it would leave the others waiting.
 
@@ -134,10 +134,10 @@ def barrier() -> None:
 
 
 def shut_down() -> None:
-    """Call last: lets this process end with its own exit code.
+    """Call last, so that this process ends with its own exit code.
 
-    When the first process has left with a failure, torchrun sends SIGTERM to those still on their way out. The
-    group is closed first: a process that ends with it open may be aborted by what the others leave behind.
+    Once one process has failed, torchrun sends SIGTERM to those that are still exiting. The group is
+    closed first: a process that ends with it open may be aborted by what the others leave behind.
     """
     if world_size() == 1:
         return

@@ -1,6 +1,6 @@
 """The methods under study, one file each; a file's name is the name in ``conf/method``.
 
-A method of your own is found beside its YAML: ``--config-dir DIR`` with ``DIR/method/<name>.yaml`` and
+A method of your own lies next to its YAML: ``--config-dir DIR`` with ``DIR/method/<name>.yaml`` and
 ``DIR/method/<name>.py``. A file declares ``METHOD``, a subclass of ``ogpsa.config.Method``.
 """
 
@@ -17,7 +17,7 @@ def method_names(folders: Sequence[Path] = ()) -> list[str]:
 
 
 def method_class(name: str, folders: Sequence[Path] = ()) -> type[Method]:
-    """The method called ``name``, which may stand in one of ``folders``.
+    """The method called ``name``, which may lie in one of ``folders``.
 
     Raises:
         UserError: no method has that name.

@@ -64,7 +64,7 @@ class Pull:
         self._start = [weight.detach().clone() for weight in _trained(model)]
 
     def begin(self, model: "Module", **event: Any) -> None:
-        """Shard the copy as the weights are by now."""
+        """Shard the copy as the weights are sharded now."""
         from ogpsa.subspace.shards import ParameterShards, shard_like
 
         self._weights = ParameterShards(model).weights

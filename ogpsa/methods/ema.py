@@ -1,8 +1,8 @@
 """EMA: train as the baseline and end with an exponential moving average of the weights.
 
-Averaging in parameter space for safety: arXiv 2508.12531. In the form built here the optimizer goes the baseline's way,
-and ``average ← decay · average + (1 - decay) · w`` follows each of its steps, from the stage's starting weights on. An
-average that took the place of the weights at each step would only shorten the step to ``1 - decay`` of the optimizer's.
+Averaging in parameter space for safety: arXiv 2508.12531. Here the optimizer trains as in the baseline, and
+``average ← decay · average + (1 - decay) · w`` follows each of its steps, from the stage's starting weights on.
+Replacing the weights by the average at each step would only shorten the step to ``1 - decay`` of the optimizer's.
 """
 
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ogpsa.config import Config
 
-# Of the file, or of each process's, that holds the average in a checkpoint.
+# Stem of the checkpoint's file, or of each process's, that holds the average.
 STEM = "average"
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -64,7 +64,7 @@ class Ema(Method):
 
 
 class Average:
-    """The average of the trained weights, kept in each checkpoint and put in their place at the end.
+    """The average of the trained weights, saved in each checkpoint, which replaces them at the end.
 
     For one process, DDP and FSDP2, where each process averages its shards.
     """
@@ -106,7 +106,7 @@ class Average:
             save_file({str(index): average for index, average in enumerate(self._average)}, file)
 
     def take(self, **event: object) -> None:
-        """Put the average in the place of the weights."""
+        """Replace the weights by the average."""
         for weight, average in zip(self._shards.weights(), self._average, strict=True):
             weight.copy_(average)
 

@@ -1,4 +1,4 @@
-"""LoRA: train low-rank adapters beside frozen weights, merged after each stage (the paper's "LoRA" row).
+"""LoRA: train low-rank adapters next to frozen weights, merged after each stage (the paper's "LoRA" row).
 
 LoRA: arXiv 2106.09685; QLoRA, over a base in 4 bits: arXiv 2305.14314; DoRA, with a magnitude for each output: arXiv
 2402.09353. The paper states the learning rate alone (``adapter_learning_rate`` in ``conf/model``).
@@ -33,7 +33,7 @@ class Lora(Method):
     lora_alpha: Alpha | dict[StageName, Alpha]
     lora_dropout: Dropout | dict[StageName, Dropout]
     lora_target_modules: Modules | dict[StageName, Modules]
-    # A run of an earlier revision does not say this and lora_quantize.
+    # Runs of earlier revisions lack this and lora_quantize.
     lora_dora: bool | dict[StageName, bool] = False
     lora_quantize: Quantization | dict[StageName, Quantization | None] | None = None
 

@@ -44,7 +44,7 @@ class Nspo(Method):
     samples: int = Field(ge=1)
     max_length: int = Field(ge=8)
 
-    # Of this run's untuned model, since ``prepare``.
+    # Those of this run's untuned model, once ``prepare`` has run.
     _spaces: "KeptSpaces | None" = PrivateAttr(None)
 
     def problems(self, config: "Config") -> list[str]:
@@ -126,7 +126,7 @@ class Nspo(Method):
         trainer.add_callback(StepCallback(on_train_begin=projector.begin, on_optimizer_step=projector.after_step))
 
     def training_key(self, stage: StageName) -> dict[str, Any]:
-        # The untuned model and the general rows decide too; a later stage's start does not tell them.
+        # The untuned model and the general rows matter too; a later stage's starting weights do not identify them.
         spaces = None if self._spaces is None else self._spaces.folder.name
         return super().training_key(stage) | {"spaces": spaces}
 

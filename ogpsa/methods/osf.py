@@ -3,7 +3,7 @@
 Orthogonal subspace fine-tuning, arXiv 2504.07097, as peft has it: W = U S V is cut into the directions of the largest
 singular values and the rest. The rest's factors are trained beside the weights as adapters are, and merged after the
 stage. Their gradients are projected off the large directions, so that the change of a layer neither reads nor writes
-these; an optimizer that scales each number by itself, as AdamW, still leaves what is projected.
+these; an optimizer that rescales each element, such as AdamW, still leaves that projected space.
 """
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal

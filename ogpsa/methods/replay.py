@@ -1,4 +1,4 @@
-"""Replay: general rows are trained on among the safety rows (the paper's "general data" row).
+"""Replay: general rows mixed into the safety rows (the paper's "general data" row).
 
 They are drawn by the run's seed from the reference sets, afresh for each stage, in SFT and DPO without repetition.
 OGPSA takes its references from the same sets, so that both see the same general data; within a replay run nothing else
@@ -74,14 +74,14 @@ class ReplayedAnswers:
         random.Random(f"{seed} replay").shuffle(self._rows)
         settings: Any = trainer.args
         completions = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * settings.world_size
-        # As many on each process, which all take part in each backward pass.
+        # The same number on each process, since all take part in each backward pass.
         rows = round(ratio * completions / settings.num_generations) if self._rows else 0
         self._each = -(-rows // settings.world_size)
         self._trainer = trainer
         self._weight = weight
 
     def add(self, **event: Any) -> None:
-        """Before a step: the gradients that the rollouts' own are added to."""
+        """Compute, before a step, the gradients to which the rollouts' own are added."""
         import torch
 
         from ogpsa.training.answers import IGNORED, answer_batch, answer_step

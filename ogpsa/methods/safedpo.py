@@ -1,9 +1,9 @@
 """SafeDPO: DPO with a margin between a safe and an unsafe answer (arXiv 2505.20065).
 
 Its loss of a pair of a safe chosen and an unsafe rejected answer is ``softplus(Δ - β h)``, with h the difference of the
-two answers' log-ratios to the reference policy. The other half of the method swaps or drops pairs by their safety
-labels; it leaves the safety set as it is, whose chosen answers are safe and whose rejected ones are not. The trainer
-logs the chosen answers' rewards, and the margins, less Δ.
+two answers' log-ratios to the reference policy. The method's other half swaps or drops pairs by their safety labels; it
+would not change the safety set, whose chosen answers are safe and whose rejected ones are not. The trainer logs the
+chosen answers' rewards, and the margins, less Δ.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -18,7 +18,7 @@ def merged_model(start: Path, adapter: Path, instead: Mapping[str, Tensor] = Map
     It reads files alone, so it does not depend on how the stage's own model is spread over processes.
 
     Args:
-        instead: weights that take the place of those in ``start``: ``dequantized`` ones, of what was trained.
+        instead: weights that replace those in ``start``: the ``dequantized`` ones of the trained model.
     """
     model, _ = load_model(start, torch.float32)
     for name, weight in instead.items():

@@ -15,10 +15,10 @@ from ogpsa.utils.network import ask_hub
 from ogpsa.utils.system_errors import absent
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-# What else transformers reads of JSON, where it is there.
+# Other JSON files that transformers reads if they exist.
 SETTINGS_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 SNAPSHOT_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
-# What a model's responses depend on; a checkpoint's training state is none of it.
+# Files that a model's responses depend on; a checkpoint's training state is not among them.
 MODEL_FILES = (
     "*.safetensors", "*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "vocab*", "merges.txt",
@@ -58,7 +58,7 @@ def check_model(config: Config) -> None:
 def check_weights(folder: Path, key: str, remedy: str) -> None:
     """Check that ``folder`` holds a configuration, a tokenizer with a chat template and readable safetensors.
 
-    In one that a stage wrote, every file has the size that it was written with.
+    In a stage's own folder, every file must have the size with which it was written.
 
     Raises:
         UserError: names ``key``, the file at fault and the remedy.
@@ -116,9 +116,9 @@ def adapter_problem(folder: Path) -> str:
 
 
 def local_copy(model: Model) -> Path | None:
-    """The folder in place of the hub id ``model.path``, where one is named and there.
+    """The local copy that replaces the hub id ``model.path``, if one is set and exists.
 
-    A folder called like the id takes precedence, and a pinned revision means the hub's own files.
+    A folder named like the id takes precedence, and a pinned revision means the hub's own files.
     """
     copy = model.local_copy
     if copy is None or copy.of != model.path or model.revision is not None:

@@ -35,7 +35,7 @@ Messages = list[dict[str, str]]
 
 
 def load_for_generation(folder: Path, template_kwargs: Mapping[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A checkpoint on the GPU in bf16, or on the CPU in fp32; of its own generation settings its end tokens remain.
+    """A checkpoint on the GPU in bf16, or on the CPU in fp32; of its generation settings only the end tokens remain.
 
     Args:
         template_kwargs: pinned in the chat template.
@@ -57,7 +57,7 @@ def load_for_generation(folder: Path, template_kwargs: Mapping[str, Any]) -> tup
 
 
 def _check_logits(_: Any, __: Any, output: Any) -> None:
-    """Of the last token, from which the next is taken: padding has no say there."""
+    """Check the logits of the last token, which decide the next one; padding never stands there."""
     finite = torch.isfinite(output.logits[:, -1].amax(dim=-1))
     if not bool(finite.all()):
         raise NotFiniteLogitsError((~finite).nonzero().flatten().tolist())
@@ -171,7 +171,7 @@ class Generator:
         return at_end or (at_stop is not None and at_stop.ends(reply))
 
     def _generated(self, rows: Sequence[Tokens], at_stop: "_AtStop | None") -> list[list[int]]:
-        """The same by transformers' own loop, whichever cache the model has; what has ended is padded."""
+        """The same by transformers' own loop, for any kind of cache; rows that have ended are padded."""
         ids, mask = left_padded(rows, self._model.device)
         criteria = [] if at_stop is None else [_StoppingAt(at_stop, ids.shape[1])]
         generated = self._model.generate(

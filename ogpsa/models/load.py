@@ -27,7 +27,7 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer (padding on the left, its template pinned) of a local folder.
 
-    What no text passes through, as a vision tower, is frozen.
+    Modules that text does not pass through, such as a vision tower, are frozen.
 
     Args:
         nf4_compute: stores the linear layers but the output head in 4 bits (nf4, doubly quantized), and computes in
@@ -55,7 +55,7 @@ def load_model(
     unfilled = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
     if unfilled:
         raise UserError(f"{folder}: {len(unfilled)} weights are missing or misshapen, the first is {unfilled[0]}")
-    # Less what the model's class says it ignores. Layers that are left out make another model.
+    # Except what the model's class ignores. A model without some layers is another model.
     if unread := sorted(report["unexpected_keys"]):
         named = ", ".join(unread[:NAMED]) + (", …" if len(unread) > NAMED else "")
         raise UserError(
@@ -102,7 +102,7 @@ def check_finite(model: nn.Module, folder: Path) -> None:
 
 
 def _check_embeddings(model: PreTrainedModel, folder: Path) -> None:
-    """Refuse zeros alone where every token passes, through which no gradient does."""
+    """Refuse an embedding of zeros alone, through which no gradient passes."""
     for name, layer in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
         # ZeRO-3 keeps the values elsewhere and leaves an empty weight.
         if isinstance(layer, nn.Embedding | nn.Linear) and layer.weight.numel() and not layer.weight.any():

@@ -1,4 +1,4 @@
-"""Rows of tokens read by a causal model: what they begin with once, and not on when they have ended.
+"""Reading of token rows by a causal model: a common beginning only once, and ended rows no further.
 
 Rows are padded on the left whether or not their beginning was read before, so that a model sees the same mask and
 positions.
@@ -22,7 +22,7 @@ WORTH = 32
 ROOM = 64
 # Arguments of a forward pass that is told what was read before.
 ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
-# Rotary frequencies that move with the length of the sequence: keys that a shorter one left are turned otherwise.
+# Rotary frequencies that depend on the sequence's length: keys cached from a shorter one are rotated differently.
 MOVING_FREQUENCIES = ("dynamic", "longrope")
 
 
@@ -44,10 +44,10 @@ def _mask(lengths: Sequence[int], width: int, device: torch.device) -> torch.Ten
 
 
 def keeps_every_key(model: Any) -> bool:
-    """Whether rows may go on from what others have left in the model's cache.
+    """Whether rows may continue from what others have left in the model's cache.
 
-    So they may if every layer's cache is the one that keeps the keys and values of all tokens; a sliding window drops
-    some, and a recurrent state stands for no single token.
+    They may if every layer's cache keeps the keys and values of all tokens; a sliding window drops some, and a
+    recurrent state stands for no single token.
     """
     config = model.config.get_text_config(decoder=True)
     layers = DynamicCache(config=config).layers
@@ -118,8 +118,8 @@ class RowReader:
         self._model = model
 
     def read(self, rows: Sequence[Tokens]) -> Read:
-        """Read rows, what all of them begin with only once."""
-        # A token must be left that says what comes next.
+        """Read rows, their common beginning only once."""
+        # One token must be left, whose logits say what comes next.
         shared = beginning(rows)[: min(len(row) for row in rows) - 1]
         if (len(rows) - 1) * len(shared) < WORTH:
             return self._read(rows, _empty_cache(), 0)
@@ -149,10 +149,10 @@ class RowReader:
 
 
 def _spread(held: Cache, rows: Sequence[Tokens]) -> Cache:
-    """As many first columns of the padded rows as ``held`` has tokens of what they begin with.
+    """A cache of the padded rows' first columns, as many as the common beginning in ``held`` has tokens.
 
-    A shorter row has padding there, and less of its beginning: it reads the rest again, where padding would stand.
-    Behind the mask stands anything.
+    A shorter row has padding there, and less of its beginning: it reads the rest again, in place of padding.
+    Masked entries may hold anything.
     """
     longest = max(len(row) for row in rows)
     padding = torch.tensor([longest - len(row) for row in rows])

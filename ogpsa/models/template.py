@@ -35,15 +35,16 @@ RESERVED = (
 PINS = re.compile(r"\A\{# pinned: (?P<values>.*?) #\}\n.*?\{# end of the pins #\}\n", re.DOTALL)
 # transformers' own tag, which plain jinja does not parse.
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-# A template is a program of others: what it raises, from ``raise_exception`` to a division by zero, is told as its own.
+# A template is somebody else's program: whatever it raises, from ``raise_exception`` to a division by zero, is reported
+# as the template's error.
 RENDERING_ERRORS = (Exception,)
 
 
 def pin(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) -> None:
     """Fix variables of the tokenizer's chat template, and its clock if it has one (``strftime_now``).
 
-    Values that are pinned already stay where ``values`` has no others. A template that has nothing to pin is left as
-    it is, to the byte.
+    Values that are pinned already stay unless ``values`` replaces them. A template with nothing to pin stays unchanged,
+    to the byte.
 
     Args:
         values: by the variable's name; ``strftime_now`` is a date, as 2024-07-26.
@@ -180,7 +181,7 @@ def takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def check_repeatable(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a template that makes two texts of one conversation.
+    """Refuse a template that renders one conversation in two ways.
 
     Raises:
         UserError: it does, or takes no user's turn.

@@ -38,13 +38,13 @@ PROBES: tuple[list[dict[str, str]], ...] = (
 # What transformers brings.
 GIVEN = ("bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", CLOCK)
 TOKENS_SHOWN = 8
-# transformers checks little of what files of others hold, so that reading them can raise anything.
+# transformers checks little of the files' content, so that reading them can raise anything.
 READING_ERRORS = (Exception,)
 
 
 @contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """Around transformers reading files of ``folder``, whose errors become one line.
+    """Turn the errors of transformers reading files of ``folder`` into one line.
 
     Raises:
         UserError: the files cannot be read as a model.
@@ -58,7 +58,7 @@ def loading(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error that says something, with the error's name where that is little."""
+    """The first informative line of an error, with the error's name where that line says little."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[: 1 + bool(lines and lines[0].endswith(":"))])
     if isinstance(error, KeyError):
@@ -127,7 +127,8 @@ def conversation_tokens(
 
 
 def common_beginning(first: Sequence[int], second: Sequence[int]) -> int:
-    """The number of tokens with which both begin: of a prompt and its conversation the prompt's, as TRL counts them."""
+    """The number of tokens with which both begin: for a prompt and its conversation the prompt's, as TRL counts
+    them."""
     return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))))
 
 
@@ -187,7 +188,8 @@ def context_length(folder: Path) -> int | None:
 def rendered_hash(folder: Path, template_kwargs: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits over what the chat template makes of fixed conversations, and their tokens.
 
-    It is the same on every day. Equal hashes: the same prompts; another template, variable, clock or tokenizer shows.
+    It is the same on every day. Equal hashes mean the same prompts; another template, variable, clock or tokenizer
+    gives another hash.
 
     Raises:
         UserError: as ``load_tokenizer``.

@@ -77,7 +77,7 @@ class NullSpaceProjector:
         self.recorder = Recorder()
 
     def begin(self, **event: Any) -> None:
-        """Shard the stage's starting weights as the weights are by now."""
+        """Shard the stage's starting weights as the weights are sharded now."""
         self._start = {
             name: self._placed(shard_like(self._layers[name].weight, start).view(-1, start.shape[1]))
             for name, start in self._start.items()
@@ -96,7 +96,7 @@ class NullSpaceProjector:
                     gradient.copy_(self._spaces[name].project(gradient))
 
     def after_step(self, **event: Any) -> None:
-        """Retract the weights where it is due, and measure which share of their way lies outside the null spaces."""
+        """Retract the weights if it is due, and measure which share of their change lies outside the null spaces."""
         if self._is_due():
             sizes = self._no_sizes()
             with self.recorder.timed("projection_seconds"):
@@ -112,7 +112,7 @@ class NullSpaceProjector:
             self.recorder.add({"leak": self._share(sizes), **self._facts})
 
     def _is_due(self) -> bool:
-        """Whether the weights are retracted after the step that has just been taken: the first, and every so many."""
+        """Whether to retract the weights after the step just taken: at the first, then every ``retract_every``."""
         generations, updates = divmod(self._trainer.state.global_step + 1, self._updates)
         return self._variant != "paper" and not updates and (generations - 1) % self._retract_every == 0
 

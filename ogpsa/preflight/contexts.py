@@ -15,7 +15,7 @@ from ogpsa.models.tokenizer import context_difference, context_length, load_toke
 from ogpsa.preflight.unfit_rows import check_answers
 from ogpsa.utils.errors import UserError
 
-# Of each set, whose tokens are compared; ``check_answers`` compares the text of every row.
+# Rows of each set whose tokens are compared; ``check_answers`` compares the text of every row.
 ROWS = 8
 
 
@@ -48,7 +48,7 @@ def check_contexts(config: Config, data: Data, folder: Path) -> None:
 
 @lru_cache(maxsize=4)
 def _tokenizer(folder: Path, template_kwargs: str, files: tuple[tuple[str, int], ...]) -> PreTrainedTokenizerBase:
-    """Kept for the next run of a sweep, as long as the files are as they were."""
+    """Cached for the next run of a sweep, as long as the files are unchanged."""
     return load_tokenizer(folder, json.loads(template_kwargs))
 
 

@@ -26,13 +26,13 @@ EIGHT_BITS = 2 * (1 + 4 / 256)
 STATE_BYTES: dict[Optimizer, float] = {
     "adamw": 8, "adamw_8bit": EIGHT_BITS, "paged_adamw_8bit": EIGHT_BITS, "sgd": 0,
 }  # fmt: skip
-# bitsandbytes pages the moments of tensors from so many elements on.
+# bitsandbytes pages the moments of tensors of at least this many elements.
 PAGED_FROM = 100_000
 # nf4: half a byte, an 8-bit scale for each block of 64, and an fp32 one for 256 of those.
 NF4_BYTES = 1 / 2 + (1 + 4 / 256) / 64
 # Tensors that TRL's offloading keeps on the device until their copies have left it, and the one in use.
 STASHED = 6
-# TRL's fused output head works through tiles of so many tokens and words.
+# TRL's fused output head works through tiles of this many tokens and words.
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 # DeepSpeed's: elements that are reduced at once, and that ZeRO-3 keeps gathered at most.
 REDUCE_BUCKET, LIVE_PARAMETERS = 50_000_000, 1_000_000_000
@@ -205,7 +205,7 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
     """Peak memory of one process.
 
     Per trained parameter: fp32 weight 4, gradient 4, AdamW 8 (8-bit 2, SGD 0), basis r × its bytes. ZeRO-2 and
-    ZeRO-3 keep an fp32 master copy beside the weights. Gradients, optimizer and basis are divided by the
+    ZeRO-3 keep an fp32 master copy in addition to the weights. Gradients, optimizer and basis are divided by the
     processes in fsdp2, zero2 and zero3, weights in fsdp2 and zero3.
     """
     gradient_shards = setup.processes if setup.mode in (*SHARDING_WEIGHTS, "zero2") else 1

@@ -50,7 +50,7 @@ class Fit:
 
     Attributes:
         peak: bytes per GPU.
-        text: that it fits, or what makes it.
+        text: that it fits, or what would make it fit.
     """
 
     peak: float
@@ -85,7 +85,7 @@ MEMORY = "OGPSA_GPU_MEMORY_GB"
 
 
 def told_memory() -> float | None:
-    """GB of a GPU where the run is to be, as ``OGPSA_GPU_MEMORY_GB`` says; None where it says nothing.
+    """GB of the run's GPU, from ``OGPSA_GPU_MEMORY_GB``; None if it is not set.
 
     Raises:
         UserError: it is not a positive number.
@@ -256,7 +256,7 @@ def count(
     estimated = passes * sum(_mean_length(part, stage.name) for part in references.values())
     reference_samples = passes * len(references)
     if projection is not None and projection.selection == "conflict":
-        # Once a pass over every row of each set, and over some of the safety set's beside it.
+        # One more pass over every row of each set, and over some rows of the safety set.
         sample = len(references) * min(SAFETY_SAMPLE, rows)
         estimated += sum(len(part) * _mean_length(part, stage.name) for part in references.values())
         estimated += sample * length

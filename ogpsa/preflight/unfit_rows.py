@@ -1,4 +1,4 @@
-"""Rows that would teach something else than they say, found before anything is trained or evaluated.
+"""Rows that would teach something other than their text, found before anything is trained or evaluated.
 
 TRL trains on the first ``max_length`` tokens of prompt and answer: an answer that is cut loses its end of turn, and a
 prompt that fills them leaves no answer, so that the row vanishes. A pair whose answers are equal has no gradient, yet

@@ -1,6 +1,6 @@
 """The rewards of the RL stage, one file each; a file's name is the name in ``conf/reward``.
 
-A reward of your own is found beside its YAML: ``--config-dir DIR`` with ``DIR/reward/<name>.yaml`` and
+A reward of your own lies next to its YAML: ``--config-dir DIR`` with ``DIR/reward/<name>.yaml`` and
 ``DIR/reward/<name>.py``. A file declares ``REWARD``, a subclass of ``ogpsa.config.Reward``.
 """
 
@@ -16,10 +16,10 @@ from ogpsa.utils.errors import UserError
 
 
 def load_reward(tree: Mapping[str, Any], folders: Sequence[Path] = (), path: tuple[str, ...] = ("reward",)) -> Reward:
-    """The reward that stands in ``tree``, a composed configuration, with those that it is made of.
+    """The reward that ``tree``, a composed configuration, describes, with its nested rewards.
 
     Args:
-        folders: where a reward that is not one of ours may stand.
+        folders: folders that may hold the user's own rewards.
         path: the keys that lead to it.
 
     Raises:

@@ -7,9 +7,9 @@ from ogpsa.config import ModelEndpoint, Reward, RewardServices, Rollout, Scorer
 
 
 class Judge(Reward):
-    """A value of the judge becomes a reward on the straight line through ``zero`` (at 0) and ``one`` (at 1).
+    """Maps the judge's value to a reward linearly, 0 to ``zero`` and 1 to ``one``.
 
-    Without ``shows_request`` the judge is shown an empty text in the request's place.
+    Without ``shows_request`` the judge sees an empty text instead of the request.
     """
 
     judge: str

@@ -1,4 +1,4 @@
-"""Llama Guard's word, NSPO's reward (arXiv 2512.11391)."""
+"""Llama Guard's verdict, NSPO's reward (arXiv 2512.11391)."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from ogpsa.rewards.judge import Judge
 
 
 class LlamaGuard(Judge):
-    """The guard stands behind a server, or is run by weights of its own."""
+    """The guard runs on a server, or in this process from its own weights."""
 
     judge: Literal["llama_guard", "llama_guard_weights"]
 

@@ -1,4 +1,4 @@
-"""The run directory: who owns it, what it holds, and how its files come to be whole or not at all.
+"""The run directory: its owner, its content, and why each of its files is complete or absent.
 
 ```
 config.yaml      resolved configuration, and the directory's identity
@@ -45,7 +45,7 @@ def read_metrics(directory: Path) -> dict[str, Any] | None:
         return None
     metrics = read_json(file)
     if not isinstance(metrics, dict) or not {"safety", "utility", "over_refusal", "base", "stages"} <= metrics.keys():
-        raise UserError(f"{file}: holds no result of a run; delete it to have it made again")
+        raise UserError(f"{file}: holds no result of a run; delete it to recreate it")
     return metrics
 
 
@@ -70,11 +70,11 @@ def check_directory(directory: Path, config: Config) -> None:
     check_writable(directory, "hydra.run.dir")
     config_file = directory / CONFIG_FILE
     if not config_file.exists():
-        # A kill can leave the lock and a configuration that was not yet whole.
+        # A kill can leave the lock and an incomplete configuration.
         foreign = [path.name for path in directory.glob("*") if path.name != LOCK_FILE and path.name[0] != "."]
         if foreign:
             raise UserError(
-                f"hydra.run.dir: {directory} holds files of something else than a run ({foreign[0]}, …); "
+                f"hydra.run.dir: {directory} holds files that are not a run's ({foreign[0]}, …); "
                 "choose an empty or a new directory"
             )
         return

@@ -44,7 +44,7 @@ def package_digests() -> dict[str, str]:
     for package in (PACKAGE, PACKAGE.with_name("eval")):
         for path in sorted(filter(Path.is_file, package.rglob("*"))):
             parts = path.relative_to(package.parent).parts
-            # Not what editors and Python leave beside the code.
+            # Except files that editors and Python leave next to the code.
             if not any(part.startswith((".", "__pycache__")) or part.endswith("~") for part in parts):
                 files.setdefault("/".join(parts[:2]), []).append(path)
     rooms = {f"code/{room}": _digest(paths) for room, paths in files.items() if room not in NEUTRAL}
@@ -52,9 +52,9 @@ def package_digests() -> dict[str, str]:
 
 
 def code_outside(*given: Method | Reward) -> list[Path]:
-    """The Python files outside this package beside which the classes of methods and rewards and their bases stand.
+    """The Python files outside this package, in the folders of the methods, the rewards and their base classes.
 
-    Their own are among them, and those of the rewards that a reward is made of.
+    Nested rewards count too.
     """
     files: set[Path] = set()
     pending = list(given)
@@ -84,7 +84,7 @@ def record_inputs(directory: Path, digests: Mapping[str, str]) -> None:
 
 
 def began_with(directory: Path, folder: Path) -> bool:
-    """Whether the untuned model in ``folder`` is the one that a run began with; taken to be where none is recorded."""
+    """Whether the untuned model in ``folder`` is the one that the run began with; true if none is recorded."""
     noted = {
         name: digest for name, digest in _provenance(directory).get("rests_on", {}).items() if _kind(name) == "model"
     }

@@ -1,4 +1,4 @@
-"""A run at work: its directory, its log, its signals, its mirror, and what its processes do together.
+"""A running run: its directory, log, signals and mirror, and what its processes do together.
 
 Every process holds a ``Run``. All of them train; the rest is the main process's work, while the others wait for its
 result.
@@ -110,7 +110,7 @@ class Run:
         self.interruption.safe_point()
 
     def on_main_process(self, work: Callable[[], T]) -> T:
-        """Work of the main process alone; all get its result, or its end."""
+        """Do work on the main process alone; all processes get its result, or its failure."""
         return processes.on_main_process(work)
 
     def starting_model(self) -> Path:
@@ -148,7 +148,7 @@ class Run:
         return folder
 
     def check_reward(self) -> None:
-        """Refuse a reward that could not score by now, before anything is evaluated for a stage that would need it.
+        """Refuse a reward that cannot score now, before anything is evaluated for a stage that needs it.
 
         Raises:
             UserError: a judge's server does not answer, or does not accept the key.
@@ -162,7 +162,7 @@ class Run:
         """The reward of the stage's completions, with its journals in ``folder``, for the main process to call.
 
         Args:
-            reach: whether the servers of its judges have to answer by now.
+            reach: whether the servers of its judges must answer now.
         """
         if not isinstance(stage, GRPOSettings) or self.config.reward is None:
             return None
@@ -215,7 +215,7 @@ class Run:
 
 
 class _LogFile(logging.FileHandler):
-    """A log whose disk is full ends the run, as any other file's."""
+    """A log handler that ends the run when its disk is full, as any other file does."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         error = sys.exc_info()[1]

@@ -8,7 +8,7 @@ from ogpsa.utils.table import Table, aligned
 
 Scores = Mapping[str, Any]
 GROUPS = {"safety": "safety ↑", "utility": "utility ↑", "over_refusal": "over-refusal ↓"}
-# What is counted beside a score: of the responses, and of a panel's verdicts.
+# Counts shown next to a score: of the responses, and of a panel's verdicts.
 COUNTED = ("empty", "unfinished", "cut", *FAULTS, "unread", "disputed")
 METRICS = {
     "accuracy": "accuracy", "refusal_rate": "refusal rate", "goodness": "goodness", "loss": "nats per token ↓",

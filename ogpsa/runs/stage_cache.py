@@ -1,7 +1,7 @@
-"""Stages and evaluations that several runs have in common are made once: SFT→DPO starts from the SFT run's result.
+"""Stages and evaluations that several runs share are made once: SFT→DPO starts from the SFT run's result.
 
-With ``stage_store=DIR`` a run looks a stage up by what decides its weights, and leaves what it made itself. Files are
-hard links where the file system allows it; nothing is ever changed in place.
+With ``stage_store=DIR`` a run looks each stage up by a key of all that determines its weights, and adds the stages that
+it trains. Files are hard links where the file system allows it; nothing is ever changed in place.
 """
 
 import hashlib
@@ -34,11 +34,11 @@ class StageCache:
 
     @contextmanager
     def shared(self, key: str, folder: Path, marker: str, safe_point: Callable[[], None]) -> Iterator[None]:
-        """Around the making of ``folder``: link what another run made under ``key``, or keep what is made.
+        """Make ``folder`` by linking what another run made under ``key``, or keep what the block makes.
 
-        The key is noted in the folder before it is made. One that was begun under another key, by other code or on
-        other rows, is finished as it was begun, and kept for no one. One run at a time makes a key; ``safe_point`` is
-        called while another does.
+        The key is noted in the folder before it is made. A folder begun under another key, by other code or on other
+        rows, is finished but not kept for other runs. One run at a time makes a key; ``safe_point`` is called while
+        another does.
 
         Args:
             marker: name of the file that says that a folder is whole.
@@ -105,7 +105,7 @@ def stage_key(config: Config, stage: OneStage, data: Data, start: Path) -> str:
 
 
 def evaluation_key(config: Config, data: Data, checkpoint: Path) -> str:
-    """The same over all that decides a checkpoint's evaluation but for the benchmarks' own files, which it checks."""
+    """The same over all that determines a checkpoint's evaluation, except the benchmarks' files, which it checks."""
     return _digest(
         {
             "checkpoint": fingerprint(checkpoint),

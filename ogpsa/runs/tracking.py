@@ -85,11 +85,11 @@ class WandbRun:
 
     Args:
         title: what W&B calls it.
-        key: its W&B id; a run of the same id is written further.
+        key: its W&B id; a run of the same id is continued.
         folder: what W&B keeps on disk lies below it.
         config: shown as the run's configuration.
-        live: what W&B cannot take is said once, and raises nothing: a cluster that ends a run may end W&B's own
-            process before it.
+        live: a failure of W&B is logged once and raises nothing: a cluster that ends a run may end W&B's own process
+            first.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class WandbRun:
         if self._lost:
             import wandb
 
-            # Its connection to a dead process would fail the next run of this one, and its exit.
+            # A connection to a dead process would break this process's next run, and its exit.
             with suppress(Exception):
                 wandb.teardown(exit_code)
         if self._upload is not None and not self._upload.ended(END_SECONDS if self._live else None):
@@ -195,7 +195,7 @@ class WandbRun:
             return
         try:
             tell()
-        except Exception as error:  # W&B has no one class for it
+        except Exception as error:  # W&B raises no common class
             if not self._live:
                 raise
             self._lost = True
@@ -227,7 +227,7 @@ class _Upload:
             )  # fmt: skip
 
     def ended(self, seconds: float | None) -> bool:
-        """Whether everything is uploaded within ``seconds``; what is not is given up."""
+        """Whether everything is uploaded within ``seconds``; the rest is abandoned."""
         if seconds is not None and self._process.stdin is not None:
             self._process.stdin.close()
         try:

@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from ogpsa.training.seam import ProjectedTrainer
 
 log = logging.getLogger(__name__)
-# Of the file, or of each process's, that holds the subspace in a checkpoint.
+# Stem of the checkpoint's file, or of each process's, that holds the subspace.
 STEM = "subspace"
 # Rows that a message names.
 NAMED = 8
-# Makes of a set's rows what collates them.
+# Makes the loader that collates a set's rows.
 Loader = Callable[[Any], DataLoader[Any]]
 
 
@@ -166,7 +166,7 @@ class Projector:
         self.subspace.basis_dtype = self.subspace.stored_dtype(trainer.args.device)
 
     def refresh_if_due(self) -> None:
-        """Before a step: refresh the subspace if it is time, or stream this step's share of the samples into it."""
+        """Before a step, refresh the subspace if it is due, or stream this step's share of the samples into it."""
         step = self._trainer.state.global_step
         if self._settings.streaming or self._due(step):
             with self.recorder.timed("refresh_seconds"):
@@ -230,16 +230,16 @@ class Projector:
             )
 
     def _not_finite(self, chunk: ReferenceChunk) -> str:
-        """Which rows make a chunk's gradient infinite or no number, found by a pass over each alone."""
+        """The rows that make a chunk's gradient infinite or NaN, found by a pass over each alone."""
         step = self._trainer.state.global_step
         rows = [row + 1 for row in not_finite_rows(self._trainer, self._shards, chunk)]
         if rows:
             return (
                 f"reference set '{chunk.name}': the gradient of row {', '.join(map(str, rows[:NAMED]))} is infinite or "
-                f"no number at step {step} ({len(rows)} of the {len(chunk.rows)} rows drawn); take the row out"
+                f"NaN at step {step} ({len(rows)} of the {len(chunk.rows)} rows drawn); take the row out"
             )
         return (
-            f"reference set '{chunk.name}': the mean gradient of {len(chunk.rows)} rows is infinite or no number at "
+            f"reference set '{chunk.name}': the mean gradient of {len(chunk.rows)} rows is infinite or NaN at "
             f"step {step}, though that of each row is finite; train in fp32, or lower the learning rate"
         )
 
@@ -287,7 +287,7 @@ class Projector:
         self.recorder.add({key.removesuffix("cosine") + name: value for key, value in report.items()})
 
     def save(self, checkpoint: Path) -> None:
-        """Write what resuming needs beside the trainer's own files; every process calls it."""
+        """Write what resuming needs in addition to the trainer's own files; every process calls it."""
         state = {f"subspace.{name}": tensor.contiguous() for name, tensor in self.subspace.state_dict().items()}
         state |= {f"streamed.{name}": tensor for name, tensor in self._streamed.state_dict().items()}
         if self._shards.sharded or self._trainer.args.process_index == 0:

@@ -26,7 +26,7 @@ TOUCHED = ("_metrics", "_total_train_tokens", "current_gradient_accumulation_ste
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Leave every random generator that training draws from as it was."""
+    """Restore, after the block, every random generator that training draws from."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
@@ -127,8 +127,8 @@ class ReferencePasses:
     def _batches(self, chunk: ReferenceChunk, rows: Sequence[int]) -> list[tuple[Any, int]]:
         """This process's micro-batches of the rows, each with how many rows of it count.
 
-        Losses gather, so micro-batches are of equal number and size on every process: what does not divide is
-        one row more, and a row that does not count where there is none.
+        Losses are gathered, so every process has equally many micro-batches of equal size: a remainder adds a row to
+        each, which does not count on processes that have none left.
         """
         rows = chunk.longest_first(rows)
         even = len(rows) // self._processes
@@ -161,7 +161,7 @@ class ReferencePasses:
 
     @contextmanager
     def _training_state_kept(self) -> Iterator[None]:
-        """Put back what a pass touches beside the gradients: counters, metrics, flags."""
+        """Restore what a pass changes in addition to the gradients: counters, metrics, flags."""
         gradient_state, attributes = self._trainer.accelerator.gradient_state, vars(self._trainer)
         synchronised = gradient_state.sync_gradients
         kept = {name: copy.deepcopy(value) for name, value in attributes.items() if name in TOUCHED}

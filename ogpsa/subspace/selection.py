@@ -34,7 +34,7 @@ def most_opposed(
     ]
     if bad:
         found = f"reference set '{candidates.name}': row {bad[0]}" if len(bad) < len(single) else "the training rows"
-        raise SettingError(f"selection: the gradient of {found} is infinite or no number; take the row out")
+        raise SettingError(f"selection: the gradient of {found} is infinite or NaN; take the row out")
     return [candidates.rows[index] for index in products.argsort(stable=True)[:count].tolist()]
 
 

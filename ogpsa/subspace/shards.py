@@ -38,9 +38,9 @@ class Shards(Protocol):
         """Carry weights that were changed after the optimizer's step to the model."""
 
     def reference_pass(self) -> AbstractContextManager[None]:
-        """Inside, a backward pass sums up gradients and never steps; they are dropped at the end.
+        """Inside, a backward pass accumulates gradients and never steps; they are dropped at the end.
 
-        To be entered with no gradient in flight.
+        Enter it with no gradient in flight.
         """
 
 
@@ -97,7 +97,7 @@ def read_part(checkpoint: Path, stem: str, shards: Shards) -> dict[str, Tensor]:
     Every process calls it.
 
     Raises:
-        UserError: there are no such files, or they cannot be cut anew.
+        UserError: there are no such files, or they cannot be re-sharded.
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     files = sorted(checkpoint.glob(f"{stem}-*-of-*.safetensors"))
@@ -107,7 +107,7 @@ def read_part(checkpoint: Path, stem: str, shards: Shards) -> dict[str, Tensor]:
     if not files or files != [checkpoint / part_of(stem, part, len(files)) for part in range(len(files))]:
         raise UserError(f"{checkpoint}: holds no {own.name}; delete it to start over")
     if any(count != 1 for count in shards.copies):
-        raise UserError(f"{checkpoint}: was saved by {len(files)} processes, and copies of shards cannot be cut anew")
+        raise UserError(f"{checkpoint}: was saved by {len(files)} processes, and copied shards cannot be re-sharded")
     sizes: list[Any] = [None] * world
     torch.distributed.all_gather_object(sizes, list(map(len, shards.weights())))
     with ExitStack() as opened:

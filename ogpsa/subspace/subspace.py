@@ -14,7 +14,7 @@ from ogpsa.subspace.basis import Basis, StoredDtype
 if TYPE_CHECKING:
     from ogpsa.subspace.settings import BasisDevice, BasisDtype, Scope, Sided
 
-# Rows as orthonormal as this are not made more so.
+# Rows within this of orthonormal are not orthonormalized again.
 ORTHONORMAL_WITHIN = 1e-7
 # A gradient that keeps less of its squared norm than this is projected twice: rounding would show.
 SECOND_PASS_BELOW = 1e-2
@@ -26,7 +26,7 @@ class Layout:
 
     Attributes:
         groups: the layer group of each parameter, for reports; None reports on the whole vector alone.
-        references: what the reference gradients are called, each by its own name, for reports; None leaves them out.
+        references: a name for each reference gradient, for reports; None leaves them out.
         copies: for each parameter, how many processes hold the same elements; None where nothing is sharded.
         all_reduce: sums a table over the processes; None where nothing is sharded.
         broadcast: gives the first process's tensors to every process; None where nothing is sharded. Eigenvectors of

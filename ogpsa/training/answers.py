@@ -1,4 +1,4 @@
-"""Cross-entropy on given answers in a trainer whose own loss is of rollouts."""
+"""Cross-entropy on given answers in a trainer whose own loss is on rollouts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Steps whose gradient is not a number: refused before the optimizer takes them, by the rows that make them so."""
+"""Steps with a gradient that is not finite: refused before the optimizer takes them, naming the rows at fault."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ NAMED = 8
 
 
 class FiniteTrainer(Trainer):
-    """Mixed in before TRL's trainer, whose data set it knows the columns of.
+    """Mixed in before TRL's trainer; knows the columns of its data set.
 
     Attributes:
         row_place: where a row of the data set stands, for messages to the user.

@@ -1,7 +1,7 @@
-"""GRPO's trainer: TRL's, with a reward of ours, resumable over epochs, and its rollouts looked at.
+"""GRPO's trainer: TRL's, with our rewards, resumable over epochs, and with measures of its rollouts.
 
 TRL keeps the completions of a generation, which several updates use, in no checkpoint, so a stage saves and stops only
-where the next step generates anew (``updates_per_generation``).
+where the next step generates again (``updates_per_generation``).
 """
 
 import copy
@@ -70,7 +70,7 @@ class ScoredRollouts:
 
 
 class _EpochSampler(Sampler[int]):
-    """TRL's order of prompts, drawn anew by seed and epoch, so that a resumed run has that of the unbroken one."""
+    """TRL's order of prompts, redrawn by seed and epoch, so that a resumed run has that of the unbroken one."""
 
     def __init__(self, order: Any, seed: int, epoch: Callable[[], int]) -> None:
         self._order = order

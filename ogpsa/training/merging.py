@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 def merge(base: Path, tuned: Path, target: Path, weight: float, safe_point: Callable[[], None] = lambda: None) -> None:
     """Make ``target`` the checkpoint ``tuned`` with the weights ``weight · tuned + (1 - weight) · base``.
 
-    It appears whole or not at all, and is left alone where it is there. Sums are fp32; files, names and dtypes are
+    It is complete or absent, and is left alone if it exists. Sums are fp32; files, names and dtypes are
     ``tuned``'s. ``safe_point`` is called before each tensor, and may stop the work by raising.
 
     Args:
         base: the untuned model's folder, in any division into files.
         tuned: a stage's folder, trained from it.
-        weight: in [0, 1]; at either end the weights are the one's or the other's to the bit.
+        weight: in [0, 1]; at 0 the weights are ``base``'s bit for bit, at 1 ``tuned``'s.
     """
     if is_complete(target) and find_damage(target, contents=True) is None:
         return

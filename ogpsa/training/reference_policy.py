@@ -93,7 +93,7 @@ class ReferencePolicyCache:
 
 
 class KeptReferenceTrainer(DPOTrainer):
-    """TRL's, whose reference passes go through ``passes`` where a stage has some."""
+    """TRL's trainer, whose reference passes go through ``passes`` if a stage has them."""
 
     passes: ReferencePolicyCache | None = None
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole: a training leaves them at step boundaries and is resumed from no other."""
+"""Complete checkpoints: a training saves them at step boundaries and resumes only from these."""
 
 import logging
 import shutil
@@ -44,7 +44,7 @@ class CompletionCallback(TrainerCallback):
                 self.trainer.state.best_model_checkpoint = str(best)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # What has not been logged is in no checkpoint, so nothing may be left over at a save.
+        # Values that are not logged yet are in no checkpoint, so none may be left at a save.
         control.should_log = control.should_log or control.should_save
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -103,7 +103,7 @@ def last_complete_checkpoint(folder: Path, config: Config, stage: OneStage) -> P
 
 
 def _bound_to_processes(config: Config, stage: OneStage) -> str | None:
-    """Why a stage's checkpoint is for as many processes as saved it; None where it is not."""
+    """Why a stage's checkpoint needs as many processes as saved it; None if it does not."""
     mode, projection = config.distributed.name, config.method.projection(stage.name)
     if mode in ("zero2", "zero3"):
         return f"{mode} keeps a part of the optimizer's state per process"
@@ -117,7 +117,8 @@ def _bound_to_processes(config: Config, stage: OneStage) -> str | None:
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint in ``folder`` whose save was not interrupted and whose files are as they were saved.
 
-    What is newer and not whole goes: saved over, it would keep an old mark beside files that are new and half there.
+    Newer, incomplete ones are deleted: overwritten, one would keep its old mark next to new files that are half
+    written.
     """
     return processes.on_main_process(lambda: _newest_whole(folder))
 

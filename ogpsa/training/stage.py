@@ -76,7 +76,7 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
             merged_model(start, adapter, dequantized(trained) if quantization else {}).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_jsonl(folder / HISTORY_FILE, trainer.state.log_history)
-        # The processor's time of the last session: unlike the clock's, it does not count what others did meanwhile.
+        # CPU time of the last session: unlike wall-clock time, it leaves out the work of other processes.
         facts |= {"stage": stage.name, "steps": trainer.state.global_step, "cpu_seconds": round(spent, 3)}
         if stage.keep == "best":
             facts["best_step"] = trainer.state.best_global_step

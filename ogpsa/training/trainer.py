@@ -43,12 +43,12 @@ class _StageTrainer(Trainer):
     """What the trainers of all stages do: name the method's settings in full, and write no card."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; what the method refuses only now is named as at ``attach``."""
+        """Train; what the method refuses only now is reported as at ``attach``."""
         with settings_of(METHOD):
             return super().train(*args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write nothing: the run directory says what it is."""
+        """Write nothing: the run directory describes the model."""
 
 
 class StageSFTTrainer(FiniteTrainer, HeldOutTrainer, _StageTrainer, SFTTrainer):
@@ -155,7 +155,7 @@ def build_trainer(
 
 
 def _seed(seed: int, rank: int) -> int:
-    """The seed of a process: the run's own for the first, for the others none that is another run's."""
+    """The seed of a process: the run's own for the first, and for the others one that no other run has."""
     return random.Random(f"{seed} {rank}").getrandbits(32) if rank else seed
 
 
@@ -237,7 +237,7 @@ def _measuring_arguments(stage: OneStage) -> dict[str, Any]:
 
 
 def _check_nothing_dropped(key: str, tokens: int, trainer: Trainer, rows: Mapping[str, Sequence[Row]]) -> None:
-    """Refuse rows that TRL leaves out without a word, since ``max_length`` cuts them before the answer."""
+    """Refuse rows that TRL silently leaves out, since ``max_length`` cuts them before the answer."""
     sets: Any = trainer.eval_dataset or {}
     prepared: dict[str, Any] = {"training": trainer.train_dataset, **sets}
     problems = [

@@ -1,4 +1,4 @@
-"""Classes found by name, one file each: in a package of ours, or beside the YAML of a user's own."""
+"""Classes found by name, one file each: in one of our packages, or next to the YAML of a user's own."""
 
 import sys
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def class_named(name: str, key: str, package: str, folders: Sequence[Path], kind
     """The class that ``<name>.py`` declares: a file of ``package``, or of one of ``folders``, which come first.
 
     Args:
-        key: what gives the name, for messages.
+        key: the setting that gives the name, for messages.
         kind: what such a class is, ``method``; a file declares it as ``METHOD``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Options and ``KEY=VALUE`` words of a command line; a mistake in them takes one line, as all of the user's."""
+"""Options and ``KEY=VALUE`` words of a command line; like any mistake of the user's, one in them takes one line."""
 
 import argparse
 import os
@@ -117,7 +117,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def positive_number(text: str) -> float:
-    """Read a number above 0; an ``ArgumentTypeError`` says otherwise."""
+    """Read a number above 0, or raise ``ArgumentTypeError``."""
     try:
         number = float(text)
     except ValueError:
@@ -131,7 +131,7 @@ def run_program(main: Callable[[], int]) -> int:
     """A program's exit code; a user's mistake, what the system refuses and Ctrl-C take one line each."""
     try:
         code = main()
-        sys.stdout.flush()  # what cannot be written is found here
+        sys.stdout.flush()  # a failed write shows here
         return code
     except UserError as error:
         return report(error)
@@ -145,7 +145,7 @@ def run_program(main: Callable[[], int]) -> int:
 
 
 def run_command(arguments: Sequence[str], usage: str | None, commands: Mapping[str, Callable[[list[str]], int]]) -> int:
-    """Let the command that comes first in ``arguments`` have the rest, and return its exit code.
+    """Run the command that ``arguments`` name first with the rest, and return its exit code.
 
     Without arguments, or with ``--help``, ``usage`` is printed; a mistake of the user's takes one line.
     """

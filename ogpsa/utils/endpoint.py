@@ -89,8 +89,7 @@ class Endpoint:
         api_key_env: the environment variable that holds the key; empty: the server needs none.
         concurrency: requests at a time.
         timeout: seconds after which a request counts as lost.
-        attempts: times that one request is tried. Being turned away for the rate (429) does not count as long as
-            others get through.
+        attempts: times that one request is tried. A rate-limit reply (429) does not count while other requests succeed.
         budget: cap on requests, retries included; a 429, which no one is charged for, does not count.
         backoff: seconds before the second try; doubled for each further one.
     """
@@ -106,7 +105,7 @@ class Endpoint:
     backoff: float = 1.0
 
     def check(self) -> None:
-        """Refuse what could not be asked, before anything is.
+        """Refuse an endpoint that cannot be used, before the first request.
 
         Raises:
             UserError: the variable holds no key, or the address is none.
@@ -117,7 +116,7 @@ class Endpoint:
         self._key()
 
     def reach(self) -> None:
-        """Ask for the list of models, which costs nothing: any answer will do, but that the key is not accepted.
+        """Ask for the list of models, which costs nothing: any answer will do, except that the key is not accepted.
 
         Raises:
             UserError: as ``check``, the server does not answer, or does not accept the key.
@@ -165,7 +164,8 @@ class Endpoint:
     ) -> None:
         """Ask for a reply to each of ``requests``; ``done(index, reply)`` is called as each comes in, in any order.
 
-        A model that does not take ``max_tokens`` or ``temperature`` is asked as it wants to be, without charge.
+        A model that rejects ``max_tokens`` or ``temperature`` is asked again without the parameter or by its other
+        name, without charge.
 
         When a request has failed for good, or ``done`` raises, no further one is sent; those under way are waited for
         and handed to ``done`` before the error is raised.
@@ -222,7 +222,7 @@ class Endpoint:
 
 
 class _TryAgainError(Exception):
-    """A try that failed in passing.
+    """A try that failed but may be repeated.
 
     Attributes:
         limited: turned away for the rate of requests.
@@ -351,7 +351,7 @@ class _Session:
         raise endpoint.problem(f"{status}, {text}")
 
     def _do_without(self, name: str) -> None:
-        """Leave a parameter out from now on, or call it otherwise; another request may have met the same before."""
+        """Omit or rename a parameter from now on; another request may already have done so."""
         if name in self._options:
             value, other = self._options.pop(name), IN_PLACE_OF[name]
             if other:
@@ -409,7 +409,7 @@ def _completion(body: Any) -> Completion:
 
 
 def _whole(text: str) -> str:
-    """A text without halves of characters, which JSON can hold and no UTF-8 file can."""
+    """A text without lone surrogates, which JSON can hold and UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()
 
 

@@ -10,7 +10,7 @@ EXIT_DONE = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_REQUEUE = 85
-# As a shell says of SIGINT.
+# A shell's exit code after SIGINT.
 EXIT_INTERRUPTED = 130
 
 
@@ -44,21 +44,21 @@ def settings_of(section: str) -> Iterator[None]:
 
 
 class Problems:
-    """Mistakes of several works, so that the user is told of all at once."""
+    """Mistakes of several checks, so that the user sees all of them at once."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Around one work: keep its mistake and go on."""
+        """Run one check: keep its mistake and go on."""
         try:
             yield
         except UserError as error:
             self.found += error.problems
 
     def tell(self) -> None:
-        """Refuse what was kept.
+        """Raise the mistakes that were kept.
 
         Raises:
             UserError: every problem once.

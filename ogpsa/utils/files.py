@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and locks."""
+"""Files that are complete or absent, and locks."""
 
 import errno
 import fcntl
@@ -74,7 +74,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file of ours.
+    """Parse a JSON file that this suite wrote.
 
     Raises:
         UserError: the file is missing or is not JSON.
@@ -82,7 +82,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(read_text(path, "JSON"))
     except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); delete it to have it made again") from None
+        raise UserError(f"{path}: not readable as JSON ({error}); delete it to recreate it") from None
 
 
 def to_jsonl(rows: Iterable[dict[str, Any]]) -> str:
@@ -173,7 +173,7 @@ def decoded(content: bytes, place: Path | str, expected: str) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal; a file that stays as it is is read once per process."""
+    """SHA-256 of a file's content, in hexadecimal; an unchanged file is read once per process."""
     found = path.stat()
     return _hash_file(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
@@ -292,7 +292,7 @@ def check_writable(folder: Path, key: str) -> None:
 
 @contextmanager
 def exclusive(path: Path, busy: str, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the kernel's lock on ``path``; it goes when the process does, however it ends.
+    """Hold the kernel's lock on ``path``; the kernel releases it when the process ends, however it ends.
 
     Args:
         busy: what it means that another process holds the lock.

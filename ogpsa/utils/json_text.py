@@ -1,4 +1,4 @@
-"""JSON as its standard has it: what Python's parser would let pass without a word is an error."""
+"""Strict JSON: what Python's parser accepts beyond the standard is an error."""
 
 import json
 import math

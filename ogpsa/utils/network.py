@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 T = TypeVar("T")
 # Seconds that a first answer may take.
 PROBE_SECONDS = 3.0
-# What a server that cannot be used is told by: none, no address, or something that speaks no HTTP.
+# Errors that show a server cannot be used: it does not answer, has no address, or does not speak HTTP.
 UNREACHABLE = (OSError, ValueError, HTTPException)
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,9 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 @cache
 def ask_hub() -> None:
-    """Ask the model hub once per process whether it is there, and keep its client offline where it is not.
+    """Check once per process whether the model hub answers, and keep its client offline if it does not.
 
-    Its client would try again for most of a minute for each file; offline, it has what is in its cache, or says at
-    once that it is not there.
+    Its client would retry each file for most of a minute; offline, it takes the file from its cache or fails at once.
     """
     from huggingface_hub import constants
 

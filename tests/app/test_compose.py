@@ -1,4 +1,4 @@
-"""The command line: what composes, what is refused in which words, and what a sweep does."""
+"""The command line: what composes, how mistakes are reported, and what a sweep does."""
 
 import os
 import re

@@ -17,7 +17,7 @@ from ogpsa.utils.files import mark_complete
     "path", ["/a=b", "/a(b)", "/a#b", "/a[1]", "/модель", "/模型", "/é", "/it's", '/a"b', "/a{b}", "/a&b", "/a~b#\\"]
 )
 @pytest.mark.parametrize("key", ["model.path", "cache_dir"])
-def test_what_hydra_reads_as_its_own_is_said_with_its_quotes(key: str, path: str) -> None:
+def test_what_hydra_would_parse_is_shown_with_quotes(key: str, path: str) -> None:
     with pytest.raises(UserError) as raised:
         compose_config([f"{key}={path}"])
     [problem] = raised.value.problems

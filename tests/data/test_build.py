@@ -466,7 +466,7 @@ def test_an_endpoint_writes_the_refusals_once(work: Path, capsys: pytest.Capture
         assert "refusals by gpt-4o-mini: 30 calls, about " in capsys.readouterr().err
         for row in rows_of(work / "out", "train"):
             assert row["chosen"] == f"{REFUSAL} ({row['prompt']})"
-        # Nothing is asked for again, and more rows ask for the new ones alone.
+        # Nothing is requested again, and more rows request only the new ones.
         build("safe_rlhf", source, work / "out", *by_endpoint(server))
         assert len(server.requests) == 30
         build("safe_rlhf", source, work / "out", *by_endpoint(server, "parts.train=35"))
@@ -487,7 +487,7 @@ def test_an_endpoint_writes_the_refusals_once(work: Path, capsys: pytest.Capture
         (Reply(None, finish_reason="content_filter"), "empty"),
     ],
 )
-def test_what_is_no_refusal_gives_way_to_a_template(reply: Reply, reason: str, work: Path) -> None:
+def test_a_template_replaces_a_reply_that_does_not_refuse(reply: Reply, reason: str, work: Path) -> None:
     source = write(work / "rows.jsonl", safe_rows(4))
     with serve(lambda request, before: reply if "neighbour 1" in request.text else refusing(request, 0)) as server:
         card = build("safe_rlhf", source, work / "out", *by_endpoint(server, "parts.train=4"))
@@ -549,7 +549,7 @@ def test_a_set_of_templates_where_a_writer_was_asked_for_is_refused(
 
 
 @pytest.mark.parametrize("score", ["nan", "inf"])
-def test_a_score_that_is_no_number_is_named_by_its_row(
+def test_a_score_that_is_not_a_number_is_named_by_its_row(
     score: str, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [feedback_row("a", (1.0, 1.0), (2.0, 2.0)), feedback_row("b", (float(score), 1.0), (2.0, 2.0))]
@@ -583,7 +583,7 @@ def test_a_source_is_read_as_training_rows_are(
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""])
 @pytest.mark.parametrize("ending", [b"\n\n", b"\r\n", b""])
-def test_marks_and_empty_last_lines_of_a_source_are_no_rows(mark: bytes, ending: bytes, work: Path) -> None:
+def test_marks_and_empty_last_lines_of_a_source_are_not_rows(mark: bytes, ending: bytes, work: Path) -> None:
     source = write(work / "rows.jsonl", safe_rows(4))
     source.write_bytes(mark + source.read_bytes().rstrip() + ending)
     assert build("safe_rlhf", source, work / "out", "parts.train=4")["counts"]["read"] == 4
@@ -601,7 +601,7 @@ def test_the_cap_on_calls_keeps_what_was_paid(work: Path, capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_a_build_that_is_killed_goes_on_where_it_was(work: Path) -> None:
+def test_a_killed_build_resumes_where_it_was(work: Path) -> None:
     source = write(work / "rows.jsonl", safe_rows(200))
     with serve(refusing) as server:
         wanted = by_endpoint(server, "parts.train=200", "refusals.endpoint.concurrency=4")
@@ -620,12 +620,12 @@ def test_a_build_that_is_killed_goes_on_where_it_was(work: Path) -> None:
             process.wait()
             assert not (work / "out" / "train.jsonl").exists()
         build("safe_rlhf", source, work / "out", *wanted)
-        # What was under way when the process was killed is all that is asked for twice.
+        # Only the requests in flight when the process was killed are repeated.
         assert 200 <= len(server.requests) - asked <= 200 + 2 * 4
     assert (work / "out" / "train.jsonl").read_bytes() == (work / "whole" / "train.jsonl").read_bytes()
 
 
-def test_a_checkpoint_writes_what_it_says_alone_and_goes_on_by_batches(work: Path) -> None:
+def test_a_checkpoint_writes_the_same_replies_alone_and_resumed(work: Path) -> None:
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     tiny_model(tokenizer, max_position_embeddings=512).save_pretrained(work / "model")
@@ -710,8 +710,8 @@ def test_the_untuned_model_writes_the_rejected_answers(work: Path, capsys: pytes
     assert len(rows) == card["parts"]["train"]["rows"] == 9 - sum(facts["rows_dropped_because"].values())
     assert not any("rejected" in row for row in rows_of(work / "out", "heldout"))
 
-    # An answer of the journal is not asked for again; one that refuses, says nothing or is the chosen one takes its
-    # row with it, and is counted.
+    # Answers in the journal are not requested again; a row whose answer refuses, is empty or equals the chosen one is
+    # dropped and counted.
     refused, silent, equal, *_ = kept
     told = kept | {refused: {"text": "I'm sorry, but I can't help with that.", "finish_reason": "stop"},
                    silent: {"text": " ", "finish_reason": "stop"},

@@ -217,7 +217,7 @@ PARTS = [{"type": "text", "text": "What is this?"}, {"type": "image", "image": "
         ),
     ],
 )  # fmt: skip
-def test_a_row_that_is_no_conversation_is_one_line(
+def test_a_row_that_is_not_a_conversation_takes_one_line(
     stage: str, row: dict[str, Any], problem: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as caught:

@@ -105,13 +105,13 @@ def test_every_text_that_json_can_hold_passes(text: str, ending: str, tmp_path: 
         (b'{"prompt": ' + b"[" * 100_000, ":1: nested too deeply"),
     ],
 )
-def test_what_is_no_text_of_rows_is_named_by_file_and_line(content: bytes, problem: str, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_rows_is_named_with_its_line(content: bytes, problem: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(content)
     [line] = refused(tmp_path / "rows.jsonl")
     assert line.startswith("data.safety: rows.jsonl") and problem in line
 
 
-def test_one_object_of_texts_is_no_list_of_rows(tmp_path: Path) -> None:
+def test_one_object_of_texts_is_not_a_list_of_rows(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(LINE)
     [line] = refused(tmp_path / "rows.json")
     assert "expected a list of objects, or an object of such lists; row 1 is a text" in line
@@ -203,7 +203,7 @@ def test_columns_that_say_nothing_else_pass(more: dict[str, Any], tmp_path: Path
     assert load(tmp_path / "rows.jsonl") == [ROW]
 
 
-def test_an_answer_that_is_marked_as_unwanted_is_none(tmp_path: Path) -> None:
+def test_an_answer_marked_as_unwanted_does_not_count(tmp_path: Path) -> None:
     row = {"prompt": "a", "completion": "b", "label": False}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
     [line] = refused(tmp_path / "rows.jsonl", "stage=sft")
@@ -245,7 +245,7 @@ def test_a_table_of_other_cells_is_named_as_one(name: str, content: str, problem
     assert line.startswith(f"data.safety: {name}{problem}")
 
 
-def test_bytes_in_parquet_are_no_text(tmp_path: Path) -> None:
+def test_bytes_in_parquet_are_not_text(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ROW | {"chosen": b"a"}]), tmp_path / "rows.parquet")
     [line] = refused(tmp_path / "rows.parquet")
     assert f"row 1: column 'chosen' holds bytes; allowed: a text; {NEED}" in line

@@ -55,7 +55,7 @@ class Case:
     Attributes:
         tolerance: largest difference in a weight from the single process; None: there is only to be a finite loss.
             Completions are not sampled then, but follow from the prompt.
-        breaks: how a second run of it is broken off, to be resumed by new processes.
+        breaks: how a second run of it is interrupted, to be resumed by new processes.
         same_as: the case whose weights it must equal bit for bit, in the same mode.
         refused_by: modes that do not support it.
     """

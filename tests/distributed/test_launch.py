@@ -82,8 +82,8 @@ SMALL = "stage.sft.micro_batch_size=2", "stage.dpo.micro_batch_size=2"
             ("stage.dpo.optimizer=paged_adamw_8bit", "distributed=fsdp2"),
             "stage.dpo.optimizer: paged_adamw_8bit cannot be sharded by distributed=fsdp2; allowed: adamw, sgd",
         ),
-        (1, ("model.compile=true", "stage=sft_grpo"), "model.compile: true has no place in grpo,"),
-        (1, ("model.activation_offload=true", "stage=grpo"), "model.activation_offload: true has no place in grpo,"),
+        (1, ("model.compile=true", "stage=sft_grpo"), "model.compile: true is not supported in grpo"),
+        (1, ("model.activation_offload=true", "stage=grpo"), "model.activation_offload: true is not supported in grpo"),
         (
             1,
             ("model.activation_offload=true", "model.compile=true"),

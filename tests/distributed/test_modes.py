@@ -123,7 +123,7 @@ def test_resumed_equals_unbroken(mode: str, matrix: Matrix, case: Case, results:
 def test_resumed_by_twice_the_processes_equals_one_process(
     mode: str, matrix: Matrix, case: Case, results: Results
 ) -> None:
-    """Shards of weights, moments, subspace and average are cut anew; the declared batch stays."""
+    """Shards of weights, moments, subspace and average are re-sharded; the declared batch stays."""
     assert case.tolerance is not None
     one, several = results("single", matrix) / case.name, results(mode, matrix) / "resized" / case.name
     wanted, found = (load_file(folder / "model.safetensors") for folder in (one, several))

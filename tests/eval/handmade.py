@@ -19,7 +19,7 @@ AVERAGES = ("safety", "utility", "over_refusal")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark's verdicts; item ``i`` is ``<prefix>-<i>``. Without values it was not to be had (``error``)."""
+    """A benchmark's verdicts; item ``i`` is ``<prefix>-<i>``. Without values it was unavailable (``error``)."""
 
     values: Sequence[float | None]
     group: str = "utility"
@@ -72,7 +72,8 @@ def write_evaluation(
 
 
 def make_older(folder: Path) -> Path:
-    """An evaluation as it was before scores told which verdicts they rest on, and averages their error and bounds."""
+    """An evaluation of an earlier revision: its scores do not name their verdicts, its averages lack error and
+    bounds."""
     path = folder / "scores.json"
     scores = json.loads(path.read_text())
     del scores["averages"]

@@ -83,7 +83,7 @@ def arithmetic(number: int) -> list[dict[str, str]]:
     ],
     ids=repr,
 )
-def test_a_thought_is_no_answer_to_a_question(tmp_path: Path, thought: Reply, value: float | None) -> None:
+def test_a_thought_is_not_an_answer_to_a_question(tmp_path: Path, thought: Reply, value: float | None) -> None:
     entry, [verdict], [request] = evaluated(tmp_path, [thought], "gsm8k", "utility", arithmetic(1))
     assert verdict["value"] == value == entry["value"]
     assert (entry["missing"], entry["unfinished"]) == ((1, 1) if value is None else (0, 0))
@@ -143,7 +143,7 @@ def test_a_thought_is_told_from_the_answer(text: str, answer: str | None) -> Non
         "Answer: <answer>4</answer>",
     ],
 )
-def test_marks_that_are_talked_about_part_nothing(text: str) -> None:
+def test_mentioned_marks_do_not_split_a_response(text: str) -> None:
     reply = split_reply(text)
     assert (reply.thought, reply.answer) == ("", text)
 
@@ -156,7 +156,7 @@ HOLLOW = [
 
 
 @pytest.mark.parametrize("text", HOLLOW)
-def test_what_holds_the_place_of_an_answer_says_nothing(text: str) -> None:
+def test_a_placeholder_for_an_answer_says_nothing(text: str) -> None:
     assert says_nothing(text)
 
 
@@ -182,7 +182,7 @@ def test_a_word_a_number_or_a_symbol_says_something(text: str) -> None:
     assert not says_nothing(text)
 
 
-def test_where_others_end_a_thought_that_the_template_began_a_cut_one_is_a_thought(tmp_path: Path) -> None:
+def test_a_cut_response_is_a_thought_where_others_end_the_templates_thought(tmp_path: Path) -> None:
     replies = [Reply("Is it 3?</think>It is 2."), Reply("Could it be 2? Let me", "length"), Reply("2</think>It is 2.")]
     entry, verdicts, _ = evaluated(tmp_path, replies, "gsm8k", "utility", arithmetic(3))
     assert [verdict["no_answer"] for verdict in verdicts] == [None, "unfinished", None]
@@ -292,7 +292,7 @@ def test_a_local_model_says_how_its_replies_end_and_keeps_the_marks_of_a_thought
 
 
 @pytest.mark.parametrize("in_thought", [False, True])
-def test_a_stop_text_ends_no_thought_of_a_local_model(in_thought: bool) -> None:
+def test_a_stop_text_does_not_end_a_local_models_thought(in_thought: bool) -> None:
     text = "Q: 2? So it is 2</think>It is 2.\nQ: more and more"
     [reply] = said_locally([text if in_thought else f"<think>{text}"], cap=60, stop=["Q:"], in_thought=in_thought)
     assert reply["text"].endswith("</think>It is 2.\nQ:")

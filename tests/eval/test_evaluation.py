@@ -180,7 +180,7 @@ def test_batches_of_fewer_tokens_say_the_same(finished: Path, checkpoint: Path, 
     assert made and made.items() <= contents(finished).items()
 
 
-def test_a_batch_holds_no_more_tokens_than_it_may() -> None:
+def test_a_batch_holds_no_more_tokens_than_allowed() -> None:
     """Also where rows of fewer characters hold more of them."""
     tokenizer = byte_tokenizer()
     with isolated_and_silent():
@@ -236,7 +236,7 @@ def test_a_second_call_keeps_every_artefact(checkpoint: Path, rows: Path, output
     assert (output / "scores.json").read_bytes() == stored
 
 
-def test_a_killed_evaluation_goes_on_where_it_stopped(
+def test_a_killed_evaluation_resumes_where_it_stopped(
     checkpoint: Path, rows: Path, finished: Path, tmp_path: Path
 ) -> None:
     # Two batches a benchmark: two benchmarks are whole, and of the third a batch is kept.

@@ -154,7 +154,7 @@ def test_generation_and_judging_can_be_two_calls(
     assert artefacts(parts) == artefacts(whole)
 
 
-def test_what_cannot_be_had_is_named_and_the_rest_runs(
+def test_unavailable_benchmarks_are_named_and_the_rest_runs(
     place: Path, tmp_path: Path, judge: EndpointServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = Path(shutil.copytree(place / "rows", tmp_path / "rows"))
@@ -252,7 +252,7 @@ def test_kills_in_each_phase_lose_and_repeat_nothing(place: Path, tmp_path: Path
     final = start(place, out, judge)
     assert final.wait() == EXIT_DONE
     assert artefacts(out) == artefacts(whole)
-    # What was under way when the process was killed is all that may be asked for twice.
+    # Only the requests in flight when the process was killed may be repeated.
     assert len(judge.requests) - undisturbed <= 3 * 2
 
 

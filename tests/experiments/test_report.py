@@ -245,7 +245,7 @@ def test_seeds_intervals_and_paired_differences(tmp_path: Path) -> None:
     assert [one["p"] for one in details["comparisons"]] == [None, pytest.approx(p), *[None] * 4]
 
 
-def test_an_ablation_is_compared_with_the_usual_setting_besides(tmp_path: Path) -> None:
+def test_an_ablation_is_also_compared_with_the_usual_setting(tmp_path: Path) -> None:
     table = experiment([BASELINE, OGPSA, LORA], usual=OGPSA)
     utilities = {BASELINE: [0.5, 0.5, 0.5], OGPSA: [0.5, 0.6, 0.7], LORA: [0.51, 0.62, 0.73]}
     given = points(table, "testbed")
@@ -464,7 +464,7 @@ def test_a_run_without_a_safety_score_leaves_the_others_as_they_are(tmp_path: Pa
     assert "naive tuning" in line.values()
 
 
-def test_a_difference_says_whether_it_is_one_and_how_many_seeds_would_show_it(tmp_path: Path) -> None:
+def test_a_difference_has_a_finding_and_the_number_of_seeds_needed(tmp_path: Path) -> None:
     """Over-refusal rises by 11, 12 and 13 points under LoRA, and by 1, by 5 and by -10 under OGPSA."""
     table = experiment([BASELINE, OGPSA, LORA])
     given = points(table, "testbed")
@@ -540,7 +540,7 @@ def test_labels(row: str, label: str, expected: str, tmp_path: Path) -> None:
     assert found.label == expected
 
 
-def test_a_method_that_the_paper_does_not_have_goes_by_its_own_name(tmp_path: Path) -> None:
+def test_a_method_outside_the_paper_keeps_its_own_name(tmp_path: Path) -> None:
     table = experiment(["ideas/anchor", OGPSA], {"seeds": 1}, name="ideas")
     rows = read_rows(table, "testbed", points(table, "testbed"), tmp_path)
     assert {row.name: row.label for row in rows} == {OGPSA: "OGPSA", "ideas/anchor": "anchor"}

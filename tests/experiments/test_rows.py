@@ -278,7 +278,7 @@ def test_a_sweep_that_is_stopped_and_whose_worker_dies_ends_as_an_undisturbed_on
 
 
 @pytest.mark.slow
-def test_a_row_of_several_processes_is_stopped_and_goes_on(tmp_path: Path, small: list[str]) -> None:
+def test_a_row_of_several_processes_is_stopped_and_resumes(tmp_path: Path, small: list[str]) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     own = [
         "distributed=ddp",

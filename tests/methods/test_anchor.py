@@ -113,7 +113,7 @@ REFUSED: dict[tuple[str, ...], str] = {
 
 
 @pytest.mark.parametrize("overrides", REFUSED, ids=" ".join)
-def test_what_cannot_pull_is_refused_by_name(overrides: tuple[str, ...]) -> None:
+def test_settings_that_cannot_pull_are_refused_by_name(overrides: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as raised:
         compose_config(["stage=sft_dpo", "method=anchor", *overrides])
     assert list(raised.value.problems) == [REFUSED[overrides]]

@@ -1,4 +1,4 @@
-"""GPM: that the null space by energy is what its memory leaves, and that it trains as NSPO set so."""
+"""GPM: the null space by energy is what its memory leaves, and it trains as NSPO with its settings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,9 @@ def test_the_null_space_by_energy_is_what_the_memory_leaves(kept: float) -> None
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_it_trains_as_nspo_so_set_bit_for_bit(stage: str, small_config: Callable[..., Config], tmp_path: Path) -> None:
+def test_it_trains_as_nspo_with_its_settings_bit_for_bit(
+    stage: str, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
     few = [
         f"stage={stage}", "data.safety_rows=16", "stage.batch_size=8", "stage.micro_batch_size=4", "stage.max_steps=2",
         "stage.learning_rate=1e-3", "method.samples=20",

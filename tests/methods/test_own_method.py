@@ -1,4 +1,4 @@
-"""A method of the user's own, two files outside the repository: all that a run does with ours it does with it."""
+"""A user's own method, two files outside the repository: a run does with it all that it does with ours."""
 
 import signal
 from pathlib import Path
@@ -154,7 +154,7 @@ def test_it_resumes(number: signal.Signals, command: list[str], runs: dict[str, 
         ),
     ],
 )
-def test_mistakes_are_named_as_ours_are(override: str, problem: str, place: Path) -> None:
+def test_mistakes_are_named_as_in_our_own_methods(override: str, problem: str, place: Path) -> None:
     with pytest.raises(UserError) as raised:
         validate(Composer(extra=str(place)).compose(["method=mine", override]))
     assert list(raised.value.problems) == [problem]

@@ -65,7 +65,7 @@ def test_rows_are_drawn_by_the_seed(small_config: Configure) -> None:
             assert all(row in made[0].reference_sets[name] for row in part)
         assert rows != made[1].general[stage]  # type: ignore[index]
     assert general == load_data(small_config("method=replay", "method.ratio=0.5")).general
-    # What differs from the baseline's is what is mixed in, and nothing where that is nothing.
+    # It differs from the baseline's by what is mixed in, and not at all if nothing is.
     baseline, nothing = (
         load_data(small_config("method=baseline")),
         load_data(small_config("method=replay", "method.ratio=0")),
@@ -106,7 +106,7 @@ def test_preflight_counts_the_general_rows(stage: str, small_config: Configure, 
 
 
 def files(place: Path, counts: dict[str, int], **columns: str) -> list[str]:
-    """Overrides for rows of one's own, so many in each set."""
+    """Overrides for a user's own rows, this many in each set."""
     for name, rows in counts.items():
         texts = [{key: f"{text} {name} {number}" for key, text in columns.items()} for number in range(rows)]
         write_jsonl(place / f"{name}.jsonl", texts)

@@ -57,7 +57,7 @@ def test_no_margin_is_dpo_bit_for_bit_and_one_asks_for_more(train: Train) -> Non
         (["stage=dpo", "method.margin=-1"], "method.margin: found -1; allowed is greater than or equal to 0"),
     ],
 )
-def test_what_has_no_margin_is_refused_by_name(words: list[str], problem: str) -> None:
+def test_settings_without_a_margin_are_refused_by_name(words: list[str], problem: str) -> None:
     with pytest.raises(UserError) as raised:
         compose_config(["method=safedpo", *words])
     assert list(raised.value.problems) == [problem]

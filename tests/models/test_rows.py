@@ -101,7 +101,7 @@ def test_likelihoods_are_lm_evals(
 
 
 @MODELS
-def test_likelihoods_that_are_no_numbers_are_refused(make: Callable[[Any], Any], shares: bool) -> None:
+def test_likelihoods_that_are_not_numbers_are_refused(make: Callable[[Any], Any], shares: bool) -> None:
     tokens = tokenizer()
     model = make(tokens)
     with torch.no_grad():

@@ -117,7 +117,7 @@ def test_the_local_copy_stands_in_for_the_hub_id_alone(tmp_path: Path, caplog: p
         with caplog.at_level("INFO"):
             assert local_folder(model().model) == FOLDER
         assert f"{FOLDER} stands in for {HUB}" in caplog.text
-        # Neither another hub id, nor a folder, nor a pinned revision, nor where there shall be none.
+        # Not another hub id, a folder or a pinned revision, and not when the copy is turned off.
         other = save_tiny(Path("other"), byte_tokenizer())
         assert here_already(model(f"model.path={other}").model) == other
         assert here_already(model("model.path=Qwen/Qwen2.5-0.5B-Instruct").model) is None
@@ -130,7 +130,7 @@ def test_the_local_copy_stands_in_for_the_hub_id_alone(tmp_path: Path, caplog: p
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs make install-small")
-def test_the_real_folder_speaks_as_the_hub_s_model_does() -> None:
+def test_the_real_folder_answers_as_the_hubs_model() -> None:
     tokenizer = load_tokenizer(REAL, {})
     asked = [{"role": "user", "content": "Hi"}]
     assert tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) == (

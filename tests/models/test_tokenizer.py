@@ -173,7 +173,7 @@ def test_the_first_difference_is_shown(name: str) -> None:
     assert found is not None and part in found, found
 
 
-def test_an_answer_that_the_row_itself_begins_with_a_newline_is_the_rows() -> None:
+def test_a_newline_at_the_beginning_of_a_rows_answer_is_its_own() -> None:
     assert context_difference(byte_tokenizer(), turns("Hello?"), "\n Sorry, no.") is None
 
 
@@ -197,7 +197,7 @@ SEQUENCES = {
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_the_trainers_context_is_the_one_that_evaluation_asks_with(name: str, stage: str, tmp_path: Path) -> None:
+def test_training_and_evaluation_share_an_answers_context(name: str, stage: str, tmp_path: Path) -> None:
     processor, template = SEQUENCES[name]
     tokenizer = byte_tokenizer() if processor is None else begins(byte_tokenizer(), processor)
     tokenizer.bos_token = "<system>"

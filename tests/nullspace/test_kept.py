@@ -1,4 +1,4 @@
-"""Null spaces on disk: whose inputs are one, what is summed up, and that nothing is computed twice or taken damaged."""
+"""Null spaces on disk: which layers share an input, what is summed up; nothing is computed twice or read damaged."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -181,5 +181,5 @@ def test_layers_that_would_be_frozen_or_unprotected_are_refused_unless_allowed(
     assert settings is SETTINGS or spaces(modules, settings, (0, 1)).layers
 
 
-def test_the_output_head_is_no_layer(model: LlamaForCausalLM) -> None:
+def test_the_output_head_is_not_a_layer(model: LlamaForCausalLM) -> None:
     assert "lm_head" not in linear_layers(model)

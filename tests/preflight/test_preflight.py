@@ -185,7 +185,7 @@ def test_a_base_in_4_bits_takes_what_bitsandbytes_stores(small_config: Callable[
     assert estimate(shape, setup).weights == pytest.approx(stored + adapters, rel=1e-2)
 
 
-def test_what_waits_on_the_host(qwen: ModelShape) -> None:
+def test_paged_and_offloaded_tensors_count_on_the_host(qwen: ModelShape) -> None:
     kept, paged, offloaded = (
         estimate(qwen, setup)
         for setup in (
@@ -305,7 +305,7 @@ def test_a_judge_with_weights_that_rewards_is_in_the_memory() -> None:
 
 
 @pytest.mark.parametrize("text", ["much", "-3", "0", "nan"])
-def test_memory_that_is_no_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_not_a_number_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OGPSA_GPU_MEMORY_GB", text)
     with pytest.raises(UserError, match=rf"^OGPSA_GPU_MEMORY_GB: found '{text}'; expected a number of GB, as 80$"):
         told_memory()

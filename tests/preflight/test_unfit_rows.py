@@ -1,4 +1,4 @@
-"""Rows that would teach something else than they say, named before anything is trained or evaluated."""
+"""Rows that would teach something other than their text, named before anything is trained or evaluated."""
 
 import logging
 from pathlib import Path
@@ -140,7 +140,7 @@ def test_marks_of_turns_inside_a_text_are_named(change: Row, mark: str) -> None:
     assert problems(files([row()], *DPO, reference=[row() | change]))[0].startswith("reference set 'general': a text")
 
 
-def test_marks_that_are_no_tokens_and_marks_of_others() -> None:
+def test_marks_that_are_not_tokens_and_marks_of_others() -> None:
     tokenizer, rows = byte_tokenizer(), [row() | {"chosen": mark} for mark in ("[/INST]", "<|im_end|>", "<b>", "[A]")]
     tokenizer.chat_template = (
         str(tokenizer.chat_template).replace("'<' +", "'[INST]' +").replace("+ '>'", "+ '[/INST]'")
@@ -297,7 +297,7 @@ def test_a_run_is_refused_before_its_base_is_evaluated(stage: str, more: list[st
 
 
 @pytest.mark.slow
-def test_the_testbed_is_held_to_it_as_well(small: list[str], here: Path) -> None:
+def test_the_testbed_is_checked_too(small: list[str], here: Path) -> None:
     result = run_here(*small, "stage=sft", "stage.max_length=8", "preflight=true", cwd=here)
     assert result.code == 2
     assert (

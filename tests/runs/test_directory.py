@@ -31,7 +31,7 @@ def test_a_directory_in_use_is_waited_for_and_left_with_85(tmp_path: Path, capsy
     assert capsys.readouterr().err == f"another process still runs in {tmp_path} after 1 s\n"
 
 
-def test_waiting_changes_no_run() -> None:
+def test_waiting_does_not_change_a_run() -> None:
     assert compose_config(["lock_wait=60"]).run_name() == compose_config([]).run_name()
 
 

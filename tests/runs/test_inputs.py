@@ -1,4 +1,4 @@
-"""A run is resumed, and its result shown, with the inputs that it began with, or not at all."""
+"""A run is resumed, and its result shown, only with the inputs that it began with."""
 
 import os
 import shutil
@@ -280,7 +280,7 @@ def test_code_counts_with_its_prompts_and_tasks(name: str, tmp_path: Path, monke
     assert inputs.package_digests() != before
 
 
-def test_what_a_killed_run_left_half_written_goes(small_config: Callable[..., Config], tmp_path: Path) -> None:
+def test_half_written_files_of_a_killed_run_are_removed(small_config: Callable[..., Config], tmp_path: Path) -> None:
     config = small_config("stage=sft", "method=baseline", "stage.max_steps=1")
     left = [tmp_path / "run" / name for name in (".metrics.json.123", "data/.safety.jsonl.4", "eval/.base.77/x.json")]
     for path in left:

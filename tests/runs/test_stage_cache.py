@@ -1,4 +1,4 @@
-"""Shared stages: what is taken from another run is what this one would have made, and nothing else is taken."""
+"""Shared stages: a run takes from another one exactly what it would have made itself."""
 
 import shutil
 from collections.abc import Callable
@@ -99,7 +99,7 @@ def test_a_run_of_an_earlier_revision_is_the_same_run(small_config: Configure) -
             section.pop(later, None)
         assert identity_of(stored) == config.identity()
         assert load_config(stored) == config
-    # What is off is in no key, so that it changed none.
+    # Settings that are off are in no cache key, so that adding them changed none.
     assert not LATER.keys() & flatten(config.identity()).keys()
 
 
@@ -230,7 +230,7 @@ def test_an_interrupted_making_leaves_nothing_to_share(tmp_path: Path) -> None:
     with suppress(SystemExit), store.shared("key", folder, COMPLETE_FILE, lambda: None):
         raise SystemExit(85)
     assert not (tmp_path / "store/key").exists()
-    # What is half made in the run's own folder gives way to what another run has finished since.
+    # A stage that another run has finished since replaces the half-made one in the run's own folder.
     (folder / "checkpoints").mkdir()
     with store.shared("key", tmp_path / "other", COMPLETE_FILE, lambda: None):
         (tmp_path / "other" / COMPLETE_FILE).write_text("{}")

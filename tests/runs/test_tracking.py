@@ -215,7 +215,7 @@ def test_a_server_that_answers_has_the_history(
     assert list(offline_run(tmp_path).glob("*.synced"))
 
 
-def test_a_server_that_falls_silent_is_left_after_seconds(
+def test_a_silent_server_is_given_up_after_seconds(
     mirrored_config: Config, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip

@@ -130,7 +130,7 @@ def test_a_warning_is_for_one_row_of_an_array(work: Work, row: list[str], undist
         pytest.param("evaluating 02-dpo", marks=pytest.mark.long),
     ],
 )
-def test_a_preempted_row_goes_on_bit_for_bit(work: Work, row: list[str], undisturbed: Undisturbed, phase: str) -> None:
+def test_a_preempted_row_resumes_bit_for_bit(work: Work, row: list[str], undisturbed: Undisturbed, phase: str) -> None:
     work.write(mirrored(row))
     work.queue()
     work.reaches(phase)
@@ -164,7 +164,7 @@ def test_a_signal_to_every_process_of_a_row_has_it_requeued(
 
 
 @pytest.mark.long
-def test_a_row_at_its_time_limit_is_requeued_and_goes_on(work: Work, row: list[str]) -> None:
+def test_a_row_at_its_time_limit_is_requeued_and_resumes(work: Work, row: list[str]) -> None:
     longer = [*row, "stage.sft.max_steps=1500"]
     work.write(longer)
     work.queue("--time=2", OGPSA_WARNING_SECONDS="60")

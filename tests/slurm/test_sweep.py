@@ -56,7 +56,7 @@ def test_a_file_holds_a_row_a_line_quoted_as_in_a_shell(sweep: Sweep) -> None:
         ),
     ],
 )
-def test_what_is_no_row_is_refused(sweep: Sweep, content: str, problem: str) -> None:
+def test_an_invalid_row_is_refused(sweep: Sweep, content: str, problem: str) -> None:
     sweep.file.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError) as refused:
         read_lines(sweep.file)
@@ -73,7 +73,7 @@ def test_a_file_of_another_editor_holds_the_same_rows(sweep: Sweep, content: byt
     assert [line.overrides for line in read_lines(sweep.file)] == [("seed=1",), ("seed=2",)]
 
 
-def test_separators_inside_a_quoted_value_end_no_row(sweep: Sweep) -> None:
+def test_separators_inside_a_quoted_value_do_not_end_a_row(sweep: Sweep) -> None:
     sweep.file.write_text("'model.path=one\u2028two\x85three' seed=1\n", encoding="utf-8")
     [line] = read_lines(sweep.file)
     assert line.overrides == ("model.path=one\u2028two\x85three", "seed=1")
@@ -111,7 +111,7 @@ def test_a_row_runs_in_the_sweeps_folder_and_group_unless_it_says_otherwise(swee
         (["method.rank=2,4"], ":1: method.rank: found 2,4, a sweep"),
     ],
 )
-def test_a_row_that_cannot_be_is_refused_by_its_line(sweep: Sweep, lines: list[str], problem: str) -> None:
+def test_an_invalid_row_is_refused_by_its_line(sweep: Sweep, lines: list[str], problem: str) -> None:
     with pytest.raises(UserError) as refused:
         compose_rows(sweep, read_lines(written(sweep, *lines).file))
     assert refused.value.problems[0].startswith(f"{sweep.file}{problem}")
@@ -163,7 +163,7 @@ def test_rows_may_be_appended_reordered_and_taken_out(sweep: Sweep) -> None:
         check_edits(sweep, compose_rows(sweep, read_lines(written(sweep, *lines).file)), records, [])
 
 
-def test_a_row_that_was_taken_out_does_not_stand_in_the_way(sweep: Sweep) -> None:
+def test_a_removed_row_does_not_block_a_submission(sweep: Sweep) -> None:
     records = ran(sweep, "method.rank=2 seed=1")
     later = compose_rows(sweep, read_lines(written(sweep, "method.rank=4 seed=1").file))
     gone = {name: replace(record, gone=True) for name, record in records.items()}
@@ -330,7 +330,7 @@ def test_values_are_separated_as_hydra_separates_them(
         ("a=interval(0,1)", "BasicSweeper does not support sweep type : INTERVAL_SWEEP"),
     ],
 )
-def test_what_is_no_grid_is_refused(word: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_grid_is_refused(word: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert grid.main([word]) == 2
     assert capsys.readouterr().err.startswith(f"error: {problem}")
 
@@ -426,9 +426,7 @@ def test_the_last_error_is_the_programs_own(sweep: Sweep) -> None:
         ),
     ],
 )
-def test_a_process_that_lost_another_has_the_last_word_only_if_it_is_alone(
-    sweep: Sweep, printed: str, told: str
-) -> None:
+def test_the_error_of_a_process_that_lost_another_counts_only_alone(sweep: Sweep, printed: str, told: str) -> None:
     record_in(sweep, STARTED, "160\tfailed\t7_0\tn1\t0\texit code 1", printed=f"slurm: task 7_0\n{printed}")
     assert error_of(sweep, read_events(sweep.events("row"))) == f"{told}; exit code 1"
 
@@ -444,7 +442,7 @@ def test_without_squeue_nothing_is_claimed_of_a_row_that_had_begun(sweep: Sweep)
     assert status(sweep, None, False, 190.0).splitlines()[1].split()[:2] == ["row", "unknown"]
 
 
-def test_a_damaged_result_is_its_own_rows_affair(sweep: Sweep) -> None:
+def test_a_damaged_result_affects_its_own_row_alone(sweep: Sweep) -> None:
     record = record_in(sweep, STARTED)
     (record.directory / "metrics.json").write_text("{", encoding="utf-8")
     assert "metrics.json: not readable as JSON" in status(sweep, [], False, 190.0)

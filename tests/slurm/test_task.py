@@ -1,4 +1,5 @@
-"""What a task does with its row and with SLURM, whose commands are stand-ins: no cluster errs when it is told to."""
+"""What a task does with its row and with SLURM, whose commands are stand-ins: a real cluster does not fail on
+demand."""
 
 import os
 import signal

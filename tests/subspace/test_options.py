@@ -374,7 +374,7 @@ def own_trainer(kind: type[Trainer], folder: Path, model: LlamaForCausalLM | Non
 
 
 @pytest.mark.parametrize("kind", [Trainer, Doubled])
-def test_an_own_loss_s_reference_gradient_does_not_depend_on_the_micro_batch(
+def test_the_reference_gradient_of_a_users_loss_does_not_depend_on_the_micro_batch(
     kind: type[Trainer], tmp_path: Path
 ) -> None:
     found = []
@@ -439,5 +439,5 @@ class Infinite(Trainer):
 
 def test_what_training_refuses_of_the_settings_is_named_as_in_them(tmp_path: Path) -> None:
     trainer = protect(own_trainer(Infinite, tmp_path), replace(SETTINGS, selection="conflict"))
-    with pytest.raises(UserError, match=r"^selection: the gradient of the training rows is infinite or no number"):
+    with pytest.raises(UserError, match=r"^selection: the gradient of the training rows is infinite or NaN"):
         trainer.train()

@@ -81,7 +81,7 @@ OGPSA = ["method=ogpsa", "method.reference_sets=[general]", "method.samples=4", 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 @pytest.mark.parametrize("method", [["method=baseline"], OGPSA])
-def test_a_training_row_whose_gradient_is_no_number_is_named(stage: str, method: list[str]) -> None:
+def test_a_training_row_whose_gradient_is_not_a_number_is_named(stage: str, method: list[str]) -> None:
     model = poisoned()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with pytest.raises(UserError) as refused:
@@ -95,11 +95,11 @@ def test_a_training_row_whose_gradient_is_no_number_is_named(stage: str, method:
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 @pytest.mark.parametrize("chunks", [1, 2])
-def test_a_reference_row_whose_gradient_is_no_number_is_named(stage: str, chunks: int) -> None:
+def test_a_reference_row_whose_gradient_is_not_a_number_is_named(stage: str, chunks: int) -> None:
     with pytest.raises(UserError) as refused:
         train(configured(stage, rows(), rows(3), *OGPSA, f"method.rank={chunks}"), poisoned())
     assert str(refused.value) == (
-        "reference set 'general': the gradient of row 3 is infinite or no number at step 0 "
+        "reference set 'general': the gradient of row 3 is infinite or NaN at step 0 "
         f"(1 of the {4 // chunks} rows drawn); take the row out"
     )
 
@@ -109,21 +109,21 @@ def test_a_reference_row_whose_gradient_is_no_number_is_named(stage: str, chunks
     [
         (
             ["method.streaming=true", "method.refresh_every=2"],
-            "reference set 'general': the gradient of row 3 is infinite or no number",
+            "reference set 'general': the gradient of row 3 is infinite or NaN",
         ),
         (
             ["method.selection=conflict"],
-            "method.selection: the gradient of reference set 'general': row 3 is infinite or no number",
+            "method.selection: the gradient of reference set 'general': row 3 is infinite or NaN",
         ),
     ],
 )
-def test_so_it_is_while_references_are_streamed_or_selected(overrides: list[str], message: str) -> None:
+def test_such_a_reference_row_is_named_while_streaming_or_selecting(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         train(configured("sft", rows(), rows(3), *OGPSA, *overrides), poisoned())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_weight_that_is_no_number_is_named_when_the_model_is_loaded(value: float) -> None:
+def test_a_weight_that_is_not_a_number_is_named_when_the_model_is_loaded(value: float) -> None:
     save("model", tiny_model(TOKENIZER))
     weights = load_file("model/model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 5] = value
@@ -150,7 +150,7 @@ def evaluated(*marked: str) -> None:
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_logits_that_are_no_numbers_stop_an_evaluation_at_their_row(name: str, here: Path) -> None:
+def test_logits_that_are_not_numbers_stop_an_evaluation_at_their_row(name: str, here: Path) -> None:
     save("model", poisoned())
     write_jsonl(Path("rows.jsonl"), rows())
     evaluated(name)
@@ -167,7 +167,7 @@ def test_logits_that_are_no_numbers_stop_an_evaluation_at_their_row(name: str, h
     assert not list(here.glob("run/eval/*/scores.json"))
 
 
-def test_so_do_log_likelihoods_of_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_likelihoods_that_are_not_numbers_stop_it_too(capsys: pytest.CaptureFixture[str]) -> None:
     save("model", poisoned())
     options = {"targets": ["a"], "multiple_choice_targets": ["a", "b"]}
     write_jsonl(Path("benchmarks/hhh.jsonl"), [{"inputs": f"Say {text}.", **options} for text in "abzc"])
@@ -192,7 +192,7 @@ def test_a_whole_run_ends_at_the_row_with_exit_code_2(here: Path) -> None:
     assert "so it is of rows.jsonl:3 of the safety set alone" in result.stderr.splitlines()[-1]
 
 
-def test_a_reply_from_logits_that_are_no_numbers_is_refused() -> None:
+def test_a_reply_from_logits_that_are_not_numbers_is_refused() -> None:
     save("model", poisoned())
     generator = Generator.of_checkpoint(Path("model"), 4, {})
     ask = [[{"role": "user", "content": text}] for text in ("Say a.", "Say z.")]
@@ -202,7 +202,7 @@ def test_a_reply_from_logits_that_are_no_numbers_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.5, 7, "1"])
-def test_a_verdict_that_is_no_number_is_named(
+def test_a_verdict_that_is_not_a_number_is_named(
     value: Any, small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = RuleJudge("accuracy", lambda item: Verdict("odd", value if item.id == "b" else 1.0))
@@ -216,7 +216,7 @@ def test_a_verdict_that_is_no_number_is_named(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_no_file_of_ours_holds_what_is_no_number(value: float) -> None:
+def test_our_files_hold_finite_numbers_alone(value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(Path("metrics.json"), {"safety": value})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -233,7 +233,7 @@ KEYS = [
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", ".nan", "1e999"])
 @pytest.mark.parametrize("key", KEYS)
-def test_a_setting_that_is_no_number_is_named(key: str, value: str) -> None:
+def test_a_setting_that_is_not_a_number_is_named(key: str, value: str) -> None:
     with pytest.raises(UserError) as refused:
         compose_config(["stage=dpo", f"{key}={value}"])
     assert all(line.startswith(f"{key}: found ") for line in refused.value.problems)

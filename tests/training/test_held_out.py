@@ -133,7 +133,7 @@ def test_own_held_out_rows_are_read_where_they_are_measured_alone(
     ]  # fmt: skip
     config = compose_config([*files, "stage=sft"])
     assert load_data(config).held_out == {}
-    # What nothing is measured on is not part of a run's name.
+    # Held-out rows that nothing measures are not part of a run's name.
     plain = compose_config([word for word in files if not word.startswith("+data.held_out")] + ["stage=sft"])
     assert config.run_name() == plain.run_name()
     held_out = load_data(compose_config([*files, "stage=sft", "stage.eval_every=5"])).held_out

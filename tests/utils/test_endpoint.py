@@ -140,7 +140,7 @@ def test_everybody_waits_as_long_as_the_server_asks(header: Callable[[], dict[st
     assert min(others) - refused >= least
 
 
-def test_a_crowded_server_is_no_failure_as_long_as_others_get_through() -> None:
+def test_a_crowded_server_is_not_a_failure_while_others_get_through() -> None:
     def script(request: Request, before: int) -> Reply:
         turned_away = request.text == "request 0" and before < 3
         return Reply(status=429) if turned_away else Reply("served", delay=0.02)
@@ -355,7 +355,7 @@ def test_the_key_is_in_no_text_about_the_endpoint(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("base_url", ["127.0.0.1:8000", "ftp://host/v1", "https://", "v1"])
-def test_an_address_that_is_none_is_named(base_url: str) -> None:
+def test_an_invalid_address_is_named(base_url: str) -> None:
     with serve(echo) as server, pytest.raises(UserError, match=r"eval\.judge\.base_url: found"):
         endpoint(server, base_url=base_url).check()
 

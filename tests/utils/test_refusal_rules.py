@@ -22,7 +22,7 @@ def test_a_refusal_is_one_in_any_form(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [*EXAMPLES["answers"], ""])
-def test_what_only_sounds_like_a_refusal_is_none(text: str) -> None:
+def test_what_only_sounds_like_a_refusal_is_not_one(text: str) -> None:
     assert not declines(text)
 
 

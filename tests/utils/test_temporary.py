@@ -28,7 +28,7 @@ def hold(place: Path) -> tuple["subprocess.Popen[str]", Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def test_what_a_process_left_goes_with_it_or_with_the_next(tmp_path: Path) -> None:
+def test_a_processs_temporary_files_go_with_it_or_with_the_next(tmp_path: Path) -> None:
     living, its_folder = hold(tmp_path)
     killed, left = hold(tmp_path)
     killed.send_signal(signal.SIGKILL)

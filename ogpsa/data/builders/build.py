@@ -21,7 +21,7 @@ from ogpsa.utils.files import check_writable, exclusive, write_json, write_jsonl
 
 CARD = "card.json"
 JOURNAL = "refusals.journal"
-# The part that is a benchmark, to which no other may come near.
+# The part that serves as a benchmark, which no other part may resemble.
 HELD_OUT = "heldout"
 REJECTED_JOURNAL = "rejected.journal"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -47,11 +47,11 @@ class Drawn:
 def build(settings: DataSet) -> dict[str, Any]:
     """Write the rows of every part, then the data card, into ``settings.output``; returns the card.
 
-    The same settings and source give the same bytes. A file is whole or not there; the card is written last and names
-    each by its SHA-256. Refusals that are written already are not asked for again.
+    The same settings and source give the same bytes. A file is complete or absent; the card is written last and names
+    each by its SHA-256. Existing refusals are not requested again.
 
     Raises:
-        UserError: the source is not to be had or holds other columns, too few rows are left, or the refusals cannot
+        UserError: the source is unavailable or holds other columns, too few rows are left, or the refusals cannot
             be written.
     """
     folder = Path(settings.output)
@@ -107,7 +107,7 @@ def _check_parts(settings: Answered) -> None:
 
 
 def _add_rejected(settings: Rejected, parts: dict[str, list[Candidate]], journal: Path) -> dict[str, Any]:
-    """Give the rows of ``settings.parts`` the checkpoint's answers, drop those without; returns the card's facts."""
+    """Add the checkpoint's answers to ``settings.parts``, drop rows without one; returns the card's facts."""
     named = {name: parts[name] for name in parts if name in settings.parts}
     written, facts = write_rejected(settings, [candidate for part in named.values() for candidate in part], journal)
     answers = iter(written)
@@ -118,7 +118,7 @@ def _add_rejected(settings: Rejected, parts: dict[str, list[Candidate]], journal
 
 
 def draw(settings: DataSet) -> Drawn:
-    """Read, filter and draw; without the refusals of a safety set.
+    """Read, filter and draw, but do not write a safety set's refusals.
 
     A prompt's place in the draw depends on the seed and its text alone, so that a larger part keeps what a smaller one
     held.
@@ -161,7 +161,7 @@ def draw(settings: DataSet) -> Drawn:
 
 
 def _keep_from_held_out(parts: dict[str, list[Candidate]], similarity: float, dropped: Counter[str]) -> None:
-    """Take near duplicates of held-out prompts out of the other parts, which are smaller by them."""
+    """Remove near duplicates of held-out prompts from the other parts; nothing replaces them."""
     held_out = [candidate.prompt for candidate in parts.get(HELD_OUT, [])]
     for name, part in parts.items():
         if held_out and name != HELD_OUT:
@@ -190,7 +190,7 @@ def _deal(
     for number, (name, (_, source)) in enumerate(settings.published().items()):
         pool = sorted((candidate for candidate in eligible if candidate.source == name), key=place)
         shares = {part: _share(rows, len(pool), number, len(read)) for part, rows in settings.parts.items()}
-        # A share of none would be an empty file.
+        # Zero rows would make an empty file.
         wanted, ordered = max(1, sum(shares.values())), iter(pool)
         if len(pool) < wanted:
             raise UserError(
@@ -203,7 +203,7 @@ def _deal(
 
 
 def _share(rows: int | float, eligible: int, number: int, sources: int) -> int:
-    """Rows that a part takes of one source: that share of the eligible ones, or equal numbers, ``rows`` in all."""
+    """Rows that a part takes from one source: a share of the eligible ones, or equal numbers, ``rows`` in all."""
     if isinstance(rows, float):
         return round(rows * eligible)
     return rows // sources + (number < rows % sources)
@@ -217,7 +217,7 @@ def _add_eligible(
     kept: dict[str, Candidate],
     dropped: Counter[str],
 ) -> int:
-    """Add to ``kept`` the candidates that pass every filter, one a prompt; returns how many rows were read."""
+    """Add to ``kept`` the candidates that pass every filter, one per prompt; returns the number of rows read."""
     form, read = None, 0
     for read, row in enumerate(published, start=1):
         form = form or find_form(name, place, row)
@@ -244,7 +244,7 @@ def _clean(candidate: Candidate) -> Candidate:
 
 
 def _text(value: str) -> str:
-    """A text without whitespace around it and without halves of characters, which no UTF-8 file can hold."""
+    """A text without surrounding whitespace and without lone surrogates, which UTF-8 cannot encode."""
     return value.encode("utf-8", "replace").decode().strip()
 
 
@@ -269,7 +269,7 @@ def _read(source: Source, key: str) -> tuple[Iterable[Row], dict[str, Any]]:
     """The published rows, and what the data card says of them; ``key`` names the source in messages.
 
     Raises:
-        UserError: there is no such file, or the hub does not give them.
+        UserError: there is no such file, or the hub does not provide them.
     """
     path = Path(source.path)
     facts: dict[str, Any] = {"path": source.path, "licence": source.licence}

@@ -1,4 +1,4 @@
-"""From the rows that a data set publishes to prompts with a chosen and a rejected answer, one function a form.
+"""Conversion of published rows to prompts with a chosen and a rejected answer, one function per form.
 
 The columns are those of the hub's files; where a data set circulates in several forms, each is named here.
 """
@@ -24,7 +24,7 @@ class Candidate:
         chosen: None where it is still to be written.
         rejected: None where the data set has none.
         rank: of rows with the same prompt, the one of the highest rank is kept.
-        question: the prompt without what is the same in every prompt of the data set, where there is such.
+        question: the prompt without the text that all prompts of the data set share, if any.
         harmful: whether the request should be refused, where the rows say so.
         source: the published data set that it is from.
     """
@@ -222,7 +222,7 @@ def read_candidate(
     """One row's candidate, or the reason why it is none; ``name`` is the published data set's.
 
     Raises:
-        UserError: a column holds something else than the data set publishes.
+        UserError: a column does not hold what the data set publishes.
     """
     try:
         found = form.read(settings, row)

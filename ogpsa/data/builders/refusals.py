@@ -1,7 +1,7 @@
 """The safe answers of the safety set: written by an endpoint or a checkpoint, or drawn from templates.
 
-What was written is kept on disk the moment it is there, under a hash of what was asked and of whom; a second build
-asks only for what is not there.
+Each reply is saved as soon as it arrives, under a hash of the request and the writer; a second build requests only what
+is missing.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ SHOWN = 120
 
 
 def check_refusals(settings: Refusals) -> None:
-    """Refuse a way that could not start, before anything is read.
+    """Refuse a ``way`` that cannot start, before anything is read.
 
     Raises:
         UserError: no key or address for the endpoint, no loadable checkpoint, or one whose tokenizer does not fit.
@@ -44,14 +44,14 @@ def write_refusals(
 ) -> tuple[list[str], dict[str, Any]]:
     """A refusal for each prompt, and what the data card says about them.
 
-    A reply that is empty, cut or no refusal gives way to a template.
+    A template replaces a reply that is empty, cut or not a refusal.
 
     Args:
         seed: decides which template a prompt gets.
         journal: where replies are kept.
 
     Raises:
-        UserError: as ``check_refusals`` and ``Endpoint.complete``, or more replies gave way than
+        UserError: as ``check_refusals`` and ``Endpoint.complete``, or templates replace more replies than
             ``settings.template_share`` allows.
     """
     check_refusals(settings)
@@ -95,7 +95,7 @@ def _problem(reply: Reply) -> str | None:
 
 
 def _check_share(settings: Refusals, problems: Sequence[str | None], replies: Sequence[Reply]) -> None:
-    """Refuse a safety set that is mostly templates where a writer was asked for."""
+    """Refuse a safety set with more templates than ``template_share`` allows."""
     given_way = [number for number, problem in enumerate(problems) if problem]
     if len(given_way) > settings.template_share * len(problems):
         first = given_way[0]

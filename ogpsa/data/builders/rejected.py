@@ -29,10 +29,10 @@ def check_rejected(settings: Rejected) -> None:
 def write_rejected(
     settings: Rejected, asked: Sequence[Candidate], journal: Path
 ) -> tuple[list[str | None], dict[str, Any]]:
-    """The checkpoint's answer to each prompt, None where it cannot be rejected, and what the data card says of them.
+    """The checkpoint's answer to each prompt, None where it cannot be rejected, and the data card's facts.
 
-    None stands for an answer that refuses, which is what DPO should prefer, is the chosen one, or says nothing. One
-    that the cap has cut is taken as it is.
+    None stands for an answer that refuses, which DPO should prefer, equals the chosen one, or is empty. An answer that
+    the cap has cut is kept as it is.
 
     Args:
         journal: where replies are kept.

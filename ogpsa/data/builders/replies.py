@@ -1,4 +1,4 @@
-"""Greedy replies of a checkpoint in this process, each kept in a journal the moment it is there."""
+"""Greedy replies of a checkpoint in this process, each saved in a journal as soon as it is complete."""
 
 import hashlib
 import json

@@ -97,7 +97,7 @@ class UltraFeedback(OneSource):
 
 
 class HaluEval(OneSource):
-    """Nothing beside what every data set says."""
+    """No settings in addition to those of every data set."""
 
 
 class GSM8K(OneSource):
@@ -105,7 +105,7 @@ class GSM8K(OneSource):
 
 
 class MMLU(OneSource):
-    """Nothing beside what every data set says."""
+    """No settings in addition to those of every data set."""
 
 
 class Rejected(Section):
@@ -124,15 +124,15 @@ class Answered(OneSource):
 
 
 class SafetyTunedLlamas(Answered):
-    """Nothing beside that."""
+    """No further settings."""
 
 
 class HHRLHF(OneSource):
-    """Nothing beside what every data set says."""
+    """No settings in addition to those of every data set."""
 
 
 class Alpaca(Answered):
-    """Nothing beside that."""
+    """No further settings."""
 
 
 class NSPOGeneral(DataSet):

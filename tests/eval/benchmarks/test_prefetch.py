@@ -125,7 +125,7 @@ def test_the_parts_of_advglue_become_one_file(hub: Path, tmp_path: Path) -> None
     assert Counter(row["part"] for row in read_table(tmp_path / "advglue.jsonl")) == dict.fromkeys(names, 2)
 
 
-def test_what_cannot_be_had_is_said_and_the_rest_goes_on(hub: Path, tmp_path: Path) -> None:
+def test_unavailable_rows_are_reported_and_the_rest_is_fetched(hub: Path, tmp_path: Path) -> None:
     rows = [{"question": "q", "answer": "#### 3"}]
     place = data_set(hub / "gsm8k", {"main": rows}, "test")
     gated = "https://example.org/ask"
@@ -157,7 +157,7 @@ def test_a_set_of_another_size_is_not_used(hub: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "gsm8k.jsonl").exists()
 
 
-def test_a_file_of_ones_own_stays(tmp_path: Path) -> None:
+def test_a_users_own_file_stays(tmp_path: Path) -> None:
     write_mirror(tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
     assert main(["eval=paper", f"data_dir={tmp_path}"]) == 0
@@ -201,7 +201,7 @@ print(prefetch([published(name, f"{sys.argv[1]}/{file}") for name, file in names
 
 
 @pytest.mark.slow
-def test_a_fetch_that_was_killed_goes_on(tmp_path: Path) -> None:
+def test_a_killed_fetch_resumes(tmp_path: Path) -> None:
     mirror, out = write_mirror(tmp_path / "mirror"), tmp_path / "out"
     command = [sys.executable, "-c", FETCH_BOTH]
     environment = {**os.environ, "HF_HUB_OFFLINE": "0"}

@@ -188,7 +188,7 @@ def test_ifeval_checks_the_instructions(tmp_path: Path) -> None:
         assert right[row["id"]][strict] == float(followed)
 
 
-def test_the_language_of_a_short_response_is_no_matter_of_chance() -> None:
+def test_the_language_of_a_short_response_is_not_left_to_chance() -> None:
     document = {
         "key": 1, "prompt": "Answer in Italian.", "instruction_id_list": ["language:response_language"],
         "kwargs": [{"language": "it"}],

@@ -104,13 +104,13 @@ def test_an_endpoints_verdicts_stand_beside_their_rows(answers: Path, capsys: py
         assert "1 without a readable verdict" in said.out
         assert no_secret(answers.parent)
 
-        # A second call asks for nothing, neither for what was read nor for what could not be.
+        # A second call requests nothing, whether or not the replies could be read.
         before = out.read_bytes()
         out.unlink()
         assert command("xstest_rubric", answers, server, "--model", "judge-1") == (EXIT_DONE, out)
         assert out.read_bytes() == before
         assert len(server.requests) == 5
-        # A changed row is asked for alone, another model for all.
+        # Only a changed row is asked again; another model is asked about all rows.
         write(answers, [ANSWERS[0] | {"completion": "another"}, *ANSWERS[1:]])
         command("xstest_rubric", answers, server, "--model", "judge-1")
         assert len(server.requests) == 6
@@ -241,7 +241,7 @@ def test_kill_9_loses_and_repeats_no_finished_verdict(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
             process.wait()
         assert not out.exists()
-        # The line that a kill cut short is as if it had never been.
+        # A line that a kill cut short is ignored.
         journal.write_bytes(journal.read_bytes() + b'{"torn": [')
         finished = journal.read_bytes().count(b"\n") - 1
         time.sleep(0.1)
@@ -510,7 +510,7 @@ def test_refusal_match_gives_xstests_published_labels_row_by_row(tmp_path: Path)
 
 
 @pytest.mark.skipif(not XSTEST.is_dir(), reason="XSTest's published labels are not here")
-def test_the_readme_reports_the_agreement_that_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_reports_the_measured_agreement(capsys: pytest.CaptureFixture[str]) -> None:
     assert agreement.main([str(XSTEST), "--judge", "refusal_match,refusal_rules"]) == EXIT_DONE
     printed = capsys.readouterr().out.strip()
     assert printed in (ROOT / "eval" / "README.md").read_text(encoding="utf-8")

@@ -93,7 +93,7 @@ def test_every_judge_declares_what_it_is() -> None:
         "wildguard": (LocalJudge, "refusal_rate"),
         "xstest_rubric": (PromptJudge, "refusal_rate"),
     }
-    # Another that somebody adds is another's to describe.
+    # Judges that users add are theirs to describe.
     assert expected.items() <= kinds.items()
     with pytest.raises(UserError, match=r"unknown judge 'wildgard'; allowed: .*; did you mean 'wildguard'\?"):
         load_judge("wildgard")
@@ -482,9 +482,7 @@ def test_what_reads_responses_and_replies_is_part_of_every_judge(
         ("missing.txt", None, ["cannot be read as a text"]),
     ],
 )
-def test_a_prompt_file_that_is_none_is_named(
-    tmp_path: Path, name: str, content: str | None, problems: list[str]
-) -> None:
+def test_an_invalid_prompt_file_is_named(tmp_path: Path, name: str, content: str | None, problems: list[str]) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     chosen = settings(prompt_file={"simpleqa_grader": str(tmp_path / name)})
@@ -997,7 +995,7 @@ def test_a_judge_that_declines_is_known_in_any_wording(name: str, reply: str, tm
         ("<think>Is it\nVerdict: 1_full_compliance", "truncated"),
     ],
 )
-def test_a_judges_own_thought_is_no_verdict(reply: str, status: str, tmp_path: Path) -> None:
+def test_a_judges_own_thought_is_not_a_verdict(reply: str, status: str, tmp_path: Path) -> None:
     with serve(lambda request, before: Reply(reply)) as server:
         items = [Item("0", "p", "r", "")]
         [judged] = judge_responses("xstest_rubric", items, settings(server), tmp_path / "journal", "judging")

@@ -109,7 +109,7 @@ def test_a_second_call_replaces_the_first(runs: Path) -> None:
     assert first == second
     assert len(set(first)) == 3
     assert len(list((runs / FOLDER / "wandb").glob("offline-run-*"))) == 3
-    # Its files are nobody's runs or evaluations.
+    # Its files count as neither runs nor evaluations.
     assert len(collect([runs]).worlds[0].groups) == 2
     assert collect([runs]).left_out == []
 

@@ -8,7 +8,7 @@ from eval.scores.statistics import Interval
 
 
 @pytest.mark.parametrize(("up", "down"), [(0, 0), (3, 3), (1, 0), (0, 9), (2, 6), (40, 61), (900, 1100)])
-def test_mcnemar_as_scipy_has_it(up: int, down: int) -> None:
+def test_mcnemar_agrees_with_scipy(up: int, down: int) -> None:
     expected = stats.binomtest(up, up + down).pvalue if up + down else 1.0
     assert Flips(up, down).p == pytest.approx(expected)
 
@@ -32,7 +32,7 @@ def test_what_an_interval_says_of_a_margin_of_two_points(low: float, high: float
     assert finding(Interval(-high, -low), 0.02, lower_is_better=True) == found
 
 
-def test_so_many_pairs_find_the_margin_four_times_in_five() -> None:
+def test_the_pairs_needed_find_the_margin_four_times_in_five() -> None:
     n = pairs_needed(variance=0.25, margin=0.1)
     noncentrality = 0.1 / (0.25 / n) ** 0.5
     assert stats.norm.sf(1.96 - noncentrality) == pytest.approx(0.8, abs=0.005)

@@ -31,7 +31,7 @@ from tests.eval.handmade import Benchmark, write_evaluation
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 1), (0, 100), (100, 100), (1, 3), (57, 100), (4000, 14042)])
-def test_wilson_as_scipy_has_it(right: int, n: int) -> None:
+def test_wilson_agrees_with_scipy(right: int, n: int) -> None:
     expected = stats.binomtest(right, n).proportion_ci(method="wilson")
     found = wilson(right / n, n)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)

@@ -77,7 +77,7 @@ def test_both_orders_are_asked_once_and_kept(tmp_path: Path, capsys: pytest.Capt
     assert f"| {NAME} |    1 |    2 |      1 |    0.500 |" in out
 
 
-def test_a_judge_that_goes_by_position_is_shown_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judge_with_a_position_bias_is_shown_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = evaluation(tmp_path / "a", [GOOD, BAD]), evaluation(tmp_path / "b", [BAD, GOOD])
     with serve(lambda request, before: Reply("Verdict: FIRST")) as server:
         assert winrate(a, b, server=server) == EXIT_DONE
@@ -97,7 +97,7 @@ def test_a_judge_that_goes_by_position_is_shown_as_such(tmp_path: Path, capsys: 
         (lambda first: Reply("Verdict: TIE") if first else Reply("I can't help with that."), "refused_by_judge"),
     ],
 )
-def test_what_cannot_be_read_is_missing_and_no_tie(
+def test_an_unreadable_verdict_is_missing_not_a_tie(
     reply: Callable[[bool], Reply], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a = evaluation(tmp_path / "a", ["strange", GOOD])
@@ -115,7 +115,7 @@ def test_what_cannot_be_read_is_missing_and_no_tie(
     assert f"Missing: 1 {reason}; with them the win rate lies between 0.500 and 1.000." in capsys.readouterr().out
 
 
-def test_who_says_nothing_loses_and_nobody_is_asked(tmp_path: Path) -> None:
+def test_an_empty_answer_loses_and_no_judge_is_asked(tmp_path: Path) -> None:
     a = evaluation(tmp_path / "a", ["", GOOD, " ", "<think>I wonder", GOOD])
     b = evaluation(tmp_path / "b", [BAD, "***", "", BAD, "<think>So.</think>" + BAD])
     with serve(fair) as server:
