@@ -5,6 +5,7 @@
 name, which holds a hash of its configuration.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,11 @@ from ogpsa.utils.files import read_jsonl, to_jsonl, write_atomically
 RESULTS = Path(__file__).parent / "results"
 # Of a benchmark's scores.
 ENTRIES = ("value", "stderr", "n", "missing", "refused", "metric")
-# Of a line that a trainer logged, by the beginnings of the names.
-LOGGED = (
-    "step", "loss", "reward", "refused/", "frac_reward_zero_std", "completions/mean_length",
-    "completions/clipped_ratio", "kl", "train_runtime", "projection/",
-)  # fmt: skip
+# Of a line that a trainer logged: what no table reads, as numbers by layer group, is left out.
+LOGGED = re.compile(
+    r"step|loss|reward(_std|_missing)?|refused/\w+|frac_reward_zero_std|completions/(mean_length|clipped_ratio)|kl(_to_start)?"
+    r"|train_runtime|projection/\w+|projection/(signed_cosine|reference_loss)/[^/]+|projection/null_share/\w+/median"
+)
 # Of the facts of a finished stage.
 FACTS = ("steps", "cpu_seconds")
 
@@ -163,5 +164,5 @@ def _scores(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _logged(line: Mapping[str, Any]) -> dict[str, Any]:
     """To six digits, which are more than any table shows."""
-    found = {name: value for name, value in line.items() if name.startswith(LOGGED)}
+    found = {name: value for name, value in line.items() if LOGGED.fullmatch(name)}
     return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in found.items()}
