@@ -87,6 +87,7 @@ def _front(rows: Sequence[Row], against: str) -> Figure | None:
     handles = [
         Line2D([], [], color=colour, linestyle="", marker=marker, markersize=8, label=label)
         for label, (colour, marker) in style.items()
+        if shown or any(row.label == label and row.results for row in rows)
     ]
     handles.append(Line2D([], [], color=BASE_COLOUR, linewidth=1, linestyle="--", label="untuned"))
     if shown:
