@@ -4,6 +4,16 @@ The memory M of a layer is the fewest leading directions of its inputs on the ea
 ε of their energy, and its gradients become ``G (I − M Mᵀ)``: with ε = 1 − ``threshold`` the projection of ``nspo.py``.
 """
 
+from typing import Literal
+
 from ogpsa.methods.nspo import Nspo
 
-METHOD = Nspo
+
+class Gpm(Nspo):
+    """NSPO with the two keys that make it GPM."""
+
+    variant: Literal["paper"]
+    rule: Literal["energy"]
+
+
+METHOD = Gpm

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.data.rows import load_data
 from ogpsa.nullspace.space import null_space
 from ogpsa.testbed.cache import ensure_base
+from ogpsa.utils.errors import UserError
 from tests.stage import train_alone
 
 
@@ -50,3 +52,12 @@ def test_it_trains_as_nspo_with_its_settings_bit_for_bit(
     start = load_file(ensure_base(small_config()) / "model.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert any(not torch.equal(ours[name], start[name]) for name in start)
+
+
+@pytest.mark.parametrize("words", ["method.variant=exact", "method.rule=relative"])
+def test_what_would_make_it_another_method_is_refused(words: str) -> None:
+    key, _, found = words.partition("=")
+    with pytest.raises(UserError) as error:
+        compose_config(["method=gpm", words])
+    [problem] = error.value.problems
+    assert problem.startswith(f"{key}: found '{found}'; allowed is ")
