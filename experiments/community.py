@@ -4,11 +4,10 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from experiments.rows import SuiteName, experiment_names
-from ogpsa.config import Section, describe
+from experiments.rows import SuiteName, experiment_names, validated
+from ogpsa.config import Section
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.table import Table
 
@@ -60,12 +59,7 @@ def contributions(folder: Path = FOLDER) -> dict[str, Contribution]:
     Raises:
         UserError: one line per problem of a file.
     """
-    found = {}
-    for file in sorted(folder.glob("*.yaml")):
-        if file.name == TEMPLATE:
-            continue
-        found[file.stem] = read_contribution(file)
-    return found
+    return {file.stem: read_contribution(file) for file in sorted(folder.glob("*.yaml")) if file.name != TEMPLATE}
 
 
 def read_contribution(file: Path) -> Contribution:
@@ -74,13 +68,7 @@ def read_contribution(file: Path) -> Contribution:
     Raises:
         UserError: as ``contributions``.
     """
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-        row = Contribution.model_validate(raw)
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        raise UserError(*(f"{file}: {line}" for line in describe(error, raw))) from None
+    row = validated(Contribution, file)
     known = experiment_names()
     if row.experiment not in known:
         raise UserError(

@@ -162,7 +162,7 @@ def load_experiment(name: str) -> Experiment:
     if name not in names:
         raise UserError(f"'{name}' is not an experiment; allowed: {', '.join(names)}{closest_match(name, names)}")
     file = DEFINITIONS / f"{name}.yaml"
-    settings = _validated(ExperimentSettings, file)
+    settings = validated(ExperimentSettings, file)
     rows = [row for pattern in settings.rows for row in _matching(pattern)]
     if absent := [pattern for pattern in settings.rows if not _matching(pattern)]:
         raise UserError(f"{file}: rows: '{absent[0]}' matches nothing in {ROWS}")
@@ -194,7 +194,7 @@ def load_suite(name: str) -> Suite:
     names = sorted(path.stem for path in (DEFINITIONS / "suites").glob("*.yaml"))
     if name not in names:
         raise UserError(f"suite: found '{name}'; allowed: {', '.join(names)}{closest_match(name, names)}")
-    return _validated(Suite, DEFINITIONS / "suites" / f"{name}.yaml")
+    return validated(Suite, DEFINITIONS / "suites" / f"{name}.yaml")
 
 
 def points(
@@ -340,7 +340,12 @@ def _natural(name: str) -> list[float | str]:
     return [float(part) if part[0].isdigit() else part for part in re.split(r"(\d+(?:\.\d+)?)", name) if part]
 
 
-def _validated(schema: type[S], file: Path) -> S:
+def validated(schema: type[S], file: Path) -> S:
+    """A YAML file as ``schema`` checks it.
+
+    Raises:
+        UserError: one line per problem, with the file.
+    """
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
         return schema.model_validate(raw)
