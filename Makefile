@@ -160,7 +160,7 @@ test-all: $(INSTALLED) ## Run every test, the long ones too, in one pytest sessi
 
 # An environment of its own: the site needs nothing of ours.
 .PHONY: docs
-docs: $(INSTALLED) ## Write docs/keys.md and docs/help.md anew and build the documentation as a site in build/site
+docs: $(INSTALLED) ## Regenerate docs/keys.md and docs/help.md, and build the documentation as a site in build/site
 	$(BIN)/python -m docs.generate
 	@[ -x .venv/docs/bin/mkdocs ] || { $(BIN)/python -m venv .venv/docs && \
 	  .venv/docs/bin/python -m pip install --disable-pip-version-check --quiet mkdocs-material==9.8.2; }

@@ -20,7 +20,9 @@ from unittest.mock import patch
 
 import annotated_types as bounds
 import yaml
+from pydantic.fields import FieldInfo
 
+from eval.__main__ import COMMANDS as EVALUATION
 from ogpsa.app.compose import CONF
 from ogpsa.config import (
     Config,
@@ -50,11 +52,8 @@ HERE = Path(__file__).parent
 GROUPS = ("model", "stage", "method", "reward", "data", "eval", "distributed", "tracker")
 # Each with its help, in the order of docs/commands.md. Those with a slash are scripts.
 COMMANDS = (
-    "train.py", "experiments", "experiments.bases", "eval", *(f"eval {name}" for name in (
-        "benchmarks", "prefetch", "judge", "agreement", "attacks", "compare", "winrate", "pareto", "report",
-        "side-by-side", "export", "diagnostics", "mirror", "publish",
-    )),
-    "ogpsa.data", "ogpsa.models.smollm2", "slurm/submit.sh", "slurm/status.sh", "slurm/sync_wandb.sh", "slurm.grid",
+    "train.py", "experiments", "experiments.bases", "eval", *(f"eval {name}" for name in EVALUATION), "ogpsa.data",
+    "ogpsa.models.smollm2", "slurm/submit.sh", "slurm/status.sh", "slurm/sync_wandb.sh", "slurm.grid",
     *(f"benchmarks.{name}" for name in ("projection", "train_step", "scaling", "memory", "evaluation", "references")),
 )  # fmt: skip
 WIDTH = "100"
@@ -173,7 +172,7 @@ def _table(keys: list[Key], schema: type[Section]) -> str:
 
 
 def _type_of(schema: type[Section], path: tuple[str, ...]) -> str:
-    """What a key takes."""
+    """The values that a key takes, in words."""
     kind: Any = schema
     metadata: list[Any] = []
     for name in path:
@@ -223,7 +222,7 @@ def _described(kind: Any, metadata: list[Any]) -> str:
 
 def _bounds(metadata: list[Any]) -> str:
     """``from 0 up to 1``; of pydantic's ``Field`` the bounds lie in its own metadata."""
-    flat = [part for one in metadata for part in (getattr(one, "metadata", None) or [one])]
+    flat = [part for one in metadata for part in (one.metadata if isinstance(one, FieldInfo) else [one])]
     words = []
     for one in flat:
         match one:
