@@ -208,8 +208,10 @@ COMMAND_LINES: dict[tuple[str, ...], list[str]] = {
         "method=ogpsa seed=-1 and 1 more: seed: found -1; allowed is greater than or equal to 0"
     ],
     ("-m", "method=baseline,ogpsa", "++method.rank=2"): [
-        "method=baseline ++method.rank=2: method.rank: unknown key; allowed: name, recipe_rate; it is one of "
-        "method=ogpsa"
+        "method=baseline ++method.rank=2: method.rank: unknown key; allowed: name, recipe_rate"
+    ],
+    ("-m", "method=baseline,ogpsa", "method.rank=2"): [
+        "method=baseline method.rank=2: method.rank: unknown key; allowed: name, recipe_rate; it is one of method=ogpsa"
     ],
     ("-m", "seed=0,1", "hydra.sweep.subdir=mine"): [
         "seed=1: would run in the same directory as seed=0, outputs/mine; "
