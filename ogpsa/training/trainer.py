@@ -40,12 +40,20 @@ OPTIMIZERS = {
 
 
 class _StageTrainer(Trainer):
-    """What the trainers of all stages do: name the method's settings in full, and write no card."""
+    """What the trainers of all stages do: name the method's settings in full, end at the last step, write no card."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; what the method refuses only now is reported as at ``attach``."""
         with settings_of(METHOD):
             return super().train(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The next step's micro-batches; none once all steps are taken.
+
+        From a checkpoint of the last step, within an epoch, transformers would take one step more.
+        """
+        left = self.state.global_step < self.state.max_steps
+        return super().get_batch_samples(epoch_iterator, num_batches if left else 0, device)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: the run directory describes the model."""

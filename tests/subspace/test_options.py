@@ -122,6 +122,19 @@ def test_a_resumed_run_equals_an_unbroken_one(options: tuple[str, ...], build: B
     assert logs[0] == logs[1]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_ended_between_its_last_checkpoint_and_its_result_takes_no_step_more(
+    stage: str, build: Build, tmp_path: Path
+) -> None:
+    options = ["stage.scheduler=constant", "method.refresh_every=2", "stage.micro_batch_size=2"]
+    ended = trained_on(build(stage, *options), 3)
+    resumed = trained_on(build(stage, *options), 3, tmp_path / "checkpoints" / "checkpoint-3")
+    assert resumed.state.global_step == 3
+    assert torch.equal(weights(ended), weights(resumed))
+    assert torch.equal(basis_of(ended), basis_of(resumed))
+    assert history(ended)[:3] == history(resumed)[:3]
+
+
 def test_a_checkpoint_without_a_subspace_is_refused(build: Build, tmp_path: Path) -> None:
     trained_on(build("sft", "method=baseline"), 3)
     with pytest.raises(UserError, match=r"checkpoint-3: holds no subspace\.safetensors"):

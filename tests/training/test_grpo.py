@@ -179,6 +179,20 @@ def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop:
         assert courses[0] == courses[1]
 
 
+def test_a_stage_that_ended_between_its_last_checkpoint_and_its_result_takes_no_step_more(build: Build) -> None:
+    stages = [build(*OGPSA, "stage.scheduler=constant") for _ in range(2)]
+    for trainer in stages:
+        trainer.args.max_steps = 2
+        trainer.add_callback(CompletionCallback(trainer))
+    ended, resumed = stages
+    whole = trained(ended)
+    checkpoint = newest_whole(Path(str(ended.args.output_dir)))
+    assert checkpoint is not None and checkpoint.name == "checkpoint-2"
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == 2
+    assert torch.equal(weights(resumed), whole)
+
+
 def test_prompts_come_in_another_order_in_each_epoch(build: Build) -> None:
     asked: list[str] = []
 
