@@ -52,8 +52,9 @@ HERE = Path(__file__).parent
 GROUPS = ("model", "stage", "method", "reward", "data", "eval", "distributed", "tracker")
 # Each with its help, in the order of docs/commands.md. Those with a slash are scripts.
 COMMANDS = (
-    "train.py", "experiments", "experiments.bases", "eval", *(f"eval {name}" for name in EVALUATION), "ogpsa.data",
-    "ogpsa.models.smollm2", "slurm/submit.sh", "slurm/status.sh", "slurm/sync_wandb.sh", "slurm.grid",
+    "train.py", "experiments", "experiments.bases", "experiments.separation",
+    "eval", *(f"eval {name}" for name in EVALUATION), "ogpsa.data", "ogpsa.models.smollm2",
+    "slurm/submit.sh", "slurm/status.sh", "slurm/sync_wandb.sh", "slurm.grid",
     *(f"benchmarks.{name}" for name in ("projection", "train_step", "scaling", "memory", "evaluation", "references")),
 )  # fmt: skip
 WIDTH = "100"
