@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import NO_JUDGES, Config
+from ogpsa.config import NO_JUDGES, Config, Judges
 from ogpsa.data.rows import Data
 from ogpsa.runs.run import Run
 from ogpsa.runs.tracking import NoTracker, Tracker
@@ -18,10 +18,11 @@ def train_alone(
     folder: Path,
     interruption: Interruption | None = None,
     tracker: Tracker | None = None,
+    judges: Judges = NO_JUDGES,
 ) -> None:
     """Train the configuration's first stage from ``start`` into ``folder``."""
     stop, mirror = interruption or Interruption(), tracker or NoTracker()
-    run = Run(config, folder.parent, data, _not_evaluated, NO_JUDGES.scorer, stop, mirror)
+    run = Run(config, folder.parent, data, _not_evaluated, judges.scorer, stop, mirror)
     config.method.prepare(start, run)
     train_stage(run, config.stages[0], start, folder)
 
