@@ -21,10 +21,22 @@ def train_alone(
     judges: Judges = NO_JUDGES,
 ) -> None:
     """Train the configuration's first stage from ``start`` into ``folder``."""
-    stop, mirror = interruption or Interruption(), tracker or NoTracker()
-    run = Run(config, folder.parent, data, _not_evaluated, judges.scorer, stop, mirror)
+    run = run_alone(config, data, folder.parent, interruption, tracker, judges)
     config.method.prepare(start, run)
     train_stage(run, config.stages[0], start, folder)
+
+
+def run_alone(
+    config: Config,
+    data: Data,
+    directory: Path,
+    interruption: Interruption | None = None,
+    tracker: Tracker | None = None,
+    judges: Judges = NO_JUDGES,
+) -> Run:
+    """The run around a stage, which evaluates nothing."""
+    stop, mirror = interruption or Interruption(), tracker or NoTracker()
+    return Run(config, directory, data, _not_evaluated, judges.scorer, stop, mirror)
 
 
 def _not_evaluated(*_: Any) -> dict[str, Any]:

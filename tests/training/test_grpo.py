@@ -31,7 +31,7 @@ from ogpsa.training.trainer import StageGRPOTrainer, build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import COMPLETE_FILE, find_damage, read_jsonl
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
-from tests.stage import train_alone
+from tests.stage import run_alone, train_alone
 from tests.tiny import save_tiny, tiny_model
 
 TOKENIZER = build_tokenizer(World(0).vocabulary())
@@ -44,6 +44,7 @@ FEW = [
 # An update on the whole of each generation, so that it is measured where TRL logs what it penalises.
 KL = ["stage.beta=2.0", "stage.updates_per_generation=1", "stage.micro_batch_size=16"]
 OGPSA = ["method=ogpsa", "method.samples=6", "method.refresh_every=3"]
+NSPO = ["method=nspo", "method.samples=8"]
 Build = Callable[..., RolloutTrainer]
 
 
@@ -55,14 +56,14 @@ def lengths(rollouts: Sequence[Rollout]) -> list[float | None]:
 @pytest.fixture
 def build(small_config: Callable[..., Config], tmp_path: Path) -> Build:
     """``build(*overrides, reward=...)``: the stage's trainer as a run would make it, each in a folder of its own."""
-    numbers = itertools.count()
+    numbers, start = itertools.count(), save_tiny(tmp_path / "start", TOKENIZER, tie_word_embeddings=True)
 
     def built(*overrides: str, reward: Callable[[Sequence[Rollout]], list[float | None]] = lengths) -> RolloutTrainer:
         config = small_config(*FEW, *overrides)
-        model, output = tiny_model(TOKENIZER, tie_word_embeddings=True), tmp_path / f"checkpoints_{next(numbers)}"
-        trainer = build_trainer(
-            config, config.stages[0], model, TOKENIZER, load_data(config), output, scorer=reward
-        )  # fmt: skip
+        data, output = load_data(config), tmp_path / f"checkpoints_{next(numbers)}"
+        config.method.prepare(start, run_alone(config, data, tmp_path))
+        model = tiny_model(TOKENIZER, tie_word_embeddings=True)
+        trainer = build_trainer(config, config.stages[0], model, TOKENIZER, data, output, scorer=reward)
         assert isinstance(trainer, RolloutTrainer)
         return trainer
 
@@ -162,6 +163,10 @@ def test_the_gradient_of_replay_is_that_of_the_mean_over_the_rows_tokens(build: 
         pytest.param(4, OGPSA, marks=pytest.mark.slow),
         (6, OGPSA),
         pytest.param(6, ["method=replay"], marks=pytest.mark.slow),
+        pytest.param(6, [*NSPO, "method.variant=paper"], marks=pytest.mark.slow),
+        # Between two retractions, after the first and the fifth generation.
+        pytest.param(6, [*NSPO, "method.variant=code", "method.retract_every=4"], marks=pytest.mark.slow),
+        pytest.param(6, [*NSPO, "method.variant=exact"], marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop: int, method: list[str]) -> None:
@@ -178,7 +183,8 @@ def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop:
     resumed.add_callback(CompletionCallback(resumed, checkpoint))
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert torch.equal(weights(resumed), whole)
-    for key in ("reward", "entropy"):
+    # The leak is measured from where the stage started.
+    for key in ("reward", "entropy", "projection/leak"):
         courses = [[entry[key] for entry in one.state.log_history if key in entry] for one in (unbroken, resumed)]
         assert courses[0] == courses[1]
 
@@ -377,7 +383,7 @@ def test_a_judge_is_asked_nothing_twice_and_what_it_said_stays_with_the_stage(
 
 def nspo_history(small_config: Callable[..., Config], place: Path, *overrides: str) -> list[dict[str, float]]:
     """What a stage under NSPO logs."""
-    config = small_config(*FEW, "method=nspo", "method.samples=8", *overrides)
+    config = small_config(*FEW, *NSPO, *overrides)
     save_tiny(place / "start", TOKENIZER, tie_word_embeddings=True)
     train_alone(config, load_data(config), place / "start", place / "stage")
     return read_jsonl(place / "stage" / "history.jsonl")
