@@ -167,6 +167,8 @@ def test_the_gradient_of_replay_is_that_of_the_mean_over_the_rows_tokens(build: 
         # Between two retractions, after the first and the fifth generation.
         pytest.param(6, [*NSPO, "method.variant=code", "method.retract_every=4"], marks=pytest.mark.slow),
         pytest.param(6, [*NSPO, "method.variant=exact"], marks=pytest.mark.slow),
+        # The control's spaces are drawn at each start.
+        pytest.param(6, [*NSPO, "method.variant=exact", "method.basis=random"], marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop: int, method: list[str]) -> None:
