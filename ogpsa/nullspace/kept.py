@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -175,6 +175,23 @@ def _compute(
     log.info("null spaces: computed in %.0f s, kept in %s", time.monotonic() - began, folder)
 
 
+def sizes(config: PretrainedConfig, modules: Modules) -> tuple[int, int]:
+    """Weights of the layers that ``modules`` names, and bytes of their null spaces, at most.
+
+    Args:
+        config: the model's own.
+    """
+    model = empty_model(config)
+    layers, groups = linear_layers(model), chosen_groups(model, modules)
+    weights = sum(layers[name].weight.numel() for names in groups.values() for name in names)
+    return weights, _basis_bytes(layers[group].in_features for group in groups)
+
+
+def _basis_bytes(widths: Iterable[int]) -> int:
+    """In fp32, of at most half as many columns as an input has components."""
+    return sum(2 * width**2 for width in widths)
+
+
 def cost(config: PretrainedConfig, rows: int, tokens: int, modules: Modules) -> str:
     """The cost of ``ensure_spaces`` in words.
 
@@ -187,12 +204,12 @@ def cost(config: PretrainedConfig, rows: int, tokens: int, modules: Modules) -> 
     widths = {group: layers[group].in_features for group in chosen_groups(model, modules)}
     portions = list(in_portions(widths, MOMENTS_BYTES))
     moments = max(8 * sum(widths[group] ** 2 for group in portion) for portion in portions)
-    largest, squares, cubes = max(widths.values()), *(sum(one**power for one in widths.values()) for power in (2, 3))
+    largest, cubes = max(widths.values()), sum(width**3 for width in widths.values())
     return (
         f"{len(portions)} forward pass{'es' * (len(portions) > 1)} over {rows} rows of at most {tokens} tokens with "
         f"{moments / 1e9:.3g} GB of second moments in addition to the weights; {len(widths)} eigendecompositions in "
         f"fp64, up to {largest} × {largest} in {24 * largest**2 / 1e9:.3g} GB, about {9 * cubes / 1e12:.3g} TFLOP "
-        f"together; at most {2 * squares / 1e9:.3g} GB on disk and on each device"
+        f"together; at most {_basis_bytes(widths.values()) / 1e9:.3g} GB on disk and on each device"
     )
 
 
