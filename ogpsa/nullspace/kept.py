@@ -3,12 +3,14 @@
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -19,7 +21,7 @@ from ogpsa.models.text import linear_layers
 from ogpsa.models.tokenizer import conversation_tokens, load_tokenizer
 from ogpsa.nullspace.moments import empty_model, in_portions, second_moments, shared_inputs
 from ogpsa.nullspace.settings import Modules, SpaceSettings, selected_layers
-from ogpsa.nullspace.space import NullSpace, null_space
+from ogpsa.nullspace.space import NullSpace, fitting_thresholds, null_space
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import (
     COMPLETE_FILE,
@@ -34,6 +36,8 @@ from ogpsa.utils.files import (
 
 log = logging.getLogger(__name__)
 SPACE_FILE = "space.safetensors"
+# In it: the threshold above which each direction is null.
+LEVELS = "levels"
 # Second moments that are summed up in one pass over the rows; a layer whose own are larger takes a pass alone.
 MOMENTS_BYTES = 8e9
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -165,12 +169,11 @@ def _compute(
         for group in portion:
             safe_point()
             group_began = time.monotonic()
-            space, least = null_space(moments.pop(group), settings.rule, settings.threshold)
+            space, levels = null_space(moments.pop(group), settings.rule, settings.threshold)
             with build_folder(folder / group) as temporary:
-                save_file({"basis": space.basis.cpu()}, temporary / SPACE_FILE)
+                save_file({"basis": space.basis.cpu(), LEVELS: levels.cpu()}, temporary / SPACE_FILE)
                 seconds = of_passes + time.monotonic() - group_began
-                facts = {"of_null_side": space.of_null_side, "share": space.share, "least_threshold": least}
-                facts |= {"seconds": round(seconds, 4)}
+                facts = {"of_null_side": space.of_null_side, "share": space.share, "seconds": round(seconds, 4)}
                 mark_complete(temporary, facts)
     log.info("null spaces: computed in %.0f s, kept in %s", time.monotonic() - began, folder)
 
@@ -215,28 +218,46 @@ def cost(config: PretrainedConfig, rows: int, tokens: int, modules: Modules) -> 
 
 def _check_shares(kept: KeptSpaces, settings: SpaceSettings, shares: Sequence[float]) -> None:
     """Refuse layers whose space would freeze them, or would protect next to nothing of them."""
-    facts = {group: read_json(kept.folder / group / COMPLETE_FILE) for group in kept.groups}
+    found = {group: float(read_json(kept.folder / group / COMPLETE_FILE)["share"]) for group in kept.groups}
     least, most = shares
-    frozen = [group for group in kept.groups if facts[group]["share"] < least]
-    unprotected = [group for group in kept.groups if facts[group]["share"] > most]
-    problems = []
-    for groups, harm, remedy, allowed in (
-        (frozen, "frozen or nearly so", "raise", f"[0, {most:g}]"),
-        (unprotected, "hardly protected", "lower", f"[{least:g}, 1]"),
-    ):
-        if not groups:
-            continue
-        layers = [f"{layer} {facts[group]['share']:.1%}" for group in groups for layer in kept.groups[group]]
-        where = ""
-        if empty := sorted(facts[group]["least_threshold"] for group in groups if not facts[group]["share"]):
-            where = f"; the first direction is null above {empty[0]:.2g} to {empty[-1]:.2g}"
-        problems.append(
-            f"method.threshold: by {settings.threshold:g} and rule {settings.rule}, {len(layers)} of "
-            f"{len(kept.layers)} layers would be {harm}, by their null shares: {_named(layers)}{where}; {remedy} it, "
-            f"take another method.rule, leave them out of method.modules, or allow it by method.null_shares={allowed}"
-        )
-    if problems:
-        raise UserError(*problems)
+    frozen = [group for group in kept.groups if found[group] < least]
+    unprotected = [group for group in kept.groups if found[group] > most]
+    if not frozen and not unprotected:
+        return
+    harms = []
+    for groups, harm in ((frozen, "frozen or nearly so"), (unprotected, "hardly protected")):
+        layers = [f"{layer} {found[group]:.1%}" for group in groups for layer in kept.groups[group]]
+        if layers:
+            harms.append(f"{len(layers)} of {len(kept.layers)} layers would be {harm} (null shares: {_named(layers)})")
+    raise UserError(
+        f"method.threshold: found {settings.threshold:g} with method.rule={settings.rule}, by which "
+        f"{' and '.join(harms)}; allowed: null shares of {least:.3g} to {most:.3g}, which "
+        f"{_fitting_threshold(kept, settings.threshold, shares)}; or take another method.rule, leave layers out of "
+        f"method.modules, or allow these by method.null_shares=[{0 if frozen else least:g}, "
+        f"{1 if unprotected else most:g}]"
+    )
+
+
+def _fitting_threshold(kept: KeptSpaces, threshold: float, shares: Sequence[float]) -> str:
+    """Which threshold, the nearest to ``threshold``, gives all layers an allowed share, if one does."""
+    ranges = []
+    for group in kept.groups:
+        with safe_open(kept.folder / group / SPACE_FILE, framework="pt") as opened:
+            ranges.append(fitting_thresholds(opened.get_tensor(LEVELS), *shares))
+    low, high = max(low for low, _ in ranges), min(high for _, high in ranges)
+    if low >= high:
+        return "no threshold gives to all layers"
+    return f"method.threshold={_short(low, high, upwards=threshold <= low)} gives to all layers (the nearest that does)"
+
+
+def _short(low: float, high: float, upwards: bool) -> str:
+    """A number between the two in few digits, close above the first or close below the second."""
+    for digits in range(2, 17):
+        unit = 10.0 ** (math.floor(math.log10(low if upwards else high)) + 1 - digits)
+        found = f"{(math.floor(low / unit) + 1 if upwards else math.ceil(high / unit) - 1) * unit:.{digits}g}"
+        if low < float(found) < high:
+            break
+    return found
 
 
 def _named(layers: Sequence[str]) -> str:

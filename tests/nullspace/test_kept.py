@@ -14,7 +14,7 @@ from ogpsa.data.conversations import conversation
 from ogpsa.nullspace import kept
 from ogpsa.nullspace.kept import KeptSpaces, ensure_spaces
 from ogpsa.nullspace.moments import empty_model, in_portions, linear_layers, second_moments, shared_inputs
-from ogpsa.nullspace.settings import Modules, SpaceSettings
+from ogpsa.nullspace.settings import Modules, Rule, SpaceSettings
 from ogpsa.utils.errors import UserError
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 
@@ -152,21 +152,21 @@ REFUSED = {
     "leaves some without": (
         "all-linear",
         replace(SETTINGS, threshold=1e-5),
-        r"^method\.threshold: by 1e-05 and rule energy, \d+ of 14 layers would be frozen or nearly so, by their null "
-        r"shares: model\.layers\.0\.\S+ 0\.0%, .* and \d+ more; the first direction is null above \S+ to \S+; raise "
-        r"it, take another method\.rule, leave them out of method\.modules, or allow it by "
-        r"method\.null_shares=\[0, 0\.99\]$",
+        r"^method\.threshold: found 1e-05 with method\.rule=energy, by which \d+ of 14 layers would be frozen or "
+        r"nearly so \(null shares: model\.layers\.0\.\S+ 0\.0%, .* and \d+ more\); allowed: null shares of 0\.01 to "
+        r"0\.99, which method\.threshold=\S+ gives to all layers \(the nearest that does\); or take another method"
+        r"\.rule, leave layers out of method\.modules, or allow these by method\.null_shares=\[0, 0\.99\]$",
     ),
     "leaves none": (
         ["layers.1.self_attn.o_proj", "layers.1.self_attn.q_proj"],
         replace(SETTINGS, threshold=1e-9),
-        r"2 of 2 layers would be frozen or nearly so",
+        r"2 of 2 layers would be frozen or nearly so .* method\.threshold=\S+ gives to all layers",
     ),
     "protects none": (
         ["q_proj"],
         replace(SETTINGS, threshold=1),
-        r"^method\.threshold: by 1 and rule energy, 2 of 2 layers would be hardly protected, by their null shares: "
-        r"model\.layers\.0\.self_attn\.q_proj 100\.0%, \S+ 100\.0%; lower it, take .*method\.null_shares=\[0\.01, 1\]$",
+        r"^method\.threshold: found 1 with .* 2 of 2 layers would be hardly protected \(null shares: "
+        r"model\.layers\.0\.self_attn\.q_proj 100\.0%, \S+ 100\.0%\); .*method\.null_shares=\[0\.01, 1\]$",
     ),
 }  # fmt: skip
 
@@ -179,6 +179,27 @@ def test_layers_that_would_be_frozen_or_unprotected_are_refused_unless_allowed(
         spaces(modules, settings)
     assert len(raised.value.problems) == 1
     assert settings is SETTINGS or spaces(modules, settings, (0, 1)).layers
+
+
+@pytest.mark.parametrize("rule", ["relative", "energy"])
+@pytest.mark.parametrize("threshold", [1e-9, 1.0])
+def test_the_threshold_that_a_refusal_names_is_the_nearest_that_works(
+    rule: Rule, threshold: float, spaces: Spaces
+) -> None:
+    shares, given = (0.1, 0.6), replace(SETTINGS, rule=rule, threshold=threshold)
+    with pytest.raises(UserError, match=r"method\.threshold=\S+ gives to all layers") as raised:
+        spaces(settings=given, shares=shares)
+    told = float(str(raised.value).split("method.threshold=")[1].split()[0])
+    assert spaces(settings=replace(given, threshold=told), shares=shares).layers
+    with pytest.raises(UserError, match=f"method.threshold={told:g} "):
+        spaces(settings=replace(given, threshold=told * (0.9 if told > threshold else 1.1)), shares=shares)
+
+
+def test_where_no_threshold_works_a_refusal_says_so(spaces: Spaces) -> None:
+    with pytest.raises(UserError) as raised:
+        spaces(settings=replace(SETTINGS, threshold=0.3), shares=(0.33, 0.33))
+    [line] = raised.value.problems
+    assert "allowed: null shares of 0.33 to 0.33, which no threshold gives to all layers; or take" in line
 
 
 def test_the_output_head_is_not_a_layer(model: LlamaForCausalLM) -> None:
