@@ -110,7 +110,7 @@ class Nspo(Method):
                 spaces[group] = random_space(space, torch.Generator().manual_seed(drawn))
         spaces = {group: space.to(trainer.args.device) for group, space in spaces.items()}
         protected = {layer: spaces[group] for group, layers in self._spaces.groups.items() for layer in layers}
-        model = cast(torch.nn.Module, trainer.model)
+        model = cast("PreTrainedModel", trainer.model)
         if self.others == "freeze":
             freeze_others(model, protected)
         for line in describe(model, protected):

@@ -17,10 +17,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from ogpsa.config import Model
 from ogpsa.models.files import fingerprint
 from ogpsa.models.load import load_model
-from ogpsa.models.text import linear_layers
+from ogpsa.models.text import linear_layers, other_matrices
 from ogpsa.models.tokenizer import conversation_tokens, load_tokenizer
 from ogpsa.nullspace.moments import empty_model, in_portions, second_moments, shared_inputs
-from ogpsa.nullspace.settings import Modules, SpaceSettings, selected_layers
+from ogpsa.nullspace.settings import Modules, SpaceSettings, last_parts, meant, selected_layers
 from ogpsa.nullspace.space import NullSpace, fitting_thresholds, null_space
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import (
@@ -94,7 +94,7 @@ def ensure_spaces(
         shares: the least and the largest null share that a layer may have.
 
     Raises:
-        UserError: ``modules`` fits no layer, a layer is reached by no row, or a null share lies outside ``shares``.
+        UserError: as ``chosen_groups``, or a null share lies outside ``shares``.
     """
     tokenizer = load_tokenizer(base, model.template_kwargs)
     # Sorted, so that the order of the draw does not matter.
@@ -131,15 +131,26 @@ def chosen_groups(model: PreTrainedModel, modules: Modules) -> dict[str, list[st
     """The layers that ``modules`` names, in groups with one input, by each group's first layer, chosen or not.
 
     Raises:
-        UserError: ``modules`` fits no layer, or a layer is reached by no forward pass.
+        UserError: as ``selected_layers``, ``modules`` stands for matrices that are no linear layers, or a layer is
+            reached by no forward pass.
     """
-    groups, chosen = shared_inputs(model), selected_layers(linear_layers(model), modules)
-    reached = {layer for layers in groups.values() for layer in layers}
+    layers, matrices = linear_layers(model), other_matrices(model)
+    if lost := [name for names in meant(matrices, modules).values() for name in names]:
+        size = sum(matrices[name] for name in set(lost)) / 1e6
+        found = modules if isinstance(modules, str) else ", ".join(modules)
+        raise UserError(
+            f"method.modules: '{found}' stands for {_named(lost)} as well, {size:.3g} M weights that are no "
+            "torch.nn.Linear and would be unprotected; allowed: endings of names of linear layers alone, here "
+            f"{', '.join(last_parts(layers)) or 'none'}"
+        )
+    groups, chosen = shared_inputs(model), selected_layers(layers, modules)
+    reached = {layer for together in groups.values() for layer in together}
     if lost := [layer for layer in chosen if layer not in reached]:
         raise UserError(
             f"method.modules: a forward pass does not reach {_named(lost)}, whose inputs are not known; leave it out"
         )
-    return {group: found for group, layers in groups.items() if (found := [one for one in layers if one in chosen])}
+    members = {group: [layer for layer in together if layer in chosen] for group, together in groups.items()}
+    return {group: together for group, together in members.items() if together}
 
 
 def _is_whole(folder: Path) -> bool:

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, LlamaForCausalLM
 
 from ogpsa.app.compose import compose_config
 from ogpsa.data.conversations import conversation
 from ogpsa.nullspace import kept
 from ogpsa.nullspace.kept import KeptSpaces, ensure_spaces
 from ogpsa.nullspace.moments import empty_model, in_portions, linear_layers, second_moments, shared_inputs
+from ogpsa.nullspace.projector import describe
 from ogpsa.nullspace.settings import Modules, Rule, SpaceSettings
 from ogpsa.utils.errors import UserError
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
@@ -200,6 +201,43 @@ def test_where_no_threshold_works_a_refusal_says_so(spaces: Spaces) -> None:
         spaces(settings=replace(SETTINGS, threshold=0.3), shares=(0.33, 0.33))
     [line] = raised.value.problems
     assert "allowed: null shares of 0.33 to 0.33, which no threshold gives to all layers; or take" in line
+
+
+def test_what_is_left_unprotected_is_counted(spaces: Spaces, model: LlamaForCausalLM) -> None:
+    found = spaces("mlp")
+    protected = {layer: space for group, space in found.load().items() for layer in found.groups[group]}
+    inside, whole = 2 * 3 * 32 * 64, sum(parameter.numel() for parameter in model.parameters())
+    assert describe(model, protected)[0] == (
+        f"{inside / 1e6:.3f} M weights of 6 of 14 linear layers protected, {(whole - inside) / 1e6:.3f} M trained "
+        "unprotected, 0.000 M frozen"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "refused", "told", "allowed"),
+    [
+        ("qwen3_moe", {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "hidden_size": 64,
+                       "moe_intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2},
+         ["all-linear", "mlp", ["down_proj"]],
+         # Of a layer: gate and up, and down, of four experts, and the router.
+         [2 * (4 * 3 * 32 * 64 + 4 * 64), 2 * (4 * 3 * 32 * 64 + 4 * 64), 2 * 4 * 32 * 64], ["q_proj", "o_proj"]),
+        ("gpt2", {"n_layer": 1, "n_embd": 64, "n_head": 2}, ["all-linear", "mlp", ["c_fc"]],
+         [12 * 64 * 64, 8 * 64 * 64, 4 * 64 * 64], None),
+    ],
+    ids=["fused experts", "Conv1D"],
+)  # fmt: skip
+def test_matrices_that_are_no_linear_layers_are_not_passed_over(
+    kind: str, sizes: dict[str, int], refused: list[Modules], told: list[int], allowed: list[str] | None
+) -> None:
+    empty = empty_model(AutoConfig.for_model(kind, **sizes))
+    for modules, weights in zip(refused, told, strict=True):
+        with pytest.raises(UserError) as raised:
+            kept.chosen_groups(empty, modules)
+        [line] = raised.value.problems
+        assert f"as well, {weights / 1e6:.3g} M weights that are no torch.nn.Linear and would be unprotected" in line
+        assert line.endswith(f"here {'k_proj, o_proj, q_proj, v_proj' if allowed else 'none'}")
+    if allowed:
+        assert len(kept.chosen_groups(empty, allowed)) == 4
 
 
 def test_the_output_head_is_not_a_layer(model: LlamaForCausalLM) -> None:
