@@ -21,6 +21,7 @@ class Reply:
         delay: seconds before anything is sent.
         pause: seconds before each byte of the body.
         reset: send half of the body, then reset the connection.
+        tokens: charged for the request and for the answer.
     """
 
     text: str | None = "stop"
@@ -32,6 +33,7 @@ class Reply:
     delay: float = 0.0
     pause: float = 0.0
     reset: bool = False
+    tokens: tuple[int, int] | None = None
 
     def content(self) -> bytes:
         if self.body is not None:
@@ -40,7 +42,10 @@ class Reply:
             return json.dumps({"error": {"message": self.text, "code": None}}).encode()
         message = {"role": "assistant", "content": self.text, "refusal": self.refusal}
         choice = {"index": 0, "message": message, "finish_reason": self.finish_reason}
-        return json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}).encode()
+        completion = {"id": "1", "object": "chat.completion", "choices": [choice]}
+        if self.tokens is not None:
+            completion["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), self.tokens, strict=True))
+        return json.dumps(completion).encode()
 
 
 @dataclass(frozen=True)

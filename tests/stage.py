@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ogpsa.config import NO_JUDGES, Config
+from ogpsa.config import NO_JUDGES, Config, Judges
 from ogpsa.data.rows import Data
 from ogpsa.runs.run import Run
 from ogpsa.runs.tracking import NoTracker, Tracker
@@ -18,12 +18,25 @@ def train_alone(
     folder: Path,
     interruption: Interruption | None = None,
     tracker: Tracker | None = None,
+    judges: Judges = NO_JUDGES,
 ) -> None:
     """Train the configuration's first stage from ``start`` into ``folder``."""
-    stop, mirror = interruption or Interruption(), tracker or NoTracker()
-    run = Run(config, folder.parent, data, _not_evaluated, NO_JUDGES.scorer, stop, mirror)
+    run = run_alone(config, data, folder.parent, interruption, tracker, judges)
     config.method.prepare(start, run)
     train_stage(run, config.stages[0], start, folder)
+
+
+def run_alone(
+    config: Config,
+    data: Data,
+    directory: Path,
+    interruption: Interruption | None = None,
+    tracker: Tracker | None = None,
+    judges: Judges = NO_JUDGES,
+) -> Run:
+    """The run around a stage, which evaluates nothing."""
+    stop, mirror = interruption or Interruption(), tracker or NoTracker()
+    return Run(config, directory, data, _not_evaluated, judges.scorer, stop, mirror)
 
 
 def _not_evaluated(*_: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from ogpsa.utils.errors import UserError
 def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -> Scorer:
     """The judge called ``name`` as a scorer of rollouts: its value in [0, 1]; None where it says none.
 
-    Its values are kept in ``services.folder``, under a hash of what it was shown: a resumed run reads the same values
-    and pays for nothing twice. The cap on calls is for one session, as an evaluation's. A judge's own weights stay in
-    memory from the first rollouts on.
+    What it was asked and what it said is kept in ``services.folder``, under a hash of what it was shown: a resumed run
+    reads the same values and pays for nothing twice. The cap on calls is for one session, as an evaluation's. A
+    judge's own weights stay in memory from the first rollouts on.
 
     Raises:
         UserError: as ``check_judge``, with ``services.reach`` also as ``Endpoint.reach``, or the judge compares with
@@ -30,7 +30,7 @@ def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -
     if judge.needs_target:
         _check_targets(name, services)
     budget = Budget(endpoint.max_calls)
-    journal = services.folder / f"{services.section}.journal"
+    journal = services.folder / f"{services.section}.jsonl"
     opened = opener(settings, services.opened)
 
     def score(rollouts: Sequence[Rollout]) -> list[float | None]:

@@ -1,7 +1,8 @@
 """From responses to verdicts, by whatever kind of judge.
 
-Each reply of an endpoint is saved as soon as it arrives, under a hash of the request and the model. A second call
-requests only what is missing, and a judge whose reading of replies has changed reads the kept ones again.
+Each reply of an endpoint is saved as soon as it arrives, with what was asked, under a hash of the request and the
+model. A second call requests only what is missing, and a judge whose reading of replies has changed reads the kept
+ones again.
 """
 
 import hashlib
@@ -364,7 +365,7 @@ def _ask(
 
     def done(index: int, reply: Completion) -> None:
         key = keys[index]
-        kept.keep({key: [*kept.pieces.get(key, []), asdict(reply)]})
+        kept.keep({key: [*kept.pieces.get(key, []), {"asked": requests[key], **asdict(reply)}]})
         progress.show(next(finished))
         safe_point()
 
@@ -396,7 +397,7 @@ def _judge_by_weights(
     safe_point: Callable[[], None],
 ) -> list[Judgement]:
     identity = judge_hash(name, settings)
-    keys = [_hash([identity, item.prompt, item.response, item.target]) for item in items]
+    keys = [_hash([identity, *_shown(item).values()]) for item in items]
     pending = [(key, item) for key, item in dict(zip(keys, items, strict=True)).items() if key not in kept.pieces]
     if pending:
         verdicts_of = opened()
@@ -405,11 +406,21 @@ def _judge_by_weights(
             for start in range(0, len(pending), settings.batch_size):
                 batch = pending[start : start + settings.batch_size]
                 verdicts = verdicts_of([item for _, item in batch])
-                kept.keep({key: asdict(verdict) for (key, _), verdict in zip(batch, verdicts, strict=True)})
+                found = zip(batch, verdicts, strict=True)
+                kept.keep({key: {"asked": _shown(item), **asdict(verdict)} for (key, item), verdict in found})
                 progress.show(start + len(batch))
                 safe_point()
     wording, model = prompt_hash(judge_prompt(name, settings)), judge_model(name, settings)
-    return [Judgement(Verdict(**kept.pieces[key]), wording, model) for key in keys]
+    return [Judgement(_verdict(kept.pieces[key]), wording, model) for key in keys]
+
+
+def _shown(item: Item) -> dict[str, str]:
+    return {"prompt": item.prompt, "response": item.response, "target": item.target}
+
+
+def _verdict(piece: Record) -> Verdict:
+    """The verdict of a journal's piece; those of earlier revisions do not say what was asked."""
+    return Verdict(**{name: value for name, value in piece.items() if name != "asked"})
 
 
 def _hash(value: Any) -> str:

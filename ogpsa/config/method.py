@@ -55,12 +55,11 @@ class ExtraMemory:
 
     Attributes:
         bytes_per_weight: for each trained weight, sharded as the weights are.
-        bytes_per_input_pair: for each pair of components of a linear layer's input, whole on every process; layers
-            with the same input count once.
+        whole_bytes: whole on every process.
     """
 
     bytes_per_weight: float = 0.0
-    bytes_per_input_pair: float = 0.0
+    whole_bytes: float = 0.0
 
 
 class Method(Section):
@@ -138,8 +137,10 @@ class Method(Section):
         """
         return self.model_dump(mode="json")
 
-    def memory(self, stage: StageName) -> ExtraMemory:
-        """Memory in addition to that of weights, gradients, optimizer states, adapters and basis."""
+    def memory(self, model: "PreTrainedModel", stage: StageName) -> ExtraMemory:
+        """Memory in addition to that of weights, gradients, optimizer states, adapters and basis; ``model`` is on the
+        meta device, without adapters.
+        """
         return ExtraMemory()
 
     def preflight(self, model: "PreTrainedModel") -> list[str]:

@@ -75,7 +75,7 @@ class RewardServices:
 
     Attributes:
         rows: the stage's prompts, with ``harmful`` (true if absent) and ``target``.
-        folder: of the journals in which paid verdicts are kept; the main process alone writes there.
+        folder: of the journals of what judges were asked and said; the main process alone writes there.
         safe_point: called where the work may stop with everything saved; what it raises ends the scoring.
         judge: ``Judges.scorer``.
         judges: the evaluation's settings of judges, ``eval.judge``; a reward's endpoint replaces theirs.

@@ -13,7 +13,7 @@ from ogpsa.config import ExtraMemory, Method, StageName, stage_value
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
     from torch.optim import Optimizer
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
 
     from ogpsa.config import Config
 
@@ -48,7 +48,7 @@ class Anchor(Method):
         pull = Pull(trainer.model, stage_value(self.strength, stage))
         trainer.add_callback(StepCallback(on_train_begin=pull.begin, on_optimizer_step=pull.apply))
 
-    def memory(self, stage: StageName) -> ExtraMemory:
+    def memory(self, model: "PreTrainedModel", stage: StageName) -> ExtraMemory:
         # A copy of the starting weights in fp32.
         return ExtraMemory(bytes_per_weight=4)
 

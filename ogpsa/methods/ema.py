@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from torch.nn import Module
-    from transformers import Trainer, TrainerState, TrainingArguments
+    from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
     from ogpsa.config import Config
 
@@ -58,7 +58,7 @@ class Ema(Method):
             )
         )
 
-    def memory(self, stage: StageName) -> ExtraMemory:
+    def memory(self, model: "PreTrainedModel", stage: StageName) -> ExtraMemory:
         # The average in fp32.
         return ExtraMemory(bytes_per_weight=4)
 

@@ -110,7 +110,7 @@ class Nspo(Method):
                 spaces[group] = random_space(space, torch.Generator().manual_seed(drawn))
         spaces = {group: space.to(trainer.args.device) for group, space in spaces.items()}
         protected = {layer: spaces[group] for group, layers in self._spaces.groups.items() for layer in layers}
-        model = cast(torch.nn.Module, trainer.model)
+        model = cast("PreTrainedModel", trainer.model)
         if self.others == "freeze":
             freeze_others(model, protected)
         for line in describe(model, protected):
@@ -130,9 +130,13 @@ class Nspo(Method):
         spaces = None if self._spaces is None else self._spaces.folder.name
         return super().training_key(stage) | {"spaces": spaces}
 
-    def memory(self, stage: StageName) -> ExtraMemory:
-        # The starting weights in fp32, which ``paper`` keeps on the host; fp32 bases of at most half of each input.
-        return ExtraMemory(bytes_per_weight=0 if self.variant == "paper" else 4, bytes_per_input_pair=2)
+    def memory(self, model: "PreTrainedModel", stage: StageName) -> ExtraMemory:
+        from ogpsa.nullspace.kept import sizes
+
+        protected, bases = sizes(model.config, self._modules())
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        # The protected layers' starting weights in fp32, which ``paper`` keeps on the host.
+        return ExtraMemory(0 if self.variant == "paper" else 4 * protected / trained, bases)
 
     def preflight(self, model: "PreTrainedModel") -> list[str]:
         from ogpsa.nullspace.kept import cost

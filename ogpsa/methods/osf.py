@@ -71,7 +71,7 @@ class Osf(Method):
         if self.variant == "exact":
             trainer.add_callback(StepCallback(on_optimizer_step=put_back))
 
-    def memory(self, stage: StageName) -> ExtraMemory:
+    def memory(self, model: "PreTrainedModel", stage: StageName) -> ExtraMemory:
         # In fp32, at most: the factors as they were, those and the trained ones side by side, which each pass makes
         # and its backward needs, and the large directions of one side.
         return ExtraMemory(bytes_per_weight=12 + 4 * self.kept / (1 - self.kept))

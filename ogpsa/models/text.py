@@ -10,6 +10,20 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {name: one for name, one in _linear(model) if one is not head and one in reached}
 
 
+def other_matrices(model: PreTrainedModel) -> dict[str, int]:
+    """The sizes, by name, of the weight matrices that text passes through and that are neither linear layers',
+    embeddings nor the output head, as those of fused experts.
+    """
+    layers, head, reached = linear_layers(model), model.get_output_embeddings(), _reached(model)
+    return {
+        f"{name}.{kind}".removesuffix(".weight"): weight.numel()
+        for name, one in model.named_modules()
+        if one in reached and name not in layers and one is not head and not isinstance(one, nn.Embedding)
+        for kind, weight in one.named_parameters(recurse=False)
+        if weight.dim() > 1
+    }
+
+
 def missed_layers(model: PreTrainedModel) -> list[str]:
     """The names of the linear layers that no text passes through; none in a model that reads text alone."""
     reached = _reached(model)

@@ -3,23 +3,25 @@
 import hashlib
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ogpsa.config import Model
 from ogpsa.models.files import fingerprint
 from ogpsa.models.load import load_model
-from ogpsa.models.text import linear_layers
+from ogpsa.models.text import linear_layers, other_matrices
 from ogpsa.models.tokenizer import conversation_tokens, load_tokenizer
 from ogpsa.nullspace.moments import empty_model, in_portions, second_moments, shared_inputs
-from ogpsa.nullspace.settings import Modules, SpaceSettings, selected_layers
-from ogpsa.nullspace.space import NullSpace, null_space
+from ogpsa.nullspace.settings import Modules, SpaceSettings, last_parts, meant, selected_layers
+from ogpsa.nullspace.space import NullSpace, fitting_thresholds, null_space
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import (
     COMPLETE_FILE,
@@ -34,6 +36,8 @@ from ogpsa.utils.files import (
 
 log = logging.getLogger(__name__)
 SPACE_FILE = "space.safetensors"
+# In it: the threshold above which each direction is null.
+LEVELS = "levels"
 # Second moments that are summed up in one pass over the rows; a layer whose own are larger takes a pass alone.
 MOMENTS_BYTES = 8e9
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -90,7 +94,7 @@ def ensure_spaces(
         shares: the least and the largest null share that a layer may have.
 
     Raises:
-        UserError: ``modules`` fits no layer, a layer is reached by no row, or a null share lies outside ``shares``.
+        UserError: as ``chosen_groups``, or a null share lies outside ``shares``.
     """
     tokenizer = load_tokenizer(base, model.template_kwargs)
     # Sorted, so that the order of the draw does not matter.
@@ -127,15 +131,26 @@ def chosen_groups(model: PreTrainedModel, modules: Modules) -> dict[str, list[st
     """The layers that ``modules`` names, in groups with one input, by each group's first layer, chosen or not.
 
     Raises:
-        UserError: ``modules`` fits no layer, or a layer is reached by no forward pass.
+        UserError: as ``selected_layers``, ``modules`` stands for matrices that are no linear layers, or a layer is
+            reached by no forward pass.
     """
-    groups, chosen = shared_inputs(model), selected_layers(linear_layers(model), modules)
-    reached = {layer for layers in groups.values() for layer in layers}
+    layers, matrices = linear_layers(model), other_matrices(model)
+    if lost := [name for names in meant(matrices, modules).values() for name in names]:
+        size = sum(matrices[name] for name in set(lost)) / 1e6
+        found = modules if isinstance(modules, str) else ", ".join(modules)
+        raise UserError(
+            f"method.modules: '{found}' stands for {_named(lost)} as well, {size:.3g} M weights that are no "
+            "torch.nn.Linear and would be unprotected; allowed: endings of names of linear layers alone, here "
+            f"{', '.join(last_parts(layers)) or 'none'}"
+        )
+    groups, chosen = shared_inputs(model), selected_layers(layers, modules)
+    reached = {layer for together in groups.values() for layer in together}
     if lost := [layer for layer in chosen if layer not in reached]:
         raise UserError(
             f"method.modules: a forward pass does not reach {_named(lost)}, whose inputs are not known; leave it out"
         )
-    return {group: found for group, layers in groups.items() if (found := [one for one in layers if one in chosen])}
+    members = {group: [layer for layer in together if layer in chosen] for group, together in groups.items()}
+    return {group: together for group, together in members.items() if together}
 
 
 def _is_whole(folder: Path) -> bool:
@@ -165,14 +180,30 @@ def _compute(
         for group in portion:
             safe_point()
             group_began = time.monotonic()
-            space, least = null_space(moments.pop(group), settings.rule, settings.threshold)
+            space, levels = null_space(moments.pop(group), settings.rule, settings.threshold)
             with build_folder(folder / group) as temporary:
-                save_file({"basis": space.basis.cpu()}, temporary / SPACE_FILE)
+                save_file({"basis": space.basis.cpu(), LEVELS: levels.cpu()}, temporary / SPACE_FILE)
                 seconds = of_passes + time.monotonic() - group_began
-                facts = {"of_null_side": space.of_null_side, "share": space.share, "least_threshold": least}
-                facts |= {"seconds": round(seconds, 4)}
+                facts = {"of_null_side": space.of_null_side, "share": space.share, "seconds": round(seconds, 4)}
                 mark_complete(temporary, facts)
     log.info("null spaces: computed in %.0f s, kept in %s", time.monotonic() - began, folder)
+
+
+def sizes(config: PretrainedConfig, modules: Modules) -> tuple[int, int]:
+    """Weights of the layers that ``modules`` names, and bytes of their null spaces, at most.
+
+    Args:
+        config: the model's own.
+    """
+    model = empty_model(config)
+    layers, groups = linear_layers(model), chosen_groups(model, modules)
+    weights = sum(layers[name].weight.numel() for names in groups.values() for name in names)
+    return weights, _basis_bytes(layers[group].in_features for group in groups)
+
+
+def _basis_bytes(widths: Iterable[int]) -> int:
+    """In fp32, of at most half as many columns as an input has components."""
+    return sum(2 * width**2 for width in widths)
 
 
 def cost(config: PretrainedConfig, rows: int, tokens: int, modules: Modules) -> str:
@@ -187,39 +218,57 @@ def cost(config: PretrainedConfig, rows: int, tokens: int, modules: Modules) -> 
     widths = {group: layers[group].in_features for group in chosen_groups(model, modules)}
     portions = list(in_portions(widths, MOMENTS_BYTES))
     moments = max(8 * sum(widths[group] ** 2 for group in portion) for portion in portions)
-    largest, squares, cubes = max(widths.values()), *(sum(one**power for one in widths.values()) for power in (2, 3))
+    largest, cubes = max(widths.values()), sum(width**3 for width in widths.values())
     return (
         f"{len(portions)} forward pass{'es' * (len(portions) > 1)} over {rows} rows of at most {tokens} tokens with "
         f"{moments / 1e9:.3g} GB of second moments in addition to the weights; {len(widths)} eigendecompositions in "
         f"fp64, up to {largest} × {largest} in {24 * largest**2 / 1e9:.3g} GB, about {9 * cubes / 1e12:.3g} TFLOP "
-        f"together; at most {2 * squares / 1e9:.3g} GB on disk and on each device"
+        f"together; at most {_basis_bytes(widths.values()) / 1e9:.3g} GB on disk and on each device"
     )
 
 
 def _check_shares(kept: KeptSpaces, settings: SpaceSettings, shares: Sequence[float]) -> None:
     """Refuse layers whose space would freeze them, or would protect next to nothing of them."""
-    facts = {group: read_json(kept.folder / group / COMPLETE_FILE) for group in kept.groups}
+    found = {group: float(read_json(kept.folder / group / COMPLETE_FILE)["share"]) for group in kept.groups}
     least, most = shares
-    frozen = [group for group in kept.groups if facts[group]["share"] < least]
-    unprotected = [group for group in kept.groups if facts[group]["share"] > most]
-    problems = []
-    for groups, harm, remedy, allowed in (
-        (frozen, "frozen or nearly so", "raise", f"[0, {most:g}]"),
-        (unprotected, "hardly protected", "lower", f"[{least:g}, 1]"),
-    ):
-        if not groups:
-            continue
-        layers = [f"{layer} {facts[group]['share']:.1%}" for group in groups for layer in kept.groups[group]]
-        where = ""
-        if empty := sorted(facts[group]["least_threshold"] for group in groups if not facts[group]["share"]):
-            where = f"; the first direction is null above {empty[0]:.2g} to {empty[-1]:.2g}"
-        problems.append(
-            f"method.threshold: by {settings.threshold:g} and rule {settings.rule}, {len(layers)} of "
-            f"{len(kept.layers)} layers would be {harm}, by their null shares: {_named(layers)}{where}; {remedy} it, "
-            f"take another method.rule, leave them out of method.modules, or allow it by method.null_shares={allowed}"
-        )
-    if problems:
-        raise UserError(*problems)
+    frozen = [group for group in kept.groups if found[group] < least]
+    unprotected = [group for group in kept.groups if found[group] > most]
+    if not frozen and not unprotected:
+        return
+    harms = []
+    for groups, harm in ((frozen, "frozen or nearly so"), (unprotected, "hardly protected")):
+        layers = [f"{layer} {found[group]:.1%}" for group in groups for layer in kept.groups[group]]
+        if layers:
+            harms.append(f"{len(layers)} of {len(kept.layers)} layers would be {harm} (null shares: {_named(layers)})")
+    raise UserError(
+        f"method.threshold: found {settings.threshold:g} with method.rule={settings.rule}, by which "
+        f"{' and '.join(harms)}; allowed: null shares of {least:.3g} to {most:.3g}, which "
+        f"{_fitting_threshold(kept, settings.threshold, shares)}; or take another method.rule, leave layers out of "
+        f"method.modules, or allow these by method.null_shares=[{0 if frozen else least:g}, "
+        f"{1 if unprotected else most:g}]"
+    )
+
+
+def _fitting_threshold(kept: KeptSpaces, threshold: float, shares: Sequence[float]) -> str:
+    """Which threshold, the nearest to ``threshold``, gives all layers an allowed share, if one does."""
+    ranges = []
+    for group in kept.groups:
+        with safe_open(kept.folder / group / SPACE_FILE, framework="pt") as opened:
+            ranges.append(fitting_thresholds(opened.get_tensor(LEVELS), *shares))
+    low, high = max(low for low, _ in ranges), min(high for _, high in ranges)
+    if low >= high:
+        return "no threshold gives to all layers"
+    return f"method.threshold={_short(low, high, upwards=threshold <= low)} gives to all layers (the nearest that does)"
+
+
+def _short(low: float, high: float, upwards: bool) -> str:
+    """A number between the two in few digits, close above the first or close below the second."""
+    for digits in range(2, 17):
+        unit = 10.0 ** (math.floor(math.log10(low if upwards else high)) + 1 - digits)
+        found = f"{(math.floor(low / unit) + 1 if upwards else math.ceil(high / unit) - 1) * unit:.{digits}g}"
+        if low < float(found) < high:
+            break
+    return found
 
 
 def _named(layers: Sequence[str]) -> str:

@@ -15,9 +15,14 @@ ROWS = 8
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """A model on the meta device, by the attention that looks at no values."""
+    """A model on the meta device, by the attention that looks at no values.
+
+    In bf16: fused experts take no other type there.
+    """
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation="eager"
+        )
     return model
 
 

@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
+from ogpsa.models.text import linear_layers
 from ogpsa.nullspace.settings import Variant
 from ogpsa.nullspace.space import NullSpace
 from ogpsa.subspace.measurements import Recorder, is_logged
@@ -149,14 +150,14 @@ def freeze_others(model: nn.Module, protected: Mapping[str, NullSpace]) -> None:
         parameter.requires_grad_(parameter in weights)
 
 
-def describe(model: nn.Module, protected: Mapping[str, NullSpace]) -> list[str]:
-    """Lines for the log: how many weights are protected, unprotected and frozen, and the null shares."""
+def describe(model: PreTrainedModel, protected: Mapping[str, NullSpace]) -> list[str]:
+    """Lines for the log: how much is protected, unprotected and frozen, and the null shares."""
     inside = sum(model.get_submodule(name).get_parameter("weight").numel() for name in protected)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
     lines = [
-        f"{inside / 1e6:.3f} M weights of {len(protected)} linear layers protected, {(trained - inside) / 1e6:.3f} M "
-        f"trained unprotected, {frozen / 1e6:.3f} M frozen"
+        f"{inside / 1e6:.3f} M weights of {len(protected)} of {len(linear_layers(model))} linear layers protected, "
+        f"{(trained - inside) / 1e6:.3f} M trained unprotected, {frozen / 1e6:.3f} M frozen"
     ]
     kinds = _by_kind({name: space.share for name, space in protected.items()})
     lines += [

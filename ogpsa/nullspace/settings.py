@@ -38,12 +38,7 @@ def selected_layers(names: Iterable[str], modules: Modules) -> list[str]:
     known = list(names)
     if modules == "all-linear":
         return known
-    endings = ["mlp"] if modules == "mlp" else modules
-    fitting = {
-        ending: [name for name in known if (modules == "mlp" and ending in name) or f".{name}".endswith(f".{ending}")]
-        for ending in endings
-    }
-    kinds = sorted({name.rpartition(".")[2] for name in known})
+    fitting, kinds = meant(known, modules), last_parts(known)
     problems = [
         f"method.modules: '{ending}' fits no linear layer of the model; allowed: all-linear, mlp, or endings of "
         f"names, such as {', '.join(kinds)}{closest_match(ending, kinds)}"
@@ -54,3 +49,17 @@ def selected_layers(names: Iterable[str], modules: Modules) -> list[str]:
         raise UserError(*problems)
     chosen = {name for found in fitting.values() for name in found}
     return [name for name in known if name in chosen]
+
+
+def meant(names: Iterable[str], modules: Modules) -> dict[str, list[str]]:
+    """Those of ``names`` that each part of ``modules`` stands for."""
+    if modules == "all-linear":
+        return {modules: list(names)}
+    if modules == "mlp":
+        return {modules: [name for name in names if modules in name]}
+    return {ending: [name for name in names if f".{name}".endswith(f".{ending}")] for ending in modules}
+
+
+def last_parts(names: Iterable[str]) -> list[str]:
+    """The names within a layer: ``down_proj``, …."""
+    return sorted({name.rpartition(".")[2] for name in names})

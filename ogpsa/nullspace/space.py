@@ -50,11 +50,11 @@ class NullSpace:
         return replace(self, basis=self.basis.to(device))
 
 
-def null_space(moments: Tensor, rule: Rule, threshold: float) -> tuple[NullSpace, float]:
+def null_space(moments: Tensor, rule: Rule, threshold: float) -> tuple[NullSpace, Tensor]:
     """The null space of the second moments K Kᵀ [in, in], its basis in fp32.
 
     Returns:
-        The space, and the threshold above which the rule leaves at least one direction.
+        The space, and the threshold [in] above which each direction is null, ascending.
     """
     eigenvalues, eigenvectors = torch.linalg.eigh(moments.double())
     # Ascending, and none is negative but by rounding.
@@ -69,8 +69,20 @@ def null_space(moments: Tensor, rule: Rule, threshold: float) -> tuple[NullSpace
     dimension = int(null.sum())
     of_null_side = 2 * dimension <= len(moments)
     basis = eigenvectors[:, :dimension] if of_null_side else eigenvectors[:, dimension:]
-    least = float(sizes[0] / whole) if whole else 0.0
-    return NullSpace(basis.float().contiguous(), of_null_side), least
+    return NullSpace(basis.float().contiguous(), of_null_side), sizes / whole if whole else sizes
+
+
+def fitting_thresholds(levels: Tensor, least: float, most: float) -> tuple[float, float]:
+    """Thresholds between these two, and no others but perhaps the two themselves, leave a share of null directions in
+    [``least``, ``most``]; there are none where the first is not below the second.
+
+    Args:
+        levels: as ``null_space`` returns them.
+    """
+    width = len(levels)
+    shares = torch.arange(width + 1, dtype=torch.float64) / width
+    fewest, largest = int((shares < least).sum()), int((shares <= most).sum()) - 1
+    return float(levels[fewest - 1]) if fewest else 0.0, float(levels[largest]) if largest < width else 1.0
 
 
 def random_space(space: NullSpace, generator: torch.Generator) -> NullSpace:

@@ -75,11 +75,6 @@ class ModelShape:
     head_dim: int
     vocabulary: int
 
-    @property
-    def input_pairs(self) -> int:
-        """Squared widths of the linear layers' inputs: those of q, k and v, of o, of gate and up, and of down."""
-        return self.layers * (2 * self.hidden**2 + (self.heads * self.head_dim) ** 2 + self.intermediate**2)
-
 
 @dataclass(frozen=True)
 class Setup:
@@ -97,7 +92,7 @@ class Setup:
         extra_bytes: kept for each trained weight, sharded as the weights are (``Method.memory``).
         generated: sequences of ``length`` that one process generates at once (GRPO).
         frozen_copy: whether a second model is kept that is not trained: where GRPO's policy started.
-        pair_bytes: kept for each pair of components of a linear layer's input, whole on every process.
+        whole_bytes: kept whole on every process (``Method.memory``).
         judge_bytes: weights of the judges that reward GRPO's completions, whole on the main process.
         device: where it runs; ``cpu`` differs in temporaries.
         output_head: ``fused`` in tiles (TRL), or ``full``, which holds the logits of all tokens.
@@ -126,7 +121,7 @@ class Setup:
     extra_bytes: float = 0.0
     generated: int = 0
     frozen_copy: bool = False
-    pair_bytes: float = 0.0
+    whole_bytes: float = 0.0
     judge_bytes: float = 0.0
     device: Literal["cuda", "cpu"] = "cuda"
     output_head: Literal["fused", "full"] = "fused"
@@ -218,7 +213,7 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
     dtype = setup.basis_dtype
     if dtype == "auto":
         dtype = "fp32" if setup.device == "cpu" else "bf16"
-    basis = setup.rank * BASIS_BYTES[dtype] * trained + setup.pair_bytes * shape.input_pairs
+    basis = setup.rank * BASIS_BYTES[dtype] * trained + setup.whole_bytes
     # Streamed sums are fp32, and so are the rows that come of them; others are no wider than the basis needs.
     rows = setup.references * trained * (4 if dtype == "fp32" or setup.streamed_sums else 2)
     on_host = setup.basis_device == "host" and setup.device == "cuda"

@@ -147,7 +147,7 @@ def _stage_report(
         f"GB per GPU, {processes} process{'es' if processes > 1 else ''}, micro-batches of {stage.micro_batch_size} "
         f"{'pairs' if own.pairs else 'rows'} of {stage.max_length} tokens:"
     )
-    lines += _table([_cells(shape, stage_setup(config, stage, mode, processes, judges)) for mode in get_args(Mode)])
+    lines += _table([_cells(shape, replace(own, mode=mode)) for mode in get_args(Mode)])
     lines.append(
         "peak: the highest moment, not the sum: a refresh holds the references and no basis; gradient checkpointing is "
         f"{'on: checkpointed' if own.checkpointing else 'off: activations'} counts"
@@ -300,11 +300,16 @@ def _mean_length(rows: Sequence[Row], stage: StageName) -> float:
 
 
 def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, judges: Judges = NO_JUDGES) -> Setup:
-    """A stage's training on GPUs, with every row of full length but one."""
+    """A stage's training on GPUs, with every row of full length but one.
+
+    Raises:
+        UserError: as ``meta_model``, or the method refuses the model.
+    """
     projection = config.method.projection(stage.name)
     references = len(projection.reference_sets) * projection.chunks if projection else 0
     micro = stage.micro_batch_size
     rollouts = stage if isinstance(stage, GRPOSettings) else None
+    extra = config.method.memory(meta_model(config), stage.name)
     asked = config.reward.judges() if rollouts and config.reward is not None else ()
     # The packs of a micro-batch are one sequence.
     packs = micro if isinstance(stage, SFTSettings) and stage.packing is not None else 1
@@ -327,10 +332,10 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
         references=references,
         basis_dtype=projection.basis_dtype if projection else "auto",
         basis_device=projection.basis_device if projection else "device",
-        extra_bytes=config.method.memory(stage.name).bytes_per_weight,
+        extra_bytes=extra.bytes_per_weight,
         generated=rollouts.batch_size * rollouts.updates_per_generation // processes if rollouts else 0,
         frozen_copy=rollouts is not None and (rollouts.beta > 0 or rollouts.measure_kl),
-        pair_bytes=config.method.memory(stage.name).bytes_per_input_pair,
+        whole_bytes=extra.whole_bytes,
         judge_bytes=sum(judges.memory(name, config.eval.judge) for name in asked),
         streamed_sums=(1 if projection.refresh_every == 1 else 2) if projection and projection.streaming else 0,
     )

@@ -6,6 +6,7 @@ provenance.json  git revision, versions, host, world size, data fingerprints, se
 run.log          what the run printed
 data/            the rows it trained on
 01-sft/ 02-dpo/  one checkpoint a stage; COMPLETE.json is written last
+01-grpo/rewards/ what the judges of the RL stage were asked and said, and the tokens that it took
 02-dpo-merged/   a stage's checkpoint averaged with the untuned model, where the method does so
 eval/<name>/     generations, verdicts and scores of base and of each checkpoint
 metrics.json     the result, written last
@@ -30,6 +31,7 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.json"
 PROVENANCE_FILE = "provenance.json"
 HISTORY_FILE = "history.jsonl"
+REWARDS = "rewards"
 SCORES_FILE = "scores.json"
 LOCK_FILE = "run.lock"
 

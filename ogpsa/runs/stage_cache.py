@@ -1,7 +1,7 @@
 """Stages and evaluations that several runs share are made once: SFT→DPO starts from the SFT run's result.
 
 With ``stage_store=DIR`` a run looks each stage up by a key of all that determines its weights, and adds the stages that
-it trains. Files are hard links where the file system allows it; nothing is ever changed in place.
+it trains. Files are hard links where the file system allows it; of these nothing is ever changed in place.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from ogpsa.config import Config, OneStage, without_inert
 from ogpsa.data.rows import COLUMNS, TRAINING_COLUMNS, Data, Row, set_uses
 from ogpsa.distributed import processes
 from ogpsa.models.files import fingerprint
+from ogpsa.runs.directory import REWARDS
 from ogpsa.runs.inputs import code_outside, package_digests
 from ogpsa.utils.files import build_folder, exclusive, find_damage, hash_file, is_complete, write_atomically
 
@@ -144,6 +145,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _link_file(source: str, target: str) -> None:
+    if Path(source).parent.name == REWARDS:
+        # A stage that is trained again adds to it.
+        shutil.copyfile(source, target)
+        return
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links

@@ -14,7 +14,7 @@ from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import save_weights
 from ogpsa.models.adapters import dequantized, merged_model
 from ogpsa.models.load import load_model
-from ogpsa.runs.directory import HISTORY_FILE
+from ogpsa.runs.directory import HISTORY_FILE, REWARDS
 from ogpsa.runs.run import Run
 from ogpsa.training.callbacks import ReportCallback
 from ogpsa.training.resume import CompletionCallback, InterruptionCallback, last_complete_checkpoint
@@ -46,7 +46,8 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
             DTYPES[config.model.precision] if quantization else None,
         )
     )
-    scorer = run.scorer(stage, checkpoints / "rewards")
+    # Beside the checkpoints, with which it would be removed: what was paid for stays with the result.
+    scorer = run.scorer(stage, folder / REWARDS)
     trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints, run.interruption, scorer)
     trainer.add_callback(ReportCallback(stage.name, run.tracker))
     every = stage.updates_per_generation if isinstance(stage, GRPOSettings) else 1

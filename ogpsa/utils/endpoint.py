@@ -53,11 +53,14 @@ class Completion:
             says that the model declined), ``too_long`` (the request does not fit the model), or another of the
             server's.
         in_thought: the model thought, which is not in the text, and came to no answer.
+        tokens_in, tokens_out: what the server charges, thoughts included; None where it does not say.
     """
 
     text: str
     finish_reason: str
     in_thought: bool = False
+    tokens_in: int | None = None
+    tokens_out: int | None = None
 
 
 def public_address(base_url: str | None) -> str:
@@ -391,8 +394,10 @@ def _completion(body: Any) -> Completion:
     """
     choice = body["choices"][0]
     message = choice["message"]
+    usage = body.get("usage") or {}
+    charged: dict[str, Any] = {"tokens_in": usage.get("prompt_tokens"), "tokens_out": usage.get("completion_tokens")}
     if message.get("refusal"):
-        return Completion(_whole(str(message["refusal"])), "refusal")
+        return Completion(_whole(str(message["refusal"])), "refusal", **charged)
     text = message.get("content") or ""
     thought = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(text, list):
@@ -404,8 +409,8 @@ def _completion(body: Any) -> Completion:
     finish_reason = str(choice.get("finish_reason") or "stop")
     if finish_reason.lower() in CUT:
         finish_reason = "length"
-    spent = ((body.get("usage") or {}).get("completion_tokens_details") or {}).get("reasoning_tokens")
-    return Completion(_whole(text), finish_reason, in_thought=bool(thought or spent) and not text.strip())
+    spent = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
+    return Completion(_whole(text), finish_reason, bool(thought or spent) and not text.strip(), **charged)
 
 
 def _whole(text: str) -> str:

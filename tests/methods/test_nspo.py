@@ -1,6 +1,7 @@
 """NSPO's variants in training: what they leave as it is, what leaks, resume, the untuned model, what is refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,8 @@ from ogpsa.models.load import load_model
 from ogpsa.models.tokenizer import conversation_tokens
 from ogpsa.nullspace.kept import KeptSpaces
 from ogpsa.nullspace.moments import second_moments
-from ogpsa.preflight.report import report
+from ogpsa.preflight.memory import estimate
+from ogpsa.preflight.report import report, stage_setup, stage_shapes
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.training.resume import CompletionCallback
 from ogpsa.training.trainer import build_trainer
@@ -205,6 +207,29 @@ def test_resumed_stage_equals_the_unbroken_one(
         return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows if "loss" in row]
 
     assert numbers(read_jsonl(folder / "history.jsonl")) == numbers(steps)
+
+
+# Of a block of Qwen2.5-7B: squared widths of its inputs (q, k and v; o; gate and up; down) and weights of its layers.
+ATTENTION, MLP = (2 * 3584**2, 2 * 3584 * (3584 + 512)), (3584**2 + 18944**2, 3 * 3584 * 18944)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pairs", "kept"),
+    [
+        (["method.variant=paper"], ATTENTION[0] + MLP[0], 0),
+        (["method.variant=exact"], ATTENTION[0] + MLP[0], ATTENTION[1] + MLP[1]),
+        (["method.variant=code"], *MLP),
+        (["method.variant=exact", "method.modules=[o_proj]"], 3584**2, 3584**2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_preflight_counts_the_chosen_layers_alone(overrides: list[str], pairs: int, kept: int) -> None:
+    config = compose_config(["method=nspo", "model=qwen2_5_7b", "data=testbed", "stage=grpo", *overrides])
+    shape, setup = stage_shapes(config, "grpo")[1], stage_setup(config, config.stages[0], "single", 1)
+    found, plain = (estimate(shape, one) for one in (setup, replace(setup, extra_bytes=0, whole_bytes=0)))
+    # An fp32 basis of at most half the width of each input, and the fp32 weights that the stage started from.
+    assert found.basis - plain.basis == 28 * 2 * pairs
+    assert found.weights - plain.weights == pytest.approx(28 * 4 * kept)
 
 
 def test_preflight_says_what_the_spaces_take() -> None:

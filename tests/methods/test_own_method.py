@@ -37,7 +37,7 @@ class Mine(Method):
 
         return Shrinking
 
-    def memory(self, stage):
+    def memory(self, model, stage):
         return ExtraMemory(bytes_per_weight=4)
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, LlamaForCausalLM
 
 from ogpsa.app.compose import compose_config
 from ogpsa.data.conversations import conversation
 from ogpsa.nullspace import kept
 from ogpsa.nullspace.kept import KeptSpaces, ensure_spaces
 from ogpsa.nullspace.moments import empty_model, in_portions, linear_layers, second_moments, shared_inputs
-from ogpsa.nullspace.settings import Modules, SpaceSettings
+from ogpsa.nullspace.projector import describe
+from ogpsa.nullspace.settings import Modules, Rule, SpaceSettings
 from ogpsa.utils.errors import UserError
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 
@@ -152,21 +153,21 @@ REFUSED = {
     "leaves some without": (
         "all-linear",
         replace(SETTINGS, threshold=1e-5),
-        r"^method\.threshold: by 1e-05 and rule energy, \d+ of 14 layers would be frozen or nearly so, by their null "
-        r"shares: model\.layers\.0\.\S+ 0\.0%, .* and \d+ more; the first direction is null above \S+ to \S+; raise "
-        r"it, take another method\.rule, leave them out of method\.modules, or allow it by "
-        r"method\.null_shares=\[0, 0\.99\]$",
+        r"^method\.threshold: found 1e-05 with method\.rule=energy, by which \d+ of 14 layers would be frozen or "
+        r"nearly so \(null shares: model\.layers\.0\.\S+ 0\.0%, .* and \d+ more\); allowed: null shares of 0\.01 to "
+        r"0\.99, which method\.threshold=\S+ gives to all layers \(the nearest that does\); or take another method"
+        r"\.rule, leave layers out of method\.modules, or allow these by method\.null_shares=\[0, 0\.99\]$",
     ),
     "leaves none": (
         ["layers.1.self_attn.o_proj", "layers.1.self_attn.q_proj"],
         replace(SETTINGS, threshold=1e-9),
-        r"2 of 2 layers would be frozen or nearly so",
+        r"2 of 2 layers would be frozen or nearly so .* method\.threshold=\S+ gives to all layers",
     ),
     "protects none": (
         ["q_proj"],
         replace(SETTINGS, threshold=1),
-        r"^method\.threshold: by 1 and rule energy, 2 of 2 layers would be hardly protected, by their null shares: "
-        r"model\.layers\.0\.self_attn\.q_proj 100\.0%, \S+ 100\.0%; lower it, take .*method\.null_shares=\[0\.01, 1\]$",
+        r"^method\.threshold: found 1 with .* 2 of 2 layers would be hardly protected \(null shares: "
+        r"model\.layers\.0\.self_attn\.q_proj 100\.0%, \S+ 100\.0%\); .*method\.null_shares=\[0\.01, 1\]$",
     ),
 }  # fmt: skip
 
@@ -179,6 +180,64 @@ def test_layers_that_would_be_frozen_or_unprotected_are_refused_unless_allowed(
         spaces(modules, settings)
     assert len(raised.value.problems) == 1
     assert settings is SETTINGS or spaces(modules, settings, (0, 1)).layers
+
+
+@pytest.mark.parametrize("rule", ["relative", "energy"])
+@pytest.mark.parametrize("threshold", [1e-9, 1.0])
+def test_the_threshold_that_a_refusal_names_is_the_nearest_that_works(
+    rule: Rule, threshold: float, spaces: Spaces
+) -> None:
+    shares, given = (0.1, 0.6), replace(SETTINGS, rule=rule, threshold=threshold)
+    with pytest.raises(UserError, match=r"method\.threshold=\S+ gives to all layers") as raised:
+        spaces(settings=given, shares=shares)
+    told = float(str(raised.value).split("method.threshold=")[1].split()[0])
+    assert spaces(settings=replace(given, threshold=told), shares=shares).layers
+    with pytest.raises(UserError, match=f"method.threshold={told:g} "):
+        spaces(settings=replace(given, threshold=told * (0.9 if told > threshold else 1.1)), shares=shares)
+
+
+def test_where_no_threshold_works_a_refusal_says_so(spaces: Spaces) -> None:
+    with pytest.raises(UserError) as raised:
+        spaces(settings=replace(SETTINGS, threshold=0.3), shares=(0.33, 0.33))
+    [line] = raised.value.problems
+    assert "allowed: null shares of 0.33 to 0.33, which no threshold gives to all layers; or take" in line
+
+
+def test_what_is_left_unprotected_is_counted(spaces: Spaces, model: LlamaForCausalLM) -> None:
+    found = spaces("mlp")
+    protected = {layer: space for group, space in found.load().items() for layer in found.groups[group]}
+    inside, whole = 2 * 3 * 32 * 64, sum(parameter.numel() for parameter in model.parameters())
+    assert describe(model, protected)[0] == (
+        f"{inside / 1e6:.3f} M weights of 6 of 14 linear layers protected, {(whole - inside) / 1e6:.3f} M trained "
+        "unprotected, 0.000 M frozen"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "refused", "told", "allowed"),
+    [
+        ("qwen3_moe", {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "hidden_size": 64,
+                       "moe_intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2},
+         ["all-linear", "mlp", ["down_proj"]],
+         # Of a layer: gate and up, and down, of four experts, and the router.
+         [2 * (4 * 3 * 32 * 64 + 4 * 64), 2 * (4 * 3 * 32 * 64 + 4 * 64), 2 * 4 * 32 * 64], ["q_proj", "o_proj"]),
+        ("gpt2", {"n_layer": 1, "n_embd": 64, "n_head": 2}, ["all-linear", "mlp", ["c_fc"]],
+         [12 * 64 * 64, 8 * 64 * 64, 4 * 64 * 64], None),
+    ],
+    ids=["fused experts", "Conv1D"],
+)  # fmt: skip
+def test_matrices_that_are_no_linear_layers_are_not_passed_over(
+    kind: str, sizes: dict[str, int], refused: list[Modules], told: list[int], allowed: list[str] | None
+) -> None:
+    empty = empty_model(AutoConfig.for_model(kind, **sizes))
+    for modules, weights in zip(refused, told, strict=True):
+        with pytest.raises(UserError) as raised:
+            kept.chosen_groups(empty, modules)
+        [line] = raised.value.problems
+        assert f"as well, {weights / 1e6:.3g} M weights that are no torch.nn.Linear and would be unprotected" in line
+        assert line.endswith(f"here {'k_proj, o_proj, q_proj, v_proj' if allowed else 'none'}")
+    if allowed:
+        assert len(kept.chosen_groups(empty, allowed)) == 4
 
 
 def test_the_output_head_is_not_a_layer(model: LlamaForCausalLM) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ogpsa.nullspace.settings import Rule
-from ogpsa.nullspace.space import null_space, random_space
+from ogpsa.nullspace.space import fitting_thresholds, null_space, random_space
 
 EIGENVALUES = [0.0, 1e-6, 0.02, 0.07, 0.91, 99.0]
 
@@ -34,10 +34,17 @@ def moments(eigenvalues: list[float]) -> Tensor:
     ],
 )
 def test_directions_that_a_rule_takes(rule: Rule, threshold: float, dimension: int) -> None:
-    space, least = null_space(moments(EIGENVALUES), rule, threshold)
+    space, levels = null_space(moments(EIGENVALUES), rule, threshold)
     assert space.dimension == dimension and space.share == dimension / 6
     assert space.basis.shape[1] == min(dimension, 6 - dimension)
-    assert 0 <= least < threshold
+    assert levels[dimension - 1] <= threshold and all(level >= threshold for level in levels[dimension:])
+    # This share alone: between the level of the last null direction and the next one.
+    low, high = fitting_thresholds(levels, space.share, space.share)
+    assert low <= threshold <= high
+    assert low == levels[dimension - 1] and high == (levels[dimension] if dimension < 6 else 1)
+    assert fitting_thresholds(levels, 0, 1) == (0, 1)
+    low, high = fitting_thresholds(levels, 0.4, 0.45)
+    assert low == high
 
 
 @pytest.mark.parametrize("dimension", range(1, 6))

@@ -369,7 +369,7 @@ def test_no_reward_is_guessed_from_what_is_no_verdict(tmp_path: Path) -> None:
         for _ in range(2):
             assert scores(given, rollouts, tmp_path) == [None] * len(NO_VERDICT)
         assert len(server.requests) == 2 * len(NO_VERDICT)
-    assert [path.name for path in tmp_path.iterdir()] == ["reward.parts.guard.journal"]
+    assert [path.name for path in tmp_path.iterdir()] == ["reward.parts.guard.jsonl"]
 
 
 def test_a_fault_in_passing_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +397,7 @@ def resumed(
     with serve(script) as server:
         with pytest.raises(ends) as raised:
             scores(given(server), rollouts, tmp_path, **changes)
-        journal = Journal(tmp_path / "reward.journal", {"holds": "replies of judges"})
+        journal = Journal(tmp_path / "reward.jsonl", {"holds": "replies of judges"})
         kept = len(journal.pieces)
         journal.close(discard=False)
         assert 0 < kept < 6

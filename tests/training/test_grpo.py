@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer
@@ -19,16 +21,18 @@ from ogpsa.config import Config, Rollout
 from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
 from ogpsa.runs.run import Run
+from ogpsa.runs.stage_cache import StageCache
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
 from ogpsa.training.answers import IGNORED, answer_batch
 from ogpsa.training.grpo import RolloutTrainer
 from ogpsa.training.resume import CompletionCallback, newest_whole
-from ogpsa.training.trainer import build_trainer
+from ogpsa.training.trainer import StageGRPOTrainer, build_trainer
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import read_jsonl
-from tests.stage import train_alone
-from tests.tiny import tiny_model
+from ogpsa.utils.files import COMPLETE_FILE, find_damage, read_jsonl
+from tests.endpoint_server import EndpointServer, Reply, Request, serve
+from tests.stage import run_alone, train_alone
+from tests.tiny import save_tiny, tiny_model
 
 TOKENIZER = build_tokenizer(World(0).vocabulary())
 # 16 prompts in two generations an epoch, of two updates each: three epochs are 12 steps.
@@ -40,6 +44,7 @@ FEW = [
 # An update on the whole of each generation, so that it is measured where TRL logs what it penalises.
 KL = ["stage.beta=2.0", "stage.updates_per_generation=1", "stage.micro_batch_size=16"]
 OGPSA = ["method=ogpsa", "method.samples=6", "method.refresh_every=3"]
+NSPO = ["method=nspo", "method.samples=8"]
 Build = Callable[..., RolloutTrainer]
 
 
@@ -51,14 +56,14 @@ def lengths(rollouts: Sequence[Rollout]) -> list[float | None]:
 @pytest.fixture
 def build(small_config: Callable[..., Config], tmp_path: Path) -> Build:
     """``build(*overrides, reward=...)``: the stage's trainer as a run would make it, each in a folder of its own."""
-    numbers = itertools.count()
+    numbers, start = itertools.count(), save_tiny(tmp_path / "start", TOKENIZER, tie_word_embeddings=True)
 
     def built(*overrides: str, reward: Callable[[Sequence[Rollout]], list[float | None]] = lengths) -> RolloutTrainer:
         config = small_config(*FEW, *overrides)
-        model, output = tiny_model(TOKENIZER, tie_word_embeddings=True), tmp_path / f"checkpoints_{next(numbers)}"
-        trainer = build_trainer(
-            config, config.stages[0], model, TOKENIZER, load_data(config), output, scorer=reward
-        )  # fmt: skip
+        data, output = load_data(config), tmp_path / f"checkpoints_{next(numbers)}"
+        config.method.prepare(start, run_alone(config, data, tmp_path))
+        model = tiny_model(TOKENIZER, tie_word_embeddings=True)
+        trainer = build_trainer(config, config.stages[0], model, TOKENIZER, data, output, scorer=reward)
         assert isinstance(trainer, RolloutTrainer)
         return trainer
 
@@ -158,6 +163,12 @@ def test_the_gradient_of_replay_is_that_of_the_mean_over_the_rows_tokens(build: 
         pytest.param(4, OGPSA, marks=pytest.mark.slow),
         (6, OGPSA),
         pytest.param(6, ["method=replay"], marks=pytest.mark.slow),
+        pytest.param(6, [*NSPO, "method.variant=paper"], marks=pytest.mark.slow),
+        # Between two retractions, after the first and the fifth generation.
+        pytest.param(6, [*NSPO, "method.variant=code", "method.retract_every=4"], marks=pytest.mark.slow),
+        pytest.param(6, [*NSPO, "method.variant=exact"], marks=pytest.mark.slow),
+        # The control's spaces are drawn at each start.
+        pytest.param(6, [*NSPO, "method.variant=exact", "method.basis=random"], marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop: int, method: list[str]) -> None:
@@ -174,7 +185,8 @@ def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop:
     resumed.add_callback(CompletionCallback(resumed, checkpoint))
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert torch.equal(weights(resumed), whole)
-    for key in ("reward", "entropy"):
+    # The leak is measured from where the stage started.
+    for key in ("reward", "entropy", "projection/leak"):
         courses = [[entry[key] for entry in one.state.log_history if key in entry] for one in (unbroken, resumed)]
         assert courses[0] == courses[1]
 
@@ -304,11 +316,77 @@ def test_a_judge_that_does_not_answer_ends_a_run_before_anything_is_evaluated(
         run(config, tmp_path / "run", evaluate, judges=JUDGES)
 
 
+def killed_in_micro_batch(number: int, train: Callable[[], None]) -> None:
+    """Train until the completions of this session's micro-batch are rewarded, and end before it counts."""
+    numbers, step = itertools.count(1), StageGRPOTrainer.compute_loss
+
+    def compute_loss(*arguments: Any, **keywords: Any) -> Any:
+        if next(numbers) == number:
+            raise KeyboardInterrupt
+        return step(*arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageGRPOTrainer, "compute_loss", compute_loss)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+
+
+@pytest.mark.slow
+def test_a_judge_is_asked_nothing_twice_and_what_it_said_stays_with_the_stage(
+    small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    def verdict(request: Request, before: int) -> Reply:
+        return Reply("safe" if len(request.text) % 3 else "unsafe\nS2", tokens=(len(request.text), 2))
+
+    def asked(server: EndpointServer) -> list[str]:
+        return sorted(request.text for request in server.requests)
+
+    start = save_tiny(tmp_path / "start", TOKENIZER, tie_word_embeddings=True)
+    broken, whole, linked = (tmp_path / name for name in ("broken", "whole", "linked"))
+    with serve(verdict) as server, serve(verdict) as undisturbed:
+
+        def train(folder: Path, judge: EndpointServer = server) -> None:
+            given = ["method=baseline", "reward=llama_guard", f"reward.endpoint.base_url={judge.url}"]
+            config = small_config(*FEW, *given, "stage.epochs=1")
+            key = "undisturbed" if judge is undisturbed else "key"
+            with StageCache(tmp_path / "store").shared(key, folder, COMPLETE_FILE, lambda: None):
+                train_alone(config, load_data(config), start, folder, judges=JUDGES)
+
+        train(whole, undisturbed)
+        # Before the first checkpoint, and behind one, whose next generation is rewarded but not yet learned from.
+        killed_in_micro_batch(2, lambda: train(broken))
+        killed_in_micro_batch(6, lambda: train(broken))
+        assert newest_whole(broken / "checkpoints") == broken / "checkpoints" / "checkpoint-2"
+        train(broken)
+        questions = asked(undisturbed)
+        assert asked(server) == questions and len(set(questions)) == len(questions)
+        weights = [load_file(folder / "model.safetensors") for folder in (whole, broken)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+        kept = broken / "rewards" / "reward.jsonl"
+        lines = [line for one in read_jsonl(kept)[1:] for [line] in one.values()]
+        texts = ["\n".join(message["content"] for message in line["asked"]) for line in lines]
+        assert sorted(texts) == questions
+        assert [(line["tokens_in"], line["tokens_out"]) for line in lines] == [(len(text), 2) for text in texts]
+        assert {line["text"] for line in lines} == {"safe", "unsafe\nS2"}
+        # Runs that take the stage from the store have it as well.
+        train(linked)
+        assert (linked / "rewards" / "reward.jsonl").read_bytes() == kept.read_bytes()
+        # Trained again from nothing but what was paid for.
+        shutil.rmtree(tmp_path / "store")
+        for path in broken.iterdir():
+            if path.name != "rewards":
+                path.unlink()
+        train(broken)
+        assert asked(server) == questions and find_damage(broken, contents=True) is None
+        kept.write_bytes(kept.read_bytes()[:-1] + b" ")
+        assert find_damage(broken, contents=True) == "rewards/reward.jsonl has other content than was written"
+
+
 def nspo_history(small_config: Callable[..., Config], place: Path, *overrides: str) -> list[dict[str, float]]:
     """What a stage under NSPO logs."""
-    config = small_config(*FEW, "method=nspo", "method.samples=8", *overrides)
-    tiny_model(TOKENIZER, tie_word_embeddings=True).save_pretrained(place / "start")
-    TOKENIZER.save_pretrained(place / "start")
+    config = small_config(*FEW, *NSPO, *overrides)
+    save_tiny(place / "start", TOKENIZER, tie_word_embeddings=True)
     train_alone(config, load_data(config), place / "start", place / "stage")
     return read_jsonl(place / "stage" / "history.jsonl")
 

@@ -250,6 +250,7 @@ def test_requests_under_way_all_find_out_for_themselves() -> None:
         (Reply("half a", finish_reason="length"), Completion("half a", "length")),
         (Reply(None, refusal="I will not."), Completion("I will not.", "refusal")),
         (Reply(None), Completion("", "stop")),
+        (Reply("seven tokens", tokens=(7, 2)), Completion("seven tokens", "stop", tokens_in=7, tokens_out=2)),
         (Reply("", finish_reason="content_filter"), Completion("", "content_filter")),
         (
             Reply(status=400, body=json.dumps({"error": {"message": "no", "code": "content_filter"}}).encode()),
