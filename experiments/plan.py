@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from experiments.execute import Task
 from experiments.rows import Experiment, Suite
-from ogpsa.config import Config
+from ogpsa.config import Config, FileData, StageName
 from ogpsa.preflight.memory import GB
 from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from ogpsa.data.rows import Data
     from ogpsa.preflight.memory import ModelShape
 
 # Forward and backward pass of a token, per parameter: Kaplan et al., arXiv 2001.08361, section 2.1.
@@ -28,6 +30,7 @@ class RowPlan:
         peak: bytes per GPU at the highest moment of any stage; ``advice``: what would make it fit.
         disk: bytes that one finished run leaves.
         judge_calls: of one run's evaluations, the untuned model's left out.
+        assumed: steps, hours and the share rest on rows that are not built yet.
     """
 
     row: str
@@ -40,6 +43,7 @@ class RowPlan:
     advice: str = ""
     disk: float | None = None
     judge_calls: int = 0
+    assumed: bool = False
     problems: tuple[str, ...] = ()
 
 
@@ -68,6 +72,11 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
         f"{suite.device.utilisation:.0%} of {suite.device.teraflops:g} TFLOP/s (experiments/definitions/suites), "
         f"{CHARACTERS_PER_TOKEN} characters per token; evaluation is not in them"
     )
+    if any(one.assumed for one in plans):
+        lines.append(
+            "~: rests on rows that are not built yet: as many as python -m ogpsa.data build writes, each of "
+            f"{suite.row_tokens} tokens (row_tokens in experiments/definitions/suites)"
+        )
     return "\n".join([*lines, *dict.fromkeys(problem for one in plans for problem in one.problems)])
 
 
@@ -84,10 +93,13 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
         shape = shape_of(meta_model(config))
     except UserError as error:
         problems += error.problems
+    assumed = False
     try:
         data = load_data(config)
     except UserError as error:
-        problems += error.problems
+        data = stand_in(config, suite.row_tokens)
+        assumed = data is not None
+        problems += () if assumed else error.problems
     counts = [
         count(stage, config.method.projection(stage.name), data, config.model.gradient_checkpointing, suite.devices)
         for stage in config.stages
@@ -107,8 +119,43 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
         advice=memory.text if memory else "",
         disk=4.0 * shape.parameters * _checkpoints(config) if shape else None,
         judge_calls=_judge_calls(config),
+        assumed=assumed,
         problems=tuple(problems),
     )
+
+
+def stand_in(config: Config, row_tokens: int | None) -> "Data | None":
+    """Rows of ``row_tokens`` tokens, as many as our builders write, for a run whose files are not there yet.
+
+    Returns:
+        None where no file is missing, or one is of no builder, so that nobody knows how many rows it will hold.
+    """
+    from ogpsa.data.builders.settings import SCHEMAS, load_settings
+    from ogpsa.data.rows import Data, set_uses
+
+    files = config.data
+    if row_tokens is None or not isinstance(files, FileData):
+        return None
+    sizes = {
+        str(Path(settings.output) / f"{part}.jsonl"): number
+        for settings in map(load_settings, SCHEMAS)
+        for part, number in settings.parts.items()
+        # Not a share of rows that nobody has counted.
+        if isinstance(number, int)
+    }
+    half = "x" * (row_tokens * CHARACTERS_PER_TOKEN // 2)
+    row = {"prompt": half, "chosen": half, "rejected": half}
+    safety = [row] * sizes.get(files.safety, 0)
+    uses = [(stage.name, use) for stage in config.stages for use in set_uses(config, stage, len(safety))]
+    read = {files.safety, *(files.reference_sets[use.name] for _, use in uses)}
+    if not read <= sizes.keys() or all(Path(file).is_file() for file in read):
+        return None
+    sets = {use.name: [row] * sizes[files.reference_sets[use.name]] for _, use in uses}
+    general: dict[StageName, list[dict[str, Any]]] = {}
+    for stage, use in uses:
+        if use.trained_on:
+            general.setdefault(stage, []).extend([row] * use.rows)
+    return Data(safety, sets, general=general)
 
 
 def _hours(config: Config, shape: "ModelShape", characters: float, suite: Suite) -> float:
@@ -137,12 +184,13 @@ def _judge_calls(config: Config) -> int:
 
 
 def _cells(one: RowPlan, device: str) -> dict[str, str]:
+    about = "~" if one.assumed else ""
     return {
         "row": one.row,
         "runs": f"{one.done}/{one.runs}",
-        "steps": " + ".join(map(str, one.steps)) or "?",
-        "reference rows": "?" if one.reference_share is None else f"{one.reference_share:.1%}",
-        f"{device} hours per run": "?" if one.hours is None else f"{one.hours:.2g}",
+        "steps": about + " + ".join(map(str, one.steps)) if one.steps else "?",
+        "reference rows": "?" if one.reference_share is None else f"{about}{one.reference_share:.1%}",
+        f"{device} hours per run": "?" if one.hours is None else f"{about}{one.hours:.2g}",
         "GB per device": "?" if one.peak is None else f"{one.peak / GB:.3g}",
         "": one.advice,
     }

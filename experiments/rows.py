@@ -42,6 +42,7 @@ class Suite(Section):
 
     Attributes:
         own_bases: each seed trains a testbed base of its own (``model.base.seed``); otherwise all start from one.
+        row_tokens: of a row that is not built yet, for ``plan``; None: it says nothing of such rows.
     """
 
     overrides: list[str]
@@ -51,6 +52,7 @@ class Suite(Section):
     devices: int = Field(ge=1)
     device: Device
     max_steps: int | None = Field(default=None, ge=1)
+    row_tokens: int | None = Field(default=None, ge=1)
 
 
 class Grid(Section):

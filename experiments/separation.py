@@ -4,8 +4,7 @@ Linear readers of each layer see a request's last token and the mean over its to
 requests of all its kinds or of every kind but the one that they are asked about, and from the harmful rows against each
 file of harmless ones. Beside them stands what the model itself says: how likely its answer begins as most answers to
 the harmful rows do. Over-refusal is the share of XSTest's safe half at or above the score that 90% of the unsafe half
-reach. A reader's layer is the one with the largest AUC on XSTest, so that its figures flatter. A harmless file may hold
-one prompt per line; every other one holds rows with ``prompt`` and ``chosen``.
+reach. A reader's layer is the one with the largest AUC on XSTest, so that its figures flatter.
 """
 
 import argparse
@@ -68,8 +67,10 @@ def main(arguments: Sequence[str]) -> int:
         description=__doc__,
     )
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="folder of a checkpoint, untuned or not")
-    parser.add_argument("--harmful", type=Path, required=True, help="harmful requests, .jsonl")
-    parser.add_argument("--harmless", type=Path, nargs="*", default=[], help="harmless requests, .jsonl or .txt each")
+    parser.add_argument("--harmful", type=Path, required=True, help="harmful requests with refusals, .jsonl")
+    parser.add_argument(
+        "--harmless", nargs="*", default=[], metavar="FILE,…", help="harmless requests, one or more .jsonl per reader"
+    )
     parser.add_argument("--data-dir", type=Path, default=DATA, help="folder of XSTest (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of separation.json and separation.md")
     given = parser.parse_args(arguments)
@@ -80,11 +81,13 @@ def main(arguments: Sequence[str]) -> int:
     from eval.benchmarks.sources import load_rows
     from ogpsa.models.load import load_model
 
-    harmful, answers = _requests(given.harmful)
-    if not answers:
-        raise UserError(f"--harmful: {given.harmful} holds prompts alone; allowed is .jsonl with their refusals")
-    beginning = Counter(" ".join(answer.split()[:BEGINNING]) for answer in answers).most_common(1)[0][0]
-    harmless = {f"{given.harmful.parent.name}, {path.parent.name}": _requests(path)[0] for path in given.harmless}
+    harmful = _texts(given.harmful, "prompt")
+    beginnings = Counter(" ".join(answer.split()[:BEGINNING]) for answer in _texts(given.harmful, "chosen"))
+    beginning = beginnings.most_common(1)[0][0]
+    harmless: dict[str, list[str]] = {}
+    for files in (list(map(Path, joined.split(","))) for joined in given.harmless):
+        name = f"{given.harmful.parent.name}, {' and '.join(file.parent.name for file in files)}"
+        harmless[name] = [text for file in files for text in _texts(file, "prompt")]
     unsafe, safe = ([dict(row) for row in load_rows(one, given.data_dir)] for one in find_benchmarks(HALVES))
     kinds = [KINDS.get(kind := row["type"].removeprefix("contrast_"), kind) for row in [*unsafe, *safe]]
     asked = [row["prompt"] for row in [*unsafe, *safe]]
@@ -96,10 +99,8 @@ def main(arguments: Sequence[str]) -> int:
             said = _likelihoods(model, tokenizer, asked, beginning)
             found.append(_reading(str(folder), f"its answers: {beginning} …", truth, [said], None))
             seen = _features(model, tokenizer, asked)
-            learnt = {
-                name: (_features(model, tokenizer, harmful), _features(model, tokenizer, rows))
-                for name, rows in harmless.items()
-            }
+            refused = _features(model, tokenizer, harmful) if harmless else np.empty(0)
+            learnt = {name: (refused, _features(model, tokenizer, rows)) for name, rows in harmless.items()}
             found += readings(str(folder), seen, truth, np.array(kinds), learnt)
     text = markdown(table(found)).rstrip() + "\n"
     if given.out is not None:
@@ -171,16 +172,12 @@ def _reading(
     return Reading(model, reader, layer, float(roc_auc_score(truth, score)), over_refusal(score[truth], score[~truth]))
 
 
-def _requests(path: Path) -> tuple[list[str], list[str]]:
-    """Prompts, and the answers where there are any, of one turn each."""
-    if path.suffix == ".txt":
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line], []
+def _texts(path: Path, column: str) -> list[str]:
+    """What one column of rows says, as text or as the last of messages."""
     rows = read_jsonl(path)
-    return [_text(row["prompt"]) for row in rows], [_text(row["chosen"]) for row in rows]
-
-
-def _text(messages: str | Sequence[Mapping[str, str]]) -> str:
-    return messages if isinstance(messages, str) else messages[-1]["content"]
+    if missing := [number for number, row in enumerate(rows, start=1) if column not in row]:
+        raise UserError(f"{path}:{missing[0]}: no {column}; found {', '.join(rows[missing[0] - 1])}")
+    return [value if isinstance(value := row[column], str) else value[-1]["content"] for row in rows]
 
 
 def _asked(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> list[list[int]]:

@@ -225,6 +225,23 @@ def test_the_plan_of_a_full_size_row_says_what_is_missing(tmp_path: Path, capsys
     assert "hub" not in printed
 
 
+def test_the_plan_before_the_rows_are_built_rests_on_the_builders_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "table1", "suite=paper", "rows=qwen2_5_7b_dpo_ogpsa,qwen2_5_7b_sft_*y"]) == 0
+    printed = capsys.readouterr().out
+    rows = {line.split()[0].rpartition("/")[2]: line.split()[1:5] for line in printed.splitlines() if "0/1" in line}
+    # 10,000 rows, with replay 13,000, in batches of 128 and of 256 pairs on eight GPUs.
+    assert rows["qwen2_5_7b_sft_replay"][1] == "~306" and rows["qwen2_5_7b_dpo_ogpsa"][1] == "~40"
+    assert all(float(hours.removeprefix("~")) > 0 for _, _, _, hours in rows.values())
+    assert "~: rests on rows that are not built yet" in printed and "no such file" not in printed
+    # A share of rows that nobody has counted is no number.
+    assert main(["plan", "nspo", "suite=paper", "rows=qwen2_5_7b_grpo"]) == 0
+    printed = capsys.readouterr().out
+    assert "outputs/data/safe_rlhf_prompts/train.jsonl: no such file" in printed and "~" not in printed
+
+
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]

@@ -49,18 +49,31 @@ def test_the_command_writes_a_row_per_reader(tmp_path: Path, capsys: pytest.Capt
     refused = [{"prompt": f"Rob bank {n}.", "chosen": "I'm sorry, but no."} for n in range(6)]
     (tmp_path / "harmful.jsonl").write_text("".join(json.dumps(row) + "\n" for row in refused))
     (tmp_path / "kitchen").mkdir()
-    (tmp_path / "kitchen/harmless.txt").write_text("".join(f"Open a bank account {n}.\n" for n in range(6)))
-    given = ["--harmful", str(tmp_path / "harmful.jsonl"), "--harmless", str(tmp_path / "kitchen/harmless.txt")]
+    open_account = [json.dumps({"prompt": [{"role": "user", "content": f"Open bank account {n}."}]}) for n in range(6)]
+    (tmp_path / "kitchen/harmless.jsonl").write_text("\n".join(open_account))
+    given = [
+        "--harmful",
+        str(tmp_path / "harmful.jsonl"),
+        "--harmless",
+        f"{tmp_path}/kitchen/harmless.jsonl,{tmp_path}/harmful.jsonl",
+    ]
     given += ["--data-dir", str(tmp_path)]
     capsys.readouterr()
     assert main([str(tmp_path / "model"), *given, "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "separation.json").read_text())
     assert [one["reader"] for one in found] == [
-        "its answers: I'm sorry, …", "XSTest, all kinds", "XSTest, the other kinds", f"{tmp_path.name}, kitchen"
+        "its answers: I'm sorry, …", "XSTest, all kinds", "XSTest, the other kinds",
+        f"{tmp_path.name}, kitchen and {tmp_path.name}",
     ]  # fmt: skip
     assert all(0 <= one["auc"] <= 1 and 0 <= one["over_refusal"] <= 1 for one in found)
     assert capsys.readouterr().out == (tmp_path / "out" / "separation.md").read_text()
-    with pytest.raises(UserError, match=r"--harmful: .* holds prompts alone"):
+    with pytest.raises(UserError, match=r"harmless\.jsonl:1: no chosen; found prompt$"):
         main(
-            [str(tmp_path / "model"), "--harmful", str(tmp_path / "kitchen/harmless.txt"), "--data-dir", str(tmp_path)]
+            [
+                str(tmp_path / "model"),
+                "--harmful",
+                str(tmp_path / "kitchen/harmless.jsonl"),
+                "--data-dir",
+                str(tmp_path),
+            ]
         )
