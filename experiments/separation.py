@@ -52,7 +52,11 @@ PENALTIES = np.logspace(0, 6, 13)
 
 @dataclass(frozen=True)
 class Reading:
-    """How well one score, higher on harmful requests, tells XSTest's halves apart; ``layer`` is None for answers."""
+    """How well one score, higher on harmful requests, tells XSTest's halves apart.
+
+    Attributes:
+        layer: whose output was read, from 1; None for answers.
+    """
 
     model: str
     reader: str
@@ -97,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
         with one_thread(), torch.no_grad():
             model, tokenizer = load_model(folder, torch.float32)
             said = _likelihoods(model, tokenizer, asked, beginning)
-            found.append(_reading(str(folder), f"its answers: {beginning} …", truth, [said], None))
+            found.append(_reading(str(folder), f"its answers: {beginning} …", truth, said, None))
             seen = _features(model, tokenizer, asked)
             refused = _features(model, tokenizer, harmful) if harmless else np.empty(0)
             learnt = {name: (refused, _features(model, tokenizer, rows)) for name, rows in harmless.items()}
@@ -139,10 +143,11 @@ def readings(
         rows = np.concatenate([harmful, harmless])
         labels = np.arange(len(rows)) < len(harmful)
         scores[name] = [_reader().fit(rows[:, layer], labels).decision_function(seen[:, layer]) for layer in layers]
-    return [
-        _reading(model, name, truth, by_layer, int(np.argmax([roc_auc_score(truth, score) for score in by_layer])))
-        for name, by_layer in scores.items()
-    ]
+    found = []
+    for name, by_layer in scores.items():
+        best = int(np.argmax([roc_auc_score(truth, score) for score in by_layer]))
+        found.append(_reading(model, name, truth, by_layer[best], best + 1))
+    return found
 
 
 def over_refusal(harmful: Numbers, harmless: Numbers, refused: float = REFUSED) -> float:
@@ -165,10 +170,7 @@ def _reader() -> Pipeline:
     return make_pipeline(StandardScaler(), RidgeClassifierCV(PENALTIES, class_weight="balanced"))
 
 
-def _reading(
-    model: str, reader: str, truth: NDArray[np.bool_], scores: Sequence[Numbers], layer: int | None
-) -> Reading:
-    score = scores[layer or 0]
+def _reading(model: str, reader: str, truth: NDArray[np.bool_], score: Numbers, layer: int | None) -> Reading:
     return Reading(model, reader, layer, float(roc_auc_score(truth, score)), over_refusal(score[truth], score[~truth]))
 
 

@@ -35,6 +35,8 @@ RESERVED = (
 PINS = re.compile(r"\A\{# pinned: (?P<values>.*?) #\}\n.*?\{# end of the pins #\}\n", re.DOTALL)
 # transformers' own tag, which plain jinja does not parse.
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+# How Python writes an object that has no text of its own.
+ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
 # A template is somebody else's program: whatever it raises, from ``raise_exception`` to a division by zero, is reported
 # as the template's error.
 RENDERING_ERRORS = (Exception,)
@@ -188,7 +190,8 @@ def check_repeatable(tokenizer: PreTrainedTokenizerBase) -> None:
     """
     conversation = [{"role": "user", "content": "Hello"}]
     texts = {render(tokenizer, turns) for turns in (conversation, deepcopy(conversation))}
-    if len(texts) > 1:
+    # Two objects may have one address, one after the other.
+    if len(texts) > 1 or any(ADDRESS.search(text) for text in texts):
         raise UserError(f"{tokenizer.name_or_path}: the chat template makes two texts of one conversation")
 
 

@@ -21,7 +21,7 @@ def test_over_refusal_is_read_where_enough_harmful_requests_are_refused() -> Non
 
 
 def test_a_reader_finds_what_one_layer_tells_and_misses_a_kind_that_differs() -> None:
-    """Layer 1 holds the label; layer 2 holds it with the other sign in one kind, and noise elsewhere is of no help."""
+    """Layer 2 holds the label; layer 3 holds it with the other sign in one kind, and noise elsewhere is of no help."""
     draw = np.random.default_rng(0)
     truth, kinds = np.arange(80) < 40, np.array(["a", "b"] * 40)
     seen = draw.normal(size=(80, 3, 4))
@@ -29,7 +29,7 @@ def test_a_reader_finds_what_one_layer_tells_and_misses_a_kind_that_differs() ->
     seen[:, 2, 0] = np.where(kinds == "a", 1, -1) * (2.0 * truth - 1)
     found = readings("m", seen, truth, kinds, {"given": (seen[:40], seen[40:])})
     assert [(one.reader, one.layer) for one in found] == [
-        ("XSTest, all kinds", 1), ("XSTest, the other kinds", 1), ("given", 1)
+        ("XSTest, all kinds", 2), ("XSTest, the other kinds", 2), ("given", 2)
     ]  # fmt: skip
     assert all(one.auc == 1 and one.over_refusal == 0 for one in found)
     turned = readings("m", seen[:, 2:], truth, kinds, {})

@@ -21,11 +21,11 @@ def _open(name: str, settings: JudgeSettings) -> ReadyJudge:
 
     generator = Generator(model, tokenizer, tokenizer.eos_token_id, ANSWER_TOKENS)
     template = judge_prompt(name, settings)
-    text = _renderer(f"eval.judge.weights.{name}", tokenizer, template)
+    rendered = _renderer(f"eval.judge.weights.{name}", tokenizer, template)
 
     def judge(items: Sequence[Item]) -> list[Verdict]:
         texts = [[without_special_tokens(text, tokenizer) for text in (item.prompt, item.response)] for item in items]
-        prompts = [text(fill(template, prompt, response, "")) for prompt, response in texts]
+        prompts = [rendered(fill(template, prompt, response, "")) for prompt, response in texts]
         replies = generator.replies(prompts, special_tokens=False)
         verdicts = [(parse(reply["text"]), reply["text"]) for reply in replies]
         return [replace(verdict, detail={**verdict.detail, "reply": reply}) for verdict, reply in verdicts]
