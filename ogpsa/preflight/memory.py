@@ -49,6 +49,7 @@ class ModelShape:
     """Sizes of a decoder, in elements.
 
     Attributes:
+        elements: of parameters and buffers.
         trained: parameters that are trained; ``trained_head``: whether the output head is among them.
         largest: the largest trained tensor; ``paged``: trained elements in tensors large enough for paged moments.
         head: the output head.
@@ -58,6 +59,7 @@ class ModelShape:
     """
 
     parameters: int
+    elements: int
     trained: int
     block: int
     matrices: int
@@ -74,6 +76,11 @@ class ModelShape:
     key_value_heads: int
     head_dim: int
     vocabulary: int
+
+    @property
+    def merging(self) -> float:
+        """Bytes of host memory in which adapters are merged: the model and all that they hold of it, in fp32."""
+        return 4 * self.elements
 
     @property
     def input_pairs(self) -> int:
@@ -412,6 +419,7 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None, magnitudes: i
     heads, hidden, layers = facts["num_attention_heads"], facts["hidden_size"], facts["num_hidden_layers"]
     return ModelShape(
         parameters=sum(p.numel() for p in parameters.values()),
+        elements=sum(tensor.numel() for tensor in (*parameters.values(), *model.buffers())),
         trained=sum(p.numel() for p in trained),
         trained_head=head.requires_grad,
         largest=max(p.numel() for p in trained),

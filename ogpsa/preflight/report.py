@@ -143,6 +143,11 @@ def _stage_report(
         lines.append(
             f"reward: {own.judge_bytes / GB:.3g} GB of judges' weights on the main process's GPU, among the weights"
         )
+    if config.method.trains_adapters:
+        lines.append(
+            f"merge: {shape.merging / GB:.3g} GB of the main process's host memory after the stage, for its start in "
+            "fp32 with the adapters"
+        )
     lines.append(
         f"GB per GPU, {processes} process{'es' if processes > 1 else ''}, micro-batches of {stage.micro_batch_size} "
         f"{'pairs' if own.pairs else 'rows'} of {stage.max_length} tokens:"

@@ -1,15 +1,17 @@
 """The pre-flight: what must hold of its figures exactly, and the real trainer and real peaks it is held against."""
 
 import json
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import huggingface_hub.constants
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from benchmarks.architectures import ARCHITECTURES, Architecture
@@ -18,6 +20,7 @@ from eval.judging.reward import JUDGES
 from ogpsa.app.compose import CONF, compose_config
 from ogpsa.config import NO_JUDGES, Config, TestbedData
 from ogpsa.data.rows import Data, load_data
+from ogpsa.models.adapters import dequantized
 from ogpsa.models.load import load_model
 from ogpsa.preflight.memory import BASIS_BYTES, GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
 from ogpsa.preflight.report import count, fit, meta_model, report, stage_setup, stage_shapes, told_memory
@@ -201,6 +204,42 @@ def test_paged_and_offloaded_tensors_count_on_the_host(qwen: ModelShape) -> None
     # Of the inputs of 28 blocks six are on the device.
     assert offloaded.host == 22 * 4 * 3584 * 4 * 2048
     assert offloaded.activations < kept.activations
+
+
+@pytest.mark.parametrize("method", ["lora", "osf"])
+def test_merging_takes_the_host_memory_that_is_said(
+    method: str, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = small_config("stage=sft", f"method={method}")
+    start, (_, shape) = ensure_base(config), stage_shapes(config, "sft")
+    model, _ = load_model(start, torch.float32)
+    adapter = config.method.adapter(model, "sft")
+    assert adapter is not None
+    get_peft_model(model, adapter).save_pretrained(str(tmp_path))
+    adapted = PeftModel.from_pretrained(load_model(start, torch.float32)[0], tmp_path)
+    assert shape.merging == sum(tensor.nbytes for tensor in (*adapted.parameters(), *adapted.buffers()))
+    said = f"merge: {shape.merging / GB:.3g} GB of the main process's host memory"
+    assert said in report(config, load_data(config))
+    assert "merge:" not in report(small_config("method=baseline"), load_data(config))
+
+
+def test_merging_with_4_bits_unpacks_one_matrix_at_a_time(small_config: Callable[..., Config]) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
+    config = small_config("stage=sft", "method=lora", "method.lora_quantize=nf4")
+    model, _ = load_model(ensure_base(config), torch.float32, nf4_compute=torch.float32)
+    adapter = config.method.adapter(model, "sft")
+    assert adapter is not None
+    trained = cast(PeftModel, get_peft_model(model, adapter))
+    unpacked = list(dequantized(trained))
+    assert len(unpacked) == 7 * model.config.num_hidden_layers
+    largest = max(weight.nbytes for _, weight in unpacked)
+
+    def unpack() -> None:
+        deque(dequantized(trained), maxlen=0)
+
+    peak = peak_bytes(unpack, torch.device("cpu"))
+    # With the scales that are unpacked for it, and the last one until the next is there.
+    assert largest <= peak <= 3 * largest
 
 
 # 139 GiB, and what the smallest cards sold as 24 and 48 GB hold.
