@@ -20,10 +20,11 @@ from eval.judging.reward import JUDGES
 from ogpsa.app.compose import CONF, compose_config
 from ogpsa.config import NO_JUDGES, Config, TestbedData
 from ogpsa.data.rows import Data, load_data
+from ogpsa.distributed.launch import launch_problems
 from ogpsa.models.adapters import dequantized
 from ogpsa.models.load import load_model
-from ogpsa.preflight.memory import BASIS_BYTES, GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
-from ogpsa.preflight.report import count, fit, meta_model, report, stage_setup, stage_shapes, told_memory
+from ogpsa.preflight.memory import BASIS_BYTES, GB, Mode, ModelShape, Setup, estimate, shape_of
+from ogpsa.preflight.report import count, fit, meta_model, remedies, report, stage_setup, stage_shapes, told_memory
 from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.testbed.tokenizer import build_tokenizer
@@ -135,21 +136,67 @@ def test_the_peak_is_the_highest_moment(qwen: ModelShape) -> None:
         assert found.peak > found.weights + found.gradients + found.optimizer
 
 
-def test_remedies_by_what_they_save(qwen: ModelShape) -> None:
-    memory = 140e9
-    found = remedies(qwen, SETUP, "stage", memory, 128)
-    peaks = [changed.peak for _, changed in found]
-    assert peaks == sorted(peaks) and max(peaks) < estimate(qwen, SETUP).peak
-    names = [change for change, _ in found]
-    assert {"method.basis_dtype=int8", "stage.optimizer=adamw_8bit"} <= set(names)
+def suggested(config: Config, memory: float, processes: int = 1) -> dict[str, float]:
+    """What to type against a first stage that does not fit, and the peak with it."""
+    stage = config.stages[0]
+    shape = stage_shapes(config, stage.name)[1]
+    return {words: found.peak for words, found in remedies(config, stage, shape, processes, memory)}
+
+
+SEVEN = ["model=qwen2_5_7b", "data=files", "data.safety=rows.jsonl"]
+PAPER = [*SEVEN, "stage=sft", "method=ogpsa", "+data.reference_sets={helpfulness: a.jsonl, truthfulness: b.jsonl}"]
+
+
+def test_remedies_by_what_they_save() -> None:
+    config = compose_config(PAPER)
+    now = fit(config, 1, 140, NO_JUDGES).peak
+    found = suggested(config, 140e9)
+    assert list(found.values()) == sorted(found.values()) and max(found.values()) < now
+    assert {"method.basis_dtype=int8", "stage.optimizer=adamw_8bit"} <= found.keys()
     # The one is on; the other does nothing for the optimizer's step, which is the peak.
-    assert not {"model.gradient_checkpointing=true", "stage.micro_batch_size=1"} & set(names)
-    without = replace(SETUP, optimizer="sgd", checkpointing=False)
-    best, _ = remedies(qwen, without, "stage", memory, 128)[0]
+    assert not {"model.gradient_checkpointing=true", "stage.micro_batch_size=1"} & found.keys()
+    spread = [peak for words, peak in found.items() if words.startswith("distributed=")]
+    assert len(spread) == 2 and max(spread) <= 140e9
+    found = suggested(compose_config([*PAPER, "stage.optimizer=sgd", "model.gradient_checkpointing=false"]), 140e9)
+    best = next(iter(found))
     assert best == "model.gradient_checkpointing=true" or best.startswith("distributed=")
-    assert "stage.micro_batch_size=1" in [change for change, _ in remedies(qwen, without, "stage", memory, 128)]
-    spread = {change: changed for change, changed in found if change.startswith("distributed=")}
-    assert len(spread) == 2 and all(changed.peak <= memory for changed in spread.values())
+    assert "stage.micro_batch_size=1" in found
+
+
+def test_what_cannot_be_sharded_is_given_up_for_it() -> None:
+    whole = compose_config(["+experiment=one_card/qwen2_5_7b", "model.activation_offload=true"])
+    given_up = "stage.sft.optimizer=adamw stage.dpo.optimizer=adamw model.activation_offload=false"
+    assert f"distributed=fsdp2 with 4 processes, {given_up}" in suggested(whole, 80e9)
+    quantized = compose_config(["+experiment=one_card/qwen2_5_7b_24gb"])
+    assert "distributed=fsdp2 with 16 processes, method.lora_quantize=null" in suggested(quantized, 10e9)
+
+
+# A stage or two in a mode, where at least one saving or mode is refused.
+REFUSING = [
+    ["stage=sft_dpo", "stage.sft.micro_batch_size=4", "stage.dpo.micro_batch_size=8", "stage.dpo.optimizer=adamw_8bit"],
+    ["stage=grpo", "reward=refusal_rules", "distributed=fsdp2", "stage.micro_batch_size=16"],
+    ["stage=sft", "stage.keep=best", "stage.eval_every=1", "distributed=ddp", "stage.micro_batch_size=4"],
+]
+METHODS = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("lora", "osf"))) for name in METHODS]
+)
+def test_remedies_are_accepted_by_every_method(method: str) -> None:
+    for words in REFUSING:
+        given = [f"method={method}", *words, "model.gradient_checkpointing=true"]
+        try:
+            config = compose_config(given)
+        except UserError:
+            # The method has no such stage or mode.
+            continue
+        count = 1 if config.distributed.name == "single" else 2
+        for remedy in suggested(config, 1.0, count):
+            typed = remedy.replace(" with ", " distributed.processes=").replace(" processes", "").replace(",", "")
+            changed = compose_config([*given, *typed.split()])
+            problems = launch_problems(changed, changed.distributed.processes or count)
+            assert [line for line in problems if "not installed" not in line] == [], remedy
 
 
 def test_adapters_are_what_peft_makes(small_config: Callable[..., Config], tmp_path: Path) -> None:
