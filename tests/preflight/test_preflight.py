@@ -294,12 +294,16 @@ CARDS = {"qwen2_5_7b": 149, "qwen2_5_7b_24gb": 24, "qwen2_5_7b_48gb": 48}
 
 
 @pytest.mark.parametrize("preset", sorted(file.stem for file in (CONF / "experiment" / "one_card").glob("*.yaml")))
-def test_the_presets_for_one_card_fit(preset: str) -> None:
+def test_the_presets_for_one_card_fit_it_and_no_smaller_one(preset: str) -> None:
     config = compose_config([f"+experiment=one_card/{preset}"])
     found = fit(config, 1, CARDS[preset], NO_JUDGES)
     assert (found.fits, found.text) == (True, "fits")
     # With a tenth of room for what is not counted, as the context of CUDA.
     assert found.peak < 0.9 * CARDS[preset] * GB
+    smaller = [card for card in CARDS.values() if card < CARDS[preset]]
+    assert not smaller or not fit(config, 1, max(smaller), NO_JUDGES).fits
+    described = (CONF / "experiment" / "one_card" / f"{preset}.yaml").read_text()
+    assert f"it prints what it takes: {found.peak / GB:.0f} GB." in described
 
 
 def test_the_testbed_base_is_known_before_it_is_trained(small_config: Callable[..., Config]) -> None:
