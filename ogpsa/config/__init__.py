@@ -21,6 +21,7 @@ from ogpsa.config.method import (
     stage_value,
 )
 from ogpsa.config.model import BaseTraining, Model
+from ogpsa.config.problems import config_problems
 from ogpsa.config.reward import NO_JUDGES, Judges, Reward, RewardServices, Rollout, Scorer
 from ogpsa.config.run import Config
 from ogpsa.config.section import PathText, Section
@@ -31,7 +32,7 @@ __all__ = [
     "NO_JUDGES", "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed", "EndpointSettings",
     "Evaluation", "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Judges", "Method", "Model",
     "ModelEndpoint", "OneStage", "PathText", "Quantization", "Reward", "RewardServices", "Rollout", "SFTSettings",
-    "Scorer", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker", "describe", "identity_key",
-    "identity_name", "identity_of", "is_inert", "missing_stage_values", "mixed_in", "sample_problems",
-    "set_name_problems", "stage_value", "without_inert",
+    "Scorer", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker", "config_problems",
+    "describe", "identity_key", "identity_name", "identity_of", "is_inert", "missing_stage_values", "mixed_in",
+    "sample_problems", "set_name_problems", "stage_value", "without_inert",
 ]  # fmt: skip

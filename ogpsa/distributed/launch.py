@@ -28,7 +28,7 @@ def check_launch(config: Config) -> None:
 def launch_problems(config: Config, started: int) -> list[str]:
     """One line for each way in which ``started`` processes could not run this configuration."""
     problems = _process_problems(config, started) or batch_problems(config, started)
-    return [*problems, *_optimizer_problems(config), *_memory_problems(config), *_package_problems(config)]
+    return [*problems, *saving_problems(config), *_package_problems(config)]
 
 
 def _process_problems(config: Config, started: int) -> list[str]:
@@ -45,7 +45,8 @@ def _process_problems(config: Config, started: int) -> list[str]:
         return []
     if name in ("zero2", "zero3") and find_spec("deepspeed") is None:
         return [f"distributed.name: {name} needs DeepSpeed, which is not installed; type: make install-deepspeed"]
-    if started == 1:
+    # A run of several processes is resumed by one so.
+    if started == 1 and not (name == "ddp" and processes.launched()):
         return [f"distributed.name: {name} needs several processes, but one was started; type: {command}"]
     if wanted not in (None, started):
         return [f"distributed.processes: found {wanted}, but torchrun started {started}; type: {command}"]
@@ -58,18 +59,13 @@ def _eight_bit_optimizers(config: Config) -> dict[str, str]:
     return {key: name for key, name in optimizers.items() if name in ("adamw_8bit", "paged_adamw_8bit")}
 
 
-def _optimizer_problems(config: Config) -> list[str]:
-    name = config.distributed.name
-    if name in ("single", "ddp"):
-        return []
-    found = _eight_bit_optimizers(config).items()
-    return [f"{key}: {one} cannot be sharded by distributed={name}; allowed: adamw, sgd" for key, one in found]
-
-
-def _memory_problems(config: Config) -> list[str]:
-    """Memory savings that the mode or a stage does not support."""
+def saving_problems(config: Config) -> list[str]:
+    """Savings of memory that the mode or a stage does not support, one line each."""
     name, model = config.distributed.name, config.model
     problems = []
+    if name not in ("single", "ddp"):
+        found = _eight_bit_optimizers(config).items()
+        problems += [f"{key}: {one} cannot be sharded by distributed={name}; allowed: adamw, sgd" for key, one in found]
     if any(config.method.quantization(stage.name) for stage in config.stages):
         if name != "single":
             problems.append(

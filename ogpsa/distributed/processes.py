@@ -30,6 +30,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
+def launched() -> bool:
+    """Whether torchrun started this run, be it one process."""
+    return "WORLD_SIZE" in os.environ
+
+
 def rank() -> int:
     return int(os.environ.get("RANK") or 0)
 

@@ -3,6 +3,7 @@
 Averaging in parameter space for safety: arXiv 2508.12531. Here the optimizer trains as in the baseline, and
 ``average ← decay · average + (1 - decay) · w`` follows each of its steps, from the stage's starting weights on.
 Replacing the weights by the average at each step would only shorten the step to ``1 - decay`` of the optimizer's.
+What is measured while a stage trains is measured of the optimizer's weights.
 """
 
 from typing import TYPE_CHECKING, Annotated

@@ -3,7 +3,7 @@
 Its loss of a pair of a safe chosen and an unsafe rejected answer is ``softplus(Δ - β h)``, with h the difference of the
 two answers' log-ratios to the reference policy. The method's other half swaps or drops pairs by their safety labels; it
 would not change the safety set, whose chosen answers are safe and whose rejected ones are not. The trainer logs the
-chosen answers' rewards, and the margins, less Δ.
+chosen answers' rewards, and the margins, less Δ. Held-out rows are measured by DPO's loss, without Δ.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -5,7 +5,7 @@ real peaks by ``benchmarks/memory.py``, but for GRPO's generation, its judges an
 shapes alone. Needs nothing heavy. All sizes are bytes; 1 GB is 1e9.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ogpsa.subspace.settings import BasisDevice, BasisDtype
@@ -49,6 +49,7 @@ class ModelShape:
     """Sizes of a decoder, in elements.
 
     Attributes:
+        elements: of parameters and buffers.
         trained: parameters that are trained; ``trained_head``: whether the output head is among them.
         largest: the largest trained tensor; ``paged``: trained elements in tensors large enough for paged moments.
         head: the output head.
@@ -58,6 +59,7 @@ class ModelShape:
     """
 
     parameters: int
+    elements: int
     trained: int
     block: int
     matrices: int
@@ -74,6 +76,11 @@ class ModelShape:
     key_value_heads: int
     head_dim: int
     vocabulary: int
+
+    @property
+    def merging(self) -> float:
+        """Bytes of host memory in which adapters are merged: the model and all that they hold of it, in fp32."""
+        return 4 * self.elements
 
 
 @dataclass(frozen=True)
@@ -407,6 +414,7 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None, magnitudes: i
     heads, hidden, layers = facts["num_attention_heads"], facts["hidden_size"], facts["num_hidden_layers"]
     return ModelShape(
         parameters=sum(p.numel() for p in parameters.values()),
+        elements=sum(tensor.numel() for tensor in (*parameters.values(), *model.buffers())),
         trained=sum(p.numel() for p in trained),
         trained_head=head.requires_grad,
         largest=max(p.numel() for p in trained),
@@ -424,44 +432,3 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None, magnitudes: i
         head_dim=facts.get("head_dim") or hidden // heads,
         vocabulary=facts["vocab_size"],
     )
-
-
-def remedies(shape: ModelShape, setup: Setup, key: str, memory: float, batch: int) -> list[tuple[str, Estimate]]:
-    """Changes that lower the peak, the largest saving first: what to type, and the estimate with it.
-
-    Args:
-        key: where the stage's settings stand in the configuration.
-        memory: bytes of a device; sharding is proposed over as few processes as make it fit, up to 64 times these.
-        batch: rows of an optimizer step, which the processes' micro-batches must divide.
-    """
-    changes = {
-        "method.basis_dtype=int8": replace(setup, basis_dtype="int8"),
-        "method.basis_device=host": replace(setup, basis_device="host"),
-        "method.streaming=false": replace(setup, streamed_sums=0),
-        f"{key}.micro_batch_size=1": replace(setup, rows=1, accumulates=True, reference_accumulates=True),
-        "model.gradient_checkpointing=true": replace(setup, checkpointing=True),
-    }
-    if shape.trained < shape.parameters and setup.weight_bytes == BASIS_BYTES["fp32"] and setup.mode != "zero3":
-        # Weights that adapters leave as they are; autocast is what it goes with.
-        words = "model.dtype=bf16" if setup.autocast else "model.dtype=bf16 model.precision=bf16"
-        changes[words] = replace(setup, weight_bytes=2, autocast=True)
-    if setup.mode == "single" and shape.adapted is not None:
-        changes["method.lora_quantize=nf4"] = replace(setup, quantized=True)
-    if setup.mode in ("single", "ddp"):
-        if setup.checkpointing and not setup.generated:
-            changes["model.activation_offload=true"] = replace(setup, offloads=True)
-        changes[f"{key}.optimizer=adamw_8bit"] = replace(setup, optimizer="adamw_8bit")
-    # Moments in 8 bits cannot be sharded.
-    whole: Optimizer = "adamw" if STATE_BYTES[setup.optimizer] == EIGHT_BITS else setup.optimizer
-    for mode in SHARDING_WEIGHTS:
-        counts = [setup.processes * 2**power for power in range(1, 7)]
-        counts = [count for count in counts if batch % (count * setup.rows) == 0]
-        for count in counts:
-            spread = replace(setup, mode=mode, processes=count, optimizer=whole, quantized=False, offloads=False)
-            if estimate(shape, spread).peak <= memory or count == counts[-1]:
-                words = f"distributed={mode} with {spread.processes} processes"
-                changes[words if whole == setup.optimizer else f"{words}, {key}.optimizer={whole}"] = spread
-                break
-    now = estimate(shape, setup).peak
-    results = [(change, estimate(shape, changed)) for change, changed in changes.items()]
-    return sorted((pair for pair in results if pair[1].peak < now), key=lambda pair: pair[1].peak)

@@ -4,6 +4,7 @@
 own configuration; no weights are read. The memory is ``ogpsa/preflight/memory.py``'s.
 """
 
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -11,12 +12,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ogpsa.config import NO_JUDGES, Config, GRPOSettings, Judges, OneStage, SFTSettings, StageName
+from ogpsa.config import (
+    NO_JUDGES,
+    Config,
+    GRPOSettings,
+    Judges,
+    OneStage,
+    Section,
+    SFTSettings,
+    StageName,
+    config_problems,
+)
 from ogpsa.data.conversations import as_text
 from ogpsa.data.rows import Data, Row
 from ogpsa.distributed import processes
-from ogpsa.distributed.launch import accumulation_steps
-from ogpsa.preflight.memory import GB, Mode, ModelShape, Setup, estimate, remedies, shape_of
+from ogpsa.distributed.launch import accumulation_steps, batch_problems, saving_problems
+from ogpsa.preflight.memory import GB, SHARDING_WEIGHTS, Estimate, Mode, ModelShape, Setup, estimate, shape_of
 from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.network import ask_hub
@@ -25,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
 
 
+# Values by dotted keys of a configuration.
+Changes = dict[str, Any]
 # Characters of an English token, about.
 TOKEN_CHARACTERS = 4
 
@@ -72,7 +85,7 @@ def fit(config: Config, processes: int, memory: float, judges: Judges) -> Fit:
         if peak <= memory * GB:
             found.append(Fit(peak, True, "fits"))
             continue
-        ways = remedies(shape, setup, config.stage_key(stage.name), memory * GB, stage.batch_size)
+        ways = remedies(config, stage, shape, processes, memory * GB, judges)
         enough = [f"{change} ({changed.peak / GB:.0f} GB)" for change, changed in ways if changed.peak <= memory * GB]
         text = (
             f"{peak / GB:.0f} GB are too much for {memory:g} GB: {' or '.join(enough[:2]) or 'no one change is enough'}"
@@ -143,6 +156,11 @@ def _stage_report(
         lines.append(
             f"reward: {own.judge_bytes / GB:.3g} GB of judges' weights on the main process's GPU, among the weights"
         )
+    if config.method.trains_adapters:
+        lines.append(
+            f"merge: {shape.merging / GB:.3g} GB of the main process's host memory after the stage, for its start in "
+            "fp32 with the adapters"
+        )
     lines.append(
         f"GB per GPU, {processes} process{'es' if processes > 1 else ''}, micro-batches of {stage.micro_batch_size} "
         f"{'pairs' if own.pairs else 'rows'} of {stage.max_length} tokens:"
@@ -152,7 +170,17 @@ def _stage_report(
         "peak: the highest moment, not the sum: a refresh holds the references and no basis; gradient checkpointing is "
         f"{'on: checkpointed' if own.checkpointing else 'off: activations'} counts"
     )
-    return "\n".join([*lines, *_verdict(shape, own, config.stage_key(stage.name), memory, stage.batch_size)])
+    peak = estimate(shape, own).peak
+    if memory is None:
+        return "\n".join([*lines, f"no GPU on this machine to compare with; {MEMORY}=80 says what another has"])
+    whose = "this GPU's" if told_memory() is None else f"{MEMORY}'s"
+    if peak <= memory:
+        return "\n".join([*lines, f"fits: {peak / GB:.1f} of {whose} {memory / GB:.1f} GB"])
+    lines.append(f"does not fit: {peak / GB:.1f} GB of {whose} {memory / GB:.1f} GB; by what it saves:")
+    for change, changed in remedies(config, stage, shape, processes, memory, judges):
+        fits = "fits" if changed.peak <= memory else "not enough alone"
+        lines.append(f"  {change}: {changed.peak / GB:.1f} GB, {fits}")
+    return "\n".join(lines)
 
 
 def _cells(shape: ModelShape, setup: Setup) -> dict[str, str]:
@@ -182,18 +210,85 @@ def _table(rows: Sequence[dict[str, str]]) -> list[str]:
     return ["  ".join(f"{line[name]:>{width}}" for name, width in widths.items()) for line in lines]
 
 
-def _verdict(shape: ModelShape, setup: Setup, key: str, memory: float | None, batch: int) -> list[str]:
-    peak = estimate(shape, setup).peak
-    if memory is None:
-        return [f"no GPU on this machine to compare with; {MEMORY}=80 says what another has"]
-    whose = "this GPU's" if told_memory() is None else f"{MEMORY}'s"
-    if peak <= memory:
-        return [f"fits: {peak / GB:.1f} of {whose} {memory / GB:.1f} GB"]
-    lines = [f"does not fit: {peak / GB:.1f} GB of {whose} {memory / GB:.1f} GB; by what it saves:"]
-    for change, changed in remedies(shape, setup, key, memory, batch):
-        fits = "fits" if changed.peak <= memory else "not enough alone"
-        lines.append(f"  {change}: {changed.peak / GB:.1f} GB, {fits}")
-    return lines
+def remedies(
+    config: Config, stage: OneStage, shape: ModelShape, processes: int, memory: float, judges: Judges = NO_JUDGES
+) -> list[tuple[str, Estimate]]:
+    """Changes that lower a stage's peak, the largest saving first: what to type, and the estimate with it.
+
+    None is refused where the configuration itself is not.
+
+    Args:
+        shape: the model's sizes in ``stage``; ``processes``: those of ``config``.
+        memory: bytes of a device; sharding is proposed over as few processes as make it fit, up to 64 times these.
+    """
+    key = config.stage_key(stage.name)
+    problems = {*_problems(config, processes)}
+
+    def with_(changes: Changes, count: int) -> Estimate | None:
+        changed = _changed(config, changes)
+        if changed is None or not problems.issuperset(_problems(changed, count)):
+            return None
+        [same] = (one for one in changed.stages if one.name == stage.name)
+        return estimate(shape, stage_setup(changed, same, changed.distributed.name, count, judges))
+
+    ways: list[Changes] = [
+        {"method.basis_dtype": "int8"},
+        {"method.basis_device": "host"},
+        {"method.streaming": False},
+        {f"{key}.micro_batch_size": 1},
+        {"model.gradient_checkpointing": True},
+        # Autocast is what it goes with.
+        {"model.dtype": "bf16"} | ({} if config.model.precision == "bf16" else {"model.precision": "bf16"}),
+        {"method.lora_quantize": "nf4"},
+        {f"{key}.optimizer": "adamw_8bit"},
+    ]
+    if config.model.gradient_checkpointing:
+        ways.append({"model.activation_offload": True})
+    found = [(_typed(changes), with_(changes, processes)) for changes in ways]
+    # What cannot be sharded.
+    off: Changes = {
+        f"{config.stage_key(one.name)}.optimizer": "adamw" for one in config.stages if one.optimizer.endswith("8bit")
+    }
+    off |= {"model.activation_offload": False} if config.model.activation_offload else {}
+    off |= {"method.lora_quantize": None} if config.method.quantization(stage.name) else {}
+    for mode in SHARDING_WEIGHTS:
+        best: tuple[str, Estimate | None] = ("", None)
+        for count in (processes * 2**power for power in range(1, 7)):
+            spread = with_(off | {"distributed.name": mode, "distributed.processes": count}, count)
+            if spread is not None:
+                best = (
+                    ", ".join([f"distributed={mode} with {count} processes", *([_typed(off)] if off else [])]),
+                    spread,
+                )
+                if spread.peak <= memory:
+                    break
+        found.append(best)
+    now = estimate(shape, stage_setup(config, stage, config.distributed.name, processes, judges)).peak
+    lower = [(words, changed) for words, changed in found if changed is not None and changed.peak < now]
+    return sorted(lower, key=lambda pair: pair[1].peak)
+
+
+def _problems(config: Config, processes: int) -> list[str]:
+    """Why a configuration is refused on ``processes`` processes, but for packages that can be installed."""
+    return [*config_problems(config), *batch_problems(config, processes), *saving_problems(config)]
+
+
+def _changed(section: Section, changes: Changes) -> Any:
+    """``section`` with other values at some dotted keys; None if it has no such key."""
+    for key, value in changes.items():
+        first, _, rest = key.partition(".")
+        if first not in type(section).model_fields:
+            return None
+        changed = _changed(vars(section)[first], {rest: value}) if rest else value
+        if rest and changed is None:
+            return None
+        section = section.model_copy(update={first: changed})
+    return section
+
+
+def _typed(changes: Changes) -> str:
+    """Changes as they are typed on the command line."""
+    return " ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items())
 
 
 def _count(elements: int) -> str:

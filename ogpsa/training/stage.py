@@ -74,7 +74,7 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
             facts["merged_on"] = "the stage's start" + (f" in {quantization}, dequantized" if quantization else "")
             log.info("%s: the adapter is merged with %s", stage.name, facts["merged_on"])
             trained = trainer.accelerator.unwrap_model(trainer.model)
-            merged_model(start, adapter, dequantized(trained) if quantization else {}).save_pretrained(folder)
+            merged_model(start, adapter, dequantized(trained) if quantization else ()).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_jsonl(folder / HISTORY_FILE, trainer.state.log_history)
         # CPU time of the last session: unlike wall-clock time, it leaves out the work of other processes.

@@ -21,9 +21,11 @@ from ogpsa.distributed.arguments import mode_arguments, shared_rows, summing_in_
 from ogpsa.distributed.launch import accumulation_steps
 from ogpsa.models.adapters import keep_in_fp32
 from ogpsa.models.tokenizer import end_tokens
+from ogpsa.training.callbacks import StepCallback
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
 from ogpsa.training.held_out import HELD_OUT, HeldOutTrainer
+from ogpsa.training.packing import check_rows_apart
 from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePolicyCache
 from ogpsa.utils.errors import UserError, settings_of
 from ogpsa.utils.signals import Interruption
@@ -154,6 +156,9 @@ def build_trainer(
             method.attach(trainer, stage.name, config.seed)
 
     processes.on_all_processes(complete)
+    if isinstance(stage, SFTSettings) and stage.packing is not None:
+        key = f"{config.stage_key(stage.name)}.packing"
+        trainer.add_callback(StepCallback(on_train_begin=partial(check_rows_apart, trainer, key)))
     if isinstance(stage, GRPOSettings) and isinstance(trainer, RolloutTrainer):
         trainer.add_callback(RolloutCallback(trainer, stage, config.stage_key(stage.name)))
         trainer.keep_start(stage)

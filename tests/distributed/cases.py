@@ -161,7 +161,12 @@ def broken(matrix: Matrix, mode: str) -> list[Case]:
     return [case for case in cases(matrix, mode) if case.breaks and mode != "single"]
 
 
-def resized(matrix: Matrix, mode: str) -> list[Case]:
-    """The cases of the short matrix that are broken off and then resumed by twice the processes."""
-    bound = mode not in ("ddp", "fsdp2") or matrix == "long"
+# Processes that go on where two were broken off.
+RESIZED = {"doubled": 4, "alone": 1}
+
+
+def resized(matrix: Matrix, mode: str, task: str) -> list[Case]:
+    """The cases of the short matrix that are broken off and then resumed by another number of processes."""
+    # FSDP2 has nothing to shard on one process.
+    bound = mode not in (("ddp",) if task == "alone" else ("ddp", "fsdp2")) or matrix == "long"
     return [] if bound else [case for case in broken(matrix, mode) if case.stage != "grpo" and case.tolerance]

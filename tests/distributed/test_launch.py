@@ -16,8 +16,10 @@ Refusals = Callable[..., list[str]]
 def refusals(monkeypatch: pytest.MonkeyPatch) -> Refusals:
     """``refusals(started, *overrides)``: what a run in so many processes is told."""
 
-    def get(started: int, *overrides: str, deepspeed: bool = True) -> list[str]:
-        monkeypatch.setenv("WORLD_SIZE", str(started))
+    def get(started: int, *overrides: str, deepspeed: bool = True, torchrun: bool = False) -> list[str]:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        if torchrun or started > 1:
+            monkeypatch.setenv("WORLD_SIZE", str(started))
         monkeypatch.setattr(launch, "find_spec", lambda name: object() if deepspeed else None)
         try:
             check_launch(compose_config([*overrides]))
@@ -43,6 +45,11 @@ def test_modes_need_torchrun(refusals: Refusals, mode: str) -> None:
         "distributed.processes: found 4, but torchrun started 2; "
         f"type: torchrun --nproc-per-node 4 train.py distributed={mode} ..."
     ]
+
+
+def test_one_process_of_torchrun_goes_on_where_several_left_off(refusals: Refusals) -> None:
+    assert refusals(1, "distributed=ddp", torchrun=True) == []
+    assert refusals(1, "distributed=fsdp2", torchrun=True) == refusals(1, "distributed=fsdp2") != []
 
 
 def test_one_process_is_one_process(refusals: Refusals) -> None:

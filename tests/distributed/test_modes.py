@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
@@ -11,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ogpsa.utils.files import read_jsonl
-from tests.distributed.cases import Case, Matrix, broken, cases, resized
+from tests.distributed.cases import RESIZED, Case, Matrix, broken, cases, resized
 from tests.distributed.launch import PROCESSES, exit_codes, python, torchrun
 from tests.program import ROOT
 
@@ -34,9 +35,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         if (mode, matrix) not in made:
             place = made[mode, matrix] = tmp_path_factory.mktemp(f"{mode}-{matrix}")
             _work(mode, matrix, "train", place)
-            if resized(matrix, mode):
-                shutil.copytree(place / "broken", place / "resized")
-                _work(mode, matrix, "resized", place)
+            for task in RESIZED:
+                if resized(matrix, mode, task):
+                    shutil.copytree(place / "broken", place / task)
+                    _work(mode, matrix, task, place)
             if broken(matrix, mode):
                 _work(mode, matrix, "resume", place)
         return made[mode, matrix]
@@ -46,7 +48,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 def _work(mode: str, matrix: Matrix, task: str, place: Path) -> None:
     arguments = (WORKER, mode, matrix, task, str(place))
-    count = 2 * PROCESSES if task == "resized" else PROCESSES
+    count = RESIZED.get(task, PROCESSES)
     process = python(*arguments, cwd=ROOT) if mode == "single" else torchrun(*arguments, cwd=ROOT, processes=count)
     _, stderr = process.communicate()
     killed = task == "train" and any(case.breaks == "kill" for case in broken(matrix, mode))
@@ -119,16 +121,25 @@ def test_resumed_equals_unbroken(mode: str, matrix: Matrix, case: Case, results:
     assert steps(resumed) == steps(unbroken)
 
 
-@each_mode(resized)
-def test_resumed_by_twice_the_processes_equals_one_process(
-    mode: str, matrix: Matrix, case: Case, results: Results
-) -> None:
-    """Shards of weights, moments, subspace and average are re-sharded; the declared batch stays."""
+def equals_one_process(mode: str, matrix: Matrix, case: Case, results: Results, task: str) -> None:
     assert case.tolerance is not None
-    one, several = results("single", matrix) / case.name, results(mode, matrix) / "resized" / case.name
+    one, several = results("single", matrix) / case.name, results(mode, matrix) / task / case.name
     wanted, found = (load_file(folder / "model.safetensors") for folder in (one, several))
     assert max(float((wanted[name] - found[name]).abs().max()) for name in wanted) <= case.tolerance
     kept, resumed = steps(results(mode, matrix) / case.name), steps(several)
     assert [row["step"] for row in resumed] == [row["step"] for row in kept]
     for before, after in zip(kept, resumed, strict=True):
         assert after["loss"] == pytest.approx(before["loss"], abs=1e-4)
+
+
+@each_mode(partial(resized, task="doubled"))
+def test_resumed_by_twice_the_processes_equals_one_process(
+    mode: str, matrix: Matrix, case: Case, results: Results
+) -> None:
+    """Shards of weights, moments, subspace and average are re-sharded; the declared batch stays."""
+    equals_one_process(mode, matrix, case, results, "doubled")
+
+
+@each_mode(partial(resized, task="alone"))
+def test_resumed_by_one_process_equals_one_process(mode: str, matrix: Matrix, case: Case, results: Results) -> None:
+    equals_one_process(mode, matrix, case, results, "alone")

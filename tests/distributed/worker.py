@@ -1,7 +1,8 @@
-"""What the processes of one mode do: ``worker.py MODE short|long train|resume|resized PLACE``.
+"""What the processes of one mode do: ``worker.py MODE short|long train|resume|doubled|alone PLACE``.
 
 ``train`` trains every case to its end into ``PLACE/<case>``, then breaks second runs off in
-``PLACE/broken/<case>``. ``resume`` resumes those in new processes, ``resized`` a copy of them, in ``PLACE/resized``.
+``PLACE/broken/<case>``. ``resume`` resumes those in new processes, the tasks in ``RESIZED`` a copy of them each, in
+``PLACE/<task>``.
 """
 
 import os
@@ -24,7 +25,7 @@ from ogpsa.utils.errors import EXIT_REQUEUE
 from ogpsa.utils.files import is_complete
 from ogpsa.utils.libraries import quiet_libraries
 from ogpsa.utils.signals import Interruption
-from tests.distributed.cases import BREAK_AT, COMMON, Case, Matrix, broken, cases, resized
+from tests.distributed.cases import BREAK_AT, COMMON, RESIZED, Case, Matrix, broken, cases, resized
 from tests.distributed.shims import allow
 from tests.stage import train_alone
 from tests.tiny import tiny_model
@@ -90,9 +91,9 @@ def main(mode: str, matrix: Matrix, task: str, place: Path) -> None:
         processes.on_main_process(lambda: save_model(place / "model"))
         for case in cases(matrix, mode):
             train(mode, case, place, place / case.name)
-    if task == "resized":
-        for case in resized(matrix, mode):
-            train(mode, case, place, place / "resized" / case.name)
+    if task in RESIZED:
+        for case in resized(matrix, mode, task):
+            train(mode, case, place, place / task / case.name)
         return
     for case in broken(matrix, mode):
         folder = place / "broken" / case.name

@@ -188,7 +188,7 @@ def test_merged_model_is_the_one_that_was_trained(
         assert weight.dtype == (torch.uint8 if packed else stored)
         assert torch.equal(weight, start[name]) != weight.requires_grad
     trainer.save_model(str(tmp_path / "adapter"))
-    instead = dequantized(trainer.model) if nf4 else {}
+    instead = dequantized(trainer.model) if nf4 else ()
     merged = merged_model(base, tmp_path / "adapter", instead)
     before, _ = load_model(base, torch.float32)
     tokens = torch.arange(40).view(2, 20)

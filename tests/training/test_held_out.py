@@ -1,5 +1,6 @@
 """The loss on held-out rows while a stage trains: what it may not disturb, and the checkpoint that it chooses."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,19 @@ def test_measuring_leaves_no_trace_in_the_training(overrides: list[str], train: 
         for lines in (read_jsonl(folder / "history.jsonl") for folder in (plain, measured))
     ]
     assert reported[0] == reported[1] and not held_out_losses(plain)
+
+
+def test_an_average_is_not_what_is_measured(train: Train) -> None:
+    measured = ["stage=sft", "stage.eval_every=2"]
+    plain, averaged = train(*measured, "method=baseline"), train(*measured, "method=ema")
+    assert held_out_losses(plain) == held_out_losses(averaged) and not same_weights(plain, averaged)
+
+
+def test_a_margin_is_not_part_of_what_is_measured(train: Train) -> None:
+    still = ["stage.max_steps=1", "stage.learning_rate=1e-9", "stage.eval_every=1"]
+    folder = train("stage=dpo", "method=safedpo", "method.margin=2", *still)
+    # Policy and reference agree.
+    assert held_out_losses(folder) == {1: pytest.approx(math.log(2), rel=1e-4)}
 
 
 def test_the_stage_ends_with_the_weights_of_the_lowest_held_out_loss(train: Train) -> None:

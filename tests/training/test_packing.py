@@ -1,5 +1,6 @@
 """Rows that are packed: none sees another, and the stage learns the same from fewer passes."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.data.rows import load_data
 from ogpsa.models.load import load_model
 from ogpsa.testbed.cache import ensure_base
+from ogpsa.testbed.tokenizer import build_tokenizer
+from ogpsa.testbed.world import World
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from tests.stage import train_alone
@@ -42,6 +46,59 @@ def test_a_step_on_packed_rows_is_the_step_on_the_rows(
     apart, packed = (torch.cat([(end[name] - start[name]).flatten() for name in start]) for end in ends)
     assert apart.norm() > 0
     assert (packed - apart).norm() < 1e-5 * apart.norm()
+
+
+def other_model(kind: str, folder: Path, **settings: Any) -> Path:
+    """A random model of another kind than the testbed's, with its tokenizer."""
+    tokenizer = build_tokenizer(World(0).vocabulary())
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **settings,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# Within a row of some ten tokens most of the earlier ones are out of sight.
+WINDOW = {"sliding_window": 3}
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "olmo3"])
+def test_windows_of_attention_follow_the_rows(kind: str, small_config: Callable[..., Config], tmp_path: Path) -> None:
+    model = other_model(kind, tmp_path / "model", **WINDOW)
+    # The window takes part: without it the step is another.
+    wide = shutil.copytree(model, tmp_path / "wide")
+    (wide / "config.json").write_text((model / "config.json").read_text().replace('window": 3', 'window": 512'))
+    start = load_file(model / "model.safetensors")
+    steps = {}
+    for name, folder, given in (("apart", model, APART), ("packed", model, PACKED), ("wide", wide, APART)):
+        config = small_config(*ONE_STEP, "method=baseline", *given)
+        train_alone(config, load_data(config), folder, tmp_path / name)
+        end = load_file(tmp_path / name / "model.safetensors")
+        steps[name] = torch.cat([(end[weight] - start[weight]).flatten() for weight in start])
+    assert (steps["packed"] - steps["apart"]).norm() < 1e-5 * steps["apart"].norm()
+    assert (steps["wide"] - steps["apart"]).norm() > 1e-3 * steps["apart"].norm()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "found"),
+    [
+        ("recurrent_gemma", {"attention_window_size": 8}, "a row of a pack changes the logits of the next one by .*"),
+        ("qwen3_5_text", {"linear_num_value_heads": 4, "linear_num_key_heads": 2}, "transformers finds: .*"),
+    ],
+    ids=["found", "known"],
+)
+def test_a_model_that_carries_a_state_over_is_refused_by_name(
+    kind: str, settings: dict[str, Any], found: str, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    model = other_model(kind, tmp_path / "model", **settings)
+    config = small_config(*ONE_STEP, "method=baseline", *PACKED)
+    said = rf"^stage\.packing: packed rows of a {kind} model mix \({found}\); allowed: null$"
+    with pytest.raises(UserError, match=said):
+        train_alone(config, load_data(config), model, tmp_path / "packed")
 
 
 def test_packs_hold_every_row_whole_within_the_length(small_config: Callable[..., Config], tmp_path: Path) -> None:
