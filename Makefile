@@ -12,8 +12,8 @@ ARGS ?=
 experiments experiments-small calibration: export OMP_NUM_THREADS = 1
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-CHECK_PYTHON := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
-NEEDS_PYTHON := needs Python 3.11 or 3.12: name one, e.g. make install PYTHON=python3.11
+CHECK_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+NEEDS_PYTHON := needs Python 3.11, 3.12 or 3.13: name one, e.g. make install PYTHON=python3.11
 
 .PHONY: help
 help: ## Show this list
