@@ -99,7 +99,7 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
     except UserError as error:
         data = stand_in(config, suite.row_tokens)
         assumed = data is not None
-        problems += () if assumed else error.problems
+        problems += error.problems
     counts = [
         count(stage, config.method.projection(stage.name), data, config.model.gradient_checkpointing, suite.devices)
         for stage in config.stages

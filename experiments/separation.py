@@ -4,7 +4,7 @@ Linear readers of each layer see a request's last token and the mean over its to
 requests of all its kinds or of every kind but the one that they are asked about, and from the harmful rows against each
 file of harmless ones. Beside them stands what the model itself says: how likely its answer begins as most answers to
 the harmful rows do. Over-refusal is the share of XSTest's safe half at or above the score that 90% of the unsafe half
-reach. A reader's layer is the one with the largest AUC on XSTest, so that its figures flatter.
+reach. A reader's layer is the one with the largest AUC on XSTest, so its figures are optimistic.
 """
 
 import argparse
@@ -88,10 +88,10 @@ def main(arguments: Sequence[str]) -> int:
     harmful = _texts(given.harmful, "prompt")
     beginnings = Counter(" ".join(answer.split()[:BEGINNING]) for answer in _texts(given.harmful, "chosen"))
     beginning = beginnings.most_common(1)[0][0]
-    harmless: dict[str, list[str]] = {}
-    for files in (list(map(Path, joined.split(","))) for joined in given.harmless):
-        name = f"{given.harmful.parent.name}, {' and '.join(file.parent.name for file in files)}"
-        harmless[name] = [text for file in files for text in _texts(file, "prompt")]
+    harmless = {
+        f"the harmful rows, and {joined}": [text for file in joined.split(",") for text in _texts(Path(file), "prompt")]
+        for joined in given.harmless
+    }
     unsafe, safe = ([dict(row) for row in load_rows(one, given.data_dir)] for one in find_benchmarks(HALVES))
     kinds = [KINDS.get(kind := row["type"].removeprefix("contrast_"), kind) for row in [*unsafe, *safe]]
     asked = [row["prompt"] for row in [*unsafe, *safe]]
@@ -175,8 +175,10 @@ def _reading(model: str, reader: str, truth: NDArray[np.bool_], score: Numbers, 
 
 
 def _texts(path: Path, column: str) -> list[str]:
-    """What one column of rows says, as text or as the last of messages."""
+    """One column of rows: texts, or the last of each row's messages."""
     rows = read_jsonl(path)
+    if not rows:
+        raise UserError(f"{path}: no rows")
     if missing := [number for number, row in enumerate(rows, start=1) if column not in row]:
         raise UserError(f"{path}:{missing[0]}: no {column}; found {', '.join(rows[missing[0] - 1])}")
     return [value if isinstance(value := row[column], str) else value[-1]["content"] for row in rows]

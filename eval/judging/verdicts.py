@@ -397,7 +397,7 @@ def _judge_by_weights(
     safe_point: Callable[[], None],
 ) -> list[Judgement]:
     identity = judge_hash(name, settings)
-    keys = [_hash([identity, *_shown(item).values()]) for item in items]
+    keys = [_hash([identity, item.prompt, item.response, item.target]) for item in items]
     pending = [(key, item) for key, item in dict(zip(keys, items, strict=True)).items() if key not in kept.pieces]
     if pending:
         verdicts_of = opened()
@@ -419,7 +419,7 @@ def _shown(item: Item) -> dict[str, str]:
 
 
 def _verdict(piece: Record) -> Verdict:
-    """The verdict of a journal's piece; those of earlier revisions do not say what was asked."""
+    """The verdict of a journal's piece, without what was asked."""
     return Verdict(**{name: value for name, value in piece.items() if name != "asked"})
 
 

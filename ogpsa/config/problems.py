@@ -1,4 +1,4 @@
-"""What only the whole configuration shows to be wrong."""
+"""Problems that only the whole configuration shows."""
 
 from ogpsa.config.method import set_name_problems
 from ogpsa.config.run import Config

@@ -45,7 +45,7 @@ def _process_problems(config: Config, started: int) -> list[str]:
         return []
     if name in ("zero2", "zero3") and find_spec("deepspeed") is None:
         return [f"distributed.name: {name} needs DeepSpeed, which is not installed; type: make install-deepspeed"]
-    # A run of several processes is resumed by one so.
+    # One process of torchrun may resume a ddp run of several.
     if started == 1 and not (name == "ddp" and processes.launched()):
         return [f"distributed.name: {name} needs several processes, but one was started; type: {command}"]
     if wanted not in (None, started):

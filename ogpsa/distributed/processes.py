@@ -32,7 +32,7 @@ def world_size() -> int:
 
 def launched() -> bool:
     """Whether torchrun started this run, be it one process."""
-    return "WORLD_SIZE" in os.environ
+    return bool(os.environ.get("WORLD_SIZE")) and all(name in os.environ for name in LAUNCHER_VARIABLES)
 
 
 def rank() -> int:

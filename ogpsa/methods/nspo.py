@@ -136,7 +136,9 @@ class Nspo(Method):
         protected, bases = sizes(model.config, self._modules())
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         # The protected layers' starting weights in fp32, which ``paper`` keeps on the host.
-        return ExtraMemory(0 if self.variant == "paper" else 4 * protected / trained, bases)
+        return ExtraMemory(
+            bytes_per_weight=0 if self.variant == "paper" else 4 * protected / trained, whole_bytes=bases
+        )
 
     def preflight(self, model: "PreTrainedModel") -> list[str]:
         from ogpsa.nullspace.kept import cost

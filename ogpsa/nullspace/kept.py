@@ -139,7 +139,7 @@ def chosen_groups(model: PreTrainedModel, modules: Modules) -> dict[str, list[st
         size = sum(matrices[name] for name in set(lost)) / 1e6
         found = modules if isinstance(modules, str) else ", ".join(modules)
         raise UserError(
-            f"method.modules: '{found}' stands for {_named(lost)} as well, {size:.3g} M weights that are no "
+            f"method.modules: '{found}' also stands for {_named(lost)}, {size:.3g} M weights that are not "
             "torch.nn.Linear and would be unprotected; allowed: endings of names of linear layers alone, here "
             f"{', '.join(last_parts(layers)) or 'none'}"
         )
@@ -242,7 +242,7 @@ def _check_shares(kept: KeptSpaces, settings: SpaceSettings, shares: Sequence[fl
             harms.append(f"{len(layers)} of {len(kept.layers)} layers would be {harm} (null shares: {_named(layers)})")
     raise UserError(
         f"method.threshold: found {settings.threshold:g} with method.rule={settings.rule}, by which "
-        f"{' and '.join(harms)}; allowed: null shares of {least:.3g} to {most:.3g}, which "
+        f"{' and '.join(harms)}; allowed: null shares from {least:.3g} to {most:.3g}, and "
         f"{_fitting_threshold(kept, settings.threshold, shares)}; or take another method.rule, leave layers out of "
         f"method.modules, or allow these by method.null_shares=[{0 if frozen else least:g}, "
         f"{1 if unprotected else most:g}]"
@@ -257,8 +257,9 @@ def _fitting_threshold(kept: KeptSpaces, threshold: float, shares: Sequence[floa
             ranges.append(fitting_thresholds(opened.get_tensor(LEVELS), *shares))
     low, high = max(low for low, _ in ranges), min(high for _, high in ranges)
     if low >= high:
-        return "no threshold gives to all layers"
-    return f"method.threshold={_short(low, high, upwards=threshold <= low)} gives to all layers (the nearest that does)"
+        return "no threshold gives them to all layers"
+    nearest = _short(low, high, upwards=threshold <= low)
+    return f"the nearest threshold that gives them to all layers is method.threshold={nearest}"
 
 
 def _short(low: float, high: float, upwards: bool) -> str:

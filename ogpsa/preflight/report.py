@@ -215,7 +215,7 @@ def remedies(
 ) -> list[tuple[str, Estimate]]:
     """Changes that lower a stage's peak, the largest saving first: what to type, and the estimate with it.
 
-    None is refused where the configuration itself is not.
+    Each is accepted wherever the configuration itself is.
 
     Args:
         shape: the model's sizes in ``stage``; ``processes``: those of ``config``.

@@ -46,7 +46,7 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
             DTYPES[config.model.precision] if quantization else None,
         )
     )
-    # Beside the checkpoints, with which it would be removed: what was paid for stays with the result.
+    # Not inside the checkpoints, which are deleted at the end: what was paid for stays with the result.
     scorer = run.scorer(stage, folder / REWARDS)
     trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints, run.interruption, scorer)
     trainer.add_callback(ReportCallback(stage.name, run.tracker))

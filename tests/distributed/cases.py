@@ -161,7 +161,7 @@ def broken(matrix: Matrix, mode: str) -> list[Case]:
     return [case for case in cases(matrix, mode) if case.breaks and mode != "single"]
 
 
-# Processes that go on where two were broken off.
+# Numbers of processes that resume what two began.
 RESIZED = {"doubled": 4, "alone": 1}
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from ogpsa.app.compose import compose_config
-from ogpsa.distributed import launch
+from ogpsa.distributed import launch, processes
 from ogpsa.distributed.launch import accumulation_steps, check_device, check_launch
+from ogpsa.distributed.processes import LAUNCHER_VARIABLES
 from ogpsa.utils.errors import UserError
 
 Refusals = Callable[..., list[str]]
@@ -19,7 +20,8 @@ def refusals(monkeypatch: pytest.MonkeyPatch) -> Refusals:
     def get(started: int, *overrides: str, deepspeed: bool = True, torchrun: bool = False) -> list[str]:
         monkeypatch.delenv("WORLD_SIZE", raising=False)
         if torchrun or started > 1:
-            monkeypatch.setenv("WORLD_SIZE", str(started))
+            for name in ("WORLD_SIZE", *LAUNCHER_VARIABLES):
+                monkeypatch.setenv(name, str(started))
         monkeypatch.setattr(launch, "find_spec", lambda name: object() if deepspeed else None)
         try:
             check_launch(compose_config([*overrides]))
@@ -47,9 +49,15 @@ def test_modes_need_torchrun(refusals: Refusals, mode: str) -> None:
     ]
 
 
-def test_one_process_of_torchrun_goes_on_where_several_left_off(refusals: Refusals) -> None:
+def test_one_process_of_torchrun_resumes_what_several_began(
+    refusals: Refusals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert refusals(1, "distributed=ddp", torchrun=True) == []
     assert refusals(1, "distributed=fsdp2", torchrun=True) == refusals(1, "distributed=fsdp2") != []
+    # A cluster's own WORLD_SIZE is no torchrun.
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.delenv("RANK")
+    assert not processes.launched()
 
 
 def test_one_process_is_one_process(refusals: Refusals) -> None:

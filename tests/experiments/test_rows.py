@@ -235,7 +235,8 @@ def test_the_plan_before_the_rows_are_built_rests_on_the_builders_numbers(
     # 10,000 rows, with replay 13,000, in batches of 128 and of 256 pairs on eight GPUs.
     assert rows["qwen2_5_7b_sft_replay"][1] == "~306" and rows["qwen2_5_7b_dpo_ogpsa"][1] == "~40"
     assert all(float(hours.removeprefix("~")) > 0 for _, _, _, hours in rows.values())
-    assert "~: rests on rows that are not built yet" in printed and "no such file" not in printed
+    assert "~: rests on rows that are not built yet" in printed
+    assert "outputs/data/safe_rlhf/train.jsonl: no such file; build it: python -m ogpsa.data build safe_rlhf" in printed
     # A share of rows that nobody has counted is no number.
     assert main(["plan", "nspo", "suite=paper", "rows=qwen2_5_7b_grpo"]) == 0
     printed = capsys.readouterr().out

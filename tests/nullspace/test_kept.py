@@ -154,14 +154,14 @@ REFUSED = {
         "all-linear",
         replace(SETTINGS, threshold=1e-5),
         r"^method\.threshold: found 1e-05 with method\.rule=energy, by which \d+ of 14 layers would be frozen or "
-        r"nearly so \(null shares: model\.layers\.0\.\S+ 0\.0%, .* and \d+ more\); allowed: null shares of 0\.01 to "
-        r"0\.99, which method\.threshold=\S+ gives to all layers \(the nearest that does\); or take another method"
-        r"\.rule, leave layers out of method\.modules, or allow these by method\.null_shares=\[0, 0\.99\]$",
+        r"nearly so \(null shares: model\.layers\.0\.\S+ 0\.0%, .* and \d+ more\); allowed: null shares from 0\.01 "
+        r"to 0\.99, and the nearest threshold that gives them to all layers is method\.threshold=\S+; or take another "
+        r"method\.rule, leave layers out of method\.modules, or allow these by method\.null_shares=\[0, 0\.99\]$",
     ),
     "leaves none": (
         ["layers.1.self_attn.o_proj", "layers.1.self_attn.q_proj"],
         replace(SETTINGS, threshold=1e-9),
-        r"2 of 2 layers would be frozen or nearly so .* method\.threshold=\S+ gives to all layers",
+        r"2 of 2 layers would be frozen or nearly so .* that gives them to all layers is method\.threshold=\S+;",
     ),
     "protects none": (
         ["q_proj"],
@@ -188,11 +188,11 @@ def test_the_threshold_that_a_refusal_names_is_the_nearest_that_works(
     rule: Rule, threshold: float, spaces: Spaces
 ) -> None:
     shares, given = (0.1, 0.6), replace(SETTINGS, rule=rule, threshold=threshold)
-    with pytest.raises(UserError, match=r"method\.threshold=\S+ gives to all layers") as raised:
+    with pytest.raises(UserError, match=r"all layers is method\.threshold=\S+;") as raised:
         spaces(settings=given, shares=shares)
-    told = float(str(raised.value).split("method.threshold=")[1].split()[0])
+    told = float(str(raised.value).split("method.threshold=")[1].split(";")[0])
     assert spaces(settings=replace(given, threshold=told), shares=shares).layers
-    with pytest.raises(UserError, match=f"method.threshold={told:g} "):
+    with pytest.raises(UserError, match=f"method.threshold={told:g};"):
         spaces(settings=replace(given, threshold=told * (0.9 if told > threshold else 1.1)), shares=shares)
 
 
@@ -200,7 +200,7 @@ def test_where_no_threshold_works_a_refusal_says_so(spaces: Spaces) -> None:
     with pytest.raises(UserError) as raised:
         spaces(settings=replace(SETTINGS, threshold=0.3), shares=(0.33, 0.33))
     [line] = raised.value.problems
-    assert "allowed: null shares of 0.33 to 0.33, which no threshold gives to all layers; or take" in line
+    assert "allowed: null shares from 0.33 to 0.33, and no threshold gives them to all layers; or take" in line
 
 
 def test_what_is_left_unprotected_is_counted(spaces: Spaces, model: LlamaForCausalLM) -> None:
@@ -234,7 +234,7 @@ def test_matrices_that_are_no_linear_layers_are_not_passed_over(
         with pytest.raises(UserError) as raised:
             kept.chosen_groups(empty, modules)
         [line] = raised.value.problems
-        assert f"as well, {weights / 1e6:.3g} M weights that are no torch.nn.Linear and would be unprotected" in line
+        assert f", {weights / 1e6:.3g} M weights that are not torch.nn.Linear and would be unprotected" in line
         assert line.endswith(f"here {'k_proj, o_proj, q_proj, v_proj' if allowed else 'none'}")
     if allowed:
         assert len(kept.chosen_groups(empty, allowed)) == 4

@@ -1,4 +1,4 @@
-"""What the libraries say of themselves, kept out of the log."""
+"""The libraries' remarks on themselves stay out of the log."""
 
 import subprocess
 import sys
