@@ -23,6 +23,7 @@ from sklearn.model_selection import KFold, LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from ogpsa.data.conversations import as_text, turns
 from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import read_jsonl, write_atomically, write_json
@@ -78,11 +79,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data-dir", type=Path, default=DATA, help="folder of XSTest (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of separation.json and separation.md")
     given = parser.parse_args(arguments)
+    if missing := [folder for folder in given.models if not folder.is_dir()]:
+        raise UserError(*(f"MODEL: {folder} is not a folder" for folder in missing))
     quiet_libraries()
     import torch
 
     from eval.benchmarks.definition import find_benchmarks
-    from eval.benchmarks.sources import load_rows
+    from eval.benchmarks.sources import MissingData, load_rows
     from ogpsa.models.load import load_model
 
     harmful = _texts(given.harmful, "prompt")
@@ -92,7 +95,10 @@ def main(arguments: Sequence[str]) -> int:
         f"the harmful rows, and {joined}": [text for file in joined.split(",") for text in _texts(Path(file), "prompt")]
         for joined in given.harmless
     }
-    unsafe, safe = ([dict(row) for row in load_rows(one, given.data_dir)] for one in find_benchmarks(HALVES))
+    try:
+        unsafe, safe = ([dict(row) for row in load_rows(one, given.data_dir)] for one in find_benchmarks(HALVES))
+    except MissingData as error:
+        raise UserError(f"--data-dir: {error}") from None
     kinds = [KINDS.get(kind := row["type"].removeprefix("contrast_"), kind) for row in [*unsafe, *safe]]
     asked = [row["prompt"] for row in [*unsafe, *safe]]
     truth = np.arange(len(asked)) < len(unsafe)
@@ -175,19 +181,19 @@ def _reading(model: str, reader: str, truth: NDArray[np.bool_], score: Numbers, 
 
 
 def _texts(path: Path, column: str) -> list[str]:
-    """One column of rows: texts, or the last of each row's messages."""
+    """One column of rows, each as one text."""
     rows = read_jsonl(path)
     if not rows:
         raise UserError(f"{path}: no rows")
     if missing := [number for number, row in enumerate(rows, start=1) if column not in row]:
         raise UserError(f"{path}:{missing[0]}: no {column}; found {', '.join(rows[missing[0] - 1])}")
-    return [value if isinstance(value := row[column], str) else value[-1]["content"] for row in rows]
+    return [as_text(row[column]) for row in rows]
 
 
 def _asked(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> list[list[int]]:
     from ogpsa.models.tokenizer import conversation_tokens
 
-    return conversation_tokens(tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts], ask=True)
+    return conversation_tokens(tokenizer, list(map(turns, prompts)), ask=True)
 
 
 def _features(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> Numbers:

@@ -69,3 +69,8 @@ def test_the_command_writes_a_row_per_reader(tmp_path: Path, capsys: pytest.Capt
         with pytest.raises(UserError) as raised:
             main([*given, f"--harmful={file}"])
         assert raised.value.problems == (problem,)
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(UserError, match=f"^MODEL: {nowhere} is not a folder$"):
+        main([str(nowhere), f"--harmful={harmful}"])
+    with pytest.raises(UserError, match=r"^--data-dir: xstest_unsafe: no rows in the data folder"):
+        main([given[0], f"--data-dir={nowhere}", f"--harmful={harmful}"])
