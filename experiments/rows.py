@@ -23,7 +23,7 @@ DEFINITIONS = Path(__file__).parent / "definitions"
 PUBLISHED_FILE = DEFINITIONS / "published.yaml"
 ROWS = CONF / "experiment"
 S = TypeVar("S", bound=Section)
-SuiteName = Literal["paper", "testbed", "small", "check"]
+SuiteName = Literal["paper", "testbed", "small", "small_full", "check"]
 # In addition to the names of experiments.
 ALL = "all"
 

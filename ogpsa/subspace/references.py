@@ -82,7 +82,7 @@ class ReferencePasses:
         self._shards = shards
         self._chunks = chunks
         self._processes = trainer.args.world_size
-        self._size = trainer.args.per_device_eval_batch_size
+        self._size = trainer.args.per_device_train_batch_size
         # What each chunk's loss is divided by; None where it is a mean over rows.
         self._items: list[Tensor | None] = []
         self.shares: list[list[float]] = [[] for _ in range(slices)]

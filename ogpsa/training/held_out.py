@@ -13,8 +13,7 @@ HELD_OUT = "held_out_"
 class HeldOutTrainer(Trainer):
     """Mixed in before TRL's trainer: an evaluation reads the held-out sets alone, and draws no random number.
 
-    The loss is the stage's own, a mean over micro-batches weighted by their rows, as
-    ``eval_held_out_<set>_loss``.
+    The loss is the mean over rows of the stage's own loss of each, as ``eval_held_out_<set>_loss``.
     """
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:

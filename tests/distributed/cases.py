@@ -161,6 +161,11 @@ def broken(matrix: Matrix, mode: str) -> list[Case]:
     return [case for case in cases(matrix, mode) if case.breaks and mode != "single"]
 
 
+def measured(matrix: Matrix, mode: str) -> list[Case]:
+    """The cases whose loss on held-out rows is measured."""
+    return [case for case in cases(matrix, mode) if any(key.startswith("stage.eval_every=") for key in case.overrides)]
+
+
 # Numbers of processes that resume what two began.
 RESIZED = {"doubled": 4, "alone": 1}
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ogpsa.utils.files import read_jsonl
-from tests.distributed.cases import RESIZED, Case, Matrix, broken, cases, resized
+from tests.distributed.cases import RESIZED, Case, Matrix, broken, cases, measured, resized
 from tests.distributed.launch import PROCESSES, exit_codes, python, torchrun
 from tests.program import ROOT
 
@@ -98,6 +98,19 @@ def test_equals_one_process(mode: str, matrix: Matrix, case: Case, results: Resu
     assert moved > 100 * case.tolerance or case.tolerance > 1e-5
     assert apart <= case.tolerance
     assert {path.name for path in several.iterdir()} == {path.name for path in one.iterdir()}
+
+
+@each_mode(measured)
+def test_held_out_losses_are_those_of_one_process(mode: str, matrix: Matrix, case: Case, results: Results) -> None:
+    one, several = (
+        [
+            {name: value for name, value in row.items() if name.endswith("_loss")}
+            for row in read_jsonl(results(task, matrix) / case.name / "history.jsonl")
+            if "eval_held_out_safety_loss" in row
+        ]
+        for task in ("single", mode)
+    )
+    assert len(one) >= 3 and several == [pytest.approx(row, abs=1e-6) for row in one]
 
 
 @each_mode(lambda matrix, mode: cases(matrix, mode))

@@ -31,6 +31,7 @@ def test_every_experiment_names_rows_that_are_there(name: str) -> None:
     own = {path.stem for path in (CONF / "experiment" / name).glob("*.yaml")}
     assert {f"{name}/{row}" for row in own} <= set(experiment.rows)
     full = {"small"} if name.startswith("small_") else {"paper", "testbed"}
+    full |= {"small_full"} if name == "small_sft" else set()
     assert set(experiment.settings.suites) == {*full, "check"}
 
 
@@ -126,7 +127,9 @@ MISTAKES = {
     "fun": "unknown command 'fun'; allowed: list, plan, run, report, keep; did you mean 'run'?",
     "run": f"name an experiment: {EXPERIMENTS}",
     "plan rnak": f"'rnak' is not an experiment; allowed: {EXPERIMENTS}; did you mean 'rank'?",
-    "run rank suite=tesbed": "suite: found 'tesbed'; allowed: check, paper, small, testbed; did you mean 'testbed'?",
+    "run rank suite=tesbed": (
+        "suite: found 'tesbed'; allowed: check, paper, small, small_full, testbed; did you mean 'testbed'?"
+    ),
     "plan rank suite=small": "suite: rank does not run on 'small'; allowed: paper, testbed, check",
     "plan small_sft": "suite: small_sft does not run on 'testbed'; allowed: small, check",
     "run rank seeds=a": "seeds: found 'a'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",

@@ -344,7 +344,7 @@ def conversations(count: int) -> Dataset:
 
 
 def arguments(kind: Callable[..., Any], folder: Path, **more: Any) -> Any:
-    return kind(output_dir=str(folder), max_steps=4, per_device_train_batch_size=4, per_device_eval_batch_size=4,
+    return kind(output_dir=str(folder), max_steps=4, per_device_train_batch_size=4,
                 learning_rate=1e-2, logging_steps=1, report_to="none", use_cpu=True, disable_tqdm=True, save_steps=2,
                 **more)  # fmt: skip
 
@@ -393,7 +393,7 @@ def test_the_reference_gradient_of_a_users_loss_does_not_depend_on_the_micro_bat
     found = []
     for size in (6, 4, 1):
         trainer = own_trainer(kind, tmp_path)
-        trainer.args.per_device_eval_batch_size = size
+        trainer.args.per_device_train_batch_size = size
         protect(trainer, SETTINGS)
         seen = refreshes(trainer)
         trainer.train()

@@ -99,6 +99,13 @@ def test_a_margin_is_not_part_of_what_is_measured(train: Train) -> None:
     assert held_out_losses(folder) == {1: pytest.approx(math.log(2), rel=1e-4)}
 
 
+@pytest.mark.parametrize("stage", [["stage=sft"], ["stage=dpo", "stage.loss={sigmoid: 1, sft: 1}"]])
+def test_the_loss_does_not_depend_on_the_micro_batch(stage: list[str], train: Train) -> None:
+    still = ["method=baseline", "stage.max_steps=1", "stage.learning_rate=1e-9", "stage.eval_every=1"]
+    found = [held_out_losses(train(*stage, *still, f"stage.micro_batch_size={size}")) for size in (1, 4, 8)]
+    assert found[1:] == [{1: pytest.approx(found[0][1], rel=1e-6)}] * 2
+
+
 def test_the_stage_ends_with_the_weights_of_the_lowest_held_out_loss(train: Train) -> None:
     folder = train(*BEST)
     losses = held_out_losses(folder)
