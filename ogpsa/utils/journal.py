@@ -39,27 +39,20 @@ class Journal:
                     )
                 self.pieces |= pieces
             os.truncate(path, sum(len(line) + 1 for line in whole))
-            self._handle = path.open("ab")
         else:
-            self._handle = path.open("wb")
+            path.write_bytes(b"")
             self._append(stamp)
 
     def keep(self, pieces: Mapping[str, Any]) -> None:
         """Write the pieces to disk, all or none."""
-        self.pieces |= pieces
         self._append(pieces)
-
-    def close(self, discard: bool) -> None:
-        """End the journal; ``discard`` it when its pieces are kept elsewhere."""
-        self._handle.close()
-        if discard:
-            self.path.unlink()
+        self.pieces |= pieces
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        with naming(self.path):
-            self._handle.write(json.dumps(dict(line), ensure_ascii=False, allow_nan=False).encode() + b"\n")
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
+        with naming(self.path), self.path.open("ab") as handle:
+            handle.write(json.dumps(dict(line), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            handle.flush()
+            os.fsync(handle.fileno())
 
 
 def stamp_of(path: Path) -> dict[str, Any]:
