@@ -132,7 +132,8 @@ def _stage_report(
 ) -> str:
     whole, shape = stage_shapes(config, stage.name)
     adapters = f"and {_count(shape.trained)} trained in adapters"
-    trained_part = adapters if config.method.trains_adapters else "all of them trained"
+    trained_part = "all" if shape.trained == shape.parameters else _count(shape.trained)
+    trained_part = adapters if config.method.trains_adapters else f"{trained_part} of them trained"
     lines = [f"{config.model.name}: {_count(whole.parameters)} parameters, {trained_part}"]
     projection = config.method.projection(stage.name)
     rows = len(data.training(stage.name))
@@ -404,7 +405,7 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
     references = len(projection.reference_sets) * projection.chunks if projection else 0
     micro = stage.micro_batch_size
     rollouts = stage if isinstance(stage, GRPOSettings) else None
-    extra = config.method.memory(meta_model(config), stage.name)
+    extra = config.method.memory(_stage_model(config, stage.name), stage.name)
     asked = config.reward.judges() if rollouts and config.reward is not None else ()
     # The packs of a micro-batch are one sequence.
     packs = micro if isinstance(stage, SFTSettings) and stage.packing is not None else 1
@@ -442,7 +443,7 @@ def stage_shapes(config: Config, stage: StageName) -> tuple[ModelShape, ModelSha
     Raises:
         UserError: as ``meta_model`` and ``shape_of``, or the method refuses the model.
     """
-    model = meta_model(config)
+    model = _stage_model(config, stage)
     whole = shape_of(model)
     adapter = config.method.adapter(model, stage)
     if adapter is None:
@@ -455,6 +456,13 @@ def stage_shapes(config: Config, stage: StageName) -> tuple[ModelShape, ModelSha
     inputs = sum(p.shape[1] for name, p in named.items() if "lora_A" in name or "V_low" in name)
     magnitudes = sum(p.numel() for name, p in named.items() if "lora_magnitude_vector" in name)
     return whole, shape_of(inside, inputs // whole.layers, magnitudes // whole.layers)
+
+
+def _stage_model(config: Config, stage: StageName) -> "PreTrainedModel":
+    """``meta_model``, without the adapters of ``stage`` and frozen as its method freezes it."""
+    model = meta_model(config)
+    config.method.freeze(model, stage)
+    return model
 
 
 def meta_model(config: Config) -> "PreTrainedModel":

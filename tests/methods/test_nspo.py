@@ -5,12 +5,14 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
@@ -20,9 +22,10 @@ from ogpsa.models.load import load_model
 from ogpsa.models.tokenizer import conversation_tokens
 from ogpsa.nullspace.kept import KeptSpaces
 from ogpsa.nullspace.moments import second_moments
-from ogpsa.preflight.memory import estimate
+from ogpsa.preflight.memory import EIGHT_BITS, estimate
 from ogpsa.preflight.report import report, stage_setup, stage_shapes
 from ogpsa.testbed.cache import ensure_base
+from ogpsa.training.callbacks import StepCallback
 from ogpsa.training.resume import CompletionCallback
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
@@ -230,6 +233,38 @@ def test_preflight_counts_the_chosen_layers_alone(overrides: list[str], pairs: i
     # An fp32 basis of at most half the width of each input, and the fp32 weights that the stage started from.
     assert found.basis - plain.basis == 28 * 2 * pairs
     assert found.weights - plain.weights == pytest.approx(28 * 4 * kept)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["method.others=train"], ["method.others=freeze"], ["method.others=freeze", "method.modules=[down_proj]"]],
+    ids=" ".join,
+)
+def test_preflight_charges_gradients_and_moments_of_what_is_trained_alone(
+    overrides: list[str], small_config: Configure, tmp_path: Path
+) -> None:
+    config = small_config(*NSPO, *ROWS, "method.variant=exact", "stage=sft", "stage.max_steps=1", *overrides)
+    base, data = ensure_base(config), load_data(config)
+    prepared(config, base)
+    trainer = build_trainer(config, config.stages[0], *load_model(base, torch.float32), data, tmp_path)
+    model, found = cast(PreTrainedModel, trainer.model), dict[str, int]()
+
+    def measure(**event: Any) -> None:
+        found["gradients"] = sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)
+
+    trainer.add_callback(StepCallback(on_pre_optimizer_step=measure))
+    trainer.train()
+    states = cast(Optimizer, trainer.optimizer).state.values()
+    found["optimizer"] = sum(one.nbytes for state in states for one in state.values() if one.dim())
+    found["kept"] = sum(start.nbytes for start in cast(Any, trainer).null_spaces._start.values())
+    shape, setup = stage_shapes(config, "sft")[1], stage_setup(config, config.stages[0], "single", 1)
+    foreseen = estimate(shape, setup)
+    # Each weight is there once, trained or not.
+    kept = foreseen.weights - sum(weight.nbytes for weight in model.parameters())
+    assert found == {"gradients": foreseen.gradients, "optimizer": foreseen.optimizer, "kept": pytest.approx(kept)}
+    # What 8 bits do not hold is the embedding's.
+    eight = estimate(shape, replace(setup, optimizer="adamw_8bit")).optimizer
+    assert (eight > EIGHT_BITS * shape.trained) == ("method.others=train" in overrides)
 
 
 def test_preflight_says_what_the_spaces_take() -> None:
