@@ -25,13 +25,15 @@ from ogpsa.nullspace.moments import second_moments
 from ogpsa.preflight.memory import EIGHT_BITS, estimate
 from ogpsa.preflight.report import report, stage_setup, stage_shapes
 from ogpsa.testbed.cache import ensure_base
+from ogpsa.testbed.tokenizer import build_tokenizer
+from ogpsa.testbed.world import World
 from ogpsa.training.callbacks import StepCallback
 from ogpsa.training.resume import CompletionCallback
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl
 from tests.stage import train_alone
-from tests.tiny import byte_tokenizer, save_tiny
+from tests.tiny import LFM2, QWEN3_NEXT, byte_tokenizer, other_kind, save_tiny
 
 Configure = Callable[..., Config]
 NSPO = ["method=nspo", "method.samples=60"]
@@ -165,6 +167,34 @@ def test_outputs_on_the_general_rows_stay(train: Train, small_config: Configure)
             )
             assert ours <= 0.011 * float(moments[group].trace())
             assert ours < 0.2 * theirs
+
+
+OTHER_KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "lfm2": (LFM2, "[in_proj,out_proj,q_proj,k_proj,v_proj,w1,w2,w3]", "model.layers.0.conv.conv"),
+    "qwen3_next": (QWEN3_NEXT, "[in_proj_qkvz,out_proj,q_proj,o_proj]", "model.layers.0.linear_attn.conv1d"),
+}
+
+
+@pytest.mark.parametrize("kind", ["lfm2", pytest.param("qwen3_next", marks=pytest.mark.slow)])
+def test_models_of_other_kinds_train_where_their_layers_are_linear(
+    kind: str, small_config: Configure, tmp_path: Path
+) -> None:
+    settings, modules, unfit = OTHER_KINDS[kind]
+    tokenizer, base = build_tokenizer(World(0).vocabulary()), tmp_path / "base"
+    other_kind(kind, tokenizer, num_hidden_layers=2, **settings).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    given = [*NSPO, *ROWS, *FAR, "stage=sft", "method.variant=exact", "stage.max_steps=2"]
+    with pytest.raises(UserError, match=rf"^method\.modules: 'all-linear' also stands for {unfit}\b.* be unprotected;"):
+        prepared(small_config(*given), base)
+    config = small_config(*given, f"method.modules={modules}", "method.null_shares=[0,1]")
+    prepared(config, base)
+    train_alone(config, load_data(config), base, tmp_path / "stage")
+    rows = read_jsonl(tmp_path / "stage" / "history.jsonl")
+    leaks = [row["projection/leak"] for row in rows if "projection/leak" in row]
+    assert len(leaks) == 2 and max(leaks) < 1e-4
+    start, end = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "stage"))
+    changed = [name for name in start if not torch.equal(start[name], end[name])]
+    assert any(name.endswith("out_proj.weight") for name in changed)
 
 
 def test_random_spaces_are_of_equal_dimension(train: Train) -> None:
