@@ -1,11 +1,27 @@
-"""A random model, small enough for any test."""
+"""Random models, small enough for any test."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+# Of two kinds with layers of two kinds, in addition to the sizes of ``other_kind`` with two layers.
+LFM2: dict[str, Any] = {"layer_types": ["conv", "full_attention"]}
+QWEN3_NEXT: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+}  # fmt: skip
 
 
 def tiny_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0, **settings: Any) -> LlamaForCausalLM:
@@ -36,6 +52,25 @@ def save_tiny(folder: Path, tokenizer: PreTrainedTokenizerBase, **settings: Any)
     tiny_model(tokenizer, **settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def other_kind(kind: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> PreTrainedModel:
+    """A random model of another kind than Llama, always the same for the same arguments."""
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **shape | settings)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return model
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

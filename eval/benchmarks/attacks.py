@@ -232,11 +232,7 @@ def make(name: str, given: Mapping[str, Any]) -> None:
     print(f"{name}: {len(rows)} requests, at most {len(rows) * rounds * CALLS[name]} calls", flush=True)
     with exclusive(folder / f".{file.stem}.lock", f"{file}: another process makes it"):
         journal = Journal(folder / f".{file.stem}.journal.jsonl", {"attack": name})
-        try:
-            outcomes = run_attacks([ATTACKS[name](row["prompt"], rounds) for row in rows], speakers, journal, name)
-        except BaseException:
-            journal.close(discard=False)
-            raise
+        outcomes = run_attacks([ATTACKS[name](row["prompt"], rounds) for row in rows], speakers, journal, name)
         made = [_row(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
         fallbacks = sum(row["fallback"] for row in made)
         write_json(
@@ -253,7 +249,7 @@ def make(name: str, given: Mapping[str, Any]) -> None:
             },
         )
         write_jsonl(file, made)
-        journal.close(discard=True)
+        journal.path.unlink()
     print(f"{file}: {len(made)} rows, {fallbacks} of them the plain request")
 
 

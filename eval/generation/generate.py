@@ -92,8 +92,6 @@ def generate(
     except NotFiniteLogitsError as error:
         row = pending[error.rows[0]].row_id
         raise UserError(f"{label}: row '{row}': {error}, so the row has neither answer nor score") from None
-    finally:
-        kept.close(discard=False)
     return [kept.pieces[question.row_id] for question in questions]
 
 

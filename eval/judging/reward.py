@@ -1,9 +1,10 @@
 """A judge of the evaluation as a reward of the RL stage: its values, each paid for once."""
 
 from collections.abc import Sequence
+from functools import cache, partial
 
 from eval.judging.judge import Item, endpoint_judges, load_judge
-from eval.judging.verdicts import check_judge, judge_responses, opener
+from eval.judging.verdicts import check_judge, judge_responses, open_journal, opener
 from eval.judging.weights import weights_memory
 from ogpsa.config import Judges, ModelEndpoint, RewardServices, Rollout, Scorer
 from ogpsa.utils.endpoint import Budget, Endpoint
@@ -30,7 +31,8 @@ def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -
     if judge.needs_target:
         _check_targets(name, services)
     budget = Budget(endpoint.max_calls)
-    journal = services.folder / f"{services.section}.jsonl"
+    # Read once: this process alone adds to it while the stage lasts.
+    journal = cache(partial(open_journal, services.folder / f"{services.section}.jsonl"))
     opened = opener(settings, services.opened)
 
     def score(rollouts: Sequence[Rollout]) -> list[float | None]:

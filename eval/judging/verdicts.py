@@ -150,11 +150,16 @@ def was_withheld(row: Mapping[str, Any]) -> bool:
     return row.get("finish_reason") == "content_filter"
 
 
+def open_journal(path: Path) -> Journal:
+    """Read the journal of replies and verdicts at ``path``, or begin it."""
+    return Journal(path, STAMP)
+
+
 def judge_responses(
     name: str,
     items: Sequence[Item],
     settings: JudgeSettings,
-    journal: Path,
+    journal: Path | Callable[[], Journal],
     label: str,
     safe_point: Callable[[], None] = _never_stop,
     budget: Budget | None = None,
@@ -168,7 +173,8 @@ def judge_responses(
     is less), however often this is called.
 
     Args:
-        journal: where finished replies and verdicts of models are kept; a rule writes none.
+        journal: where finished replies and verdicts of models are kept; a rule writes none. In place of a file that is
+            read here, a caller that asks often gives what opens it, and keeps it in memory.
         label: what the progress is called.
         safe_point: called after each reply or batch, where the work may stop; what it raises ends the judging; finished
             verdicts stay.
@@ -188,17 +194,14 @@ def judge_responses(
     if isinstance(judge, RuleJudge):
         judged = [Judgement(judge.rule(item), None, None) for item in answered]
     else:
-        kept = Journal(journal, STAMP)
-        try:
-            if isinstance(judge, LocalJudge):
-                ready = partial(opened, name) if opened else partial(judge.open, name, settings)
-                judged = _judge_by_weights(name, ready, answered, settings, kept, label, safe_point)
-            else:
-                budget = budget or Budget(settings.max_calls)
-                endpoint = Endpoint.of(section, settings, settings.model, budget)
-                judged = _judge_by_endpoint(name, judge, answered, settings, kept, label, safe_point, endpoint)
-        finally:
-            kept.close(discard=False)
+        kept = open_journal(journal) if isinstance(journal, Path) else journal()
+        if isinstance(judge, LocalJudge):
+            ready = partial(opened, name) if opened else partial(judge.open, name, settings)
+            judged = _judge_by_weights(name, ready, answered, settings, kept, label, safe_point)
+        else:
+            budget = budget or Budget(settings.max_calls)
+            endpoint = Endpoint.of(section, settings, settings.model, budget)
+            judged = _judge_by_endpoint(name, judge, answered, settings, kept, label, safe_point, endpoint)
     verdicts = iter(_checked(name, answered, judged))
     wording = None if isinstance(judge, RuleJudge) else prompt_hash(judge_prompt(name, settings))
     model = judge_model(name, settings)
@@ -225,7 +228,7 @@ def _judge_by_panel(
     panel: PanelJudge,
     items: Sequence[Item],
     settings: JudgeSettings,
-    journal: Path,
+    journal: Path | Callable[[], Journal],
     label: str,
     safe_point: Callable[[], None],
     budget: Budget | None,
@@ -285,8 +288,7 @@ def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal:
         return sum((estimate(member, items, settings, journal) for member in members), Estimate())
     if not isinstance(judge, PromptJudge):
         return Estimate()
-    kept = Journal(journal, STAMP)
-    kept.close(discard=False)
+    kept = open_journal(journal)
     requests = _requests(name, judge, _answered(items, find_answers(items)), settings)[1]
     return _estimate(judge, _pending(judge, requests, kept, min(ASKS, settings.attempts)))
 

@@ -105,6 +105,9 @@ class Method(Section):
         """The adapters that the stage trains instead of the weights of ``model``; merged after the stage."""
         return None
 
+    def freeze(self, model: "PreTrainedModel", stage: StageName) -> None:
+        """Take weights of ``model``, which may be on the meta device, out of training."""
+
     def quantization(self, stage: StageName) -> Quantization | None:
         """How the linear layers under the adapters are stored; None: in ``model.dtype``."""
         return None
@@ -139,7 +142,7 @@ class Method(Section):
 
     def memory(self, model: "PreTrainedModel", stage: StageName) -> ExtraMemory:
         """Memory in addition to that of weights, gradients, optimizer states, adapters and basis; ``model`` is on the
-        meta device, without adapters.
+        meta device, without adapters, frozen as ``freeze`` does.
         """
         return ExtraMemory()
 

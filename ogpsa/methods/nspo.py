@@ -97,7 +97,7 @@ class Nspo(Method):
         import torch
         from trl import GRPOConfig
 
-        from ogpsa.nullspace.projector import NullSpaceProjector, NullSpaceTrainer, describe, freeze_others
+        from ogpsa.nullspace.projector import NullSpaceProjector, NullSpaceTrainer, describe
         from ogpsa.nullspace.space import random_space
         from ogpsa.training.callbacks import StepCallback
 
@@ -111,8 +111,7 @@ class Nspo(Method):
         spaces = {group: space.to(trainer.args.device) for group, space in spaces.items()}
         protected = {layer: spaces[group] for group, layers in self._spaces.groups.items() for layer in layers}
         model = cast("PreTrainedModel", trainer.model)
-        if self.others == "freeze":
-            freeze_others(model, protected)
+        self.freeze(model, stage)
         for line in describe(model, protected):
             log.info("%s: %s: %s", stage, self.name, line)
         # An outer step of the public code is a generation with all of its updates.
@@ -124,6 +123,16 @@ class Nspo(Method):
         )
         cast(NullSpaceTrainer, trainer).null_spaces = projector
         trainer.add_callback(StepCallback(on_train_begin=projector.begin, on_optimizer_step=projector.after_step))
+
+    def freeze(self, model: "PreTrainedModel", stage: StageName) -> None:
+        from ogpsa.models.text import linear_layers
+        from ogpsa.nullspace.settings import selected_layers
+
+        if self.others == "freeze":
+            layers = linear_layers(model)
+            kept = {layers[name].weight for name in selected_layers(layers, self._modules())}
+            for parameter in model.parameters():
+                parameter.requires_grad_(parameter in kept)
 
     def training_key(self, stage: StageName) -> dict[str, Any]:
         # The untuned model and the general rows matter too; a later stage's starting weights do not identify them.

@@ -131,8 +131,8 @@ def chosen_groups(model: PreTrainedModel, modules: Modules) -> dict[str, list[st
     """The layers that ``modules`` names, in groups with one input, by each group's first layer, chosen or not.
 
     Raises:
-        UserError: as ``selected_layers``, ``modules`` stands for matrices that are no linear layers, or a layer is
-            reached by no forward pass.
+        UserError: as ``selected_layers`` and ``shared_inputs``, ``modules`` stands for matrices that are no linear
+            layers, or not every token passes through a layer.
     """
     layers, matrices = linear_layers(model), other_matrices(model)
     if lost := [name for names in meant(matrices, modules).values() for name in names]:
@@ -147,7 +147,8 @@ def chosen_groups(model: PreTrainedModel, modules: Modules) -> dict[str, list[st
     reached = {layer for together in groups.values() for layer in together}
     if lost := [layer for layer in chosen if layer not in reached]:
         raise UserError(
-            f"method.modules: a forward pass does not reach {_named(lost)}, whose inputs are not known; leave it out"
+            f"method.modules: a forward pass does not send every token through {_named(lost)}, whose inputs are not "
+            "known; leave it out"
         )
     members = {group: [layer for layer in together if layer in chosen] for group, together in groups.items()}
     return {group: together for group, together in members.items() if together}

@@ -1,17 +1,22 @@
 """Second moments of the linear layers' inputs, summed up batch by batch."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ogpsa.models.text import linear_layers
+from ogpsa.utils.errors import UserError
 
 # Rows of a forward pass.
 ROWS = 8
+# Rows and tokens of the pass that only finds which inputs layers share.
+TOKENS = (2, 3)
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
@@ -27,25 +32,48 @@ def empty_model(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def shared_inputs(model: PreTrainedModel) -> dict[str, list[str]]:
-    """The linear layers that one and the same tensor enters, as ``q_proj``, ``k_proj`` and ``v_proj``.
+    """The linear layers that the same tensors enter, as ``q_proj``, ``k_proj`` and ``v_proj``.
 
-    Found by a pass of two tokens through an ``empty_model``. Layers that it does not reach are left out.
+    Found by a pass of a few tokens through an ``empty_model``. Layers that it does not reach are left out, and so are
+    those that something else than a vector or several of each token enters.
 
     Returns:
         Each group's layers, by the first one's name.
+
+    Raises:
+        UserError: the pass fails, for example since what the model does depends on values.
     """
-    seen: list[tuple[Tensor, list[str]]] = []
+    try:
+        entered = _entered(model)
+    except RuntimeError:
+        # Some models ask whether a mask hides anything, to save work; transformers asks no tensor of this mode, which
+        # takes five times as long.
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                entered = _entered(model)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"model.path: the inputs of a {model.config.model_type} model's layers cannot be found without its "
+                f"weights ({reason}), as method=nspo does; allowed: kinds such as llama, mistral, qwen2, qwen3"
+            ) from None
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, given in entered.items():
+        if all(one.shape[:2] == TOKENS or one.shape[:-1] == (math.prod(TOKENS),) for one in given):
+            groups.setdefault(tuple(map(id, given)), []).append(name)
+    return {names[0]: names for names in groups.values()}
+
+
+def _entered(model: PreTrainedModel) -> dict[str, list[Tensor]]:
+    """What enters each linear layer in a pass of ``TOKENS``, by its name."""
+    entered: dict[str, list[Tensor]] = {}
+    ids = torch.zeros(TOKENS, dtype=torch.long, device=model.device)
 
     def note(name: str, inputs: Tensor) -> None:
-        for tensor, names in seen:
-            if tensor is inputs:
-                names.append(name)
-                return
-        seen.append((inputs, [name]))
+        entered.setdefault(name, []).append(inputs)
 
-    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     _pass(model, linear_layers(model), note, input_ids=ids, attention_mask=ids)
-    return {names[0]: names for _, names in seen}
+    return entered
 
 
 def second_moments(
@@ -72,7 +100,8 @@ def second_moments(
             counted[:, 0] = False
 
         def add(name: str, inputs: Tensor, counted: Tensor = counted) -> None:
-            tokens = inputs[counted].float()
+            width = inputs.shape[-1]
+            tokens = inputs.reshape(*counted.shape, -1, width)[counted].view(-1, width).float()
             sums[name] += tokens.T @ tokens
 
         _pass(model, wanted, add, input_ids=ids, attention_mask=mask)

@@ -143,13 +143,6 @@ class NullSpaceProjector:
         return outside / whole if whole else 0.0
 
 
-def freeze_others(model: nn.Module, protected: Mapping[str, NullSpace]) -> None:
-    """Train nothing but the weights of the protected layers."""
-    weights = {model.get_submodule(name).get_parameter("weight") for name in protected}
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter in weights)
-
-
 def describe(model: PreTrainedModel, protected: Mapping[str, NullSpace]) -> list[str]:
     """Lines for the log: how much is protected, unprotected and frozen, and the null shares."""
     inside = sum(model.get_submodule(name).get_parameter("weight").numel() for name in protected)

@@ -50,7 +50,7 @@ class ModelShape:
 
     Attributes:
         elements: of parameters and buffers.
-        trained: parameters that are trained; ``trained_head``: whether the output head is among them.
+        trained: parameters that are trained; ``trained_head``, ``trained_embedding``: whether these are among them.
         largest: the largest trained tensor; ``paged``: trained elements in tensors large enough for paged moments.
         head: the output head.
         block: parameters of one transformer block, without adapters; ``matrices``: of them those that autocast casts.
@@ -67,6 +67,7 @@ class ModelShape:
     largest: int
     paged: int
     trained_head: bool
+    trained_embedding: bool
     adapted: int | None
     magnitudes: int
     layers: int
@@ -268,7 +269,7 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
 
 def _whole_moments(shape: ModelShape, setup: Setup) -> float:
     """Bytes of the embedding's moments beyond 8 bits: transformers keeps them in fp32."""
-    if STATE_BYTES[setup.optimizer] != EIGHT_BITS or shape.adapted is not None:
+    if STATE_BYTES[setup.optimizer] != EIGHT_BITS or not shape.trained_embedding:
         return 0.0
     return (STATE_BYTES["adamw"] - EIGHT_BITS) * shape.vocabulary * shape.hidden
 
@@ -370,7 +371,8 @@ def _communication(shape: ModelShape, setup: Setup) -> float:
         # Gathered: what lies outside the blocks, two blocks, and the head once more for TRL's loss; then the gradients
         # of a block, or of the embeddings, before they are scattered.
         gathered = travel * (outside + 2 * shape.block + shape.head)
-        return gathered + (4 * max(shape.block, shape.head) if shape.adapted is None else 0)
+        whole = max(shape.block, shape.head) if shape.trained_head else shape.trained // shape.layers
+        return gathered + (4 * whole if shape.adapted is None else 0)
     if setup.mode == "zero2":
         return 4 * min(REDUCE_BUCKET, shape.trained)
     if setup.mode == "zero3":
@@ -411,12 +413,14 @@ def shape_of(model: "PreTrainedModel", adapted: int | None = None, magnitudes: i
     blocks = [p for name, p in base.items() if any(part.isdecimal() for part in name.split("."))]
     trained = [p for p in parameters.values() if p.requires_grad]
     head = model.get_output_embeddings().weight
+    embedding = model.get_input_embeddings().get_parameter("weight")
     heads, hidden, layers = facts["num_attention_heads"], facts["hidden_size"], facts["num_hidden_layers"]
     return ModelShape(
         parameters=sum(p.numel() for p in parameters.values()),
         elements=sum(tensor.numel() for tensor in (*parameters.values(), *model.buffers())),
         trained=sum(p.numel() for p in trained),
         trained_head=head.requires_grad,
+        trained_embedding=embedding.requires_grad,
         largest=max(p.numel() for p in trained),
         paged=sum(p.numel() for p in trained if p.numel() >= PAGED_FROM),
         head=head.numel(),

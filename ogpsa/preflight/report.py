@@ -132,7 +132,8 @@ def _stage_report(
 ) -> str:
     whole, shape = stage_shapes(config, stage.name)
     adapters = f"and {_count(shape.trained)} trained in adapters"
-    trained_part = adapters if config.method.trains_adapters else "all of them trained"
+    trained_part = "all" if shape.trained == shape.parameters else _count(shape.trained)
+    trained_part = adapters if config.method.trains_adapters else f"{trained_part} of them trained"
     lines = [f"{config.model.name}: {_count(whole.parameters)} parameters, {trained_part}"]
     projection = config.method.projection(stage.name)
     rows = len(data.training(stage.name))
@@ -221,17 +222,18 @@ def remedies(
         shape: the model's sizes in ``stage``; ``processes``: those of ``config``.
         memory: bytes of a device; sharding is proposed over as few processes as make it fit, up to 64 times these.
     """
-    key = config.stage_key(stage.name)
-    problems = {*_problems(config, processes)}
+    key, problems = config.stage_key(stage.name), {*_problems(config, processes)}
+    now = estimate(shape, stage_setup(config, stage, config.distributed.name, processes, judges)).peak
 
-    def with_(changes: Changes, count: int) -> Estimate | None:
+    def lower(changes: Changes, count: int) -> Estimate | None:
         changed = _changed(config, changes)
         if changed is None or not problems.issuperset(_problems(changed, count)):
             return None
         [same] = (one for one in changed.stages if one.name == stage.name)
-        return estimate(shape, stage_setup(changed, same, changed.distributed.name, count, judges))
+        found = estimate(shape, stage_setup(changed, same, changed.distributed.name, count, judges))
+        return found if found.peak < now else None
 
-    ways: list[Changes] = [
+    savings: list[Changes] = [
         {"method.basis_dtype": "int8"},
         {"method.basis_device": "host"},
         {"method.streaming": False},
@@ -241,31 +243,25 @@ def remedies(
         {"model.dtype": "bf16"} | ({} if config.model.precision == "bf16" else {"model.precision": "bf16"}),
         {"method.lora_quantize": "nf4"},
         {f"{key}.optimizer": "adamw_8bit"},
+        *([{"model.activation_offload": True}] if config.model.gradient_checkpointing else []),
     ]
-    if config.model.gradient_checkpointing:
-        ways.append({"model.activation_offload": True})
-    found = [(_typed(changes), with_(changes, processes)) for changes in ways]
+    ways = {_typed(changes): lower(changes, processes) for changes in savings}
     # What cannot be sharded.
     off: Changes = {
         f"{config.stage_key(one.name)}.optimizer": "adamw" for one in config.stages if one.optimizer.endswith("8bit")
     }
     off |= {"model.activation_offload": False} if config.model.activation_offload else {}
     off |= {"method.lora_quantize": None} if config.method.quantization(stage.name) else {}
+    given_up = f", {_typed(off)}" if off else ""
     for mode in SHARDING_WEIGHTS:
-        best: tuple[str, Estimate | None] = ("", None)
+        spread: dict[str, Estimate] = {}
         for count in (processes * 2**power for power in range(1, 7)):
-            spread = with_(off | {"distributed.name": mode, "distributed.processes": count}, count)
-            if spread is not None:
-                best = (
-                    ", ".join([f"distributed={mode} with {count} processes", *([_typed(off)] if off else [])]),
-                    spread,
-                )
-                if spread.peak <= memory:
+            if found := lower(off | {"distributed.name": mode, "distributed.processes": count}, count):
+                spread = {f"distributed={mode} with {count} processes{given_up}": found}
+                if found.peak <= memory:
                     break
-        found.append(best)
-    now = estimate(shape, stage_setup(config, stage, config.distributed.name, processes, judges)).peak
-    lower = [(words, changed) for words, changed in found if changed is not None and changed.peak < now]
-    return sorted(lower, key=lambda pair: pair[1].peak)
+        ways |= spread
+    return sorted(((words, found) for words, found in ways.items() if found), key=lambda way: way[1].peak)
 
 
 def _problems(config: Config, processes: int) -> list[str]:
@@ -404,7 +400,7 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
     references = len(projection.reference_sets) * projection.chunks if projection else 0
     micro = stage.micro_batch_size
     rollouts = stage if isinstance(stage, GRPOSettings) else None
-    extra = config.method.memory(meta_model(config), stage.name)
+    extra = config.method.memory(_stage_model(config, stage.name), stage.name)
     asked = config.reward.judges() if rollouts and config.reward is not None else ()
     # The packs of a micro-batch are one sequence.
     packs = micro if isinstance(stage, SFTSettings) and stage.packing is not None else 1
@@ -442,7 +438,7 @@ def stage_shapes(config: Config, stage: StageName) -> tuple[ModelShape, ModelSha
     Raises:
         UserError: as ``meta_model`` and ``shape_of``, or the method refuses the model.
     """
-    model = meta_model(config)
+    model = _stage_model(config, stage)
     whole = shape_of(model)
     adapter = config.method.adapter(model, stage)
     if adapter is None:
@@ -455,6 +451,13 @@ def stage_shapes(config: Config, stage: StageName) -> tuple[ModelShape, ModelSha
     inputs = sum(p.shape[1] for name, p in named.items() if "lora_A" in name or "V_low" in name)
     magnitudes = sum(p.numel() for name, p in named.items() if "lora_magnitude_vector" in name)
     return whole, shape_of(inside, inputs // whole.layers, magnitudes // whole.layers)
+
+
+def _stage_model(config: Config, stage: StageName) -> "PreTrainedModel":
+    """``meta_model``, without the adapters of ``stage`` and frozen as its method freezes it."""
+    model = meta_model(config)
+    config.method.freeze(model, stage)
+    return model
 
 
 def meta_model(config: Config) -> "PreTrainedModel":

@@ -1,7 +1,8 @@
 """Stages and evaluations that several runs share are made once: SFT→DPO starts from the SFT run's result.
 
 With ``stage_store=DIR`` a run looks each stage up by a key of all that determines its weights, and adds the stages that
-it trains. Files are hard links where the file system allows it; of these nothing is ever changed in place.
+it trains. Files are hard links where the file system allows it; of these nothing is ever changed in place: a
+``Journal`` that is added to later is copied first.
 """
 
 import hashlib
@@ -18,7 +19,6 @@ from ogpsa.config import Config, OneStage, without_inert
 from ogpsa.data.rows import COLUMNS, TRAINING_COLUMNS, Data, Row, set_uses
 from ogpsa.distributed import processes
 from ogpsa.models.files import fingerprint
-from ogpsa.runs.directory import REWARDS
 from ogpsa.runs.inputs import code_outside, package_digests
 from ogpsa.utils.files import build_folder, exclusive, find_damage, hash_file, is_complete, write_atomically
 
@@ -145,10 +145,6 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _link_file(source: str, target: str) -> None:
-    if Path(source).parent.name == REWARDS:
-        # A stage that is trained again adds to it.
-        shutil.copyfile(source, target)
-        return
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links

@@ -45,8 +45,6 @@ class ReferencePolicyCache:
     def __exit__(self, *_: object) -> None:
         if processes.is_main():
             self._progress.__exit__()
-        if self._journal is not None:
-            self._journal.close(discard=False)
 
     @contextmanager
     def used_by(self, trainer_class: type["KeptReferenceTrainer"]) -> Iterator[type["KeptReferenceTrainer"]]:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import write_atomically
 from ogpsa.utils.system_errors import naming
 
 
 class Journal:
     """One JSON object a line: first what the work rests on, then ``{key: piece}`` for each group of pieces.
 
-    A line that a kill cut short is dropped. A journal whose stamp differs is started from the beginning.
+    A line that a kill cut short is dropped. A journal whose stamp differs is started from the beginning. One that has
+    several hard links is copied: under its other names it stays as it is.
 
     Args:
         stamp: what the pieces rest on, as JSON holds it.
@@ -29,37 +31,28 @@ class Journal:
         self.path = path
         self.pieces: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_bytes().rpartition(b"\n")[0].split(b"\n") if path.is_file() else [b""]
-        if _parsed(whole[0]) == dict(stamp):
-            for number, line in enumerate(whole[1:], start=2):
-                pieces = _parsed(line)
-                if pieces is None:
-                    raise UserError(
-                        f"{path}:{number}: damaged, but not by a kill; delete the line to continue without its pieces"
-                    )
-                self.pieces |= pieces
-            os.truncate(path, sum(len(line) + 1 for line in whole))
-            self._handle = path.open("ab")
-        else:
-            self._handle = path.open("wb")
-            self._append(stamp)
+        found = path.read_bytes() if path.is_file() else b""
+        whole = found[: found.rfind(b"\n") + 1]
+        first, *lines = whole.split(b"\n")[:-1] or [b""]
+        if _parsed(first) != dict(stamp):
+            whole, lines = _line(stamp), []
+        for number, line in enumerate(lines, start=2):
+            pieces = _parsed(line)
+            if pieces is None:
+                raise UserError(
+                    f"{path}:{number}: damaged, but not by a kill; delete the line to continue without its pieces"
+                )
+            self.pieces |= pieces
+        if whole != found or path.stat().st_nlink > 1:
+            write_atomically(path, whole)
 
     def keep(self, pieces: Mapping[str, Any]) -> None:
         """Write the pieces to disk, all or none."""
+        with naming(self.path), self.path.open("ab") as handle:
+            handle.write(_line(pieces))
+            handle.flush()
+            os.fsync(handle.fileno())
         self.pieces |= pieces
-        self._append(pieces)
-
-    def close(self, discard: bool) -> None:
-        """End the journal; ``discard`` it when its pieces are kept elsewhere."""
-        self._handle.close()
-        if discard:
-            self.path.unlink()
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        with naming(self.path):
-            self._handle.write(json.dumps(dict(line), ensure_ascii=False, allow_nan=False).encode() + b"\n")
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
 
 
 def stamp_of(path: Path) -> dict[str, Any]:
@@ -68,6 +61,10 @@ def stamp_of(path: Path) -> dict[str, Any]:
         return {}
     with path.open("rb") as lines:
         return _parsed(lines.readline()) or {}
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(value), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

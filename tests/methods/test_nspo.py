@@ -5,12 +5,14 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
@@ -20,15 +22,18 @@ from ogpsa.models.load import load_model
 from ogpsa.models.tokenizer import conversation_tokens
 from ogpsa.nullspace.kept import KeptSpaces
 from ogpsa.nullspace.moments import second_moments
-from ogpsa.preflight.memory import estimate
+from ogpsa.preflight.memory import EIGHT_BITS, estimate
 from ogpsa.preflight.report import report, stage_setup, stage_shapes
 from ogpsa.testbed.cache import ensure_base
+from ogpsa.testbed.tokenizer import build_tokenizer
+from ogpsa.testbed.world import World
+from ogpsa.training.callbacks import StepCallback
 from ogpsa.training.resume import CompletionCallback
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl
 from tests.stage import train_alone
-from tests.tiny import byte_tokenizer, save_tiny
+from tests.tiny import LFM2, QWEN3_NEXT, byte_tokenizer, other_kind, save_tiny
 
 Configure = Callable[..., Config]
 NSPO = ["method=nspo", "method.samples=60"]
@@ -164,6 +169,34 @@ def test_outputs_on_the_general_rows_stay(train: Train, small_config: Configure)
             assert ours < 0.2 * theirs
 
 
+OTHER_KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "lfm2": (LFM2, "[in_proj,out_proj,q_proj,k_proj,v_proj,w1,w2,w3]", "model.layers.0.conv.conv"),
+    "qwen3_next": (QWEN3_NEXT, "[in_proj_qkvz,out_proj,q_proj,o_proj]", "model.layers.0.linear_attn.conv1d"),
+}
+
+
+@pytest.mark.parametrize("kind", ["lfm2", pytest.param("qwen3_next", marks=pytest.mark.slow)])
+def test_models_of_other_kinds_train_where_their_layers_are_linear(
+    kind: str, small_config: Configure, tmp_path: Path
+) -> None:
+    settings, modules, unfit = OTHER_KINDS[kind]
+    tokenizer, base = build_tokenizer(World(0).vocabulary()), tmp_path / "base"
+    other_kind(kind, tokenizer, num_hidden_layers=2, **settings).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    given = [*NSPO, *ROWS, *FAR, "stage=sft", "method.variant=exact", "stage.max_steps=2"]
+    with pytest.raises(UserError, match=rf"^method\.modules: 'all-linear' also stands for {unfit}\b.* be unprotected;"):
+        prepared(small_config(*given), base)
+    config = small_config(*given, f"method.modules={modules}", "method.null_shares=[0,1]")
+    prepared(config, base)
+    train_alone(config, load_data(config), base, tmp_path / "stage")
+    rows = read_jsonl(tmp_path / "stage" / "history.jsonl")
+    leaks = [row["projection/leak"] for row in rows if "projection/leak" in row]
+    assert len(leaks) == 2 and max(leaks) < 1e-4
+    start, end = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "stage"))
+    changed = [name for name in start if not torch.equal(start[name], end[name])]
+    assert any(name.endswith("out_proj.weight") for name in changed)
+
+
 def test_random_spaces_are_of_equal_dimension(train: Train) -> None:
     given = [*NSPO, "stage=sft", "method.variant=exact", *FAR]
     ours, own = train(*given)
@@ -230,6 +263,38 @@ def test_preflight_counts_the_chosen_layers_alone(overrides: list[str], pairs: i
     # An fp32 basis of at most half the width of each input, and the fp32 weights that the stage started from.
     assert found.basis - plain.basis == 28 * 2 * pairs
     assert found.weights - plain.weights == pytest.approx(28 * 4 * kept)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["method.others=train"], ["method.others=freeze"], ["method.others=freeze", "method.modules=[down_proj]"]],
+    ids=" ".join,
+)
+def test_preflight_charges_gradients_and_moments_of_what_is_trained_alone(
+    overrides: list[str], small_config: Configure, tmp_path: Path
+) -> None:
+    config = small_config(*NSPO, *ROWS, "method.variant=exact", "stage=sft", "stage.max_steps=1", *overrides)
+    base, data = ensure_base(config), load_data(config)
+    prepared(config, base)
+    trainer = build_trainer(config, config.stages[0], *load_model(base, torch.float32), data, tmp_path)
+    model, found = cast(PreTrainedModel, trainer.model), dict[str, int]()
+
+    def measure(**event: Any) -> None:
+        found["gradients"] = sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)
+
+    trainer.add_callback(StepCallback(on_pre_optimizer_step=measure))
+    trainer.train()
+    states = cast(Optimizer, trainer.optimizer).state.values()
+    found["optimizer"] = sum(one.nbytes for state in states for one in state.values() if one.dim())
+    found["kept"] = sum(start.nbytes for start in cast(Any, trainer).null_spaces._start.values())
+    shape, setup = stage_shapes(config, "sft")[1], stage_setup(config, config.stages[0], "single", 1)
+    foreseen = estimate(shape, setup)
+    # Each weight is there once, trained or not.
+    kept = foreseen.weights - sum(weight.nbytes for weight in model.parameters())
+    assert found == {"gradients": foreseen.gradients, "optimizer": foreseen.optimizer, "kept": pytest.approx(kept)}
+    # What 8 bits do not hold is the embedding's.
+    eight = estimate(shape, replace(setup, optimizer="adamw_8bit")).optimizer
+    assert (eight > EIGHT_BITS * shape.trained) == ("method.others=train" in overrides)
 
 
 def test_preflight_says_what_the_spaces_take() -> None:

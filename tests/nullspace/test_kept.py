@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from ogpsa.nullspace.moments import empty_model, in_portions, linear_layers, sec
 from ogpsa.nullspace.projector import describe
 from ogpsa.nullspace.settings import Modules, Rule, SpaceSettings
 from ogpsa.utils.errors import UserError
-from tests.tiny import byte_tokenizer, save_tiny, tiny_model
+from tests.tiny import LFM2, QWEN3_NEXT, byte_tokenizer, other_kind, save_tiny, tiny_model
 
 SETTINGS = SpaceSettings(rule="energy", threshold=0.05, skip_first_token=True, max_length=24)
 PAIRS = [("Name a colour.", "Blue."), ("What is two and two?", "It is four."), ("Say hello", "Hello!")]
@@ -242,3 +244,62 @@ def test_matrices_that_are_no_linear_layers_are_not_passed_over(
 
 def test_the_output_head_is_not_a_layer(model: LlamaForCausalLM) -> None:
     assert "lm_head" not in linear_layers(model)
+
+
+# Kinds that ask a mask for its values, hand a layer the tokens of all rows in one, or use a layer twice.
+KINDS: dict[str, dict[str, Any]] = {
+    "lfm2": LFM2,
+    "qwen3_next": QWEN3_NEXT,
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "hrm_text": {},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_has_one_input_in_models_of_other_kinds(kind: str) -> None:
+    model = other_kind(kind, byte_tokenizer(), num_hidden_layers=2, **KINDS[kind])
+    rows = [[7, 8, 9, 10], [11, 12], [13, 14, 15]]
+    layers = linear_layers(model)
+    groups = shared_inputs(empty_model(model.config))
+    assert sorted(name for names in groups.values() for name in names) == sorted(layers)
+    assert any(len(names) > 1 for names in groups.values())
+    # Each layer's own inputs, row by row without padding.
+    whole = {name: torch.zeros(one.in_features, one.in_features).double() for name, one in layers.items()}
+
+    def add(name: str, _: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+        tokens = given[0].reshape(-1, given[0].shape[-1]).double()
+        whole[name] += tokens.T @ tokens
+
+    hooks = [layer.register_forward_pre_hook(partial(add, name)) for name, layer in layers.items()]
+    with torch.no_grad():
+        for row in rows:
+            model(torch.tensor([row]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    found = second_moments(model, list(groups), rows, False, lambda: None)
+    for group, names in groups.items():
+        for name in names:
+            assert (found[group] - whole[name]).norm() <= 1e-5 * whole[name].norm()
+
+
+def test_a_kind_whose_pass_depends_on_values_is_refused_in_one_line() -> None:
+    settings = {"emb_dim": 32, "n_layers": 1, "n_heads": 4, "n_words": 64}
+    empty = empty_model(AutoConfig.for_model("xlm", **settings))
+    with pytest.raises(UserError) as raised:
+        kept.chosen_groups(empty, "all-linear")
+    [line] = raised.value.problems
+    assert line.startswith("model.path: the inputs of a xlm model's layers cannot be found without its weights (aten.")
+    assert line.endswith("allowed: kinds such as llama, mistral, qwen2, qwen3")
+
+
+def test_a_layer_that_sees_something_else_than_tokens_is_refused_by_name(model: LlamaForCausalLM) -> None:
+    empty = empty_model(model.config)
+    pooled = empty.get_submodule("model.layers.1.mlp.down_proj")
+    pooled.register_forward_pre_hook(lambda _, given: (given[0].mean(1, keepdim=True),))
+    said = (
+        r"^method\.modules: a forward pass does not send every token through model\.layers\.1\.mlp\.down_proj, whose "
+        "inputs are not known; leave it out$"
+    )
+    with pytest.raises(UserError, match=said):
+        kept.chosen_groups(empty, "mlp")
+    assert len(kept.chosen_groups(empty, ["gate_proj", "layers.0.mlp.down_proj"])) == 3

@@ -346,6 +346,37 @@ def test_a_panels_members_are_opened_once_counted_and_reached(tmp_path: Path, mo
         reward("judge", "reward.judge=both", *endpoint).scorer(services(judges=found, reach=True))
 
 
+def test_a_session_reads_what_judges_said_once_and_leaves_the_next_one_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "counted.py").write_text(COUNTED)
+    (tmp_path / "counted.txt").write_text("{prompt} {response}")
+    (tmp_path / "both.py").write_text(
+        "from eval.judging.judge import PanelJudge\nJUDGE = PanelJudge('goodness', ('counted', 'llama_guard'))\n"
+    )
+    monkeypatch.setattr("eval.judging.weights.weights_folder", lambda name, settings: tmp_path)
+    found = judges().model_copy(update={"dir": str(tmp_path)})
+    read_bytes, reads = Path.read_bytes, list[str]()
+
+    def read(path: Path) -> bytes:
+        reads.append(path.name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    with serve(lambda request, before: Reply("safe")) as server:
+        endpoint = [f"reward.endpoint.base_url={server.url}", "reward.endpoint.api_key_env=''"]
+        given = reward("judge", "reward.judge=both", *endpoint)
+        # Each session begins with what the last one ended with.
+        for session, generations in enumerate((["a"], ["a", "b", "c", "a"], ["c", "b", "a", "d"])):
+            reads.clear()
+            score = given.scorer(services(tmp_path / "journals", judges=found))
+            assert [score([rollout(f"{HELPED} {text}")]) for text in generations] == [[0]] * len(generations)
+            assert reads.count("reward.jsonl") == (session > 0)
+        assert len(server.requests) == 4
+    # Of each of four answers a line for each of the panel's two members, and what the journal holds.
+    assert (tmp_path / "journals" / "reward.jsonl").read_bytes().count(b"\n") == 1 + 4 * 2
+
+
 # Replies that are not a verdict, and the times that each is asked for.
 NO_VERDICT = [
     Reply("Is it safe? Hard to say."), Reply(""), Reply("I'm sorry, but I can't assess this."),
@@ -399,7 +430,6 @@ def resumed(
             scores(given(server), rollouts, tmp_path, **changes)
         journal = Journal(tmp_path / "reward.jsonl", {"holds": "replies of judges"})
         kept = len(journal.pieces)
-        journal.close(discard=False)
         assert 0 < kept < 6
         failing, before = False, len(server.requests)
         assert scores(given(server), rollouts, tmp_path) == [-1] * 6

@@ -19,6 +19,7 @@ from ogpsa.runs.directory import METRICS_FILE, flatten
 from ogpsa.runs.stage_cache import StageCache, stage_key
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.files import COMPLETE_FILE, read_json
+from ogpsa.utils.journal import Journal
 from tests.program import ROOT, contents, run_here
 
 Configure = Callable[..., Config]
@@ -237,3 +238,25 @@ def test_an_interrupted_making_leaves_nothing_to_share(tmp_path: Path) -> None:
     with store.shared("key", folder, COMPLETE_FILE, lambda: None):
         assert read_json(folder / COMPLETE_FILE) == {}
         assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("stamp", [{"holds": "replies"}, {"holds": "others"}], ids=["adds", "begins anew"])
+@pytest.mark.parametrize("torn", [b"", b'{"torn'], ids=["whole", "torn"])
+@pytest.mark.parametrize("name", ["rewards/reward.jsonl", "kept.journal"])
+def test_a_journal_that_runs_share_is_written_by_each_on_its_own(
+    name: str, torn: bytes, stamp: dict[str, str], tmp_path: Path
+) -> None:
+    store, made, taken = (tmp_path / name for name in ("store", "made", "taken"))
+    with StageCache(store).shared("key", made, COMPLETE_FILE, lambda: None):
+        Journal(made / name, {"holds": "replies"}).keep({"a": 1})
+        (made / name).write_bytes(before := (made / name).read_bytes() + torn)
+        (made / COMPLETE_FILE).write_text("{}")
+    with StageCache(store).shared("key", taken, COMPLETE_FILE, lambda: None):
+        assert (taken / name).samefile(made / name)
+    Journal(taken / name, stamp).keep({"b": 2})
+    assert (made / name).read_bytes() == (store / "key" / name).read_bytes() == before
+    Journal(made / name, stamp).keep({"c": 3})
+    kept = {"a": 1} if stamp["holds"] == "replies" else {}
+    assert Journal(taken / name, stamp).pieces == kept | {"b": 2}
+    assert Journal(made / name, stamp).pieces == kept | {"c": 3}
+    assert (store / "key" / name).read_bytes() == before

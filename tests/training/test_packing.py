@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
@@ -20,6 +19,7 @@ from ogpsa.testbed.world import World
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from tests.stage import train_alone
+from tests.tiny import other_kind
 
 # Sixteen rows in one step, of a rate at which rounding is small beside the step.
 ONE_STEP = ["stage=sft", "data.safety_rows=16", "stage.max_steps=1", "stage.optimizer=sgd", "stage.learning_rate=1e-1",
@@ -51,13 +51,7 @@ def test_a_step_on_packed_rows_is_the_step_on_the_rows(
 def other_model(kind: str, folder: Path, **settings: Any) -> Path:
     """A random model of another kind than the testbed's, with its tokenizer."""
     tokenizer = build_tokenizer(World(0).vocabulary())
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **settings,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    other_kind(kind, tokenizer, **settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

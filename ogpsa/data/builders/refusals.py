@@ -59,14 +59,11 @@ def write_refusals(
     if settings.way == "templates":
         return templates, {"way": settings.way, "templates": len(templates)}
     kept = Journal(journal, STAMP)
-    try:
-        if settings.way == "endpoint":
-            keys = _from_endpoint(settings, prompts, kept)
-        else:
-            keys = local_replies(settings.model, settings.system_prompt, settings.max_tokens, prompts, kept, SECTION)
-        replies = [kept.pieces[key] for key in keys]
-    finally:
-        kept.close(discard=False)
+    if settings.way == "endpoint":
+        keys = _from_endpoint(settings, prompts, kept)
+    else:
+        keys = local_replies(settings.model, settings.system_prompt, settings.max_tokens, prompts, kept, SECTION)
+    replies = [kept.pieces[key] for key in keys]
     problems = [_problem(reply) for reply in replies]
     refusals = [
         template if problem else answer(reply)

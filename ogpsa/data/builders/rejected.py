@@ -38,12 +38,9 @@ def write_rejected(
         journal: where replies are kept.
     """
     kept = Journal(journal, STAMP)
-    try:
-        prompts = [candidate.prompt for candidate in asked]
-        keys = local_replies(settings.model, None, settings.max_tokens, prompts, kept, "rejected answers")
-        replies = [kept.pieces[key] for key in keys]
-    finally:
-        kept.close(discard=False)
+    prompts = [candidate.prompt for candidate in asked]
+    keys = local_replies(settings.model, None, settings.max_tokens, prompts, kept, "rejected answers")
+    replies = [kept.pieces[key] for key in keys]
     texts = [answer(reply) for reply in replies]
     problems = [_problem(text, candidate) for text, candidate in zip(texts, asked, strict=True)]
     taken = [None if problem else text for text, problem in zip(texts, problems, strict=True)]
