@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +46,7 @@ class FakeCuda(FakeTensorMode):
         self.recorded = 0
         self.pinned: list[Tensor] = []
         self.taken = self.peak = 0
+        self._outermost = True
         self._storages: dict[int, weakref.ref[Any]] = {}
 
     @property
@@ -76,7 +78,14 @@ class FakeCuda(FakeTensorMode):
             return self._read(args[0]).to(kwargs.get("dtype") or args[0].dtype)
         if func is aten.copy_.default and not isinstance(args[0], FakeTensor):
             return args[0].copy_(self._read(args[1]))
-        made = super().dispatch(func, types, args, kwargs)
+        # What an operation is made of here is one kernel on the device, which keeps nothing between.
+        outermost, self._outermost = self._outermost, False
+        try:
+            made = super().dispatch(func, types, args, kwargs)
+        finally:
+            self._outermost = outermost
+        if not outermost:
+            return made
         for leaf in tree_leaves(made):
             if isinstance(leaf, FakeTensor) and leaf.fake_device.type == "cuda":
                 self._count(leaf)
@@ -146,6 +155,17 @@ def _patch_cuda(patch: pytest.MonkeyPatch, mode: FakeCuda) -> None:
     # A property of C++'s device, and a method that takes no fake stream.
     patch.setattr(FakeTensor, "is_cuda", property(lambda tensor: tensor.fake_device.type == "cuda"), raising=False)
     patch.setattr(FakeTensor, "record_stream", lambda *_: _record(mode), raising=False)
+    # Optimizers and clipping take all parameters at once on CUDA, if they know their type.
+    for name in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
+        known: list[type] = import_module(name)._foreach_supported_types
+        patch.setattr(import_module(name), "_foreach_supported_types", [*known, FakeTensor])
+    grouped = torch._C._group_tensors_by_device_and_dtype
+
+    def on_cuda(tensors: Any, with_indices: bool = False) -> Any:
+        groups = grouped(tensors, with_indices)
+        return {(CUDA if device.type == "xla" else device, dtype): own for (device, dtype), own in groups.items()}
+
+    patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", on_cuda)
     kernels = _kernels()
     patch.setitem(sys.modules, kernels.__name__, kernels)
     patch.setattr(sys.modules["ogpsa.subspace"], "kernels", kernels, raising=False)

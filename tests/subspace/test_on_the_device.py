@@ -1,6 +1,5 @@
-"""The projection on a fake GPU: nothing on the device meets the host's tensors, and each tensor lies where it should."""
+"""The projection on a fake GPU: nothing on the device meets the host's tensors, and each lies where it should."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -17,7 +16,7 @@ from ogpsa.subspace.settings import BasisDevice, ProjectionSettings, Scope, Side
 from ogpsa.subspace.shards import ParameterShards
 from ogpsa.subspace.streaming import StreamedReferences
 from ogpsa.subspace.subspace import Layout, Subspace
-from tests.fake_cuda import CUDA, FakeCuda, fake_cuda
+from tests.fake_cuda import CUDA, fake_cuda
 
 # In place of ``GPU_PIECE``; the last parameter is read in two pieces.
 PIECE = 4096
@@ -168,7 +167,8 @@ class Small(nn.Module):
         hidden = self.embedding(ids)
         for layer in self.layers:
             hidden = torch.relu(layer(hidden))
-        return hidden.square().mean()
+        loss: Tensor = hidden.square().mean()
+        return loss
 
 
 class SmallTrainer:
@@ -222,9 +222,7 @@ def test_steps_with_refreshes_keep_the_trainers_tensors_on_the_device(
         with CUDA:
             model = Small()
         trainer = SmallTrainer(model)
-        projection = projector(
-            model, trainer, refresh_every=2, target=target, basis_device=place, streaming=streaming
-        )
+        projection = projector(model, trainer, refresh_every=2, target=target, basis_device=place, streaming=streaming)
         optimizer = torch.optim.AdamW(model.parameters())
         for step in range(3):
             trainer.state.global_step = step
