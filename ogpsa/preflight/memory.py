@@ -223,7 +223,8 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
         dtype = "fp32" if setup.device == "cpu" else "bf16"
     basis = setup.rank * BASIS_BYTES[dtype] * trained + setup.whole_bytes
     # Streamed sums are fp32, and so are the rows that come of them; others are no wider than the basis needs.
-    rows = setup.references * trained * (4 if dtype == "fp32" or setup.streamed_sums else 2)
+    width = 4 if dtype == "fp32" or setup.streamed_sums else 2
+    rows = setup.references * trained * width
     on_host = setup.basis_device == "host" and setup.device == "cuda"
     rows_on_host = on_host and not setup.streamed_sums
     activations, last, offloaded = _activations(shape, setup)
@@ -256,7 +257,7 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
         streams=setup.streamed_sums * rows,
         references=0 if rows_on_host else rows,
         # Pieces of one parameter's rows in fp64, and its rows once more.
-        orthonormalization=setup.references * (16 * min(CHUNK[setup.device], largest) + 4 * largest),
+        orthonormalization=setup.references * (16 * min(CHUNK[setup.device], largest) + width * largest),
         activations=activations,
         last_activations=last,
         temporaries=temporaries,
