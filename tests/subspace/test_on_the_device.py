@@ -178,7 +178,7 @@ class SmallTrainer:
         self.model = self.model_wrapped = model
         self.is_fsdp_enabled = False
         self.args = SimpleNamespace(
-            device=CUDA, world_size=1, process_index=0, n_gpu=1, per_device_eval_batch_size=2,
+            device=CUDA, world_size=1, process_index=0, n_gpu=1, per_device_train_batch_size=2,
             get_warmup_steps=lambda steps: 0,
         )  # fmt: skip
         self.state = SimpleNamespace(global_step=0, max_steps=4, logging_steps=1)
