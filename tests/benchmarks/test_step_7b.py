@@ -107,6 +107,7 @@ def test_the_bytes_of_a_step_are_the_estimates(case: Case, moment: str, request:
     assert gpu.peak == pytest.approx(expected.peak, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", get_args(BasisDevice))
 @pytest.mark.parametrize("dtype", get_args(StoredDtype))
 def test_the_projection_is_measured_with_its_basis_where_it_is_said_to_be(
