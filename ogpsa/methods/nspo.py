@@ -111,7 +111,6 @@ class Nspo(Method):
         spaces = {group: space.to(trainer.args.device) for group, space in spaces.items()}
         protected = {layer: spaces[group] for group, layers in self._spaces.groups.items() for layer in layers}
         model = cast("PreTrainedModel", trainer.model)
-        self.freeze(model, stage)
         for line in describe(model, protected):
             log.info("%s: %s: %s", stage, self.name, line)
         # An outer step of the public code is a generation with all of its updates.

@@ -35,7 +35,7 @@ def shared_inputs(model: PreTrainedModel) -> dict[str, list[str]]:
     """The linear layers that the same tensors enter, as ``q_proj``, ``k_proj`` and ``v_proj``.
 
     Found by a pass of a few tokens through an ``empty_model``. Layers that it does not reach are left out, and so are
-    those that something else than a vector or several of each token enters.
+    those that anything other than one or more vectors a token enters.
 
     Returns:
         Each group's layers, by the first one's name.
@@ -46,16 +46,16 @@ def shared_inputs(model: PreTrainedModel) -> dict[str, list[str]]:
     try:
         entered = _entered(model)
     except RuntimeError:
-        # Some models ask whether a mask hides anything, to save work; transformers asks no tensor of this mode, which
-        # takes five times as long.
+        # Some models ask whether a mask hides anything, to save work. Of fake tensors transformers does not ask it, but
+        # a pass with them takes five times as long.
         try:
             with FakeTensorMode(allow_non_fake_inputs=True):
                 entered = _entered(model)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"model.path: the inputs of a {model.config.model_type} model's layers cannot be found without its "
-                f"weights ({reason}), as method=nspo does; allowed: kinds such as llama, mistral, qwen2, qwen3"
+                f"model.path: method=nspo has to find what enters each layer before the weights are read, and cannot "
+                f"for model_type {model.config.model_type} ({reason}); it can for llama, mistral, qwen2, qwen3"
             ) from None
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, given in entered.items():

@@ -13,7 +13,7 @@ HELD_OUT = "held_out_"
 class HeldOutTrainer(Trainer):
     """Mixed in before TRL's trainer: an evaluation reads the held-out sets alone, and draws no random number.
 
-    The loss is the mean over rows of the stage's own loss of each, as ``eval_held_out_<set>_loss``.
+    A loss is the stage's own of each row, averaged over the rows: ``eval_held_out_<set>_loss``.
     """
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:

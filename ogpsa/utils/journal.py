@@ -48,10 +48,17 @@ class Journal:
 
     def keep(self, pieces: Mapping[str, Any]) -> None:
         """Write the pieces to disk, all or none."""
-        with naming(self.path), self.path.open("ab") as handle:
-            handle.write(_line(pieces))
-            handle.flush()
-            os.fsync(handle.fileno())
+        line = memoryview(_line(pieces))
+        # Not made anew where it was deleted: the stamp would be missing.
+        with naming(self.path), self.path.open("r+b", buffering=0) as handle:
+            end = handle.seek(0, os.SEEK_END)
+            try:
+                while line:
+                    line = line[handle.write(line) :]
+                os.fsync(handle.fileno())
+            except OSError:
+                handle.truncate(end)
+                raise
         self.pieces |= pieces
 
 

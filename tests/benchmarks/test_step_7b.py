@@ -1,4 +1,4 @@
-"""The checks of ``benchmarks/gpu.sh`` on a fake GPU: what a card would only tell after it was rented."""
+"""The checks of ``benchmarks/gpu.sh`` on a fake GPU, at the widths of Qwen2.5-7B and one layer."""
 
 from importlib import import_module
 from typing import Any, get_args
@@ -55,10 +55,9 @@ def job(model: str) -> Job:
     )  # fmt: skip
 
 
-def check_step(gpu: FakeCuda, model: OneModel, procedure: Procedure) -> float:
+def check_step(model: OneModel, procedure: Procedure) -> float:
     """Take a step, look at what it leaves, and return its peak in bytes."""
     row = model.step(procedure)
-    assert row["seconds"] >= row["refresh_seconds"] >= 0
     assert all(parameter.device == CUDA and parameter.dtype == torch.float32 for parameter in model.model.parameters())
     assert all(parameter.grad is None for parameter in model.model.parameters())
     return float(row["peak_bytes"])
@@ -74,9 +73,9 @@ def large_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.smoke
-def test_a_step_of_each_procedure_at_the_shapes_of_qwen2_5_7b(gpu: FakeCuda) -> None:
+def test_a_step_of_each_procedure_at_the_widths_of_qwen2_5_7b(gpu: FakeCuda) -> None:
     model = OneModel(job("qwen2_5_7b:1"))
-    peaks = {procedure: check_step(gpu, model, procedure) for procedure in PROCEDURES}
+    peaks = {procedure: check_step(model, procedure) for procedure in PROCEDURES}
     basis = model.subspace.basis
     assert basis is not None and model.subspace.effective_rank == 2
     stored = basis.state_dict().values()

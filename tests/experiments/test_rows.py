@@ -33,6 +33,17 @@ def test_every_experiment_names_rows_that_are_there(name: str) -> None:
     full = {"small"} if name.startswith("small_") else {"paper", "testbed"}
     full |= {"small_full"} if name == "small_sft" else set()
     assert set(experiment.settings.suites) == {*full, "check"}
+    for suite, grids in experiment.settings.suites.items():
+        compared = experiment.settings.compared_at.get(suite, 1.0)
+        assert any(compared in grid.strengths for grid in grids), f"{suite}: no row runs at {compared}"
+
+
+def test_small_full_has_all_rows_of_small_sft_without_a_cap() -> None:
+    found = points(load_experiment("small_sft"), "small_full", seeds=[0])
+    assert {point.row for point in found} == set(load_experiment("small_sft").rows)
+    assert {(point.config.stages[0].max_steps, point.config.stages[0].epochs) for point in found} == {(None, 3)}
+    limits = {point.config.eval.rows_of(name) for point in found for name in point.config.eval.benchmarks}
+    assert limits == {None}
 
 
 def test_no_run_of_the_testbed_is_refused(tmp_path: Path) -> None:

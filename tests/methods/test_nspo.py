@@ -297,6 +297,13 @@ def test_preflight_charges_gradients_and_moments_of_what_is_trained_alone(
     assert (eight > EIGHT_BITS * shape.trained) == ("method.others=train" in overrides)
 
 
+@pytest.mark.parametrize(("others", "trained"), [("train", "all of them"), ("freeze", "6.53 B of them")])
+def test_preflight_says_how_much_is_trained(others: str, trained: str) -> None:
+    config = compose_config(["method=nspo", f"method.others={others}", "model=qwen2_5_7b", "data=testbed", "stage=sft"])
+    # 28 blocks of 3584 × (3584 + 2 × 512 + 3584) in attention and 3 × 3584 × 18944 in the MLP.
+    assert report(config, load_data(config)).splitlines()[0].endswith(f"7.62 B parameters, {trained} trained")
+
+
 def test_preflight_says_what_the_spaces_take() -> None:
     config = compose_config(["method=nspo", "method.variant=exact", "model=qwen2_5_7b", "data=testbed", "stage=sft"])
     lines = report(config, load_data(config)).splitlines()
