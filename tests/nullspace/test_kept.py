@@ -288,8 +288,8 @@ def test_a_kind_whose_pass_depends_on_values_is_refused_in_one_line() -> None:
     with pytest.raises(UserError) as raised:
         kept.chosen_groups(empty, "all-linear")
     [line] = raised.value.problems
-    assert line.startswith("model.path: the inputs of a xlm model's layers cannot be found without its weights (aten.")
-    assert line.endswith("allowed: kinds such as llama, mistral, qwen2, qwen3")
+    assert line.startswith("model.path: method=nspo has to find what enters each layer before the weights are read, and")
+    assert line.endswith("; it can for llama, mistral, qwen2, qwen3") and "model_type xlm (aten." in line
 
 
 def test_a_layer_that_sees_something_else_than_tokens_is_refused_by_name(model: LlamaForCausalLM) -> None:
