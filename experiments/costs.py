@@ -13,6 +13,7 @@ from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from eval.scores.finished import FinishedRun
     from ogpsa.preflight.report import Counts
 
 # In the order of StageCost.
@@ -32,13 +33,13 @@ NOTES = (
     "Work on them: their passes' share of all passes, by length of the texts. Both are counted as `preflight=true` "
     "does, also for rows that have not run; empty where the data is not there.",
     "Refreshing: seconds a refresh, mean over the log, times refreshes; projecting: seconds a projected step times "
-    "steps; both as a share of the stage's training time, mean over the seeds that ran without interruption. Time per "
+    "steps; both as a share of the stage's training time, mean over the seeds that trained in one session. Time per "
     "step: what these shares make of a step, one over what they leave. Each is a ratio within one run: others go on "
     "beside it.",
     "By the reference's: a step's time by that of the row that rows are compared with, seed by seed, mean over the "
-    "seeds that both ran without interruption; on the testbed the processor's time, which others disturb less. In "
-    "GRPO the lengths of the completions tell too. Set-up: what NSPO's null spaces took, once for "
-    "all runs from the same model.",
+    "seeds that both trained in one session and at the same revision; on the testbed the processor's time, which "
+    "others disturb less. In GRPO the lengths of the completions tell too. Set-up: what NSPO's null spaces took, once "
+    "for all runs from the same model.",
     "Basis / weights: bytes of the basis (OGPSA: rank × trained weights × bytes a number; NSPO: its spaces' bases) by "
     "those of the trained weights in fp32. Peak: the pre-flight's estimate for a GPU.",
 )
@@ -137,22 +138,25 @@ def _stage(row: Row, other: Row | None, stage: StageName, counts: "Counts | None
     )
 
 
-def _step_seconds(row: Row, stage: StageName) -> dict[int, float]:
-    """Time of a step, by seed: CPU time on the testbed, whose runs share a machine, wall-clock time elsewhere."""
+def _step_seconds(row: Row, stage: StageName) -> dict[tuple[int, str], float]:
+    """Time of a step: CPU time on the testbed, whose runs share a machine, wall-clock time elsewhere.
+
+    By seed and revision: runs of two revisions were hardly made side by side.
+    """
     found = {}
     for seed, result in row.by_seed().items():
         facts = result.run.facts(stage)
-        if result.run.interrupted or not facts.get("steps"):
+        if not facts.get("steps") or not _in_one_session(result.run, stage):
             continue
         if row.config.model.path is None and "cpu_seconds" in facts:
-            found[seed] = facts["cpu_seconds"] / facts["steps"]
+            found[seed, result.run.revision] = facts["cpu_seconds"] / facts["steps"]
         elif row.config.model.path is not None:
-            found[seed] = _runtime(result.run.history(stage)) / facts["steps"]
+            found[seed, result.run.revision] = _runtime(result.run.history(stage)) / facts["steps"]
     return found
 
 
-def _relative(ours: Mapping[int, float], theirs: Mapping[int, float]) -> float | None:
-    ratios = [ours[seed] / theirs[seed] for seed in ours if theirs.get(seed)]
+def _relative(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> float | None:
+    ratios = [ours[key] / theirs[key] for key in ours if theirs.get(key)]
     return fmean(ratios) if ratios else None
 
 
@@ -185,9 +189,16 @@ def _peak(config: Config, stage: StageName, devices: int) -> float | None:
 
 
 def _histories(row: Row, stage: StageName) -> list[list[dict[str, Any]]]:
-    """What the trainers of uninterrupted runs logged: a trainer's time is that of its last session."""
-    found = [result.run.history(stage) for result in row.by_seed().values() if not result.run.interrupted]
+    """What trainers logged that trained in one session: a trainer's time is that of its last."""
+    found = [result.run.history(stage) for result in row.by_seed().values() if _in_one_session(result.run, stage)]
     return [lines for lines in found if any("train_runtime" in line for line in lines)]
+
+
+def _in_one_session(run: "FinishedRun", stage: StageName) -> bool:
+    """Whether the stage, which may be another run's, was trained without a break."""
+    facts = run.facts(stage)
+    # Earlier revisions did not note it.
+    return bool(facts["session_steps"] == facts["steps"]) if "session_steps" in facts else not run.interrupted
 
 
 def _runtime(history: Sequence[dict[str, Any]]) -> float:

@@ -29,7 +29,7 @@ LOGGED = re.compile(
     r"|train_runtime|projection/\w+|projection/(signed_cosine|reference_loss)/[^/]+|projection/null_share/\w+/median"
 )
 # Of the facts of a finished stage.
-FACTS = ("steps", "cpu_seconds")
+FACTS = ("steps", "session_steps", "cpu_seconds")
 
 
 class Stage(Section):

@@ -60,6 +60,7 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     began = time.process_time()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     spent = time.process_time() - began
+    resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     if trainer.state.global_step < trainer.state.max_steps:
         log.info("%s: saved at step %d and stopped, as a signal asked", stage.name, trainer.state.global_step)
         raise SystemExit(EXIT_REQUEUE)
@@ -77,8 +78,9 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
             merged_model(start, adapter, dequantized(trained) if quantization else ()).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_jsonl(folder / HISTORY_FILE, trainer.state.log_history)
-        # CPU time of the last session: unlike wall-clock time, it leaves out the work of other processes.
-        facts |= {"stage": stage.name, "steps": trainer.state.global_step, "cpu_seconds": round(spent, 3)}
+        facts |= {"stage": stage.name, "steps": trainer.state.global_step}
+        # Of the last session. CPU time, unlike wall-clock time, leaves out the work of other processes.
+        facts |= {"session_steps": trainer.state.global_step - resumed_at, "cpu_seconds": round(spent, 3)}
         if stage.keep == "best":
             facts["best_step"] = trainer.state.best_global_step
         mark_complete(folder, facts)

@@ -593,6 +593,23 @@ def test_cost_by_hand(tmp_path: Path) -> None:
     assert lines_of(text, "What it costs")[1]["time per step"] == "× 2.73"
 
 
+@pytest.mark.parametrize(("session", "times"), [(10, (1.5, 0.1)), (4, (None, None))], ids=["whole", "resumed"])
+def test_a_stage_that_was_resumed_says_nothing_of_time(
+    session: int, times: tuple[float | None, float | None], tmp_path: Path
+) -> None:
+    """Although the run that reports it was not: it took the stage from the store."""
+    table = experiment([BASELINE, OGPSA], {"seeds": 1}, name="cost", costs=True)
+    given = points(table, "testbed")
+    for point in given:
+        runtime, steps = (20.0, 10) if point.row == BASELINE else (30.0, session)
+        line = {"step": 10, "loss": 1.0, "projection/refresh_seconds": 2.0, "projection/projection_seconds": 0.3}
+        write_run(tmp_path, point, 0.9, 0.6, history=[line, {"step": 10, "train_runtime": runtime}])
+        facts = {"steps": 10, "session_steps": steps, "cpu_seconds": runtime}
+        (tmp_path / point.config.run_name() / "01-sft" / "COMPLETE.json").write_text(json.dumps(facts))
+    cost = costs(table, "testbed", read_rows(table, "testbed", given, tmp_path))[1].stages["sft"]
+    assert (cost.step, cost.projection) == tuple(one and pytest.approx(one) for one in times)
+
+
 def test_cost_of_null_spaces_is_what_was_logged(tmp_path: Path) -> None:
     table = experiment(["rl/grpo", "rl/nspo_exact"], {"seeds": 1}, name="rl", reference="rl/grpo", costs=True)
     given = points(table, "testbed")

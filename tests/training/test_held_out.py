@@ -128,6 +128,7 @@ def test_a_resumed_stage_remembers_the_best_so_far(stop: int, train: Train, tmp_
     broken.rename(tmp_path / "moved")
     resumed = train(*BEST, name="moved")
     assert same_weights(resumed, unbroken)
+    assert [read_json(one / COMPLETE_FILE)["session_steps"] for one in (unbroken, resumed)] == [6, 6 - stop]
     assert read_json(resumed / COMPLETE_FILE)["best_step"] == read_json(unbroken / COMPLETE_FILE)["best_step"]
 
 
