@@ -142,7 +142,7 @@ MISTAKES = {
         "suite: found 'tesbed'; allowed: check, paper, small, small_full, testbed; did you mean 'testbed'?"
     ),
     "plan rank suite=small": "suite: rank does not run on 'small'; allowed: paper, testbed, check",
-    "plan small_sft": "suite: small_sft does not run on 'testbed'; allowed: small, check",
+    "plan small_sft": "suite: small_sft does not run on 'testbed'; allowed: small, small_full, check",
     "run rank seeds=a": "seeds: found 'a'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",
     "run rank seeds=0": "seeds: found '0'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",
     "run rank seeds=9-5": "seeds: found '9-5'; expected a number of seeds (5), a range (5-9) or two or more (0,2,4)",
