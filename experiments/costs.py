@@ -141,7 +141,7 @@ def _stage(row: Row, other: Row | None, stage: StageName, counts: "Counts | None
 def _step_seconds(row: Row, stage: StageName) -> dict[tuple[int, str], float]:
     """Time of a step: CPU time on the testbed, whose runs share a machine, wall-clock time elsewhere.
 
-    By seed and revision: runs of two revisions were hardly made side by side.
+    By seed and revision: runs of different revisions may have been made on different machines.
     """
     found = {}
     for seed, result in row.by_seed().items():
@@ -155,7 +155,7 @@ def _step_seconds(row: Row, stage: StageName) -> dict[tuple[int, str], float]:
     return found
 
 
-def _relative(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> float | None:
+def _relative(ours: Mapping[tuple[int, str], float], theirs: Mapping[tuple[int, str], float]) -> float | None:
     ratios = [ours[key] / theirs[key] for key in ours if theirs.get(key)]
     return fmean(ratios) if ratios else None
 
@@ -189,15 +189,15 @@ def _peak(config: Config, stage: StageName, devices: int) -> float | None:
 
 
 def _histories(row: Row, stage: StageName) -> list[list[dict[str, Any]]]:
-    """What trainers logged that trained in one session: a trainer's time is that of its last."""
+    """The logs of stages that were trained in one session; a resumed stage logs only the time of its last session."""
     found = [result.run.history(stage) for result in row.by_seed().values() if _in_one_session(result.run, stage)]
     return [lines for lines in found if any("train_runtime" in line for line in lines)]
 
 
 def _in_one_session(run: "FinishedRun", stage: StageName) -> bool:
-    """Whether the stage, which may be another run's, was trained without a break."""
+    """Whether the stage was trained without a break, by ``run`` or by the run that it took the stage from."""
     facts = run.facts(stage)
-    # Earlier revisions did not note it.
+    # Earlier revisions do not note the steps of the last session.
     return bool(facts["session_steps"] == facts["steps"]) if "session_steps" in facts else not run.interrupted
 
 
