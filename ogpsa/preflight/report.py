@@ -131,10 +131,11 @@ def _stage_report(
     config: Config, stage: OneStage, data: Data, processes: int, memory: float | None, judges: Judges
 ) -> str:
     whole, shape = stage_shapes(config, stage.name)
-    adapters = f"and {_count(shape.trained)} trained in adapters"
-    trained_part = "all" if shape.trained == shape.parameters else _count(shape.trained)
-    trained_part = adapters if config.method.trains_adapters else f"{trained_part} of them trained"
-    lines = [f"{config.model.name}: {_count(whole.parameters)} parameters, {trained_part}"]
+    if config.method.trains_adapters:
+        trained = f"and {_count(shape.trained)} trained in adapters"
+    else:
+        trained = f"{'all' if shape.trained == shape.parameters else _count(shape.trained)} of them trained"
+    lines = [f"{config.model.name}: {_count(whole.parameters)} parameters, {trained}"]
     projection = config.method.projection(stage.name)
     rows = len(data.training(stage.name))
     counts = count(stage, projection, data, config.model.gradient_checkpointing, processes)

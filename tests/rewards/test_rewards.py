@@ -302,11 +302,19 @@ JUDGE = LocalJudge(metric="goodness", weights="me/guard", open=_open, parameters
 """
 
 
+def own_judges(folder: Path, monkeypatch: pytest.MonkeyPatch) -> JudgeSettings:
+    """Settings that find ``counted``, a judge with weights, and ``both``, a panel of it and of a served judge."""
+    (folder / "counted.py").write_text(COUNTED)
+    (folder / "counted.txt").write_text("{prompt} {response}")
+    (folder / "both.py").write_text(
+        "from eval.judging.judge import PanelJudge\nJUDGE = PanelJudge('goodness', ('counted', 'llama_guard'))\n"
+    )
+    monkeypatch.setattr("eval.judging.weights.weights_folder", lambda name, settings: folder)
+    return judges().model_copy(update={"dir": str(folder)})
+
+
 def test_a_judge_with_weights_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "counted.py").write_text(COUNTED)
-    (tmp_path / "counted.txt").write_text("{prompt} {response}")
-    monkeypatch.setattr("eval.judging.weights.weights_folder", lambda name, settings: tmp_path)
-    found = judges().model_copy(update={"dir": str(tmp_path)})
+    found = own_judges(tmp_path, monkeypatch)
     guard, refusals = (reward("judge", "reward.judge=counted"), reward("two_sided"))
     refusals = refusals.model_copy(update={"safety": guard})
     given = reward("weighted_sum").model_copy(update={"parts": {"guard": guard, "refusals": refusals}})
@@ -323,13 +331,7 @@ def test_a_judge_with_weights_is_opened_once(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_panels_members_are_opened_once_counted_and_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "counted.py").write_text(COUNTED)
-    (tmp_path / "counted.txt").write_text("{prompt} {response}")
-    (tmp_path / "both.py").write_text(
-        "from eval.judging.judge import PanelJudge\nJUDGE = PanelJudge('goodness', ('counted', 'llama_guard'))\n"
-    )
-    monkeypatch.setattr("eval.judging.weights.weights_folder", lambda name, settings: tmp_path)
-    found = judges().model_copy(update={"dir": str(tmp_path)})
+    found = own_judges(tmp_path, monkeypatch)
     assert JUDGES.memory("both", found) == 2 * 3e9
     sizes = [JUDGES.memory(name, found) for name in HARM]
     assert min(sizes) > 0 and sizes[0] == 2 * 13e9 and JUDGES.memory("harm_panel", found) == sum(sizes)
@@ -349,13 +351,7 @@ def test_a_panels_members_are_opened_once_counted_and_reached(tmp_path: Path, mo
 def test_a_session_reads_what_judges_said_once_and_leaves_the_next_one_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "counted.py").write_text(COUNTED)
-    (tmp_path / "counted.txt").write_text("{prompt} {response}")
-    (tmp_path / "both.py").write_text(
-        "from eval.judging.judge import PanelJudge\nJUDGE = PanelJudge('goodness', ('counted', 'llama_guard'))\n"
-    )
-    monkeypatch.setattr("eval.judging.weights.weights_folder", lambda name, settings: tmp_path)
-    found = judges().model_copy(update={"dir": str(tmp_path)})
+    found = own_judges(tmp_path, monkeypatch)
     read_bytes, reads = Path.read_bytes, list[str]()
 
     def read(path: Path) -> bytes:
