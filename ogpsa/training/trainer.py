@@ -100,7 +100,7 @@ def build_trainer(
         sets |= {f"{HELD_OUT}{name}": rows for name, rows in data.held_out.items()}
     rows = {name: _conversations(part, stage.name) for name, part in sets.items()}
     arguments = _arguments(config, stage, output)
-    method.freeze(model, stage.name)
+    processes.on_all_processes(lambda: method.freeze(model, stage.name))
     adapter = processes.on_all_processes(lambda: method.adapter(model, stage.name))
     if isinstance(stage, SFTSettings) and stage.packing is not None:
         # Reference and held-out rows stay by themselves; in a batch they are put behind each other as well.
