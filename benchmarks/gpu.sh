@@ -106,7 +106,7 @@ pack() {
 }
 
 unpack() {
-  if ! (cd "$parts" && sha256sum --check --quiet SHA256SUMS) >&2; then
+  if ! (cd "$parts" && sha256sum --check --status SHA256SUMS) 2> /dev/null; then
     echo "error: $parts: not whole; run 'benchmarks/gpu.sh pack' and carry all of it over" >&2
     exit 2
   fi
