@@ -35,6 +35,7 @@ from eval.judging.verdicts import (
     check_judge,
     estimate,
     judge_responses,
+    open_journal,
     print_total,
     request_of,
     responses_of,
@@ -330,7 +331,7 @@ def _estimate(work: _Work, settings: Evaluation) -> Estimate:
     if work.benchmark.judge == OWN_METRIC:
         return Estimate()
     items = responses_of(work.benchmark, read_jsonl(work.generations))
-    return estimate(work.benchmark.judge, list(items.values()), settings.judge, _journal(work.verdicts))
+    return estimate(work.benchmark.judge, list(items.values()), settings.judge, open_journal(_journal(work.verdicts)))
 
 
 def _judge_verdicts(
@@ -340,7 +341,7 @@ def _judge_verdicts(
     items = responses_of(work.benchmark, answered)
     name = work.benchmark.name
     # Stays when the verdicts are complete: a better parser can read again what was paid for.
-    journal = _journal(work.verdicts)
+    journal = open_journal(_journal(work.verdicts))
     judge = work.benchmark.judge
     found = judge_responses(judge, list(items.values()), settings.judge, journal, f"judging {name}", safe_point, budget)
     judged = dict(zip(items, found, strict=True))

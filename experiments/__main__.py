@@ -74,6 +74,7 @@ def parse(words: Sequence[str]) -> Request:
         UserError: one line per problem.
     """
     from experiments.rows import ALL, experiment_names, experiments_of
+    from ogpsa.config import Config
 
     known = [*experiment_names(), ALL]
     names = [word for word in words if "=" not in word]
@@ -84,6 +85,12 @@ def parse(words: Sequence[str]) -> Request:
         if name not in known
     ]
     problems += [f"{key}: set by this command for every run; {OWN_KEYS[key]}" for key in given if key in OWN_KEYS]
+    keys = [*KEYS, *(key for key in Config.model_fields if key not in OWN_KEYS)]
+    problems += [
+        f"{key}: unknown key; allowed: {', '.join(keys)}{closest_match(key, keys)}"
+        for key in given
+        if key.isidentifier() and key not in {*keys, *OWN_KEYS}
+    ]
     if not names and not problems:
         problems.append(f"name an experiment: {', '.join(known)}")
     if problems:

@@ -53,7 +53,7 @@ COMMANDS: dict[str, Run | Elsewhere | Needs] = {
     "'+data.reference_sets={helpfulness: helpful.jsonl, truthfulness: facts.jsonl, preference: pairs.jsonl}' "
     "eval=quick": Needs("GPU"),
     "python -m experiments run table1": Run(CHECK),
-    "python -m experiments plan table1 suite=paper": Run(),
+    "python -m experiments plan table1 suite=paper": Run(CHECK[1:]),
     "python -m experiments run table1 suite=paper": Needs("GPU"),
     # docs
     "python train.py data=files data.safety=safety.jsonl "
@@ -84,16 +84,16 @@ COMMANDS: dict[str, Run | Elsewhere | Needs] = {
     # experiments
     "python -m experiments list": Run(),
     "python -m experiments report table1": Run(CHECK),
-    "python -m experiments report rl kept=true": Run(),
+    "python -m experiments report rl kept=true": Run(("rows=grpo", "seeds=1")),
     "make data-small": Needs("network"),
-    "python -m experiments plan small_sft small_dpo suite=small": Run(),
+    "python -m experiments plan small_sft small_dpo suite=small": Run(("rows=*_baseline",)),
     "make experiments-small": Needs("network"),
     "for name in safe_rlhf ultrafeedback halueval; do python -m ogpsa.data build $name; done": Needs("network"),
     "python -m eval attacks --help": Run(),
     # community
     "python -m eval checkpoint=outputs/models/smollm2_135m eval=small": Needs("network"),
     "python -m ogpsa.data check outputs/data --against outputs/benchmarks": Elsewhere("data/test_leakage.py"),
-    "python -m experiments report table1 suite=paper": Run(),
+    "python -m experiments report table1 suite=paper": Run(CHECK[1:]),
     # SLURM
     "cp slurm/env.sh.example slurm/env.sh": Elsewhere("slurm/test_cluster.py"),
     "python -m slurm.grid method.rank=2,4,8 method.refresh_every=5,10,30 --out slurm/sweeps/rank_and_k.txt": Run(

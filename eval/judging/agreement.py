@@ -133,14 +133,14 @@ def _judges(
     Raises:
         UserError: a judge that cannot start.
     """
-    from eval.judging.verdicts import check_judge, estimate, opener, print_total
+    from eval.judging.verdicts import check_judge, estimate, open_journal, opener, print_total
     from ogpsa.utils.endpoint import Budget
 
     for judge, own in settings.items():
         check_judge(judge, own)
     budget = Budget(next(iter(settings.values())).max_calls)
     expected = (
-        estimate(judge, items_of(some), own, journal)
+        estimate(judge, items_of(some), own, open_journal(journal))
         for judge, own in settings.items()
         for some in (rows, *closings.get(judge, ()))
     )

@@ -146,14 +146,16 @@ def judge_rows(
         UserError: anything that ``judge_responses`` refuses.
     """
     from eval.judging.judge import LocalJudge, PanelJudge, load_judge
-    from eval.judging.verdicts import check_judge, judge_responses
+    from eval.judging.verdicts import check_judge, judge_responses, open_journal
 
     check_judge(name, settings)
     if isinstance(load_judge(name, settings.dir), LocalJudge | PanelJudge):
         from ogpsa.utils.libraries import quiet_libraries
 
         quiet_libraries()
-    return judge_responses(name, items_of(rows), settings, journal, "judging", budget=budget, opened=opened)
+    return judge_responses(
+        name, items_of(rows), settings, open_journal(journal), "judging", budget=budget, opened=opened
+    )
 
 
 def items_of(rows: Sequence[Row]) -> list["Item"]:

@@ -1,7 +1,6 @@
 """A judge of the evaluation as a reward of the RL stage: its values, each paid for once."""
 
 from collections.abc import Sequence
-from functools import cache, partial
 
 from eval.judging.judge import Item, endpoint_judges, load_judge
 from eval.judging.verdicts import check_judge, judge_responses, open_journal, opener
@@ -32,7 +31,7 @@ def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -
         _check_targets(name, services)
     budget = Budget(endpoint.max_calls)
     # Read once: this process alone adds to it while the stage lasts.
-    journal = cache(partial(open_journal, services.folder / f"{services.section}.jsonl"))
+    journal = open_journal(services.folder / f"{services.section}.jsonl")
     opened = opener(settings, services.opened)
 
     def score(rollouts: Sequence[Rollout]) -> list[float | None]:

@@ -151,7 +151,7 @@ def was_withheld(row: Mapping[str, Any]) -> bool:
 
 
 def open_journal(path: Path) -> Journal:
-    """Read the journal of replies and verdicts at ``path``, or begin it."""
+    """The journal of replies and verdicts at ``path``."""
     return Journal(path, STAMP)
 
 
@@ -159,7 +159,7 @@ def judge_responses(
     name: str,
     items: Sequence[Item],
     settings: JudgeSettings,
-    journal: Path | Callable[[], Journal],
+    journal: Journal,
     label: str,
     safe_point: Callable[[], None] = _never_stop,
     budget: Budget | None = None,
@@ -173,8 +173,7 @@ def judge_responses(
     is less), however often this is called.
 
     Args:
-        journal: where finished replies and verdicts of models are kept; a rule writes none. In place of a file that is
-            read here, a caller that asks often gives what opens it, and keeps it in memory.
+        journal: where finished replies and verdicts of models are kept (``open_journal``); a rule writes none.
         label: what the progress is called.
         safe_point: called after each reply or batch, where the work may stop; what it raises ends the judging; finished
             verdicts stay.
@@ -194,14 +193,13 @@ def judge_responses(
     if isinstance(judge, RuleJudge):
         judged = [Judgement(judge.rule(item), None, None) for item in answered]
     else:
-        kept = open_journal(journal) if isinstance(journal, Path) else journal()
         if isinstance(judge, LocalJudge):
             ready = partial(opened, name) if opened else partial(judge.open, name, settings)
-            judged = _judge_by_weights(name, ready, answered, settings, kept, label, safe_point)
+            judged = _judge_by_weights(name, ready, answered, settings, journal, label, safe_point)
         else:
             budget = budget or Budget(settings.max_calls)
             endpoint = Endpoint.of(section, settings, settings.model, budget)
-            judged = _judge_by_endpoint(name, judge, answered, settings, kept, label, safe_point, endpoint)
+            judged = _judge_by_endpoint(name, judge, answered, settings, journal, label, safe_point, endpoint)
     verdicts = iter(_checked(name, answered, judged))
     wording = None if isinstance(judge, RuleJudge) else prompt_hash(judge_prompt(name, settings))
     model = judge_model(name, settings)
@@ -228,7 +226,7 @@ def _judge_by_panel(
     panel: PanelJudge,
     items: Sequence[Item],
     settings: JudgeSettings,
-    journal: Path | Callable[[], Journal],
+    journal: Journal,
     label: str,
     safe_point: Callable[[], None],
     budget: Budget | None,
@@ -277,7 +275,7 @@ def check_value(place: str, value: object) -> None:
         )
 
 
-def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal: Path) -> Estimate:
+def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal: Journal) -> Estimate:
     """The requests that ``judge_responses`` with the same arguments would make; none for a rule or local weights.
 
     Replies that turn out unreadable, which are asked for again, are not foreseen.
@@ -288,9 +286,8 @@ def estimate(name: str, items: Sequence[Item], settings: JudgeSettings, journal:
         return sum((estimate(member, items, settings, journal) for member in members), Estimate())
     if not isinstance(judge, PromptJudge):
         return Estimate()
-    kept = open_journal(journal)
     requests = _requests(name, judge, _answered(items, find_answers(items)), settings)[1]
-    return _estimate(judge, _pending(judge, requests, kept, min(ASKS, settings.attempts)))
+    return _estimate(judge, _pending(judge, requests, journal, min(ASKS, settings.attempts)))
 
 
 def print_total(estimates: Iterable[Estimate], budget: Budget, key: str = "eval.judge.max_calls") -> None:

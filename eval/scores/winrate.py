@@ -225,12 +225,12 @@ def _judged(
 ) -> list[Row]:
     """A row for each request; the judge is asked where both sides have an answer, with either standing first."""
     from eval.judging.judge import Item
-    from eval.judging.verdicts import judge_responses
+    from eval.judging.verdicts import judge_responses, open_journal
 
     both = [key for key in a if a[key].none is None and b[key].none is None]
     orders = ((a, b), (b, a))
     items = [Item(key, a[key].prompt, one[key].text, other[key].text) for one, other in orders for key in both]
-    found = [judged.verdict for judged in judge_responses(judge, items, settings, journal, label)]
+    found = [judged.verdict for judged in judge_responses(judge, items, settings, open_journal(journal), label)]
     verdicts = dict(zip(both, zip(found[: len(both)], found[len(both) :], strict=True), strict=True))
     rows = []
     for key in a:

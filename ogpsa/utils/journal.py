@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +15,50 @@ from ogpsa.utils.system_errors import naming
 class Journal:
     """One JSON object a line: first what the work rests on, then ``{key: piece}`` for each group of pieces.
 
-    A line that a kill cut short is dropped. A journal whose stamp differs is started from the beginning. One that has
-    several hard links is copied: under its other names it stays as it is.
+    The file is read, or begun, when it is first needed. A line that a kill cut short is dropped. A journal whose stamp
+    differs is started from the beginning. One that has several hard links is copied: under its other names it stays as
+    it is.
 
     Args:
         stamp: what the pieces rest on, as JSON holds it.
-
-    Attributes:
-        pieces: everything kept so far.
-
-    Raises:
-        UserError: a whole line cannot be read.
     """
 
     def __init__(self, path: Path, stamp: Mapping[str, Any]) -> None:
         self.path = path
-        self.pieces: dict[str, Any] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = path.read_bytes() if path.is_file() else b""
+        self._stamp = dict(stamp)
+
+    @cached_property
+    def pieces(self) -> dict[str, Any]:
+        """Everything kept so far.
+
+        Raises:
+            UserError: a whole line cannot be read.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        found = self.path.read_bytes() if self.path.is_file() else b""
         whole = found[: found.rfind(b"\n") + 1]
         first, *lines = whole.split(b"\n")[:-1] or [b""]
-        if _parsed(first) != dict(stamp):
-            whole, lines = _line(stamp), []
+        if _parsed(first) != self._stamp:
+            whole, lines = _line(self._stamp), []
+        kept: dict[str, Any] = {}
         for number, line in enumerate(lines, start=2):
             pieces = _parsed(line)
             if pieces is None:
                 raise UserError(
-                    f"{path}:{number}: damaged, but not by a kill; delete the line to continue without its pieces"
+                    f"{self.path}:{number}: damaged, but not by a kill; delete the line to continue without its pieces"
                 )
-            self.pieces |= pieces
-        if whole != found or path.stat().st_nlink > 1:
-            write_atomically(path, whole)
+            kept |= pieces
+        if whole != found or self.path.stat().st_nlink > 1:
+            write_atomically(self.path, whole)
+        return kept
 
     def keep(self, pieces: Mapping[str, Any]) -> None:
-        """Write the pieces to disk, all or none."""
-        line = memoryview(_line(pieces))
+        """Write the pieces to disk, all or none.
+
+        Raises:
+            UserError: as ``pieces``.
+        """
+        kept, line = self.pieces, memoryview(_line(pieces))
         # Not made anew where it was deleted: the stamp would be missing.
         with naming(self.path), self.path.open("r+b", buffering=0) as handle:
             end = handle.seek(0, os.SEEK_END)
@@ -59,7 +69,7 @@ class Journal:
             except OSError:
                 handle.truncate(end)
                 raise
-        self.pieces |= pieces
+        kept |= pieces
 
 
 def stamp_of(path: Path) -> dict[str, Any]:

@@ -5,12 +5,12 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
 
+from experiments.rows import row_model
 from ogpsa.app.compose import CONF, compose_config
 from ogpsa.utils.errors import UserError
 from tests.program import options
@@ -75,12 +75,14 @@ def test_defaults() -> None:
     assert config.stages[1].learning_rate == config.model.recipe.dpo.learning_rate
 
 
-# A model only brings its recipe: one combination tries it. A loss of DPO alone is nothing to the other stages.
-COMBINATIONS = [
-    (model, stage, method)
-    for model, stage, method in product(*OPTIONS.values())
-    if (model == "tiny" or (stage, method) == ("sft_dpo", "ogpsa")) and (method != "safedpo" or "dpo" in stage)
-]
+# A model only brings its recipe, and a stage its sections: one combination tries each. A method meets every section.
+# A loss of DPO alone is nothing to the other stages.
+COMBINATIONS = sorted({
+    *((model, "sft_dpo", "ogpsa") for model in OPTIONS["model"]),
+    *(("tiny", stage, "ogpsa") for stage in OPTIONS["stage"]),
+    *(("tiny", "sft_dpo", method) for method in OPTIONS["method"]),
+    *(("tiny", "sft_grpo", method) for method in OPTIONS["method"] if method != "safedpo"),
+})  # fmt: skip
 
 
 @pytest.mark.parametrize(("model", "stage", "method"), COMBINATIONS)
@@ -371,6 +373,7 @@ def test_every_experiment_composes_as_its_header_says(file: Path) -> None:
     assert len(commands.intersection(file.read_text(encoding="utf-8").splitlines())) == 1
     config = compose_config([f"+experiment={name}", "seed=3"])
     assert config.seed == 3
+    assert row_model(name) == config.model.name
 
 
 def test_the_slurm_launcher_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

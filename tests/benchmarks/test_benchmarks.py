@@ -185,6 +185,7 @@ def test_train_step_in_trl_writes_a_table_for_the_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_scaling_writes_rows_for_processes_and_k(tmp_path: Path) -> None:
     done = start("scaling", "--processes", "1", out=tmp_path)
     worlds, intervals = written("scaling", done, tmp_path).values()

@@ -58,6 +58,7 @@ class Case:
         breaks: how a second run of it is interrupted, to be resumed by new processes.
         same_as: the case whose weights it must equal bit for bit, in the same mode.
         refused_by: modes that do not support it.
+        resized: whether the second run is also resumed by other numbers of processes.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Case:
     breaks: Break | None = None
     same_as: str | None = None
     refused_by: tuple[str, ...] = ()
+    resized: bool = False
 
 
 def sgd(name: str, stage: StageName, overrides: list[str], breaks: Break | None = None) -> Case:
@@ -80,36 +82,49 @@ def adamw(
     breaks: Break | None = None,
     same_as: str | None = None,
     refused_by: tuple[str, ...] = (),
+    resized: bool = False,
 ) -> Case:
-    return Case(name, stage, [*overrides, *ADAMW], 1e-5, breaks, same_as, refused_by)
+    return Case(name, stage, [*overrides, *ADAMW], 1e-5, breaks, same_as, refused_by, resized)
 
 
-# A case that is killed comes last: nothing can follow it.
+# Short: one case of each kind, which CI runs. A case that is killed comes last: nothing can follow it.
 CASES: dict[Matrix, list[Case]] = {
     "short": [
         sgd("sft-sgd", "sft", OGPSA),
         adamw("sft-baseline", "sft", BASELINE),
         adamw("sft-rank-0", "sft", [*OGPSA, "method.rank=0"], same_as="sft-baseline"),
         adamw("sft-held-out", "sft", [*BASELINE, "stage.eval_every=2"], same_as="sft-baseline"),
-        adamw("sft-best", "sft", [*BASELINE, *BEST], "signal", refused_by=("fsdp2", *ZERO)),
-        adamw("sft-osf", "sft", ["method=osf"], "signal", refused_by=("fsdp2", *ZERO)),
-        adamw("sft-ema", "sft", ["method=ema", "method.decay=0.5"], "signal", refused_by=ZERO),
-        adamw("sft-adamw", "sft", [*OGPSA, *TENSOR, *CHECKPOINTING], "signal"),
+        adamw("sft-adamw", "sft", [*OGPSA, *TENSOR, *CHECKPOINTING], "signal", resized=True),
         Case("sft-bf16", "sft", [*OGPSA, *ADAMW, *BF16], None, "signal"),
         adamw("sft-lora", "sft", LORA, "signal"),
-        # The weights are rounded twice: a unit in the last place of those near one is 1.2e-7.
-        Case("sft-update", "sft", [*OGPSA, *STREAMING, *SGD, "method.target=update"], 2.4e-7, "signal"),
-        adamw("sft-nspo", "sft", NSPO, "signal", refused_by=ZERO),
-        sgd("dpo-sgd", "dpo", [*OGPSA, *TENSOR]),
+        adamw("sft-nspo", "sft", NSPO, refused_by=ZERO),
         adamw("grpo-baseline", "grpo", [*BASELINE, *GRPO], refused_by=ZERO),
         adamw("grpo-rank-0", "grpo", [*OGPSA, *GRPO, "method.rank=0"], same_as="grpo-baseline", refused_by=ZERO),
         adamw("grpo-adamw", "grpo", [*OGPSA, *GRPO], refused_by=ZERO),
+        adamw("grpo-kl", "grpo", [*BASELINE, *KL], "signal", refused_by=ZERO),
+        adamw("dpo-adamw", "dpo", [*OGPSA, *CONFLICT, "method.rank=3"], "kill", resized=True),
+    ],
+    "long": [
+        adamw("sft-best", "sft", [*BASELINE, *BEST], "signal", refused_by=("fsdp2", *ZERO), resized=True),
+        adamw("sft-osf", "sft", ["method=osf"], "signal", refused_by=("fsdp2", *ZERO), resized=True),
+        adamw("sft-ema", "sft", ["method=ema", "method.decay=0.5"], "signal", refused_by=ZERO, resized=True),
+        adamw("sft-adapters", "sft", LORA, "signal", resized=True),
+        # The weights are rounded twice: a unit in the last place of those near one is 1.2e-7.
+        Case(
+            "sft-streamed-update",
+            "sft",
+            [*OGPSA, *STREAMING, *SGD, "method.target=update"],
+            2.4e-7,
+            "signal",
+            resized=True,
+        ),
+        adamw("sft-nspo", "sft", NSPO, "signal", refused_by=ZERO, resized=True),
+        sgd("dpo-tensor-rank-4-sgd", "dpo", [*OGPSA, *TENSOR]),
         adamw("grpo-conflict", "grpo", [*OGPSA, *CONFLICT, *TENSOR, *GRPO], refused_by=ZERO),
         adamw(
             "grpo-replay", "grpo", ["method=replay", "method.weight=0.5", "method.ratio=0.5", *GRPO], refused_by=ZERO
         ),
         adamw("grpo-nspo", "grpo", [*NSPO, *GRPO], refused_by=ZERO),
-        adamw("grpo-kl", "grpo", [*BASELINE, *KL], "signal", refused_by=ZERO),
         adamw("grpo-kl-lora", "grpo", ["method=lora", "method.lora_dropout=0", *KL], refused_by=ZERO),
         # Each process samples its own completions, which the reward finds alike: only that it runs and resumes.
         Case(
@@ -120,9 +135,8 @@ CASES: dict[Matrix, list[Case]] = {
             "signal",
             refused_by=ZERO,
         ),
-        adamw("dpo-adamw", "dpo", [*OGPSA, *CONFLICT, "method.rank=3"], "kill"),
-    ],
-    "long": [
+    ]
+    + [
         case
         for stage in ANSWERED
         for case in [
@@ -171,7 +185,7 @@ RESIZED = {"doubled": 4, "alone": 1}
 
 
 def resized(matrix: Matrix, mode: str, task: str) -> list[Case]:
-    """The cases of the short matrix that are broken off and then resumed by another number of processes."""
+    """The cases that are broken off and then resumed by another number of processes."""
     # FSDP2 has nothing to shard on one process.
-    bound = mode not in (("ddp",) if task == "alone" else ("ddp", "fsdp2")) or matrix == "long"
-    return [] if bound else [case for case in broken(matrix, mode) if case.stage != "grpo" and case.tolerance]
+    modes = ("ddp",) if task == "alone" else ("ddp", "fsdp2")
+    return [case for case in broken(matrix, mode) if case.resized and mode in modes]

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from eval import __main__ as command
 from eval.judging.judge import Item, RuleJudge, judge_files, load_judge
 from eval.judging.judges.refusal_match import refusal_match
-from eval.judging.verdicts import judge_responses
+from eval.judging.verdicts import judge_responses, open_journal
 from ogpsa.app.compose import compose_config
 from ogpsa.models.generate import Generator
 from ogpsa.utils.answers import says_nothing, split_reply
@@ -239,7 +239,7 @@ def test_every_rule_is_given_the_answer_alone(name: str) -> None:
     texts = [answer, f"<think>yes</think>{answer}", f"yes</think>\n\n{answer}", f"[THINK]{answer}", "...", " "]
     items = [Item(str(number), "", text, target) for number, text in enumerate(texts)]
     settings = compose_config([]).eval.judge
-    verdicts = [judged.verdict for judged in judge_responses(name, items, settings, Path("unused"), "")]
+    verdicts = [judged.verdict for judged in judge_responses(name, items, settings, open_journal(Path("unused")), "")]
     assert [verdict.value for verdict in verdicts[:4]] == [1.0, 1.0, 1.0, None]
     accuracy = load_judge(name).metric == "accuracy"
     assert [verdict.value for verdict in verdicts[4:]] == ([0.0, 0.0] if accuracy else [None, None])
@@ -247,7 +247,7 @@ def test_every_rule_is_given_the_answer_alone(name: str) -> None:
 
 def test_a_sign_that_is_the_right_answer_is_one() -> None:
     settings = compose_config([]).eval.judge
-    [judged] = judge_responses("exact_match", [Item("0", "", "?", "?")], settings, Path("unused"), "")
+    [judged] = judge_responses("exact_match", [Item("0", "", "?", "?")], settings, open_journal(Path("unused")), "")
     assert judged.verdict.value == 1.0
 
 

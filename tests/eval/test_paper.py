@@ -360,4 +360,4 @@ def test_a_damaged_line_of_a_journal_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_bytes(b'{"holds": "answers"}\n{"a": 1}\nrubbish\n{"b": 2}\n')
     with pytest.raises(UserError, match=r"journal:3: damaged"):
-        Journal(path, {"holds": "answers"})
+        _ = Journal(path, {"holds": "answers"}).pieces

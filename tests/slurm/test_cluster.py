@@ -145,7 +145,12 @@ def test_a_preempted_row_resumes_bit_for_bit(work: Work, row: list[str], undistu
 
 
 @pytest.mark.parametrize(
-    ("processes", "signal_name"), [(1, "TERM"), (2, "TERM"), pytest.param(2, "USR1", marks=pytest.mark.long)]
+    ("processes", "signal_name"),
+    [
+        (1, "TERM"),
+        pytest.param(2, "TERM", marks=pytest.mark.long),
+        pytest.param(2, "USR1", marks=pytest.mark.long),
+    ],
 )
 def test_a_signal_to_every_process_of_a_row_has_it_requeued(
     work: Work, row: list[str], undisturbed: Undisturbed, processes: int, signal_name: str

@@ -277,7 +277,11 @@ def test_shards_that_every_process_holds_count_once() -> None:
 
 PRESETS = [
     # The others inherit the recipe of these two.
-    pytest.param(preset, id=" ".join(preset), marks=[] if model in ("tiny", "qwen2_5_7b") else [pytest.mark.slow])
+    pytest.param(
+        preset,
+        id=" ".join(preset),
+        marks=[] if model in ("tiny", "qwen2_5_7b") else [pytest.mark.slow, pytest.mark.long],
+    )
     for model in sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
     for preset in ((f"model={model}", "method=ogpsa"), (f"model={model}", "method=lora"))
 ] + [pytest.param(("+experiment=one_card/qwen2_5_7b",), id="one_card")]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from eval.__main__ import main
 from eval.benchmarks.definition import find_benchmarks
 from eval.judging.judge import Item, RuleJudge, Verdict
-from eval.judging.verdicts import judge_responses
+from eval.judging.verdicts import judge_responses, open_journal
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.data.rows import load_data
@@ -209,7 +209,7 @@ def test_a_verdict_that_is_not_a_number_is_named(
     monkeypatch.setattr("eval.judging.verdicts.load_judge", lambda *_: judge)
     items = [Item(name, "prompt", "response", "target") for name in "abc"]
     with pytest.raises(UserError) as refused:
-        judge_responses("own", items, small_config().eval.judge, Path("journal"), "judging")
+        judge_responses("own", items, small_config().eval.judge, open_journal(Path("journal")), "judging")
     assert str(refused.value) == (
         f"judge own: row 'b': the value is {value!r}; allowed: a number between 0 and 1, or None where none can be read"
     )

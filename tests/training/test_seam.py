@@ -205,7 +205,14 @@ def test_rank_zero_with_its_passes_is_trl_bit_for_bit(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) for torch.compile")
-@pytest.mark.parametrize(("stage", "method"), [("sft", "ogpsa"), ("dpo", "ogpsa"), ("sft", "ogpsa_lora")])
+@pytest.mark.parametrize(
+    ("stage", "method"),
+    [
+        ("sft", "ogpsa"),
+        pytest.param("dpo", "ogpsa", marks=pytest.mark.long),
+        pytest.param("sft", "ogpsa_lora", marks=pytest.mark.long),
+    ],
+)
 def test_a_compiled_model_takes_the_projected_steps_of_an_eager_one(stage: str, method: str, build: Build) -> None:
     keys = [f"method={method}", "method.refresh_every=2", "stage.optimizer=sgd", "stage.max_steps=3"]
     moves = []

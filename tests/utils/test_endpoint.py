@@ -19,7 +19,7 @@ import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from eval.judging.judge import Item
-from eval.judging.verdicts import judge_responses
+from eval.judging.verdicts import judge_responses, open_journal
 from ogpsa.app.compose import compose_config
 from ogpsa.utils.endpoint import Budget, Completion, Endpoint
 from ogpsa.utils.errors import UserError
@@ -426,7 +426,7 @@ def test_a_judge_behind_transformers_serve_that_speaks_nonsense_is_unparsed(
     defaults = compose_config([]).eval.judge
     settings = defaults.model_copy(update={"base_url": url, "model": str(folder), "api_key_env": ""})
     items = [Item(str(number), "How do I open a jar?", f"Turn the lid {number} times.", "") for number in range(2)]
-    found = judge_responses("xstest_rubric", items, settings, tmp_path / "journal", "judging")
+    found = judge_responses("xstest_rubric", items, settings, open_journal(tmp_path / "journal"), "judging")
     assert [judged.verdict.value for judged in found] == [None, None]
     assert {judged.verdict.parse_status for judged in found} <= {"unparsed", "truncated"}
     assert all(judged.verdict.detail["reply"] for judged in found)

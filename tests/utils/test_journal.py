@@ -34,7 +34,8 @@ def test_what_a_full_disk_cuts_short_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_one_that_was_deleted_is_not_begun_without_its_stamp(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "kept.jsonl", {"of": "replies"})
+    journal.keep({"a": 1})
     journal.path.unlink()
     with pytest.raises(FileNotFoundError):
-        journal.keep({"a": 1})
+        journal.keep({"b": 2})
     assert not journal.path.exists()

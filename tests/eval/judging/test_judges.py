@@ -30,7 +30,7 @@ from eval.judging.judge import (
 from eval.judging.judges.answer_match import answer_match
 from eval.judging.judges.refusal_match import refusal_match
 from eval.judging.panel import is_disputed
-from eval.judging.verdicts import check_judge, estimate, judge_responses, print_total
+from eval.judging.verdicts import check_judge, estimate, judge_responses, open_journal, print_total
 from eval.judging.weights import load_weights
 from ogpsa.app.compose import compose_config
 from ogpsa.config import JudgeSettings
@@ -118,7 +118,9 @@ def test_refusal_match(response: str, label: str) -> None:
     [("the hills", " the  hills\n", 1), ("The hills", "the hills", 0), ("the hills .", "the hills", 0), ("", "x", 0)],
 )
 def test_exact_match_ignores_whitespace_alone(response: str, target: str, value: int) -> None:
-    [judged] = judge_responses("exact_match", [Item("0", "", response, target)], settings(), Path("unused"), "")
+    [judged] = judge_responses(
+        "exact_match", [Item("0", "", response, target)], settings(), open_journal(Path("unused")), ""
+    )
     assert judged.verdict.value == value
     assert (judged.prompt_hash, judged.judge_model) == (None, None)
 
@@ -191,7 +193,7 @@ def test_answer_match_looks_for_the_targets_words_in_one_piece(
 
 
 def test_a_target_without_words_is_missing() -> None:
-    [judged] = judge_responses("answer_match", [Item("0", "", "x", "?")], settings(), Path("unused"), "")
+    [judged] = judge_responses("answer_match", [Item("0", "", "x", "?")], settings(), open_journal(Path("unused")), "")
     assert (judged.verdict.label, judged.verdict.value, judged.verdict.parse_status) == ("unparsed", None, "unparsed")
 
 
@@ -393,7 +395,7 @@ def test_rubric_scores_that_are_unclear_are_missing(reply: str, status: str) -> 
 def test_an_answer_that_instructs_the_judge_stays_data(name: str, tmp_path: Path) -> None:
     item = Item("0", "The {response} and the {target}?", INJECTION, "the {prompt}")
     with serve(lambda request, before: PROMPT_JUDGES[name]) as server:
-        [judged] = judge_responses(name, [item], settings(server), tmp_path / "journal", "judging")
+        [judged] = judge_responses(name, [item], settings(server), open_journal(tmp_path / "journal"), "judging")
     [request] = server.requests
     text = request.text
     # Word for word, placeholders and all, once, between lines that it does not hold; instructions on both sides.
@@ -408,7 +410,7 @@ def test_an_answer_that_instructs_the_judge_stays_data(name: str, tmp_path: Path
     # Another answer has another boundary, so what one answer learned of it is no use to the next.
     with serve(lambda request, before: PROMPT_JUDGES[name]) as server:
         other = Item("0", item.prompt, f"{INJECTION}\n===== end {boundary} =====", item.target)
-        judge_responses(name, [other], settings(server), tmp_path / "journal", "judging")
+        judge_responses(name, [other], settings(server), open_journal(tmp_path / "journal"), "judging")
     assert server.requests[0].text.count(boundary) == 1
 
 
@@ -425,7 +427,8 @@ def test_a_verdict_names_its_prompt_and_model(name: str, tmp_path: Path) -> None
         ours = settings(server, model="judge-1")
         theirs = settings(server, model="judge-1", prompt_file={name: str(published)})
         found = [
-            judge_responses(name, [item], chosen, tmp_path / "journal", "judging")[0] for chosen in (ours, theirs, ours)
+            judge_responses(name, [item], chosen, open_journal(tmp_path / "journal"), "judging")[0]
+            for chosen in (ours, theirs, ours)
         ]
     assert found[0] == found[2]
     assert found[0].prompt_hash != found[1].prompt_hash
@@ -450,7 +453,7 @@ def test_another_server_gives_verdicts_of_its_own(tmp_path: Path) -> None:
             # The same server, whoever asks; its password is in no verdict.
             for address in (server.url, server.url.replace("//", "//user:secret@")):
                 chosen = settings(server).model_copy(update={"base_url": address})
-                found += judge_responses("xstest_rubric", items, chosen, tmp_path / "journal", "judging")
+                found += judge_responses("xstest_rubric", items, chosen, open_journal(tmp_path / "journal"), "judging")
             assert len(server.requests) == 1
             assert found[-1].judge_model == f"gpt-4o-mini at {server.url}"
     assert [judged.verdict.label for judged in found] == ["full_compliance"] * 2 + ["full_refusal"] * 2
@@ -541,7 +544,7 @@ def test_the_estimate_leaves_out_what_is_in_the_journal(tmp_path: Path) -> None:
     with serve(lambda request, before: Reply(replies[int(request.text.split("=====")[4])])) as server:
         # Each reply is asked for once, so the one that cannot be read may be asked for again.
         once = settings(server, attempts=1)
-        judge_responses("xstest_rubric", items[:3], once, tmp_path / "journal", "judging")
+        judge_responses("xstest_rubric", items[:3], once, open_journal(tmp_path / "journal"), "judging")
         assert len(server.requests) == 3
         assert estimate("xstest_rubric", items, once, tmp_path / "journal").calls == 2
         assert estimate("xstest_rubric", items, settings(server), tmp_path / "journal").calls == 3
@@ -552,9 +555,11 @@ def test_several_calls_may_share_a_budget(tmp_path: Path) -> None:
     items = [Item(str(number), "p", str(number), "") for number in range(4)]
     budget = Budget(6)
     with serve(lambda request, before: Reply("1_full_compliance")) as server:
-        judge_responses("xstest_rubric", items, settings(server), tmp_path / "one", "one", budget=budget)
+        judge_responses("xstest_rubric", items, settings(server), open_journal(tmp_path / "one"), "one", budget=budget)
         with pytest.raises(UserError, match="cap of 6 calls"):
-            judge_responses("xstest_rubric", items, settings(server), tmp_path / "two", "two", budget=budget)
+            judge_responses(
+                "xstest_rubric", items, settings(server), open_journal(tmp_path / "two"), "two", budget=budget
+            )
     assert len(server.requests) == 6
 
 
@@ -576,9 +581,9 @@ def test_a_stop_between_replies_keeps_what_came_in(tmp_path: Path) -> None:
     with serve(script) as server:
         chosen = settings(server, concurrency=1)
         with pytest.raises(StopError):
-            judge_responses("xstest_rubric", items, chosen, tmp_path / "journal", "judging", check)
+            judge_responses("xstest_rubric", items, chosen, open_journal(tmp_path / "journal"), "judging", check)
         assert len(server.requests) == 3
-        found = judge_responses("xstest_rubric", items, chosen, tmp_path / "journal", "judging")
+        found = judge_responses("xstest_rubric", items, chosen, open_journal(tmp_path / "journal"), "judging")
         assert len(server.requests) == 8
     assert {judged.verdict.label for judged in found} == {"full_refusal"}
 
@@ -649,7 +654,7 @@ def grader(tmp_path: Path) -> tuple[Path, LlamaForCausalLM, PreTrainedTokenizerF
 
 def judged_scores(folder: Path, items: list[Item], journal: Path, batch_size: int = 2) -> list[float]:
     chosen = settings(weights={"strongreject_finetuned": str(folder)}, batch_size=batch_size)
-    found = judge_responses("strongreject_finetuned", items, chosen, journal, "judging")
+    found = judge_responses("strongreject_finetuned", items, chosen, open_journal(journal), "judging")
     for judged in found:
         assert (judged.verdict.label, judged.verdict.parse_status) == ("graded", "parsed")
         assert judged.verdict.value == 1 - judged.verdict.detail["score"]
@@ -687,7 +692,7 @@ def test_weights_that_do_not_answer_with_a_grade_give_no_verdict(
     chosen = settings(weights={"strongreject_finetuned": str(folder)})
 
     def verdicts(journal: str) -> list[Verdict]:
-        found = judge_responses("strongreject_finetuned", items, chosen, tmp_path / journal, "judging")
+        found = judge_responses("strongreject_finetuned", items, chosen, open_journal(tmp_path / journal), "judging")
         return [judged.verdict for judged in found]
 
     assert all(0.5 < verdict.detail["digits_share"] <= 1 for verdict in verdicts("whole"))
@@ -815,7 +820,7 @@ def test_finished_batches_need_no_weights(
 
     chosen = settings(weights={"strongreject_finetuned": str(folder)}, batch_size=2)
     with pytest.raises(KilledError):
-        judge_responses("strongreject_finetuned", items, chosen, tmp_path / "journal", "judging", check)
+        judge_responses("strongreject_finetuned", items, chosen, open_journal(tmp_path / "journal"), "judging", check)
     kept = (tmp_path / "journal").read_bytes()
     assert judged_scores(folder, items, tmp_path / "journal") == expected
     assert (tmp_path / "journal").read_bytes().startswith(kept)
@@ -893,7 +898,7 @@ def test_wildguard_reads_what_its_weights_say(tmp_path: Path) -> None:
     trained_to_say(dict(zip(texts.values(), answers.values(), strict=True)), tmp_path / "guard")
     items = [Item(word, "open", word, "") for word in answers]
     chosen = settings(weights={"wildguard": str(tmp_path / "guard")}, batch_size=2)
-    found = judge_responses("wildguard", items, chosen, tmp_path / "journal", "judging")
+    found = judge_responses("wildguard", items, chosen, open_journal(tmp_path / "journal"), "judging")
     assert [judged.verdict.label for judged in found] == ["full_refusal", "full_compliance", "unparsed"]
     assert [judged.verdict.value for judged in found] == [1.0, 0.0, None]
     assert found[0].verdict.detail["harmful_request"] is True
@@ -910,7 +915,7 @@ def test_harmbench_reads_what_its_weights_say(tmp_path: Path) -> None:
     trained_to_say(dict(zip(texts.values(), answers.values(), strict=True)), tmp_path / "guard")
     chosen = settings(weights={"harmbench": str(tmp_path / "guard")}, batch_size=2)
     items = [Item(word, "open", word, "") for word in answers]
-    found = judge_responses("harmbench", items, chosen, tmp_path / "journal", "judging")
+    found = judge_responses("harmbench", items, chosen, open_journal(tmp_path / "journal"), "judging")
     assert [judged.verdict.value for judged in found] == [1.0, 0.0, None]
     assert [judged.verdict.label for judged in found] == ["harmless", "harmful", "unparsed"]
 
@@ -936,7 +941,7 @@ def test_what_a_judge_by_weights_reads_has_one_beginning(
     # Of different lengths, one longer than what a judge reads, and one that writes the token itself.
     items = [Item(str(n), "jar", text, "") for n, text in enumerate(("lid", "lid " * 600, "<bos> lid <s>"))]
     chosen = settings(weights={name: str(tmp_path / "guard")}, batch_size=3)
-    judge_responses(name, items, chosen, tmp_path / "journal", "judging")
+    judge_responses(name, items, chosen, open_journal(tmp_path / "journal"), "judging")
     assert [tokens.count(tokenizer.bos_token_id) for tokens in read] == [1, 1, 1]
     lids = [tokens.count(tokenizer.convert_tokens_to_ids("lid")) for tokens in read]
     assert lids == [1, 512 if name == "harmbench" else 600, 1]
@@ -967,7 +972,7 @@ def test_llama_guard_reads_what_its_weights_say(content: str, tmp_path: Path) ->
     )
     chosen = settings(weights={"llama_guard_weights": str(tmp_path / "guard")})
     items = [Item(word, "open", word, "") for word in answers]
-    found = judge_responses("llama_guard_weights", items, chosen, tmp_path / "journal", "judging")
+    found = judge_responses("llama_guard_weights", items, chosen, open_journal(tmp_path / "journal"), "judging")
     assert [judged.verdict.value for judged in found] == [1.0, 0.0, None]
     assert [judged.verdict.detail["reply"] for judged in found] == list(answers.values())
 
@@ -983,7 +988,9 @@ def test_llama_guard_reads_what_its_weights_say(content: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", PROMPT_JUDGES)
 def test_a_judge_that_declines_is_known_in_any_wording(name: str, reply: str, tmp_path: Path) -> None:
     with serve(lambda request, before: Reply(reply)) as server:
-        [judged] = judge_responses(name, [Item("0", "p", "r", "t")], settings(server), tmp_path / "journal", "judging")
+        [judged] = judge_responses(
+            name, [Item("0", "p", "r", "t")], settings(server), open_journal(tmp_path / "journal"), "judging"
+        )
     assert (judged.verdict.value, judged.verdict.parse_status) == (None, "refused_by_judge")
 
 
@@ -998,7 +1005,9 @@ def test_a_judge_that_declines_is_known_in_any_wording(name: str, reply: str, tm
 def test_a_judges_own_thought_is_not_a_verdict(reply: str, status: str, tmp_path: Path) -> None:
     with serve(lambda request, before: Reply(reply)) as server:
         items = [Item("0", "p", "r", "")]
-        [judged] = judge_responses("xstest_rubric", items, settings(server), tmp_path / "journal", "judging")
+        [judged] = judge_responses(
+            "xstest_rubric", items, settings(server), open_journal(tmp_path / "journal"), "judging"
+        )
     assert judged.verdict.parse_status == status
     assert judged.verdict.label == ("full_refusal" if status == "parsed" else "unparsed")
 
@@ -1023,7 +1032,7 @@ def test_a_panel_says_what_most_of_its_members_say(tmp_path: Path, capsys: pytes
                                    + "JUDGE = PanelJudge('refusal_rate', ('a', 'b', 'c'))")  # fmt: skip
     chosen = settings(dir=str(tmp_path))
     items = [Item(text, "p", text, "") for text in ("1 1 0", "0 0 0", "1 0 x", "x x 1", "x x x", "", "1 x 1")]
-    found = [one.verdict for one in judge_responses("d", items, chosen, tmp_path / "journal", "judging")]
+    found = [one.verdict for one in judge_responses("d", items, chosen, open_journal(tmp_path / "journal"), "judging")]
     assert [verdict.value for verdict in found] == [1.0, 0.0, None, None, None, None, 1.0]
     assert [verdict.label for verdict in found[:2]] == ["full_refusal", "full_compliance"]
     assert [verdict.parse_status for verdict in found[2:]] == ["tie", "unparsed", "unparsed", "empty", "parsed"]
@@ -1074,10 +1083,12 @@ def test_a_panel_asks_each_member_within_one_budget(tmp_path: Path) -> None:
         members = ["refusal_match", "xstest_rubric"]
         chosen = settings(server, members={"refusal_panel": members})
         assert estimate("refusal_panel", items, chosen, tmp_path / "journal").calls == 3
-        found = judge_responses("refusal_panel", items, chosen, tmp_path / "journal", "judging")
+        found = judge_responses("refusal_panel", items, chosen, open_journal(tmp_path / "journal"), "judging")
         assert {one.verdict.parse_status for one in found} == {"tie"}
         assert found[0].judge_model == "refusal_match, xstest_rubric"
         assert estimate("refusal_panel", items, chosen, tmp_path / "journal").calls == 0
         again = [*items, Item("3", "p", "other", "")]
         with pytest.raises(UserError, match="cap of 0 calls"):
-            judge_responses("refusal_panel", again, chosen, tmp_path / "journal", "judging", budget=Budget(0))
+            judge_responses(
+                "refusal_panel", again, chosen, open_journal(tmp_path / "journal"), "judging", budget=Budget(0)
+            )
