@@ -15,7 +15,7 @@ from ogpsa.data.builders.settings import recipe
 from ogpsa.utils.files import read_jsonl
 from tests.program import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.smoke]
+pytestmark = pytest.mark.slow
 
 EXAMPLES = [
     example
@@ -53,6 +53,7 @@ def python(installed: Path, *arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.smoke
 def test_nothing_is_read_from_the_repository(installed: Path, tmp_path: Path) -> None:
     code = "import ogpsa, importlib.util as u; print(ogpsa.__file__, u.find_spec('eval'), u.find_spec('slurm'))"
     assert python(installed, "-c", code, cwd=tmp_path).split() == [str(installed / "ogpsa/__init__.py"), "None", "None"]

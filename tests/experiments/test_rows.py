@@ -48,6 +48,7 @@ def test_small_full_has_all_rows_of_small_sft_without_a_cap() -> None:
     assert limits == {None}
 
 
+@pytest.mark.slow
 def test_no_run_of_the_testbed_is_refused(tmp_path: Path) -> None:
     """Each has the rows that it draws and mixes in, at its full size: ``suite=check`` has fewer."""
     found = [

@@ -95,7 +95,7 @@ def test_what_removes_nothing_equals_plain_grpo_bit_for_bit(build: Build) -> Non
     assert measured[0] == 0 and measured[-1] > 0
 
 
-@pytest.mark.parametrize("method", ["method=baseline", "method=lora"])
+@pytest.mark.parametrize("method", ["method=baseline", pytest.param("method=lora", marks=pytest.mark.slow)])
 def test_the_divergence_that_is_penalised_is_the_one_that_is_measured(build: Build, method: str) -> None:
     """From where the stage starts, which with adapters takes no second model; to measure it as well changes nothing."""
     plain = build(method, *KL, "stage.beta=0")

@@ -169,7 +169,7 @@ def plain_trl(stage: str, config: Config, args: Any, model: LlamaForCausalLM) ->
     return kind(model=model, args=args, processing_class=TOKENIZER, train_dataset=Dataset.from_list(rows))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 @pytest.mark.parametrize("stage", STAGES)
 def test_rank_zero_with_its_passes_is_trl_bit_for_bit(
     stage: str, dropout: float, build: Build, configured: Callable[..., Config]

@@ -521,13 +521,13 @@ def test_a_judge_that_cannot_start_is_refused_before(monkeypatch: pytest.MonkeyP
 
 def test_the_estimate_counts_what_would_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     items = [Item(str(number), "p", "r" * 4000, "") for number in range(3)] + [Item("3", "p", "r", "")]
-    journal = tmp_path / "journal"
+    journal = open_journal(tmp_path / "journal")
     found = estimate("xstest_rubric", items, settings(), journal)
     # Equal items are asked once.
     assert found.calls == 2
     assert found.tokens_out == 2 * 256
     assert 1000 < found.tokens_in < 2000
-    nothing = estimate("refusal_match", items, settings(), tmp_path / "other")
+    nothing = estimate("refusal_match", items, settings(), open_journal(tmp_path / "other"))
     assert nothing.calls == 0
     assert not (tmp_path / "other").exists()
 
@@ -546,8 +546,8 @@ def test_the_estimate_leaves_out_what_is_in_the_journal(tmp_path: Path) -> None:
         once = settings(server, attempts=1)
         judge_responses("xstest_rubric", items[:3], once, open_journal(tmp_path / "journal"), "judging")
         assert len(server.requests) == 3
-        assert estimate("xstest_rubric", items, once, tmp_path / "journal").calls == 2
-        assert estimate("xstest_rubric", items, settings(server), tmp_path / "journal").calls == 3
+        assert estimate("xstest_rubric", items, once, open_journal(tmp_path / "journal")).calls == 2
+        assert estimate("xstest_rubric", items, settings(server), open_journal(tmp_path / "journal")).calls == 3
         assert len(server.requests) == 3
 
 
@@ -1082,11 +1082,11 @@ def test_a_panel_asks_each_member_within_one_budget(tmp_path: Path) -> None:
     with serve(lambda request, before: Reply("1_full_compliance")) as server:
         members = ["refusal_match", "xstest_rubric"]
         chosen = settings(server, members={"refusal_panel": members})
-        assert estimate("refusal_panel", items, chosen, tmp_path / "journal").calls == 3
+        assert estimate("refusal_panel", items, chosen, open_journal(tmp_path / "journal")).calls == 3
         found = judge_responses("refusal_panel", items, chosen, open_journal(tmp_path / "journal"), "judging")
         assert {one.verdict.parse_status for one in found} == {"tie"}
         assert found[0].judge_model == "refusal_match, xstest_rubric"
-        assert estimate("refusal_panel", items, chosen, tmp_path / "journal").calls == 0
+        assert estimate("refusal_panel", items, chosen, open_journal(tmp_path / "journal")).calls == 0
         again = [*items, Item("3", "p", "other", "")]
         with pytest.raises(UserError, match="cap of 0 calls"):
             judge_responses(
