@@ -139,8 +139,9 @@ def _judges(
     for judge, own in settings.items():
         check_judge(judge, own)
     budget = Budget(next(iter(settings.values())).max_calls)
+    kept = open_journal(journal)
     expected = (
-        estimate(judge, items_of(some), own, open_journal(journal))
+        estimate(judge, items_of(some), own, kept)
         for judge, own in settings.items()
         for some in (rows, *closings.get(judge, ()))
     )

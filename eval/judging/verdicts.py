@@ -192,14 +192,13 @@ def judge_responses(
     answered = _answered(items, answers)
     if isinstance(judge, RuleJudge):
         judged = [Judgement(judge.rule(item), None, None) for item in answered]
+    elif isinstance(judge, LocalJudge):
+        ready = partial(opened, name) if opened else partial(judge.open, name, settings)
+        judged = _judge_by_weights(name, ready, answered, settings, journal, label, safe_point)
     else:
-        if isinstance(judge, LocalJudge):
-            ready = partial(opened, name) if opened else partial(judge.open, name, settings)
-            judged = _judge_by_weights(name, ready, answered, settings, journal, label, safe_point)
-        else:
-            budget = budget or Budget(settings.max_calls)
-            endpoint = Endpoint.of(section, settings, settings.model, budget)
-            judged = _judge_by_endpoint(name, judge, answered, settings, journal, label, safe_point, endpoint)
+        budget = budget or Budget(settings.max_calls)
+        endpoint = Endpoint.of(section, settings, settings.model, budget)
+        judged = _judge_by_endpoint(name, judge, answered, settings, journal, label, safe_point, endpoint)
     verdicts = iter(_checked(name, answered, judged))
     wording = None if isinstance(judge, RuleJudge) else prompt_hash(judge_prompt(name, settings))
     model = judge_model(name, settings)
