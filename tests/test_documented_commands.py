@@ -84,7 +84,7 @@ COMMANDS: dict[str, Run | Elsewhere | Needs] = {
     # experiments
     "python -m experiments list": Run(),
     "python -m experiments report table1": Run(CHECK),
-    "python -m experiments report rl kept=true": Run(("rows=grpo", "seeds=1")),
+    "python -m experiments report rl kept=true": Run(),
     "make data-small": Needs("network"),
     "python -m experiments plan small_sft small_dpo suite=small": Run(("rows=*_baseline",)),
     "make experiments-small": Needs("network"),

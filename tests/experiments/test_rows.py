@@ -159,6 +159,14 @@ MISTAKES = {
         "sedes: unknown key; allowed: suite, rows, seeds, output, out, workers, slurm, kept, model, stage, "
         "method, reward, data, eval, distributed, tracker, cache_dir, lock_wait, accept_changed, preflight; "
         "did you mean 'seeds'?",
+    "run rank sead=1":
+        "sead: unknown key; allowed: suite, rows, seeds, output, out, workers, slurm, kept, model, stage, "
+        "method, reward, data, eval, distributed, tracker, cache_dir, lock_wait, accept_changed, preflight; "
+        "did you mean 'seeds'?",
+    "plan rank methid=ogpsa":
+        "methid: unknown key; allowed: suite, rows, seeds, output, out, workers, slurm, kept, model, stage, "
+        "method, reward, data, eval, distributed, tracker, cache_dir, lock_wait, accept_changed, preflight; "
+        "did you mean 'method'?",
     "run rank seed=3": "seed: set by this command for every run; name the seeds with seeds=",
     "list rank": "list: found 'rank'; it takes no arguments",
 }  # fmt: skip
@@ -370,6 +378,7 @@ def test_every_kind_of_row_runs_and_every_report_is_written(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.long
 def test_every_row_of_every_experiment_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As above, by the commands; the plan then counts all of them as done."""
     given = ["all", "suite=check", f"output={tmp_path}"]
     assert main(["run", *given, "workers=2", f"cache_dir={tmp_path / 'cache'}"]) == 0
     assert main(["plan", *given, f"cache_dir={tmp_path / 'cache'}"]) == 0
