@@ -11,7 +11,8 @@ what is done and what it takes. run does what is not done, and resumes where it 
 slurm/sweeps/NAME.txt, one per line, in place of running. report prints the table and writes it as .md, .tex and .csv,
 also before anything has run, into <out>/<suite>/NAME; out=experiments/results is for what is committed.
 keep adds all that a report reads of the finished runs to experiments/results/<suite>/runs.jsonl, which is committed
-where the weights cannot be; with kept=true, plan and run count these runs as done, and report shows them.
+where the weights cannot be; with kept=true, report shows these runs, and plan and run count them as done where they
+began with the untuned model that is here (of the testbed's bases only the one that is shipped is the same everywhere).
 
 suite: testbed (default): every table in small, on a CPU; paper: full size; small: small_sft, small_dpo, small_rl, on
 real weights and rows, on a CPU; small_full: small_sft at full size, on a GPU; check: two steps of every row.
@@ -153,15 +154,17 @@ def _list(words: list[str]) -> int:
 
 def _plan(words: list[str]) -> int:
     from experiments.execute import tasks_of
+    from experiments.kept import usable_here
     from experiments.plan import plan
     from experiments.rows import load_experiment, load_suite, points
     from ogpsa.utils.libraries import quiet_libraries
 
     request = parse(words)
-    suite, kept = load_suite(request.suite), _kept(request)
+    suite = load_suite(request.suite)
     experiments = [load_experiment(name) for name in request.names]
     found = [points(one, request.suite, request.rows, request.seeds, request.overrides) for one in experiments]
     quiet_libraries()
+    kept = usable_here(_kept(request), [point for own in found for point in own])
     for number, (experiment, own) in enumerate(zip(experiments, found, strict=True)):
         print("\n" * bool(number) + plan(experiment, tasks_of(own, request.output / request.suite, kept), suite))
     return EXIT_DONE
@@ -169,6 +172,7 @@ def _plan(words: list[str]) -> int:
 
 def _run(words: list[str]) -> int:
     from experiments.execute import check_tasks, execute, tasks_of
+    from experiments.kept import usable_here
     from experiments.rows import load_experiment, points
 
     request = parse(words)
@@ -178,7 +182,7 @@ def _run(words: list[str]) -> int:
         for point in points(load_experiment(name), request.suite, request.rows, request.seeds, request.overrides)
     ]
     folder = request.output / request.suite
-    tasks = tasks_of(every, folder, _kept(request))
+    tasks = tasks_of(every, folder, usable_here(_kept(request), every))
     if request.slurm:
         return _write_sweep(request, [task.arguments for task in tasks if not task.kept])
     check_tasks(tasks)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ogpsa.config import Config
 from ogpsa.runs.directory import checkpoints
-from ogpsa.runs.inputs import began_with
+from ogpsa.runs.inputs import folder_digest, untuned_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,20 +25,21 @@ class Weights:
 def weights_of(config: Config, directory: Path) -> Weights | None:
     """Checkpoints of a finished run; None where its weights or its starting ones are missing: nothing is fetched."""
     tuned = checkpoints(directory)
-    base = _untuned(config)
-    if base is None or not base.is_dir() or not tuned or not began_with(directory, base):
+    base = untuned_folder(config)
+    if base is None or not base.is_dir() or not tuned:
         return None
-    return Weights(base, tuned[-1])
+    return Weights(base, tuned[-1]) if untuned_digest(directory) in (None, folder_digest(base)) else None
 
 
-def _untuned(config: Config) -> Path | None:
+def untuned_folder(config: Config) -> Path | None:
+    """Where the untuned model is or, on the testbed, would be trained; None for one that has not been fetched."""
     if config.model.path is not None:
         from ogpsa.models.files import here_already
 
         return here_already(config.model)
-    from ogpsa.testbed.cache import base_key
+    from ogpsa.testbed.cache import WEIGHTS, base_key, is_shipped
 
-    return Path(config.cache_dir) / "bases" / base_key(config)
+    return WEIGHTS if is_shipped(config) else Path(config.cache_dir) / "bases" / base_key(config)
 
 
 def relative_distance(weights: Weights) -> float:

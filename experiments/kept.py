@@ -15,8 +15,10 @@ from pydantic import Field, ValidationError
 
 from eval.scores.aggregate import AVERAGES
 from eval.scores.finished import FinishedRun
+from experiments.distance import untuned_folder
 from experiments.rows import Point
 from ogpsa.config import Section, StageName, describe
+from ogpsa.runs.inputs import folder_digest
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, to_jsonl, write_atomically
 
@@ -45,6 +47,7 @@ class Record(Section):
     Attributes:
         run: its name (``Config.run_name``). row, seed, strength: those it was run as; another experiment may list it
             under another row.
+        untuned: digest of the untuned model's files; None where it was not recorded.
         seconds: of the session that finished it; interrupted: there were others before it.
         moved: distance of the last weights from the untuned model's in percent; direction: cosine of their displacement
             with naive tuning's; None where the experiment does not show it, or weights were not available.
@@ -56,6 +59,7 @@ class Record(Section):
     seed: int
     strength: float
     revision: str
+    untuned: str | None
     seconds: float = Field(ge=0)
     interrupted: bool
     moved: float | None
@@ -73,6 +77,10 @@ class KeptRun(FinishedRun):
     @property
     def revision(self) -> str:
         return self.record.revision
+
+    @property
+    def untuned(self) -> str | None:
+        return self.record.untuned
 
     @property
     def seconds(self) -> float:
@@ -111,6 +119,26 @@ def read_kept(file: Path) -> dict[str, Record]:
     return records
 
 
+def usable_here(records: Mapping[str, Record], points: Iterable[Point]) -> dict[str, Record]:
+    """The records of the points' runs that began with the untuned model that is here, or may have.
+
+    A base that the testbed trains has other weights on every machine, and a record of one is of no use beside runs of
+    another. Where a model has yet to be fetched, nothing tells them apart.
+    """
+    found = {}
+    digests: dict[Path, str | None] = {}
+    for point in points:
+        record = records.get(name := point.config.run_name())
+        if record is None:
+            continue
+        folder = untuned_folder(point.config)
+        if folder is not None and folder not in digests:
+            digests[folder] = folder_digest(folder) if folder.is_dir() else None
+        if record.untuned is None or folder is None or digests[folder] == record.untuned:
+            found[name] = record
+    return found
+
+
 def record_of(run: FinishedRun, point: Point, moved: float | None, direction: float | None) -> Record:
     """What is kept of a run that lies in its own directory."""
     return Record(
@@ -119,6 +147,7 @@ def record_of(run: FinishedRun, point: Point, moved: float | None, direction: fl
         seed=point.seed,
         strength=point.strength,
         revision=run.revision,
+        untuned=run.untuned,
         seconds=round(run.seconds, 1),
         interrupted=run.interrupted,
         moved=moved,
@@ -139,7 +168,7 @@ def record_of(run: FinishedRun, point: Point, moved: float | None, direction: fl
 def add_records(file: Path, records: Iterable[Record]) -> tuple[int, int]:
     """Write the records in addition to those that ``file`` has, in the order of their names.
 
-    An existing record is rewritten, but keeps what is no longer known of the run's weights.
+    An existing record is rewritten, but keeps what is no longer known of the run's weights if it began with the same.
 
     Returns:
         How many were added, and how many there are.
@@ -148,6 +177,8 @@ def add_records(file: Path, records: Iterable[Record]) -> tuple[int, int]:
     every = dict(known)
     for record in records:
         old = known.get(record.run, record)
+        if old.untuned != record.untuned:
+            old = record
         moved = old.moved if record.moved is None else record.moved
         direction = old.direction if record.direction is None else record.direction
         every[record.run] = record.model_copy(update={"moved": moved, "direction": direction})

@@ -1,7 +1,9 @@
 """Outcomes of an experiment's finished points: scores in percent, the paper's unit, and courses of training."""
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -120,6 +122,7 @@ class Row:
         config: of its first point at that strength.
         points: all of its points, whether they have run or not.
         results: of those that have.
+        apart: of those that began with another untuned model than most runs of their seed: nothing compares them.
     """
 
     name: str
@@ -131,6 +134,7 @@ class Row:
     points: list[Point] = field(repr=False)
     results: list[Result] = field(repr=False)
     attacks: bool = False
+    apart: list[Result] = field(default_factory=list, repr=False)
 
     @property
     def pipeline(self) -> str:
@@ -240,8 +244,35 @@ def read_rows(
         label, attacks = row_label(experiment, name, config), experiment.settings.attack_success
         rows.append(Row(name, group, model, label, strength, config, own, results, attacks))
     groups = list(dict.fromkeys(row.group for row in rows))
-    return sorted(rows, key=lambda row: (groups.index(row.group), _order(row.pipeline, PIPELINES.values()),
-                                         _order(row.method, publication().methods.values())))  # fmt: skip
+    return sorted(
+        _from_one_model(rows),
+        key=lambda row: (
+            groups.index(row.group),
+            _order(row.pipeline, PIPELINES.values()),
+            _order(row.method, publication().methods.values()),
+        ),
+    )
+
+
+def _from_one_model(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with the results set apart that began with another untuned model than most of their seed in the group.
+
+    A testbed's base has other weights on another machine. Where a digest is not recorded, scores tell models apart.
+    """
+    every = [(row.group, result) for row in rows for result in row.results]
+    known = {json.dumps(result.base): result.run.untuned for _, result in every if result.run.untuned}
+
+    def start(result: Result) -> str:
+        scores = json.dumps(result.base)
+        return result.run.untuned or known.get(scores) or scores
+
+    counts = Counter((group, result.point.seed, start(result)) for group, result in every)
+    most = {(group, seed): model for (group, seed, model), _ in reversed(counts.most_common())}
+    split = []
+    for row in rows:
+        alike = [result for result in row.results if start(result) == most[row.group, result.point.seed]]
+        split.append(replace(row, results=alike, apart=[one for one in row.results if one not in alike]))
+    return split
 
 
 def reference_of(row: Row, experiment: Experiment, rows: Sequence[Row]) -> Row | None:

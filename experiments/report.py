@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from eval.scores.finished import FinishedRun
 from experiments.community import community_tables
 from experiments.comparisons import (
     AtLevel,
@@ -69,7 +68,7 @@ def report(
     check_writable(out, "out")
     found = Findings.of(experiment, suite, points, folder, kept)
     tables = [*found.tables(experiment), *community_tables(experiment.name, suite)]
-    provenance = _provenance([result.run for row in found.all_rows for result in row.results], len(points))
+    provenance = _provenance(found.all_rows, len(points))
     text = (
         f"# {experiment.name}: {experiment.settings.title}\n\n"
         f"`python -m experiments run {experiment.name} suite={suite}`, then `report`: {provenance}\n\n"
@@ -198,10 +197,13 @@ class Findings:
         }
 
 
-def _provenance(runs: Sequence[FinishedRun], planned: int) -> str:
-    """A line on the finished runs, their time and their code."""
+def _provenance(rows: Sequence[Row], planned: int) -> str:
+    """A line on the finished runs, their time and their code, and on those that are left out."""
+    runs = [result.run for row in rows for result in row.results]
     if not runs:
         return "nothing has run."
+    apart = [result.point.seed for row in rows for result in row.apart]
+    seeds = ", ".join(map(str, sorted(set(apart))))
     hours = sum(run.seconds for run in runs) / 3600
     revisions = ", ".join(sorted({run.revision for run in runs}))
     kept = sum(isinstance(run, KeptRun) for run in runs)
@@ -210,6 +212,7 @@ def _provenance(runs: Sequence[FinishedRun], planned: int) -> str:
         + (f" ({kept} of them committed with the code, `kept=true`)" if kept else "")
         + f", {hours:.1f} hours of one worker in all, by revision {revisions}"
         + (" (+: changed files)." if "+" in revisions else ".")
+        + (f" {len(apart)} more began with another untuned model than most of seed {seeds}: left out." if apart else "")
     )
 
 

@@ -124,13 +124,17 @@ def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Varian
     """Summarize one world's groups and find its fronts; remarks go to ``notes``."""
     bases = [member.run.base for member in members]
     base = _combine(bases, mean)
-    for key, spread in _combine(bases, lambda values: max(values) - min(values)).named().items():
-        # A derived score disagrees only if its parts do, which are named themselves.
-        if key != "balanced" and spread is not None and spread > BASE_TOLERANCE:
-            notes.append(
-                f"{name}: the runs disagree on the base's {key} by up to {spread:.2g}: the base is shown as the "
-                "mean over all runs, changes are against each run's own base"
-            )
+    notes += [
+        f"{name}: the runs disagree on the base's {key} by up to {spread:.2g}: the base is shown as the "
+        "mean over all runs, changes are against each run's own base"
+        for key, spread in _disagreements(bases)
+    ]
+    notes += [
+        f"{name}: the runs of seed {seed} disagree on the base's {key} by up to {spread:.2g}: they began with "
+        "different models, so that more than their methods tells them apart"
+        for seed, same in partition(members, lambda member: member.run.seed).items()
+        for key, spread in _disagreements([member.run.base for member in same])
+    ]
     _note_incomplete(f"{name}: the base", {str(one.run): one.run.base_incomplete for one in members}, notes)
     groups = []
     for variant, same in partition(members, lambda member: member.variant).items():
@@ -150,6 +154,13 @@ def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Varian
         [_front(*part, base, "utility") for part in fronts],
         [_front(*part, base, "over_refusal") for part in fronts] if measured else [],
     )
+
+
+def _disagreements(bases: Sequence[Scores[float]]) -> list[tuple[str, float]]:
+    """The scores on which they disagree, each with by how much."""
+    spreads = _combine(bases, lambda values: max(values) - min(values)).named()
+    # A derived score disagrees only if its parts do, which are named themselves.
+    return [(key, by) for key, by in spreads.items() if key != "balanced" and by is not None and by > BASE_TOLERANCE]
 
 
 def _combine(many: Sequence[Scores[float]], combine: Callable[[list[float]], Result]) -> Scores[Result]:

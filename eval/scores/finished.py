@@ -12,6 +12,7 @@ from eval.scores.aggregate import AVERAGES
 from eval.scores.statistics import balanced_score
 from ogpsa.config import StageName
 from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, METRICS_FILE, PROVENANCE_FILE, read_stored_config
+from ogpsa.runs.inputs import untuned_digest
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import COMPLETE_FILE, read_json, read_jsonl
 
@@ -108,6 +109,11 @@ class FinishedRun:
         """Revision of the code in the session that finished the run; ``+``: tracked files differed from it."""
         git = (self.sessions or [{}])[-1].get("git") or {"revision": "unknown", "dirty": False}
         return str(git["revision"])[:7] + ("+" if git["dirty"] else "")
+
+    @property
+    def untuned(self) -> str | None:
+        """Digest of the untuned model's files; None if none is recorded."""
+        return untuned_digest(self.directory)
 
     @property
     def seconds(self) -> float:

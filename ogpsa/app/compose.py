@@ -57,7 +57,7 @@ def compose_config(overrides: list[str]) -> "Config":
     Raises:
         UserError: one line per problem, in the overrides or in the values.
     """
-    return compose_run(overrides)[0]
+    return _inspect(_compose_single(overrides))[0]
 
 
 def compose_run(overrides: list[str]) -> tuple["Config", Path]:
@@ -66,10 +66,14 @@ def compose_run(overrides: list[str]) -> tuple["Config", Path]:
     Raises:
         UserError: as ``compose_config``.
     """
+    return _inspect(_compose_single(overrides), "hydra.run.dir")
+
+
+def _compose_single(overrides: list[str]) -> DictConfig:
     composer, overrides = Composer(), expand_homes(overrides)
     composed = composer.compose(overrides)
     composer.check_mode(overrides, sweep=False)
-    return _inspect(composed, "hydra.run.dir")
+    return composed
 
 
 def validate(composed: DictConfig) -> "Config":

@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
@@ -83,12 +84,20 @@ def record_inputs(directory: Path, digests: Mapping[str, str]) -> None:
     write_json(directory / PROVENANCE_FILE, facts)
 
 
-def began_with(directory: Path, folder: Path) -> bool:
-    """Whether the untuned model in ``folder`` is the one that the run began with; true if none is recorded."""
-    noted = {
-        name: digest for name, digest in _provenance(directory).get("rests_on", {}).items() if _kind(name) == "model"
-    }
-    return not noted or noted == model_digests(folder)
+def untuned_digest(directory: Path) -> str | None:
+    """Digest of the untuned model that the run began with; None if none is recorded."""
+    rests_on: dict[str, str] = _provenance(directory).get("rests_on", {})
+    noted = {name: digest for name, digest in rests_on.items() if _kind(name) == "model"}
+    return _digest_of(noted) if noted else None
+
+
+def folder_digest(folder: Path) -> str:
+    """The same of the untuned model in ``folder``."""
+    return _digest_of(model_digests(folder))
+
+
+def _digest_of(digests: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:16]
 
 
 def check_rows(directory: Path, data: Data) -> None:

@@ -12,6 +12,7 @@ import torch
 from matplotlib.image import imread
 from safetensors.torch import save_file
 
+from eval.scores.finished import read_finished
 from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, utility_at_safety
 from experiments.__main__ import main
 from experiments.comparisons import at_levels, compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
@@ -19,7 +20,7 @@ from experiments.costs import costs
 from experiments.distance import Weights, relative_distance, weights_of
 from experiments.execute import tasks_of
 from experiments.figures import draw_over_refusal
-from experiments.kept import read_kept
+from experiments.kept import read_kept, record_of, usable_here
 from experiments.outcomes import publication, published, read_rows, rival
 from experiments.paper_tables import level_tables
 from experiments.report import report
@@ -27,7 +28,7 @@ from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
 from ogpsa.config import Config
 from ogpsa.methods import method_names
 from ogpsa.preflight.report import stage_shapes
-from ogpsa.runs.inputs import model_digests
+from ogpsa.runs.inputs import folder_digest, model_digests
 from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import mark_complete
 
@@ -73,6 +74,12 @@ def write_run(
         (directory / f"{number:02d}-{stage.name}").mkdir()
         text = "".join(json.dumps(line) + "\n" for line in history)
         (directory / f"{number:02d}-{stage.name}" / "history.jsonl").write_text(text)
+
+
+def write_provenance(directory: Path, model: str) -> None:
+    """That the run began with ``model``."""
+    provenance = {"sessions": [], "rests_on": {"model/model.safetensors": model, "code/eval": "any"}}
+    (directory / "provenance.json").write_text(json.dumps(provenance))
 
 
 def write_weights(folder: Path, numbers: list[float]) -> None:
@@ -698,8 +705,7 @@ def test_a_kept_run_is_reported_as_the_run_itself(tmp_path: Path, monkeypatch: p
     folder = tmp_path / "outputs" / "testbed"
     base = tmp_path / "base"
     write_weights(base, [3.0, 4.0])
-    monkeypatch.setattr("experiments.distance._untuned", lambda config: base)
-    monkeypatch.setattr("experiments.distance.began_with", lambda directory, untuned: True)
+    monkeypatch.setattr("experiments.distance.untuned_folder", lambda config: base)
     for number, point in enumerate(given):
         write_run(folder, point, 0.5 + number / 50, 0.8 - number / 50, {"facts": 0.75}, history)
         write_weights(folder / point.config.run_name() / "01-sft", [3.0, 5.0 + number])
@@ -726,6 +732,67 @@ def test_a_kept_run_is_reported_as_the_run_itself(tmp_path: Path, monkeypatch: p
     shutil.rmtree(folder / given[0].config.run_name())
     assert main(["keep", "table1", f"output={tmp_path / 'outputs'}"]) == EXIT_DONE
     assert file.read_bytes() == first
+
+    # What was known of the weights is not known of a run that began with others.
+    again = folder / given[1].config.run_name()
+    shutil.rmtree(again / "01-sft")
+    write_provenance(again, "others")
+    assert main(["keep", "table1", f"output={tmp_path / 'outputs'}"]) == EXIT_DONE
+    records = read_kept(file)
+    assert records[again.name].untuned is not None
+    assert [record.run for record in records.values() if record.moved is None] == [again.name]
+
+
+@pytest.mark.parametrize("told_apart_by", ["digests", "scores"])
+def test_runs_of_a_seed_that_began_with_another_model_are_left_out(told_apart_by: str, tmp_path: Path) -> None:
+    table = experiment([BASELINE, OGPSA, LORA], {"seeds": 2, "strengths": [1.0, 2.0]})
+    given = points(table, "testbed")
+    for point in given:
+        # Seed 1: naive tuning at one strength, and LoRA at both, began with another base.
+        other = point.seed == 1 and (point.row == LORA or (point.row == BASELINE and point.strength == 2.0))
+        write_run(tmp_path, point, 0.75, 0.7 if other else 0.75)
+        directory = tmp_path / point.config.run_name()
+        if told_apart_by == "digests":
+            write_provenance(directory, f"{point.seed}{other}")
+        elif other:
+            metrics = json.loads((directory / "metrics.json").read_text())
+            metrics["base"]["utility"] = 0.9
+            (directory / "metrics.json").write_text(json.dumps(metrics))
+    # The same number of runs: those of the rows that come first stay.
+    rows = {row.name: row for row in read_rows(table, "testbed", given, tmp_path)}
+    assert {name: [(one.point.seed, one.point.strength) for one in row.apart] for name, row in rows.items()} == {
+        BASELINE: [(1, 2.0)], OGPSA: [], LORA: [(1, 1.0), (1, 2.0)],
+    }  # fmt: skip
+    assert rows[BASELINE].values("utility") == {0: 75.0, 1: 75.0}
+    assert rows[BASELINE].values("utility", 2.0) == rows[LORA].values("utility") == {0: 75.0}
+    [of_lora] = [one for one in compare(table, list(rows.values())) if (one.row, one.score) == (LORA, "utility")]
+    assert of_lora.paired.difference.n == 1
+    text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
+    assert "9 of 12 runs are finished" in text
+    assert "3 more began with another untuned model than most of seed 1: left out." in text
+
+
+def test_a_record_counts_where_the_model_that_it_began_with_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = points(experiment([BASELINE], {"seeds": 4}), "testbed")
+    here = tmp_path / "here"
+    write_weights(here, [3.0, 4.0])
+    folders = {0: here, 1: here, 2: tmp_path / "not trained", 3: None}
+    monkeypatch.setattr("experiments.kept.untuned_folder", lambda config: folders[config.seed])
+    for point in given:
+        write_run(tmp_path, point, 0.75, 0.75)
+        write_provenance(tmp_path / point.config.run_name(), "others")
+    records = {}
+    for point in given:
+        run = read_finished(tmp_path / point.config.run_name())
+        records[run.directory.name] = record_of(run, point, None, None)
+    digest = folder_digest(here)
+    known = {name: record.model_copy(update={"untuned": digest} if record.seed == 1 else {})
+             for name, record in records.items()}  # fmt: skip
+    assert {record.seed for record in usable_here(known, given).values()} == {1, 3}
+    unknown = {name: record.model_copy(update={"untuned": None}) for name, record in records.items()}
+    assert usable_here(unknown, given) == unknown
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
