@@ -16,6 +16,7 @@ from ogpsa.utils.errors import UserError
 if TYPE_CHECKING:
     from ogpsa.data.rows import Data
     from ogpsa.preflight.memory import ModelShape
+    from ogpsa.preflight.report import Counts
 
 # Forward and backward pass of a token, per parameter: Kaplan et al., arXiv 2001.08361, section 2.1.
 OPERATIONS = 6
@@ -29,7 +30,7 @@ class RowPlan:
         hours: GPU hours of one run, all its stages.
         peak: bytes per GPU at the highest moment of any stage; ``advice``: what would make it fit.
         disk: bytes that one finished run leaves.
-        judge_calls: of one run's evaluations, the untuned model's left out.
+        judge_calls: of one run's evaluations, the untuned model's left out, and of its reward.
         assumed: steps, hours and the share rest on rows that are not built yet.
     """
 
@@ -70,7 +71,8 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
     lines.append(
         f"hours: {OPERATIONS} operations per parameter and token, {OPERATIONS + 2} with checkpointing, at "
         f"{suite.device.utilisation:.0%} of {suite.device.teraflops:g} TFLOP/s (experiments/definitions/suites), "
-        f"{CHARACTERS_PER_TOKEN} characters per token; evaluation is not in them"
+        f"{CHARACTERS_PER_TOKEN} characters per token; neither evaluation nor the waiting "
+        "for each token of a completion is in them"
     )
     if any(one.assumed for one in plans):
         lines.append(
@@ -82,7 +84,7 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
 
 def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
     from eval.judging.reward import JUDGES
-    from ogpsa.data.rows import load_data
+    from ogpsa.data.rows import check_sizes, load_data
     from ogpsa.preflight.memory import shape_of
     from ogpsa.preflight.report import count, fit, meta_model
 
@@ -100,6 +102,11 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
         data = stand_in(config, suite.row_tokens)
         assumed = data is not None
         problems += error.problems
+        try:
+            if data is not None:
+                check_sizes(config, data.safety, data.reference_sets)
+        except UserError as few:
+            problems += few.problems
     counts = [
         count(stage, config.method.projection(stage.name), data, config.model.gradient_checkpointing, suite.devices)
         for stage in config.stages
@@ -118,7 +125,7 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
         peak=memory.peak if memory else None,
         advice=memory.text if memory else "",
         disk=4.0 * shape.parameters * _checkpoints(config) if shape else None,
-        judge_calls=_judge_calls(config),
+        judge_calls=_judge_calls(config) + _reward_calls(config, counts),
         assumed=assumed,
         problems=tuple(problems),
     )
@@ -131,7 +138,7 @@ def stand_in(config: Config, row_tokens: int | None) -> "Data | None":
         None where no file is missing, or one is of no builder, so that nobody knows how many rows it will hold.
     """
     from ogpsa.data.builders.settings import SCHEMAS, load_settings
-    from ogpsa.data.rows import Data, set_uses
+    from ogpsa.data.rows import Data, all_uses
 
     files = config.data
     if row_tokens is None or not isinstance(files, FileData):
@@ -139,14 +146,12 @@ def stand_in(config: Config, row_tokens: int | None) -> "Data | None":
     sizes = {
         str(Path(settings.output) / f"{part}.jsonl"): number
         for settings in map(load_settings, SCHEMAS)
-        for part, number in settings.parts.items()
-        # Not a share of rows that nobody has counted.
-        if isinstance(number, int)
+        for part, number in settings.sizes().items()
     }
     half = "x" * (row_tokens * CHARACTERS_PER_TOKEN // 2)
     row = {"prompt": half, "chosen": half, "rejected": half}
     safety = [row] * sizes.get(files.safety, 0)
-    uses = [(stage.name, use) for stage in config.stages for use in set_uses(config, stage, len(safety))]
+    uses = all_uses(config, len(safety))
     read = {files.safety, *(files.reference_sets[use.name] for _, use in uses)}
     if not read <= sizes.keys() or all(Path(file).is_file() for file in read):
         return None
@@ -181,6 +186,16 @@ def _judge_calls(config: Config) -> int:
             rows = min(count, config.eval.rows_of(benchmark.name) or count)
             calls += rows * endpoint_judges(benchmark.judge, config.eval.judge)
     return _checkpoints(config) * calls
+
+
+def _reward_calls(config: Config, counts: Sequence["Counts"]) -> int:
+    """Of the completions of one run: at most, since a reward may ask a judge about some of them alone."""
+    from eval.judging.judge import endpoint_judges
+
+    if config.reward is None:
+        return 0
+    completions = sum(one.samples for stage, one in zip(config.stages, counts, strict=False) if stage.name == "grpo")
+    return completions * sum(endpoint_judges(name, config.eval.judge) for name in config.reward.judges())
 
 
 def _cells(one: RowPlan, device: str) -> dict[str, str]:

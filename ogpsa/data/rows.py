@@ -121,7 +121,7 @@ def load_data(config: Config) -> Data:
         held_out = built.held_out if measured else {}
     else:
         safety, reference_sets, held_out = _read_files(config, data, measured)
-    _check_sizes(config, safety, reference_sets)
+    check_sizes(config, safety, reference_sets)
     general: dict[StageName, list[Row]] = {}
     for stage in config.stages:
         for use in set_uses(config, stage, len(safety)):
@@ -146,8 +146,9 @@ def set_uses(config: Config, stage: OneStage, safety_rows: int) -> list[SetUse]:
     return uses
 
 
-def _all_uses(config: Config, safety: list[Row]) -> list[tuple[StageName, SetUse]]:
-    uses = [(stage.name, use) for stage in config.stages for use in set_uses(config, stage, len(safety))]
+def all_uses(config: Config, safety_rows: int) -> list[tuple[StageName, SetUse]]:
+    """The reference sets that a run reads, each with the stage whose columns it needs."""
+    uses = [(stage.name, use) for stage in config.stages for use in set_uses(config, stage, safety_rows)]
     # Prompts with answers, as SFT reads them.
     return [*uses, *(("sft", replace(use, key=f"method.{use.key}")) for use in config.method.prepared_from())]
 
@@ -160,7 +161,7 @@ def _read_files(
         stages = {stage.name for stage in config.stages}
         safety = _read_rows(config, data.safety, "data.safety", stages, SAFETY_COLUMNS)
     readers: dict[str, set[StageName]] = {}
-    for reader, use in _all_uses(config, safety):
+    for reader, use in all_uses(config, len(safety)):
         readers.setdefault(use.name, set()).add(reader)
     for name, stages in readers.items():
         with problems.kept():
@@ -306,8 +307,13 @@ def _others(numbers: Sequence[int]) -> str:
     return f" (and {len(numbers)} more row{'s' * (len(numbers) > 1)}: {shown})"
 
 
-def _check_sizes(config: Config, safety: list[Row], reference_sets: dict[str, list[Row]]) -> None:
-    for reader, use in _all_uses(config, safety):
+def check_sizes(config: Config, safety: list[Row], reference_sets: dict[str, list[Row]]) -> None:
+    """Refuse sets that hold fewer rows than the run draws.
+
+    Raises:
+        UserError: names the key and the set.
+    """
+    for reader, use in all_uses(config, len(safety)):
         held = len(reference_sets[use.name])
         if held < use.rows:
             raise UserError(

@@ -14,8 +14,10 @@ import yaml
 
 from experiments.__main__ import main, parse
 from experiments.execute import check_tasks, execute, tasks_of
+from experiments.plan import stand_in
 from experiments.rows import DEFINITIONS, experiment_names, experiments_of, load_experiment, points
 from ogpsa.app.compose import CONF, compose_config
+from ogpsa.data.rows import check_sizes
 from ogpsa.runs.directory import METRICS_FILE
 from ogpsa.utils.errors import EXIT_REQUEUE, EXIT_USER_ERROR, UserError
 from tests.program import ROOT, contents
@@ -57,6 +59,16 @@ def test_no_run_of_the_testbed_is_refused(tmp_path: Path) -> None:
         for point in points(load_experiment(name), "testbed", [FEWER.get(name, "*")], seeds=[0])
     ]
     check_tasks(tasks_of(found, tmp_path))
+
+
+@pytest.mark.slow
+def test_no_run_of_full_size_wants_more_rows_than_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in experiments_of("paper"):
+        for point in points(load_experiment(name), "paper", [FEWER.get(name, "*")], seeds=[0]):
+            data = stand_in(point.config, row_tokens=1)
+            assert data is not None
+            check_sizes(point.config, data.safety, data.reference_sets)
 
 
 def test_what_many_runs_would_say_of_a_benchmark_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -264,10 +276,15 @@ def test_the_plan_before_the_rows_are_built_rests_on_the_builders_numbers(
     assert all(float(hours.removeprefix("~")) > 0 for _, _, _, hours in rows.values())
     assert "~: rests on rows that are not built yet" in printed
     assert "outputs/data/safe_rlhf/train.jsonl: no such file; build it: python -m ogpsa.data build safe_rlhf" in printed
-    # A share of rows that nobody has counted is no number.
-    assert main(["plan", "nspo", "suite=paper", "rows=qwen2_5_7b_grpo"]) == 0
+    # A share of the rows comes to about 11,000: 320 prompts a generation, which serves two steps of 800 completions. The
+    # guard that rewards them is asked about each.
+    assert main(["plan", "rl", "suite=paper", "rows=grpo", "eval=testbed"]) == 0
     printed = capsys.readouterr().out
-    assert "outputs/data/safe_rlhf_prompts/train.jsonl: no such file" in printed and "~" not in printed
+    assert "outputs/data/safe_rlhf_prompts/train.jsonl: no such file" in printed
+    assert "rl/grpo  0/1   ~68 " in printed and f"{68 * 800} judge calls" in printed
+    wanted = "stage.answerable_ratio=1.0"
+    assert main(["plan", "rl", "suite=paper", "rows=two_sided_grpo", wanted]) == 0
+    assert "11000 rows wanted for grpo, but reference set 'helpfulness' holds 5000" in capsys.readouterr().out
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:

@@ -32,6 +32,7 @@ class DataSet(Section):
 
     Attributes:
         parts: by file, the rows drawn for it: their number, or a share of the eligible ones.
+        about: by file, the number that a share comes to, for a plan that is made before it is drawn.
     """
 
     name: str
@@ -41,6 +42,7 @@ class DataSet(Section):
         Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")],
         Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)],
     ] = Field(min_length=1)
+    about: dict[str, int] = Field(default_factory=dict)
     max_characters: int | None = Field(ge=1)
     exclude: list[PathText]
     similarity: float = Field(gt=0, le=1)
@@ -48,6 +50,10 @@ class DataSet(Section):
     def published(self) -> dict[str, tuple[str, Source]]:
         """By the name of what is published, ``gsm8k``: the key of its source, and the source."""
         raise NotImplementedError
+
+    def sizes(self) -> dict[str, int]:
+        """The rows of each file that a build writes, by the file's name; of a share about as many."""
+        return {name: size if isinstance(size, int) else self.about[name] for name, size in self.parts.items()}
 
 
 class OneSource(DataSet):
@@ -84,6 +90,9 @@ class SafeRLHF(OneSource):
     min_severity: int = Field(ge=0, le=3)
     harmful_answers: int = Field(ge=0)
     refusals: Refusals
+
+    def sizes(self) -> dict[str, int]:
+        return super().sizes() | ({"harmful_answers": self.harmful_answers} if self.harmful_answers else {})
 
 
 class SafeRLHFPrompts(OneSource):
