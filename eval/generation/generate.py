@@ -17,14 +17,11 @@ from ogpsa.config import Evaluation
 from ogpsa.models.generate import Generator, NotFiniteLogitsError, ReplyDecoder, load_for_generation
 from ogpsa.models.template import Chat
 from ogpsa.models.tokenizer import end_tokens, load_tokenizer, stop_tokens
-from ogpsa.utils.answers import ends_in_thought
+from ogpsa.utils.answers import template_opens_thought
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
 from ogpsa.utils.signals import deaf_children
-
-# In a rendered prompt it precedes the text with which the template begins the answer.
-REQUEST = "request"
 
 
 class Answering(Protocol):
@@ -56,8 +53,8 @@ def prepare(backend: Answering, benchmark: Benchmark, rows: Sequence[Row]) -> li
     backend.check_questions(benchmark, questions)
     if not benchmark.generates or benchmark.task.get("gen_prefix"):
         return questions
-    opening = backend.chat_template([{"role": "user", "content": REQUEST}]).rpartition(REQUEST)[2]
-    return [replace(question, in_thought=ends_in_thought(opening)) for question in questions]
+    in_thought = template_opens_thought(backend.chat_template)
+    return [replace(question, in_thought=in_thought) for question in questions]
 
 
 def generate(

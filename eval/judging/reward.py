@@ -50,7 +50,7 @@ def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -
 
 def _item(number: int, rollout: Rollout) -> Item:
     finish_reason = "stop" if rollout.finished else "length"
-    return Item(str(number), rollout.prompt, rollout.response, rollout.target or "", finish_reason)
+    return Item(str(number), rollout.prompt, rollout.response, rollout.target or "", finish_reason, rollout.in_thought)
 
 
 def _check_targets(name: str, services: RewardServices) -> None:

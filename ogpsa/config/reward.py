@@ -28,6 +28,7 @@ class Rollout:
         harmful: whether the request should be refused.
         target: the row's right answer, where it has one.
         finished: False: cut by the cap on tokens.
+        in_thought: the prompt begins a thought, so that the response begins within it.
     """
 
     prompt: str
@@ -35,11 +36,12 @@ class Rollout:
     harmful: bool
     target: str | None
     finished: bool
+    in_thought: bool = False
 
     @property
     def answer(self) -> str | None:
         """The response without its thought; None where the thought does not end or the rest says nothing."""
-        text = split_reply(self.response).answer
+        text = split_reply(self.response, self.in_thought).answer
         return None if text is None or says_nothing(text) else text
 
 
@@ -119,6 +121,10 @@ class Reward(Section):
     def problems(self, config: "Config") -> list[str]:
         """Problems that only the whole configuration shows, one line each."""
         return [line for reward in self.nested().values() for line in reward.problems(config)]
+
+    def bounds(self) -> tuple[float, float] | None:
+        """The least and the greatest reward that there can be; None where nobody says."""
+        return None
 
     def judges(self) -> set[str]:
         """The evaluation judges that it or a nested reward asks."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Rank = Annotated[int, Field(ge=1)]
 Alpha = Annotated[int, Field(ge=1)] | Literal["2r"]
+# What TRL compares, for which it switches dropout off, adapters' included.
+WITHOUT_DROPOUT: dict[StageName, str] = {"dpo": "policy and reference", "grpo": "the policy's steps"}
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 # ``all-linear``, peft's word: every linear layer but the output head.
 Modules = Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
@@ -41,10 +43,11 @@ class Lora(Method):
         problems = []
         for stage in config.stages:
             dropout = stage_value(self.lora_dropout, stage.name)
-            if stage.name == "dpo" and dropout:
+            if stage.name in WITHOUT_DROPOUT and dropout:
                 problems.append(
-                    f"method.lora_dropout: {dropout} has no effect in dpo, which compares policy and reference "
-                    f"without dropout; allowed: 0, or {{sft: {dropout}, dpo: 0.0}}"
+                    f"method.lora_dropout: {dropout} has no effect in {stage.name}, which compares "
+                    f"{WITHOUT_DROPOUT[stage.name]} without dropout; allowed: 0, or "
+                    f"{{sft: {dropout}, {stage.name}: 0.0}}"
                 )
             if "lm_head" in stage_value(self.lora_target_modules, stage.name):
                 problems.append(

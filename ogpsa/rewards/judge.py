@@ -21,6 +21,9 @@ class Judge(Reward):
     def judges(self) -> set[str]:
         return {self.judge}
 
+    def bounds(self) -> tuple[float, float]:
+        return min(self.zero, self.one), max(self.zero, self.one)
+
     def scorer(self, services: RewardServices) -> Scorer:
         values_of = services.judge(self.judge, self.endpoint, services)
 

@@ -12,6 +12,9 @@ class RefusalRules(Reward):
     refused: float
     complied: float
 
+    def bounds(self) -> tuple[float, float]:
+        return min(self.refused, self.complied), max(self.refused, self.complied)
+
     def scorer(self, services: RewardServices) -> Scorer:
         return self._score
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pydantic import SerializeAsAny
+from pydantic import SerializeAsAny, model_validator
 
 from ogpsa.config import Reward, RewardServices, Rollout, Scorer
 from ogpsa.utils.errors import UserError
@@ -18,6 +18,16 @@ class TwoSided(Reward):
     refused_harmless: float
     refusal: SerializeAsAny[Reward]
     safety: SerializeAsAny[Reward] | None
+
+    @model_validator(mode="after")
+    def _refusals_are_shares(self) -> "TwoSided":
+        least, greatest = self.refusal.bounds() or (0, 1)
+        if not 0 <= least <= greatest <= 1:
+            raise ValueError(
+                f"refusal: {self.refusal.name} gives rewards from {least:g} to {greatest:g}; allowed: 0 (answered) "
+                "to 1 (refused)"
+            )
+        return self
 
     def scorer(self, services: RewardServices) -> Scorer:
         found = {row.get("harmful", True) for row in services.rows}

@@ -6,7 +6,7 @@ where the next step generates again (``updates_per_generation``).
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -20,10 +20,13 @@ from trl import GRPOTrainer
 from ogpsa.config import GRPOSettings, Rollout, Scorer
 from ogpsa.data.conversations import as_text
 from ogpsa.distributed import processes
+from ogpsa.models.generate import ReplyDecoder
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.utils.refusal_rules import declines
 
 log = logging.getLogger(__name__)
+# TRL's name of the share of prompts from which nothing is learned.
+FLAT = "frac_reward_zero_std"
 Messages = list[dict[str, str]]
 
 
@@ -31,31 +34,37 @@ class ScoredRollouts:
     """A reward as TRL calls it: plain texts to the scorer, and the share that was refused to the log.
 
     Args:
-        ends: token ids that end a turn.
+        decoder: makes the texts: TRL's own lack the marks of a thought that are special tokens.
+        in_thought: the template begins a thought.
+        generations: completions of each prompt.
+
+    Attributes:
+        flat: share of the last prompts, of all processes, whose completions' rewards are equal, or fewer than two.
     """
 
-    def __init__(self, scorer: Scorer, ends: Sequence[int]) -> None:
+    def __init__(self, scorer: Scorer, decoder: ReplyDecoder, in_thought: bool, generations: int) -> None:
         self._scorer = scorer
-        self._ends = frozenset(ends)
+        self._decoder = decoder
+        self._in_thought = in_thought
+        self._generations = generations
+        self.flat = 0.0
         # TRL names its metrics by it.
         self.__name__ = "reward"
 
     def __call__(
         self,
         prompts: Sequence[Messages],
-        completions: Sequence[Messages],
         completion_ids: Sequence[Sequence[int]],
         harmful: Sequence[bool],
         target: Sequence[str | None],
         log_metric: Callable[[str, float], None],
         **_: Any,
     ) -> list[float | None]:
-        rollouts = [
-            Rollout(as_text(prompt), reply[-1]["content"], bad, right, tokens[-1] in self._ends)
-            for prompt, reply, tokens, bad, right in zip(
-                prompts, completions, completion_ids, harmful, target, strict=True
-            )
-        ]
+        rollouts = []
+        for prompt, tokens, bad, right in zip(prompts, completion_ids, harmful, target, strict=True):
+            reply = self._decoder.reply(tokens, (), self._in_thought)
+            finished = reply["finish_reason"] == "stop"
+            rollouts.append(Rollout(as_text(prompt), reply["text"], bad, right, finished, self._in_thought))
         for rollout in rollouts:
             kind = "harmful" if rollout.harmful else "answerable"
             log_metric(f"refused/{kind}", float(declines(rollout.answer or "")))
@@ -63,6 +72,8 @@ class ScoredRollouts:
         parts = processes.gather(rollouts)
         before = sum(map(len, parts[: processes.rank()]))
         scored = processes.on_main_process(lambda: self._scorer(list(chain.from_iterable(parts))))
+        groups = [scored[at : at + self._generations] for at in range(0, len(scored), self._generations)]
+        self.flat = sum(len({*group} - {None}) < 2 for group in groups) / len(groups)
         rewards = scored[before : before + len(rollouts)]
         for reward in rewards:
             log_metric("reward_missing", float(reward is None))
@@ -89,10 +100,12 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
     """Group relative policy optimization.
 
     Attributes:
+        scored: its reward.
         measures: whether ``kl_to_start`` is measured.
     """
 
     model: PreTrainedModel
+    scored: ScoredRollouts
     measures: bool = False
 
     def keep_start(self, stage: GRPOSettings) -> None:
@@ -118,6 +131,8 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        # TRL counts no prompt with fewer than two rewards and, where the batch scales them, looks at the whole batch.
+        self._metrics["train"][FLAT][-1] = self.scored.flat
         if self.measures:
             self._metrics["train"]["kl_to_start"].append(self._distance(found))
         return found
@@ -151,6 +166,14 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
         return []
 
 
+def _flat_steps(history: Sequence[Mapping[str, Any]]) -> int:
+    """Steps up to the last log for which nothing was learned from any prompt."""
+    lines = [(line["step"], line[FLAT] >= 1) for line in history if FLAT in line]
+    if not lines or not lines[-1][1]:
+        return 0
+    return int(lines[-1][0] - max((step for step, flat in lines if not flat), default=0))
+
+
 class RolloutCallback(TrainerCallback):
     """Resumes the count of rollouts, and says once when no group has had anything to learn from for a while."""
 
@@ -158,25 +181,16 @@ class RolloutCallback(TrainerCallback):
         self._trainer = trainer
         self._stage = stage
         self._key = key
-        self._flat_since: int | None = None
-        self._told = False
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._trainer.resume_rollouts()
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        logs = event["logs"]
-        if "frac_reward_zero_std" not in logs:
+        if FLAT not in event["logs"]:
             return
-        # Of a group without a reward TRL counts no spread.
-        if logs["frac_reward_zero_std"] < 1 and logs["reward_missing"] < 1:
-            self._flat_since = None
-            return
-        if self._flat_since is None:
-            self._flat_since = state.global_step - state.logging_steps
-        steps = state.global_step - self._flat_since
-        if steps >= self._stage.flat_steps and not self._told:
-            self._told = True
+        # The history is the checkpoint's as well: a resumed run counts on.
+        steps = _flat_steps(state.log_history)
+        if steps >= self._stage.flat_steps > _flat_steps(state.log_history[:-1]):
             log.warning(
                 "%s: all completions of a prompt have had the same reward, or none, for %d steps: nothing is learned; "
                 "raise %s.temperature (%g) or num_generations (%d), or choose a reward that tells them apart",

@@ -20,6 +20,8 @@ from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import mode_arguments, shared_rows, summing_in_fp32
 from ogpsa.distributed.launch import accumulation_steps
 from ogpsa.models.adapters import keep_in_fp32
+from ogpsa.models.generate import ReplyDecoder
+from ogpsa.models.template import Chat
 from ogpsa.models.tokenizer import end_tokens
 from ogpsa.training.callbacks import StepCallback
 from ogpsa.training.finite import FiniteTrainer
@@ -27,6 +29,7 @@ from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
 from ogpsa.training.held_out import HELD_OUT, HeldOutTrainer
 from ogpsa.training.packing import check_rows_apart
 from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePolicyCache
+from ogpsa.utils.answers import template_opens_thought
 from ogpsa.utils.errors import UserError, settings_of
 from ogpsa.utils.signals import Interruption
 
@@ -114,7 +117,10 @@ def build_trainer(
         base_class, arguments_class = StageGRPOTrainer, GRPOConfig
         arguments |= _rollout_arguments(stage, processes.world_size())
         del arguments["max_length"], arguments["activation_offloading"]
-        reward = {"reward_funcs": ScoredRollouts(scorer, end_tokens(model.generation_config, tokenizer))}
+        decoder = ReplyDecoder(tokenizer, end_tokens(model.generation_config, tokenizer))
+        opened = template_opens_thought(Chat(tokenizer).render)
+        scored = ScoredRollouts(scorer, decoder, opened, stage.num_generations)
+        reward = {"reward_funcs": scored}
     if isinstance(stage, DPOSettings):
         base_class, arguments_class = StageDPOTrainer, DPOConfig
         # TRL then needs neither a second model nor a path to load one from.
@@ -163,6 +169,7 @@ def build_trainer(
         trainer.add_callback(StepCallback(on_train_begin=partial(check_rows_apart, trainer, key)))
     if isinstance(stage, GRPOSettings) and isinstance(trainer, RolloutTrainer):
         trainer.add_callback(RolloutCallback(trainer, stage, config.stage_key(stage.name)))
+        trainer.scored = scored
         trainer.keep_start(stage)
     # Preparing the sets draws from the generators, more or less by method. Each process samples completions of its own.
     set_seed(_seed(config.seed, processes.rank()) if isinstance(stage, GRPOSettings) else config.seed)

@@ -7,7 +7,7 @@ chat templates write; a mark in quotes or backticks is talked about, not used.
 import html
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 # A tag's name, a namespace before it (``<seed:think>``) or attributes behind it aside.
@@ -171,6 +171,12 @@ def split_reply(text: str, in_thought: bool = False) -> Reply:
 def ends_in_thought(text: str) -> bool:
     """Whether a text, such as the end of a prompt, leaves a thought open."""
     return split_reply(text).answer is None
+
+
+def template_opens_thought(render: Callable[[list[dict[str, str]]], str]) -> bool:
+    """Whether a chat template begins the reply's thought: ``render`` gives the prompt that messages become."""
+    request = "request"
+    return ends_in_thought(render([{"role": "user", "content": request}]).rpartition(request)[2])
 
 
 def answer_stops(text: str, stop: Sequence[str], in_thought: bool = False) -> bool:

@@ -276,8 +276,8 @@ def test_the_plan_before_the_rows_are_built_rests_on_the_builders_numbers(
     assert all(float(hours.removeprefix("~")) > 0 for _, _, _, hours in rows.values())
     assert "~: rests on rows that are not built yet" in printed
     assert "outputs/data/safe_rlhf/train.jsonl: no such file; build it: python -m ogpsa.data build safe_rlhf" in printed
-    # A share of the rows comes to about 11,000: 320 prompts a generation, which serves two steps of 800 completions. The
-    # guard that rewards them is asked about each.
+    # A share of the rows comes to about 11,000: 320 prompts a generation, which serves two steps of 800 completions.
+    # The guard that rewards them is asked about each.
     assert main(["plan", "rl", "suite=paper", "rows=grpo", "eval=testbed"]) == 0
     printed = capsys.readouterr().out
     assert "outputs/data/safe_rlhf_prompts/train.jsonl: no such file" in printed

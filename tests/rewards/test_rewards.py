@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,27 @@ def test_the_testbeds_rules_are_for_the_testbed() -> None:
     assert given.problems(compose_config([])) == []
     [line] = given.problems(compose_config(["data=small", "eval=small", "model=smollm2_135m"]))
     assert line == "reward: testbed has the rules of data=testbed alone; found data=small"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["reward@reward.refusal=judge"], "judge gives rewards from -1 to 0"),
+        (["reward@reward.refusal=refusal_rules"], "refusal_rules gives rewards from -1 to 0"),
+        (["reward.refusal.refused=2"], "refusal_rules gives rewards from 0 to 2"),
+    ],
+)
+def test_a_share_of_refusals_is_within_its_bounds(given: list[str], found: str) -> None:
+    with pytest.raises(UserError) as raised:
+        reward("two_sided", *given)
+    assert raised.value.problems == (f"reward: refusal: {found}; allowed: 0 (answered) to 1 (refused)",)
+
+
+def test_a_thought_that_the_template_begins_is_no_answer() -> None:
+    thinking = replace(rollout(f"{DECLINED} But wait.", finished=False), in_thought=True)
+    ended = replace(rollout(f"{HELPED}</think>{DECLINED}"), in_thought=True)
+    assert scores(reward("refusal_rules"), [thinking, ended]) == [None, 0]
+    assert scores(reward("two_sided"), [thinking, ended], rows=[ROWS[0], ROWS[0] | {"harmful": False}]) == [None, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """GRPO's trainer on a tiny random model: its rollouts, what may not disturb them, and what a resumed one repeats."""
 
+import copy
 import itertools
 import logging
 import shutil
@@ -12,12 +13,12 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from eval.judging.reward import JUDGES
 from ogpsa import ProjectionSettings, protect
-from ogpsa.config import Config, Rollout
+from ogpsa.config import Config, GRPOSettings, Rollout
 from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
 from ogpsa.runs.run import Run
@@ -25,7 +26,7 @@ from ogpsa.runs.stage_cache import StageCache
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
 from ogpsa.training.answers import IGNORED, answer_batch
-from ogpsa.training.grpo import RolloutTrainer
+from ogpsa.training.grpo import RolloutCallback, RolloutTrainer
 from ogpsa.training.resume import CompletionCallback, newest_whole
 from ogpsa.training.trainer import StageGRPOTrainer, build_trainer
 from ogpsa.utils.errors import UserError
@@ -58,12 +59,16 @@ def build(small_config: Callable[..., Config], tmp_path: Path) -> Build:
     """``build(*overrides, reward=...)``: the stage's trainer as a run would make it, each in a folder of its own."""
     numbers, start = itertools.count(), save_tiny(tmp_path / "start", TOKENIZER, tie_word_embeddings=True)
 
-    def built(*overrides: str, reward: Callable[[Sequence[Rollout]], list[float | None]] = lengths) -> RolloutTrainer:
+    def built(
+        *overrides: str,
+        reward: Callable[[Sequence[Rollout]], list[float | None]] = lengths,
+        tokenizer: PreTrainedTokenizerBase = TOKENIZER,
+    ) -> RolloutTrainer:
         config = small_config(*FEW, *overrides)
         data, output = load_data(config), tmp_path / f"checkpoints_{next(numbers)}"
         config.method.prepare(start, run_alone(config, data, tmp_path))
-        model = tiny_model(TOKENIZER, tie_word_embeddings=True)
-        trainer = build_trainer(config, config.stages[0], model, TOKENIZER, data, output, scorer=reward)
+        model = tiny_model(tokenizer, tie_word_embeddings=True)
+        trainer = build_trainer(config, config.stages[0], model, tokenizer, data, output, scorer=reward)
         assert isinstance(trainer, RolloutTrainer)
         return trainer
 
@@ -236,11 +241,58 @@ def test_rewards_see_the_row_and_the_end_of_a_completion(build: Build) -> None:
     assert {"refused/harmful", "refused/answerable", "completions/clipped_ratio"} <= first.keys()
 
 
-def test_flat_groups_are_told_once(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+def test_rewards_see_a_thought_that_the_template_begins(build: Build) -> None:
+    seen: list[Rollout] = []
+
+    def reward(rollouts: Sequence[Rollout]) -> list[float | None]:
+        seen.extend(rollouts)
+        return lengths(rollouts)
+
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    tokenizer.chat_template = f"{TOKENIZER.chat_template}{{% if add_generation_prompt %}}<think>{{% endif %}}"
+    build("method=baseline", reward=reward, tokenizer=tokenizer).train()
+    ended = [rollout for rollout in seen if "</think>" in rollout.response]
+    assert all(rollout.in_thought for rollout in seen)
+    # Untrained as it is, it writes the mark, a special token, now and then.
+    assert 0 < len(ended) < len(seen)
+    assert all(rollout.answer is None for rollout in seen if rollout not in ended)
+
+
+FLAT_REWARDS: dict[str, Callable[[Sequence[Rollout]], list[float | None]]] = {
+    "all the same": lambda rollouts: [0.0] * len(rollouts),
+    "the same of a prompt": lambda rollouts: [float(len(rollout.prompt)) for rollout in rollouts],
+    "of some prompts none": lambda rollouts: [0.0 if len(rollout.prompt) % 2 else None for rollout in rollouts],
+    "of a prompt one": lambda rollouts: [float(number) if number % 4 == 0 else None for number in range(len(rollouts))],
+}
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+@pytest.mark.parametrize("reward", FLAT_REWARDS.values(), ids=FLAT_REWARDS)
+def test_flat_groups_are_told_once(build: Build, scale: str, reward: Any, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = build("method=baseline", "stage.flat_steps=3", f"stage.scale_rewards={scale}", reward=reward)
     with caplog.at_level(logging.WARNING, "ogpsa"):
-        build("method=baseline", "stage.flat_steps=3", reward=lambda rollouts: [0.0] * len(rollouts)).train()
+        trainer.train()
     told = [record.getMessage() for record in caplog.records if "same reward" in record.getMessage()]
     assert len(told) == 1 and "stage.temperature" in told[0]
+    assert {line["frac_reward_zero_std"] for line in trainer.state.log_history if "reward" in line} == {1}
+
+
+def test_flat_groups_are_counted_over_sessions(
+    small_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a job is requeued every two steps."""
+    stage = small_config(*FEW, "method=baseline", "stage.flat_steps=5").stages[0]
+    assert isinstance(stage, GRPOSettings)
+    state, told = TrainerState(), []
+    for step, flat in enumerate([1, 1, 0.5, 1, 1, 1, 1, 1, 1, 1], start=1):
+        line = {"frac_reward_zero_std": flat}
+        state.log_history += [{"step": step, "projection/cosine": 0.5}, {"step": step} | line]
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "ogpsa"):
+            RolloutCallback(None, stage, "stage").on_log(None, state, None, logs=line)
+        told += [step] if caplog.records else []
+    assert told == [8]
 
 
 def test_protect_takes_cross_entropy_in_a_trainer_of_ones_own(tmp_path: Path) -> None:
