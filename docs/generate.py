@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import dropwhile, islice, takewhile
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -102,8 +103,16 @@ def _section(group: str, file: Path) -> str:
     others = [f"{group}: {name}" for entry in entries if isinstance(entry, dict) for group, name in entry.items()]
     others += [entry for entry in entries if isinstance(entry, str)]
     shared = f" Its other keys are those of {', '.join(f'`{other}`' for other in others)}." if others else ""
+    shared += "".join(f" {_escaped(line)}" for line in _said_of_defaults(lines))
     title = f"`{group}={file.stem}`" if not file.stem.startswith("_") else f"`{group}/{file.stem}`, inherited by others"
     return f"### {title}\n\n{_escaped(about)}{shared}\n\n{_table(found, _schema(group, file.stem))}"
+
+
+def _said_of_defaults(lines: list[str]) -> list[str]:
+    """The comments among the entries of a file's defaults."""
+    below = dropwhile(lambda line: line != "defaults:", lines)
+    block = takewhile(lambda line: line.startswith(" "), islice(below, 1, None))
+    return [line.strip("# ") for line in block if line.strip().startswith("#")]
 
 
 def _schema(group: str, option: str) -> type[Section]:
@@ -149,6 +158,8 @@ def _keys(file: Path) -> list[Key]:
             items = [found[-1].value.strip("[]"), re.sub(r"\s+#.*", "", stripped.removeprefix("- "))]
             found[-1] = replace(found[-1], value=f"[{', '.join(filter(None, items))}]")
         if matched is None or stripped.startswith("- "):
+            # What precedes an item says nothing of the next key.
+            comment = []
             continue
         indent, key, value = len(matched[1]), matched[2], matched[3] or ""
         place = [(depth, name) for depth, name in place if depth < indent] + [(indent, key)]

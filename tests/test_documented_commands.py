@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ogpsa.app.compose import compose_config
+from ogpsa.data.rows import load_data
 from tests.program import ROOT
 
 PAGES = ["README.md", "docs/data.md", "docs/rl.md", "docs/training.md", "docs/commands.md", "eval/README.md",
@@ -60,10 +61,9 @@ COMMANDS: dict[str, Run | Elsewhere | Needs] = {
     "'+data.reference_sets={helpfulness: helpful.jsonl, truthfulness: facts.jsonl, preference: pairs.jsonl}' "
     "model=qwen2_5_7b model.path=models/Qwen2.5-7B-Instruct eval=quick": Needs("GPU"),
     "python train.py stage=grpo": Run(("stage.max_steps=2",), small=True),
-    "python train.py stage=grpo method=ogpsa reward=two_sided stage.answerable_sets=[helpfulness] …": Run(
-        ("stage.max_steps=2",), small=True, places=(("…", "method.samples=8"),)
-    ),
-    "torchrun --nproc-per-node 8 train.py model=llama3_1_8b data=nspo eval=paper reward=llama_guard stage=grpo "
+    "python train.py stage=grpo method=ogpsa reward=two_sided stage.answerable_sets=[helpfulness] "
+    "stage.answerable_ratio=0.32": Run(("stage.max_steps=2", "method.samples=8"), small=True),
+    "torchrun --nproc-per-node 8 train.py model=llama3_8b data=nspo eval=nspo reward=llama_guard stage=grpo "
     "method=nspo method.general_sets=[general] method.samples=1000 distributed=fsdp2": Needs("GPU"),
     "torchrun --nproc-per-node 8 train.py model=qwen2_5_7b distributed=fsdp2 data=paper eval=quick": Needs("GPU"),
     "python train.py model=qwen2_5_7b distributed=fsdp2 distributed.processes=8 data=paper eval=quick preflight=true":
@@ -141,6 +141,12 @@ def test_what_needs_more_is_composed(command: str) -> None:
     words = shlex.split(command)
     if "train.py" in words:
         assert compose_config(words[words.index("train.py") + 1 :]).model.path
+
+
+@pytest.mark.parametrize("command", [words for words, how in RUN.items() if how.small and "train.py" in words])
+def test_what_is_run_small_has_its_rows_at_full_size(command: str) -> None:
+    words = shlex.split(command)
+    assert load_data(compose_config(words[words.index("train.py") + 1 :])).safety
 
 
 @pytest.fixture
