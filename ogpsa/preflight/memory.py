@@ -98,7 +98,8 @@ class Setup:
         rank: columns of the basis (r); ``references``: reference gradients (m ≥ r); 0 and 0 without a projection.
         streamed_sums: running sums of each streamed reference: 2, or 1 where every step takes all samples.
         extra_bytes: kept for each trained weight, sharded as the weights are (``Method.memory``).
-        generated: sequences of ``length`` that one process generates at once (GRPO).
+        generated: sequences of ``length`` that one process generates at once (GRPO), ``prompt`` tokens of each being the
+            prompt's.
         frozen_copy: whether a second model is kept that is not trained: where GRPO's policy started.
         whole_bytes: kept whole on every process (``Method.memory``).
         judge_bytes: weights of the judges that reward GRPO's completions, whole on the main process.
@@ -128,6 +129,7 @@ class Setup:
     streamed_sums: int = 0
     extra_bytes: float = 0.0
     generated: int = 0
+    prompt: int = 0
     frozen_copy: bool = False
     whole_bytes: float = 0.0
     judge_bytes: float = 0.0
@@ -152,7 +154,8 @@ class Estimate:
         activations: what one micro-batch holds at its peak; ``last_activations``: when the gradients are complete.
         temporaries: of the optimizer's step.
         passes: reference gradients of a refresh.
-        generation: keys and values of the sequences that are generated at once.
+        generation: keys and values of the sequences that are generated at once, or those of their prompts while a block
+            reads these, all in one pass.
     """
 
     weights: float
@@ -233,7 +236,11 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
     paged = moments * shape.paged / shape.trained if setup.optimizer == "paged_adamw_8bit" else 0.0
     # Adapters are switched off instead.
     copy = 4 * shape.parameters / weight_shards if setup.frozen_copy and shape.adapted is None else 0
-    cached = 2 * shape.layers * shape.key_value_heads * shape.head_dim * setup.length * setup.generated
+    computed = 2 if setup.autocast or setup.weight_bytes == 2 else 4
+    cached = 2 * computed * shape.layers * shape.key_value_heads * shape.head_dim
+    # Three widths of the MLP, the residual stream and what the block adds to it.
+    block = computed * (3 * shape.intermediate + 2 * shape.hidden)
+    generation = setup.generated * max(setup.length * cached, setup.prompt * (cached + block))
     temporaries = 0.0
     if setup.optimizer == "adamw":
         # torch's default on a GPU takes one root over all parameters at once, on a CPU tensor by tensor.
@@ -262,7 +269,7 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
         last_activations=last,
         temporaries=temporaries,
         passes=setup.references,
-        generation=cached * (2 if setup.autocast or setup.weight_bytes == 2 else 4),
+        generation=generation,
         accumulates=setup.accumulates,
         reference_accumulates=setup.reference_accumulates,
     )

@@ -426,6 +426,7 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
         basis_device=projection.basis_device if projection else "device",
         extra_bytes=extra.bytes_per_weight,
         generated=rollouts.batch_size * rollouts.updates_per_generation // processes if rollouts else 0,
+        prompt=rollouts.max_length - rollouts.max_new_tokens if rollouts else 0,
         frozen_copy=rollouts is not None and (rollouts.beta > 0 or rollouts.measure_kl),
         whole_bytes=extra.whole_bytes,
         judge_bytes=sum(judges.memory(name, config.eval.judge) for name in asked),

@@ -55,6 +55,16 @@ def qwen() -> ModelShape:
     return built(ARCHITECTURES["qwen2_5_7b"])
 
 
+@pytest.mark.parametrize(("name", "prompts_decide"), [("qwen2_5_7b", True), ("llama3_8b", False)])
+def test_generation_is_highest_at_its_end_or_when_prompts_are_read(name: str, prompts_decide: bool) -> None:
+    shape, sequences = built(ARCHITECTURES[name]), 200
+    setup = replace(SETUP, weight_bytes=2, length=1024, prompt=512, generated=sequences)
+    cached = 2 * 2 * shape.layers * shape.key_value_heads * shape.head_dim
+    block = 2 * (3 * shape.intermediate + 2 * shape.hidden)
+    ends = sequences * 1024 * cached, sequences * 512 * (cached + block)
+    assert estimate(shape, setup).generation == ends[prompts_decide] == max(ends)
+
+
 def test_a_7b_model_on_one_device(qwen: ModelShape) -> None:
     parameters = 7_615_616_512
     found = estimate(qwen, SETUP)
