@@ -55,9 +55,9 @@ def qwen() -> ModelShape:
     return built(ARCHITECTURES["qwen2_5_7b"])
 
 
-@pytest.mark.parametrize(("name", "prompts_decide"), [("qwen2_5_7b", True), ("llama3_8b", False)])
+@pytest.mark.parametrize(("name", "prompts_decide"), [("qwen2_5_7b", True), ("llama3_1_8b", False)])
 def test_generation_is_highest_at_its_end_or_when_prompts_are_read(name: str, prompts_decide: bool) -> None:
-    shape, sequences = built(ARCHITECTURES[name]), 200
+    shape, sequences = shape_of(meta_model(compose_config([f"model={name}", "data=paper"]))), 200
     setup = replace(SETUP, weight_bytes=2, length=1024, prompt=512, generated=sequences)
     cached = 2 * 2 * shape.layers * shape.key_value_heads * shape.head_dim
     block = 2 * (3 * shape.intermediate + 2 * shape.hidden)
