@@ -353,7 +353,8 @@ def _read(point: Point, folder: Path, settings: ExperimentSettings, kept: Mappin
     base, scores = _scores(run.metrics["base"]), _scores(run.last)
     if all(name in scores and name in base for name in members):
         gain = average_gain({name: scores[name] for name in members}, {name: base[name] for name in members})
-        scores |= {} if gain.percent is None else {"gain": gain.percent}
+        # Of an average over other benchmarks nobody would know which.
+        scores |= {} if gain.percent is None or gain.excluded else {"gain": gain.percent}
     if settings.attack_success:
         for found in (base, scores):
             attacked = [name for name in point.config.eval.safety if name in found]

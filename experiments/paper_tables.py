@@ -51,7 +51,8 @@ ROLLOUTS = {
     "flat groups": "frac_reward_zero_std",
     "tokens": "completions/mean_length",
     "cut": "completions/clipped_ratio",
-    "KL to the start": "kl",
+    "KL to the start": "kl_to_start",
+    "KL, penalised": "kl",
     "norm retained": "projection/norm_retained",
     "leak": "projection/leak",
 }
@@ -59,7 +60,7 @@ NOT_RUN = "not run"
 SCORES_NOTE = (
     "In %. Mean over seeds ± half the 95% t-interval; one seed has none, and –: nor have seeds that are all equal. "
     "Over-refusal: lower is better. Average gain: mean relative change of the benchmarks of both averages against the "
-    "untuned model [inferred: so read here, not stated in the paper]."
+    "untuned model [inferred: so read here, not stated in the paper]; none where that scores 0 on one of them."
 )
 RATES_NOTE = "All rows at × {:g} of their learning rates."
 PUBLISHED_NOTE = (

@@ -64,6 +64,8 @@ def load_rows(benchmark: Benchmark, folder: Path) -> list[Row]:
     for row in rows:
         if not row["prompt"].strip():
             raise UserError(f"{place}: prompt: row '{row['id']}' has none")
+        if benchmark.measures_loss and not row["target"].strip():
+            raise UserError(f"{place}: target: row '{row['id']}' has none, and its loss is measured; leave the row out")
     _check_tokenizer(benchmark, rows, folder)
     return rows
 

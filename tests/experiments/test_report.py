@@ -743,6 +743,20 @@ def test_a_kept_run_is_reported_as_the_run_itself(tmp_path: Path, monkeypatch: p
     assert [record.run for record in records.values() if record.moved is None] == [again.name]
 
 
+def test_a_gain_over_nothing_is_none(tmp_path: Path) -> None:
+    table = experiment([BASELINE])
+    for point in points(table, "testbed"):
+        write_run(tmp_path, point, 0.9, 0.8)
+        metrics = tmp_path / point.config.run_name() / "metrics.json"
+        found = json.loads(metrics.read_text())
+        found["base"]["benchmarks"][point.config.eval.safety[0]]["value"] = 0.0
+        metrics.write_text(json.dumps(found))
+    text = (written(table, "testbed", points(table, "testbed"), tmp_path) / "table1.md").read_text()
+    _, naive = lines_of(text, "world 0 in the place of qwen2_5_7b")
+    assert naive["safety ↑"].startswith("90.0") and not naive["average gain ↑"].strip("–")
+    assert "none where that scores 0 on one of them" in text
+
+
 @pytest.mark.parametrize("told_apart_by", ["digests", "scores"])
 def test_runs_of_a_seed_that_began_with_another_model_are_left_out(told_apart_by: str, tmp_path: Path) -> None:
     table = experiment([BASELINE, OGPSA, LORA], {"seeds": 2, "strengths": [1.0, 2.0]})

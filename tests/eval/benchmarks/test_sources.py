@@ -366,6 +366,11 @@ def test_a_benchmarks_file_of_another_editor_is_the_same(
         ("gsm8k.csv", 'question,answer\n"open', "not readable as CSV"),
         ("gsm8k.csv", "question\nq\n", "no column answer"),
         ("simpleqa.csv", "metadata,problem,answer\nm,,red\n", "prompt: row 'simpleqa-0000' has none"),
+        (
+            "alpaca_loss.jsonl",
+            '{"id": "0", "prompt": "q", "target": "a"}\n{"id": "1", "prompt": "r", "target": " "}\n',
+            "target: row '1' has none, and its loss is measured",
+        ),
         ("advglue.json", '{"cola": [{"idx": 0, "label": 1, "sentence": "s"}]}', "not the rows that 'advglue'"),
         ("advglue.json", '{"sst2": [{"idx": 0, "label": 7, "sentence": "s"}]}', "not the rows that 'advglue'"),
         ("xstest_safe.csv", "id,prompt,type,label\n1,p,t,safe\n1,p,t,safe\n", "occurs twice"),
@@ -377,6 +382,15 @@ def test_a_file_that_is_not_the_benchmarks_is_refused(file: str, content: str, m
     with pytest.raises(UserError, match=message) as caught:
         load_rows(benchmark(Path(file).stem), tmp_path)
     assert str(tmp_path / Path(file).stem) in str(caught.value)
+
+
+@pytest.mark.parametrize("separator", [" ", ""])
+def test_a_long_text_is_cut_into_passages_with_or_without_spaces(separator: str, tmp_path: Path) -> None:
+    words = [f"{number:05d}" for number in range(600)]
+    (tmp_path / "wikipedia_loss.txt").write_text(separator.join(words), encoding="utf-8")
+    passages = [row["target"] for row in load_rows(benchmark("wikipedia_loss"), tmp_path)]
+    assert {len(passage) for passage in passages} == {995 if separator else 1000}
+    assert separator.join(words).startswith(separator.join(passages)) and len(passages) == 3
 
 
 def test_another_number_of_rows_is_said(mirror: Path, caplog: pytest.LogCaptureFixture) -> None:
