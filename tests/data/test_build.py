@@ -677,7 +677,8 @@ def test_an_instruction_and_its_input_are_one_prompt(work: Path) -> None:
     }
 
 
-def test_two_conversations_become_a_pair_where_they_differ_in_the_answer_alone(work: Path) -> None:
+@pytest.mark.parametrize("several", [True, False])
+def test_two_conversations_become_a_pair_where_they_differ_in_the_answer_alone(work: Path, several: bool) -> None:
     def talk(*said: str) -> str:
         return "".join(f"\n\n{'Human' if n % 2 == 0 else 'Assistant'}: {text}" for n, text in enumerate(said))
 
@@ -688,11 +689,24 @@ def test_two_conversations_become_a_pair_where_they_differ_in_the_answer_alone(w
         {"chosen": talk("a"), "rejected": talk("a", "yes")},
     ]
     (work / "rows.jsonl.gz").write_bytes(gzip.compress(write(work / "rows.jsonl", rows).read_bytes()))
-    card = build("hh_rlhf", work / "rows.jsonl.gz", work / "out", "parts.train=1")
-    assert rows_of(work / "out", "train") == [{"prompt": "a\n\nb Human: c", "chosen": "no", "rejected": "yes"}]
-    assert card["counts"]["dropped"] == {
-        "more than one turn": 1, "conversations that differ before their last answers": 1, "turns out of order": 1
+    given = [f"parts.train={1 + several}", f"several_turns={several}"]
+    card = build("hh_rlhf", work / "rows.jsonl.gz", work / "out", *given)
+    roles = zip(("user", "assistant", "user"), "abc", strict=True)
+    one = {"prompt": "a\n\nb Human: c", "chosen": "no", "rejected": "yes"}
+    two = {"prompt": [{"role": role, "content": text} for role, text in roles], "chosen": "no", "rejected": "yes"}
+    assert sorted(rows_of(work / "out", "train"), key=str) == [one, two][: 1 + several]
+    assert card["counts"]["dropped"] == ({} if several else {"more than one turn": 1}) | {
+        "conversations that differ before their last answers": 1, "turns out of order": 1
     }  # fmt: skip
+    # They are trained on as they are, in turns, and one that is a benchmark's in any turn is left out.
+    small = ["method=baseline", "stage.batch_size=1", "stage.micro_batch_size=1"]
+    data = ["data=files", f"data.safety={work / 'out' / 'train.jsonl'}"]
+    assert load_data(compose_config(["stage=dpo", *small, *data])).safety == rows_of(work / "out", "train")
+    if several:
+        (work / "test").mkdir()
+        write(work / "test" / "held.jsonl", [{"prompt": "a"}])
+        left = build("hh_rlhf", work / "rows.jsonl.gz", work / "less", "parts.train=1", f"exclude=[{work / 'test'}]")
+        assert rows_of(work / "less", "train") == [one] and left["counts"]["dropped"]["prompt in an excluded file"] == 1
 
 
 def test_the_untuned_model_writes_the_rejected_answers(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -830,7 +844,10 @@ def test_slices_of_the_real_data_sets(work: Path) -> None:
         "heldout": 100, "reference": 200, "general": 600
     }  # fmt: skip
     harmless = REAL / "hh_rlhf" / "harmless_base_test.jsonl.gz"
-    assert build("hh_rlhf", harmless, work / "hh", "parts.train=600")["counts"]["dropped"]["more than one turn"] == 1642
+    alone = build("hh_rlhf", harmless, work / "hh", "parts.train=600", "several_turns=false")["counts"]
+    assert alone["dropped"]["more than one turn"] == 1642
+    both = build("hh_rlhf", harmless, work / "hh", "parts.train=600")["counts"]
+    assert both["eligible"] > alone["eligible"] and "more than one turn" not in both["dropped"]
     assert main(["check", str(work), "--against", str(test), str(REAL / "ifeval")]) == EXIT_DONE
     report = read_json(work / "leakage.json")
     assert report["pairs"] == [] and len(report["files"]) == 11

@@ -14,6 +14,7 @@ from ogpsa.data.builders.candidates import Candidate, find_form, read_candidate
 from ogpsa.data.builders.refusals import check_refusals, write_refusals
 from ogpsa.data.builders.rejected import check_rejected, write_rejected
 from ogpsa.data.builders.settings import Answered, DataSet, OneSource, Rejected, SafeRLHF, Source
+from ogpsa.data.conversations import as_text
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
 from ogpsa.data.readers import FORMATS, Row, ending, errors_of_the_hub, read_hub, read_table
 from ogpsa.utils.errors import UserError, closest_match
@@ -136,10 +137,11 @@ def draw(settings: DataSet) -> Drawn:
     eligible = list(kept.values())
     excluded = tables_in_all([Path(place) for place in settings.exclude])
     if excluded:
-        texts = [candidate.question or candidate.prompt for candidate in eligible]
-        found = duplicates(texts, [text for file in excluded for _, text in prompts_of(file)], settings.similarity)
-        exact = {pair.left for pair in found if pair.exact}
-        near = {pair.left for pair in found} - exact
+        asked = [(number, text) for number, candidate in enumerate(eligible) for text in candidate.asked]
+        theirs = [text for file in excluded for _, text in prompts_of(file)]
+        found = duplicates([text for _, text in asked], theirs, settings.similarity)
+        exact = {asked[pair.left][0] for pair in found if pair.exact}
+        near = {asked[pair.left][0] for pair in found} - exact
         dropped["prompt in an excluded file"] += len(exact)
         dropped["prompt nearly in an excluded file"] += len(near)
         eligible = [candidate for number, candidate in enumerate(eligible) if number not in exact | near]
@@ -240,7 +242,8 @@ def _add_eligible(
 
 def _clean(candidate: Candidate) -> Candidate:
     chosen, rejected = (None if text is None else _text(text) for text in (candidate.chosen, candidate.rejected))
-    return replace(candidate, prompt=_text(candidate.prompt), chosen=chosen, rejected=rejected)
+    cleaned = replace(candidate, chosen=chosen, rejected=rejected, turns=tuple(map(_text, candidate.turns)))
+    return replace(cleaned, prompt=as_text(cleaned.messages) if cleaned.turns else _text(candidate.prompt))
 
 
 def _text(value: str) -> str:
@@ -250,7 +253,7 @@ def _text(value: str) -> str:
 
 def _objection(candidate: Candidate, max_characters: int | None) -> str | None:
     answers = [answer for answer in (candidate.chosen, candidate.rejected) if answer is not None]
-    if not candidate.prompt or not all(answers):
+    if not candidate.prompt or not all(answers) or not all(candidate.turns):
         return "empty prompt or answer"
     if len(set(answers)) < len(answers):
         return "two equal answers"
@@ -262,7 +265,8 @@ def _objection(candidate: Candidate, max_characters: int | None) -> str | None:
 def _row(candidate: Candidate) -> Row:
     """A line of the file: what ``ogpsa.data`` reads, and the question for the leakage check."""
     names = ("prompt", "chosen", "rejected", "question", "harmful")
-    return {name: vars(candidate)[name] for name in names if vars(candidate)[name] is not None}
+    row = {name: vars(candidate)[name] for name in names if vars(candidate)[name] is not None}
+    return row | ({"prompt": candidate.messages} if candidate.turns else {})
 
 
 def _read(source: Source, key: str) -> tuple[Iterable[Row], dict[str, Any]]:

@@ -8,9 +8,11 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
-from ogpsa.data.builders.settings import GSM8K, DataSet, NSPOGeneral, SafeRLHF, SafeRLHFPrompts, UltraFeedback
+from ogpsa.data.builders.settings import GSM8K, HHRLHF, DataSet, NSPOGeneral, SafeRLHF, SafeRLHFPrompts, UltraFeedback
+from ogpsa.data.conversations import Message, turn
 from ogpsa.utils.errors import UserError, closest_match
 
 Published = Mapping[str, Any]
@@ -27,6 +29,7 @@ class Candidate:
         question: the prompt without the text that all prompts of the data set share, if any.
         harmful: whether the request should be refused, where the rows say so.
         source: the published data set that it is from.
+        turns: of a conversation all turns before the last answer, the user's first; ``prompt`` is then their text.
     """
 
     prompt: str
@@ -36,6 +39,17 @@ class Candidate:
     question: str | None = None
     harmful: bool | None = None
     source: str = ""
+    turns: tuple[str, ...] = ()
+
+    @property
+    def messages(self) -> list[Message]:
+        """Of a conversation the messages before the last answer."""
+        return [turn(role, text) for role, text in zip(cycle(("user", "assistant")), self.turns, strict=False)]
+
+    @property
+    def asked(self) -> list[str]:
+        """What the user says in each turn, without the text that all prompts of the data set share."""
+        return list(self.turns[::2]) or [self.question or self.prompt]
 
 
 # A row becomes a candidate, or a reason why it does not.
@@ -143,15 +157,17 @@ def _humaneval(settings: DataSet, row: Published) -> Candidate | str:
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
-def _hh_rlhf(settings: DataSet, row: Published) -> Candidate | str:
+def _hh_rlhf(settings: HHRLHF, row: Published) -> Candidate | str:
     (prompt, chosen), (other, rejected) = (_spoken(row[name]) for name in ("chosen", "rejected"))
     if not prompt or not other:
         return "turns out of order"
     if prompt != other:
         return "conversations that differ before their last answers"
-    if len(prompt) != 1:
+    if len(prompt) == 1:
+        return Candidate(prompt[0], chosen, rejected)
+    if not settings.several_turns:
         return "more than one turn"
-    return Candidate(prompt[0], chosen, rejected)
+    return Candidate("", chosen, rejected, turns=tuple(prompt))
 
 
 def _spoken(conversation: str) -> tuple[list[str], str]:

@@ -137,7 +137,7 @@ class SafetyTunedLlamas(Answered):
 
 
 class HHRLHF(OneSource):
-    """No settings in addition to those of every data set."""
+    several_turns: bool
 
 
 class Alpaca(Answered):
