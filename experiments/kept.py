@@ -1,8 +1,8 @@
 """Finished runs kept without their weights, one line of JSON each: all that a report reads of them.
 
 ``python -m experiments keep`` writes ``experiments/results/<suite>/runs.jsonl``, which is committed; with ``kept=true``
-``run`` leaves these runs out and ``report`` shows them in addition to those that have run here. A run is known by its
-name, which holds a hash of its configuration.
+``report`` shows these runs in addition to those that have run here, and ``run`` leaves them out where ``usable_here``.
+A run is known by its name, which holds a hash of its configuration.
 """
 
 import re
@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from eval.scores.aggregate import AVERAGES
 from eval.scores.finished import FinishedRun
-from experiments.distance import untuned_folder
+from experiments.distance import trained_here, untuned_folder
 from experiments.rows import Point
 from ogpsa.config import Section, StageName, describe
 from ogpsa.runs.inputs import folder_digest
@@ -47,7 +47,8 @@ class Record(Section):
     Attributes:
         run: its name (``Config.run_name``). row, seed, strength: those it was run as; another experiment may list it
             under another row.
-        untuned: digest of the untuned model's files; None where it was not recorded.
+        untuned: digest of the untuned model's files; None where it is not known. Up to revision 628b262 none was noted:
+            it was filled in later from the base that comes with the package, or from runs on the same base.
         seconds: of the session that finished it; interrupted: there were others before it.
         moved: distance of the last weights from the untuned model's in percent; direction: cosine of their displacement
             with naive tuning's; None where the experiment does not show it, or weights were not available.
@@ -123,10 +124,10 @@ def usable_here(records: Mapping[str, Record], points: Iterable[Point]) -> dict[
     """The records of the points' runs that began with the untuned model that is here, or may have.
 
     A base that the testbed trains has other weights on every machine, and a record of one is of no use beside runs of
-    another. Where a model has yet to be fetched, nothing tells them apart.
+    another. A model that has yet to be fetched may be the same.
     """
     found = {}
-    digests: dict[Path, str | None] = {}
+    digests: dict[Path | None, str | None] = {}
     for point in points:
         record = records.get(name := point.config.run_name())
         if record is None:
@@ -134,7 +135,8 @@ def usable_here(records: Mapping[str, Record], points: Iterable[Point]) -> dict[
         folder = untuned_folder(point.config)
         if folder is not None and folder not in digests:
             digests[folder] = folder_digest(folder) if folder.is_dir() else None
-        if record.untuned is None or folder is None or digests[folder] == record.untuned:
+        same = not trained_here(point.config) if record.untuned is None else digests.get(folder) == record.untuned
+        if same or folder is None:
             found[name] = record
     return found
 

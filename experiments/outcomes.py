@@ -1,7 +1,7 @@
 """Outcomes of an experiment's finished points: scores in percent, the paper's unit, and courses of training."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -32,6 +32,8 @@ BALANCED = "balanced"
 PIPELINES = {"sft": "SFT", "dpo": "DPO", "sft_dpo": "SFT→DPO", "grpo": "GRPO", "sft_grpo": "SFT→GRPO"}
 # Tags of published numbers that were not read in the paper itself.
 SECOND_HAND = ("nspo",)
+# A run that lies here outweighs all records.
+EVERY_RECORD = 1_000_000
 Item = TypeVar("Item")
 
 
@@ -101,6 +103,11 @@ class Result:
     scores: dict[str, float]
     base: dict[str, float]
     weights: Weights | None = None
+
+    @property
+    def base_text(self) -> str:
+        """The untuned model's scores as a text, to four digits: two processors round differently."""
+        return json.dumps({name: f"{value:.4g}" for name, value in self.base.items()}, sort_keys=True)
 
     @property
     def refused(self) -> float | None:
@@ -257,21 +264,28 @@ def read_rows(
 def _from_one_model(rows: Sequence[Row]) -> list[Row]:
     """The rows, with the results set apart that began with another untuned model than most of their seed in the group.
 
-    A testbed's base has other weights on another machine. Where a digest is not recorded, scores tell models apart.
+    A testbed's base has other weights on another machine. Runs that lie here count before those of which a record is
+    kept. Where no digest is recorded, scores tell models apart, but for rounding.
     """
-    every = [(row.group, result) for row in rows for result in row.results]
-    known = {json.dumps(result.base): result.run.untuned for _, result in every if result.run.untuned}
+    known: dict[tuple[str, int, str], str] = {}
+    for row in rows:
+        known |= {(row.group, one.point.seed, one.base_text): one.run.untuned for one in row.results if one.run.untuned}
 
-    def start(result: Result) -> str:
-        scores = json.dumps(result.base)
-        return result.run.untuned or known.get(scores) or scores
+    def start(row: Row, one: Result) -> str:
+        return one.run.untuned or known.get((row.group, one.point.seed, one.base_text), one.base_text)
 
-    counts = Counter((group, result.point.seed, start(result)) for group, result in every)
-    most = {(group, seed): model for (group, seed, model), _ in reversed(counts.most_common())}
+    votes: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        for one in row.results:
+            here = not isinstance(one.run, KeptRun)
+            votes[row.group, one.point.seed][start(row, one)] += EVERY_RECORD if here else 1
     split = []
     for row in rows:
-        alike = [result for result in row.results if start(result) == most[row.group, result.point.seed]]
-        split.append(replace(row, results=alike, apart=[one for one in row.results if one not in alike]))
+        parts: dict[bool, list[Result]] = {True: [], False: []}
+        for one in row.results:
+            [(most, _)] = votes[row.group, one.point.seed].most_common(1)
+            parts[start(row, one) == most].append(one)
+        split.append(replace(row, results=parts[True], apart=parts[False]))
     return split
 
 

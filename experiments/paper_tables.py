@@ -125,10 +125,10 @@ LOSS_NOTE = (
 )
 ROLLOUT_NOTE = (
     "Mean over seeds, early → late: over the first and the last tenth of what the stage logged. Refused: share of the "
-    "completions that decline. Flat groups: share of prompts whose completions all have the same reward, from which "
-    "nothing is learned. Tokens: length of a completion; cut: share that the cap ends. KL: where it is penalised. Norm "
-    "retained: of the gradient, by OGPSA. Leak: share of the way gone that lies outside NSPO's null spaces; null "
-    "share: median over layers of the directions that are null, mean over kinds of layers."
+    "completions that decline. Flat groups: share of prompts whose completions all have the same reward, or none, from "
+    "which nothing is learned. Tokens: length of a completion; cut: share that the cap ends. KL: where it is measured, "
+    "or penalised. Norm retained: of the gradient, by OGPSA. Leak: share of the way gone that lies outside NSPO's null "
+    "spaces; null share: median over layers of the directions that are null, mean over kinds of layers."
 )
 OVERLAP_NOTE = (
     "Mean over seeds, early → late: over the first and the last tenth of what the stage logged. Cosine: of the safety "

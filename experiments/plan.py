@@ -11,7 +11,7 @@ from experiments.rows import Experiment, Suite
 from ogpsa.config import Config, FileData, StageName
 from ogpsa.preflight.memory import GB
 from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import Problems, UserError
 
 if TYPE_CHECKING:
     from ogpsa.data.rows import Data
@@ -89,24 +89,20 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
     from ogpsa.preflight.report import count, fit, meta_model
 
     config = tasks[0].point.config
-    problems: list[str] = []
+    problems = Problems()
     shape = data = None
-    try:
+    with problems.kept():
         shape = shape_of(meta_model(config))
-    except UserError as error:
-        problems += error.problems
     assumed = False
     try:
         data = load_data(config)
     except UserError as error:
+        problems.found += error.problems
         data = stand_in(config, suite.row_tokens)
         assumed = data is not None
-        problems += error.problems
-        try:
-            if data is not None:
-                check_sizes(config, data.safety, data.reference_sets)
-        except UserError as few:
-            problems += few.problems
+    with problems.kept():
+        if assumed and data is not None:
+            check_sizes(config, data.safety, data.reference_sets)
     counts = [
         count(stage, config.method.projection(stage.name), data, config.model.gradient_checkpointing, suite.devices)
         for stage in config.stages
@@ -127,7 +123,7 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
         disk=4.0 * shape.parameters * _checkpoints(config) if shape else None,
         judge_calls=_judge_calls(config) + _reward_calls(config, counts),
         assumed=assumed,
-        problems=tuple(problems),
+        problems=tuple(problems.found),
     )
 
 

@@ -212,7 +212,11 @@ def _provenance(rows: Sequence[Row], planned: int) -> str:
         + (f" ({kept} of them committed with the code, `kept=true`)" if kept else "")
         + f", {hours:.1f} hours of one worker in all, by revision {revisions}"
         + (" (+: changed files)." if "+" in revisions else ".")
-        + (f" {len(apart)} more began with another untuned model than most of seed {seeds}: left out." if apart else "")
+        + (
+            f" {len(apart)} more began with another untuned model than most runs of their seed ({seeds}): left out."
+            if apart
+            else ""
+        )
     )
 
 

@@ -387,7 +387,7 @@ def _passages(published: Iterable[Published]) -> Iterator[Row]:
         text, part = row["text"].strip(), 0
         while len(text) >= PASSAGE:
             # Between words, where the script separates them.
-            end = text.rfind(" ", 0, PASSAGE + 1)
+            end = text.rfind(" ", PASSAGE // 2, PASSAGE + 1)
             end = PASSAGE if end < 0 else end
             passage, text = text[:end].rstrip(), text[end:].lstrip()
             yield {"id": f"passage-{number:04d}-{part:03d}", "prompt": passage, "target": passage}

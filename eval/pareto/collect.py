@@ -128,10 +128,11 @@ def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Varian
         f"{name}: the runs disagree on the base's {key} by up to {spread:.2g}: the base is shown as the "
         "mean over all runs, changes are against each run's own base"
         for key, spread in _disagreements(bases)
+        if len({member.run.seed for member in members}) > 1
     ]
     notes += [
-        f"{name}: the runs of seed {seed} disagree on the base's {key} by up to {spread:.2g}: they began with "
-        "different models, so that more than their methods tells them apart"
+        f"{name}: the runs of seed {seed} disagree on the base's {key} by up to {spread:.2g}: if they began "
+        "with different models, more than their methods tells them apart"
         for seed, same in partition(members, lambda member: member.run.seed).items()
         for key, spread in _disagreements([member.run.base for member in same])
     ]

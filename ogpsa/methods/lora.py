@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 Rank = Annotated[int, Field(ge=1)]
 Alpha = Annotated[int, Field(ge=1)] | Literal["2r"]
-# What TRL compares, for which it switches dropout off, adapters' included.
-WITHOUT_DROPOUT: dict[StageName, str] = {"dpo": "policy and reference", "grpo": "the policy's steps"}
+# Stages without dropout, of adapters as well, and why.
+WITHOUT_DROPOUT: dict[StageName, str] = {
+    "dpo": "which compares policy and reference without dropout",
+    "grpo": "whose completions are sampled without dropout",
+}
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 # ``all-linear``, peft's word: every linear layer but the output head.
 Modules = Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
@@ -44,10 +47,10 @@ class Lora(Method):
         for stage in config.stages:
             dropout = stage_value(self.lora_dropout, stage.name)
             if stage.name in WITHOUT_DROPOUT and dropout:
+                others = f", or {{sft: {dropout}, {stage.name}: 0.0}}" if len(config.stages) > 1 else ""
                 problems.append(
-                    f"method.lora_dropout: {dropout} has no effect in {stage.name}, which compares "
-                    f"{WITHOUT_DROPOUT[stage.name]} without dropout; allowed: 0, or "
-                    f"{{sft: {dropout}, {stage.name}: 0.0}}"
+                    f"method.lora_dropout: {dropout} has no effect in {stage.name}, {WITHOUT_DROPOUT[stage.name]}; "
+                    f"allowed: 0{others}"
                 )
             if "lm_head" in stage_value(self.lora_target_modules, stage.name):
                 problems.append(

@@ -25,6 +25,10 @@ class Testbed(Reward):
         name = config.data.name
         return [] if name == "testbed" else [f"reward: testbed has the rules of data=testbed alone; found data={name}"]
 
+    def bounds(self) -> tuple[float, float]:
+        values = self.refused, self.complied, self.right, self.wrong
+        return min(values), max(values)
+
     def scorer(self, services: RewardServices) -> Scorer:
         for number, row in enumerate(services.rows, start=1):
             if not row.get("harmful", True) and not row.get("target"):

@@ -29,6 +29,14 @@ class TwoSided(Reward):
             )
         return self
 
+    def bounds(self) -> tuple[float, float] | None:
+        values = [0.0, self.complied_harmful, self.refused_harmless]
+        if self.safety is not None:
+            if (theirs := self.safety.bounds()) is None:
+                return None
+            values += theirs
+        return min(values), max(values)
+
     def scorer(self, services: RewardServices) -> Scorer:
         found = {row.get("harmful", True) for row in services.rows}
         if found != {True, False}:

@@ -26,6 +26,11 @@ class WeightedSum(Reward):
             )
         return self
 
+    def bounds(self) -> tuple[float, float] | None:
+        ends = [(self.weights[name], part.bounds()) for name, part in self.parts.items()]
+        known = [sorted(weight * end for end in both) for weight, both in ends if both is not None]
+        return (sum(low for low, _ in known), sum(high for _, high in known)) if len(known) == len(ends) else None
+
     def scorer(self, services: RewardServices) -> Scorer:
         scorers = self.nested_scorers(services)
 

@@ -175,7 +175,7 @@ def _flat_steps(history: Sequence[Mapping[str, Any]]) -> int:
 
 
 class RolloutCallback(TrainerCallback):
-    """Resumes the count of rollouts, and says once when no group has had anything to learn from for a while."""
+    """Resumes the count of rollouts, and says when no prompt has had anything to learn from for a while."""
 
     def __init__(self, trainer: RolloutTrainer, stage: GRPOSettings, key: str) -> None:
         self._trainer = trainer

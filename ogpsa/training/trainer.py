@@ -21,7 +21,7 @@ from ogpsa.distributed.arguments import mode_arguments, shared_rows, summing_in_
 from ogpsa.distributed.launch import accumulation_steps
 from ogpsa.models.adapters import keep_in_fp32
 from ogpsa.models.generate import ReplyDecoder
-from ogpsa.models.template import Chat
+from ogpsa.models.template import render
 from ogpsa.models.tokenizer import end_tokens
 from ogpsa.training.callbacks import StepCallback
 from ogpsa.training.finite import FiniteTrainer
@@ -118,7 +118,7 @@ def build_trainer(
         arguments |= _rollout_arguments(stage, processes.world_size())
         del arguments["max_length"], arguments["activation_offloading"]
         decoder = ReplyDecoder(tokenizer, end_tokens(model.generation_config, tokenizer))
-        opened = template_opens_thought(Chat(tokenizer).render)
+        opened = template_opens_thought(partial(render, tokenizer))
         scored = ScoredRollouts(scorer, decoder, opened, stage.num_generations)
         reward = {"reward_funcs": scored}
     if isinstance(stage, DPOSettings):

@@ -20,11 +20,11 @@ from experiments.costs import costs
 from experiments.distance import Weights, relative_distance, weights_of
 from experiments.execute import tasks_of
 from experiments.figures import draw_over_refusal
-from experiments.kept import read_kept, record_of, usable_here
+from experiments.kept import RESULTS, read_kept, record_of, usable_here
 from experiments.outcomes import publication, published, read_rows, rival
 from experiments.paper_tables import level_tables
 from experiments.report import report
-from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points
+from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points, row_model
 from ogpsa.config import Config
 from ogpsa.methods import method_names
 from ogpsa.preflight.report import stage_shapes
@@ -783,7 +783,7 @@ def test_runs_of_a_seed_that_began_with_another_model_are_left_out(told_apart_by
     assert of_lora.paired.difference.n == 1
     text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
     assert "9 of 12 runs are finished" in text
-    assert "3 more began with another untuned model than most of seed 1: left out." in text
+    assert "3 more began with another untuned model than most runs of their seed (1): left out." in text
 
 
 def test_a_record_counts_where_the_model_that_it_began_with_is_here(
@@ -805,8 +805,37 @@ def test_a_record_counts_where_the_model_that_it_began_with_is_here(
     known = {name: record.model_copy(update={"untuned": digest} if record.seed == 1 else {})
              for name, record in records.items()}  # fmt: skip
     assert {record.seed for record in usable_here(known, given).values()} == {1, 3}
+    # Which base it was that a machine trained nobody knows, but all have the one that is shipped.
+    monkeypatch.setattr("experiments.kept.trained_here", lambda config: config.seed != 0)
     unknown = {name: record.model_copy(update={"untuned": None}) for name, record in records.items()}
-    assert usable_here(unknown, given) == unknown
+    assert {record.seed for record in usable_here(unknown, given).values()} == {0, 3}
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/runs.jsonl")), ids=lambda file: file.parent.name)
+def test_all_committed_records_of_a_seed_began_with_one_model(file: Path) -> None:
+    starts: dict[tuple[str, int], set[tuple[str | None, str]]] = {}
+    for record in read_kept(file).values():
+        scores = {name: f"{entry['value']:.4g}" for name, entry in record.metrics["base"]["benchmarks"].items()}
+        starts.setdefault((row_model(record.row), record.seed), set()).add((record.untuned, json.dumps(scores)))
+    assert {place: len(found) for place, found in starts.items()} == dict.fromkeys(starts, 1)
+
+
+@pytest.mark.parametrize("mine", [1, 2])
+def test_runs_that_lie_here_outweigh_records(mine: int, tmp_path: Path) -> None:
+    table = experiment([BASELINE, OGPSA, LORA], {"seeds": 1})
+    given = points(table, "testbed")
+    kept = {}
+    for point in given:
+        write_run(tmp_path / "theirs", point, 0.75, 0.75)
+        directory = tmp_path / "theirs" / point.config.run_name()
+        write_provenance(directory, "theirs")
+        kept[directory.name] = record_of(read_finished(directory), point, None, None)
+    for point in given[:mine]:
+        write_run(tmp_path / "ours", point, 0.9, 0.8)
+        write_provenance(tmp_path / "ours" / point.config.run_name(), "ours")
+    rows = read_rows(table, "testbed", given, tmp_path / "ours", kept)
+    assert [len(row.results) for row in rows].count(1) == mine
+    assert all(row.values("utility") == {0: 80.0} for row in rows if row.results)
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:

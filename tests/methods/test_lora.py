@@ -117,8 +117,11 @@ REFUSED: dict[tuple[str, ...], str] = {
         "method.lora_dropout: 0.1 has no effect in dpo, which compares policy and reference without dropout; "
         "allowed: 0, or {sft: 0.1, dpo: 0.0}"
     ),
+    ("method=lora", "stage=grpo", "method.lora_dropout=0.1"): (
+        "method.lora_dropout: 0.1 has no effect in grpo, whose completions are sampled without dropout; allowed: 0"
+    ),
     ("method=lora", "stage=sft_grpo", "method.lora_dropout=0.1"): (
-        "method.lora_dropout: 0.1 has no effect in grpo, which compares the policy's steps without dropout; "
+        "method.lora_dropout: 0.1 has no effect in grpo, whose completions are sampled without dropout; "
         "allowed: 0, or {sft: 0.1, grpo: 0.0}"
     ),
     ("method=lora", "method.lora_target_modules=[q_proj,lm_head]"): (

@@ -65,6 +65,12 @@ def test_generation_is_highest_at_its_end_or_when_prompts_are_read(name: str, pr
     assert estimate(shape, setup).generation == ends[prompts_decide] == max(ends)
 
 
+def test_a_stage_knows_the_tokens_of_its_prompts() -> None:
+    config = compose_config(["+experiment=rl/grpo", "reward=refusal_rules"])
+    setup = stage_setup(config, config.stages[0], "fsdp2", 8)
+    assert (setup.length, setup.prompt, setup.generated) == (1024, 512, 200)
+
+
 def test_a_7b_model_on_one_device(qwen: ModelShape) -> None:
     parameters = 7_615_616_512
     found = estimate(qwen, SETUP)

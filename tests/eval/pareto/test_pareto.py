@@ -322,7 +322,9 @@ def test_bases_that_disagree_within_a_seed_are_noted(tmp_path: Path) -> None:
     make_run(tmp_path / "c", "seed=2", 0.7)
     [over_all, within] = collect([tmp_path]).notes
     assert "the runs disagree on the base's safety by up to 0.1" in over_all
-    assert "the runs of seed 1 disagree on the base's safety by up to 0.1: they began with different models" in within
+    assert (
+        "the runs of seed 1 disagree on the base's safety by up to 0.1: if they began with different models" in within
+    )
 
 
 def test_over_refusal_may_be_unmeasured(tmp_path: Path) -> None:
