@@ -1,7 +1,8 @@
 """Rows of an experiment against each other, paired by seed: at the same learning rates, and at equal safety."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from statistics import fmean
 from typing import TypeVar
 
@@ -121,9 +122,11 @@ def equal_safety(experiment: Experiment, rows: Sequence[Row]) -> list[EqualSafet
     several = [row for row in rows if len(row.strengths) > 1]
     for row in several:
         alike = [other for other in several if (other.group, other.pipeline) == (row.group, row.pipeline)]
-        if len(alike) == 1 or experiment.settings.reference is None:
+        reference = reference_of(row, experiment, alike) or row
+        pattern = experiment.settings.reference
+        if len(alike) == 1 or pattern is None or not fnmatchcase(reference.name, pattern):
             continue
-        wanted = (reference_of(row, experiment, rows) or row).values("safety")
+        wanted = reference.values("safety")
         # A row with more points would have a better front.
         common = set.intersection(*(set(other.strengths) for other in alike))
         points = [(row.values("safety", strength), row.values("utility", strength)) for strength in sorted(common)]
@@ -202,7 +205,7 @@ def _lowest(points: Sequence[Coordinates], safety: float) -> float | None:
 
 
 def compare_at_equal_safety(experiment: Experiment, equal: Sequence[EqualSafety]) -> list[Comparison]:
-    """OGPSA minus every other method of its group and pipeline, on the seeds for which both have a number."""
+    """The row with the paper's setting minus every other of its group and pipeline, on the seeds of both."""
     found = []
     rows = [one.row for one in equal]
     for other in equal:
@@ -268,17 +271,19 @@ def front_membership(rows: Sequence[Row], against: str = "utility") -> list[Memb
         untuned = _coordinates(members[0].base, against)
         bases = {seed: _coordinates(result.base, against) for seed, result in members[0].by_seed().items()}
         common = set.intersection(*(set(row.by_seed()) for row in members))
-        on_mean = _on_front({row.name: _mean_point(row, row.strength, against) for row in members}, untuned)
+        # Means over other seeds, which may have other bases, would not be comparable.
+        every = {
+            (row.name, strength): _mean_point(row, strength, against, common)
+            for row in members
+            for strength in row.strengths
+            if common and common <= row.by_seed(strength).keys()
+        }
+        compared = {row.name: every[row.name, row.strength] for row in members if (row.name, row.strength) in every}
+        on_mean = _on_front(compared, untuned)
         points = {
             seed: {row.name: _coordinates(row.by_seed()[seed].scores, against) for row in members} for seed in common
         }
         on_seed = {seed: _on_front(own, bases[seed]) for seed, own in points.items()}
-        every = {
-            (row.name, strength): _mean_point(row, strength, against)
-            for row in members
-            for strength in row.strengths
-            if row.by_seed(strength)
-        }
         on_any = _on_front(every, untuned)
         for row in members:
             seeds = {seed: row.name in on for seed, on in sorted(on_seed.items())}
@@ -298,8 +303,9 @@ def _measured(row: Row, against: str) -> bool:
     return all({"safety", against} <= some.keys() for some in scores)
 
 
-def _mean_point(row: Row, strength: float, against: str) -> Coordinates:
-    return _coordinates({score: fmean(row.values(score, strength).values()) for score in ("safety", against)}, against)
+def _mean_point(row: Row, strength: float, against: str, seeds: Set[int]) -> Coordinates:
+    values = {score: row.values(score, strength) for score in ("safety", against)}
+    return _coordinates({score: fmean(found[seed] for seed in seeds) for score, found in values.items()}, against)
 
 
 def _coordinates(scores: Mapping[str, float], against: str) -> Coordinates:

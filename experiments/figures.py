@@ -104,9 +104,13 @@ def _draw_published(axes: Axes, row: str, marker: str, scores: Sequence[str]) ->
 
 
 def _draw_row(axes: Axes, row: Row, colour: str, marker: str, scores: Sequence[str]) -> None:
-    """A row's means, one per strength; the one that is compared filled and with its intervals."""
+    """A row's means, one per strength; the one that is compared filled and with its intervals.
+
+    A strength at which fewer seeds have run than at another is left out: the means would not be of the same.
+    """
     points = []
-    for strength in row.strengths:
+    most = max((len(row.by_seed(strength)) for strength in row.strengths), default=0)
+    for strength in (strength for strength in row.strengths if len(row.by_seed(strength)) == most):
         safety, other = (row.summary(score, strength) for score in scores)
         if safety is None or other is None:
             continue

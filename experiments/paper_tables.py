@@ -89,8 +89,8 @@ EQUAL_NOTE = (
     "utility counts. No overlap: seeds whose points are all less safe than S; they have no number and no part in the "
     "means. Over-refusal at S: the same of the front of high safety and low over-refusal; balanced: the mean of S and "
     "100 less that over-refusal. "
-    "OGPSA minus it: paired over the seeds that both have a number for, 95% t-interval; p: two-sided paired t-test, "
-    "corrected by Holm over the column (in all tables of this page)."
+    "Minus it: of the row that the column names, paired over the seeds that both have a number for, 95% t-interval; p: "
+    "two-sided paired t-test, corrected by Holm over the column (in all tables of this page)."
 )
 SECOND_HAND_NOTE = (
     "[nspo]: by machine-written notes on NSPO's table, not by the paper itself, which could not be read: shown beside "
@@ -99,9 +99,9 @@ SECOND_HAND_NOTE = (
 ATTACK_NOTE = "Attack success: 100 less the benchmark's safety score; lower is better."
 FRONT_NOTE = (
     "On the front: no other row of the pipeline, nor the untuned model, is as good in safety and utility and better in "
-    "one of them. By means: of the means over seeds at the rates where rows are compared. In seeds: the same seed by "
-    "seed, over the seeds that all rows have. At any strength: of all rows' means at all multiples of the learning "
-    "rates; the multiples at which the row is on that front."
+    "one of them. By means: of the means at the rates where rows are compared, over the seeds that all rows have "
+    "there. In seeds: the same seed by seed. At any strength: of all rows' means over these seeds at all multiples of "
+    "the learning rates that have them all; the multiples at which the row is on that front."
 )
 OVER_REFUSAL_FRONT_NOTE = (
     "On the front: as against utility, of high safety and low over-refusal: no other row of the pipeline, nor the "
@@ -279,14 +279,15 @@ def strength_tables(rows: Sequence[Row]) -> list[Table]:
         lines = [_named(row) | {f"× {strength:g}": _pair(row, strength) for strength in strengths} for row in members]
         tables.append(table_of(lines, f"{group}: by strength"))
     moved = " and how far the weights moved" if _distances(rows) else ""
-    return _with_notes(
-        tables, [f"In %, by multiple of the row's learning rates: safety, utility, over-refusal{moved}."]
-    )
+    told = f"In %, by multiple of the row's learning rates: safety, utility, over-refusal{moved}"
+    return _with_notes(tables, [f"{told}; in brackets the seeds that have run, where some have not."])
 
 
 def equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comparison]) -> list[Table]:
     """The utility of each row at its reference's safety."""
     compared = {(one.against, one.score): one for one in comparisons}
+    labels = {one.row.name: one.row.label for one in equal}
+    ours = " / ".join(dict.fromkeys(labels[one.row] for one in comparisons))
     tables = []
     for group, members in _groups([one.row for one in equal]):
         lines = []
@@ -299,8 +300,9 @@ def equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comp
                 "seeds with a number": f"{len(one.found)}/{len(planned)}",
                 "safer": str(sum(at is not None and at.safer for at in ats)),
                 "no overlap": str(ats.count(None)),
-                "OGPSA minus it": _difference(compared.get((one.row.name, AT_EQUAL_SAFETY["utility"]))),
             }
+            if ours:
+                cells[f"{ours} minus it"] = _difference(compared.get((one.row.name, AT_EQUAL_SAFETY["utility"])))
             if any(other.over_refusal for other in equal):
                 balanced = [
                     100 * balanced_score(one.safety[seed] / 100, over_refusal / 100)
@@ -310,8 +312,8 @@ def equal_safety_tables(equal: Sequence[EqualSafety], comparisons: Sequence[Comp
                 cells |= {
                     "over-refusal at S": _score(_summary(one.over_refusal.values())),
                     "balanced at S": _score(_summary(balanced)),
-                    "OGPSA's over-refusal minus its": _difference(difference),
                 }
+                cells |= {f"{ours}'s over-refusal minus its": _difference(difference)} if ours else {}
             lines.append(_named(one.row) | cells)
         tables.append(table_of(lines, f"{group}: utility at equal safety"))
     return _with_notes(tables, [EQUAL_NOTE, MARGIN_NOTE])
@@ -463,7 +465,9 @@ def _cosine(summary: Summary | None) -> str:
 
 def _pair(row: Row, strength: float) -> str:
     scores = [_score(row.summary(score, strength)) for score in ("safety", "utility", "over_refusal")]
-    return ", ".join(filter(None, [*scores, _moved(row, strength)])) or (NOT_RUN if strength in row.strengths else "")
+    told = ", ".join(filter(None, [*scores, _moved(row, strength)])) or (NOT_RUN if strength in row.strengths else "")
+    run, planned = len(row.by_seed(strength)), len(row.planned(strength))
+    return f"{told} ({run}/{planned})" if 0 < run < planned else told
 
 
 def _published(name: str, score: str, ours: Summary | None) -> str:

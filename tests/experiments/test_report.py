@@ -299,6 +299,39 @@ def test_equal_safety_by_hand(tmp_path: Path) -> None:
     assert text.count("corrected by Holm over the column (in all tables of this page)") == 2
     strengths = lines_of(text, "world 0 in the place of qwen2_5_7b: by strength")
     assert strengths[0]["× 0.5"] == "80.0 ± –, 70.0 ± –, 25.0 ± –"
+    # Without the reference's row there is no safety to compare at.
+    assert equal_safety(table, [lora.row, ogpsa.row]) == []
+
+
+def test_the_row_that_others_are_compared_with_is_named(tmp_path: Path) -> None:
+    table = experiment([BASELINE, OGPSA, LORA], {"seeds": 2, "strengths": [1.0, 0.5]}, usual=LORA)
+    given = points(table, "testbed")
+    for point in given:
+        write_run(tmp_path, point, 0.9 if point.strength == 1.0 else 0.8, 0.6)
+    text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
+    lines = lines_of(text, "world 0 in the place of qwen2_5_7b: utility at equal safety")
+    assert {"LoRA minus it", "LoRA's over-refusal minus its"} <= lines[0].keys() and "OGPSA minus it" not in text
+
+
+def test_fronts_are_of_the_seeds_that_all_rows_have(tmp_path: Path) -> None:
+    """Seed 1 is harder for all; LoRA, which has not run on it, would else be alone on the front."""
+    table = experiment([BASELINE, OGPSA, LORA], {"seeds": 2, "strengths": [1.0, 2.0]}, figure="front")
+    given = points(table, "testbed")
+    safety = {BASELINE: 0.9, OGPSA: 0.95, LORA: 0.85}
+    for point in given:
+        # At twice the rates OGPSA has not run on seed 0.
+        if (point.row, point.seed) == (LORA, 1) or (point.row, point.seed, point.strength) == (OGPSA, 0, 2.0):
+            continue
+        write_run(tmp_path, point, safety[point.row] - 0.3 * point.seed, 0.75 - 0.01 * point.strength)
+    out = written(table, "testbed", given, tmp_path)
+    text = (out / "table1.md").read_text()
+    found = {line["row"]: line for line in lines_of(text, "world 0 in the place of qwen2_5_7b: the Pareto front")}
+    assert {name: line["on the front by means"] for name, line in found.items()} == {
+        "naive tuning": "no", "LoRA": "no", "OGPSA": "yes",
+    }  # fmt: skip
+    assert found["OGPSA"]["at any strength"] == "× 1" and found["OGPSA"]["in seeds"] == "1 of 1"
+    strengths = {line["row"]: line for line in lines_of(text, "world 0 in the place of qwen2_5_7b: by strength")}
+    assert strengths["LoRA"]["× 1"].endswith(" (1/2)") and strengths["naive tuning"]["× 1"].endswith("25.0 ± –")
 
 
 SMALL = [f"small/sft_{name}" for name in ("baseline", "replay", "merge")]
