@@ -9,13 +9,14 @@ after that artefact, so that a node without a network can generate and another o
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from ogpsa.config import Evaluation, describe
-from ogpsa.runs.directory import CONFIG_FILE, checkpoints, read_stored_config
+from ogpsa.runs.directory import CONFIG_FILE, LOCK_FILE, checkpoints, read_stored_config
 from ogpsa.utils.command_line import Keys, one_of, path, read_pairs
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import check_writable, exclusive, remove_unfinished
@@ -71,7 +72,14 @@ def run(arguments: Sequence[str]) -> None:
     quiet_libraries()
     from ogpsa.runs.score_table import score_table
 
-    with exclusive(output / ".lock", f"another process evaluates into {output}"):
+    with ExitStack() as held:
+        directory = output.parent.parent
+        if own is not None and (directory / CONFIG_FILE).is_file():
+            busy = (
+                f"the run in {directory} is at work, and evaluates there itself; wait for it, or name another output="
+            )
+            held.enter_context(exclusive(directory / LOCK_FILE, busy))
+        held.enter_context(exclusive(output / ".lock", f"another process evaluates into {output}"))
         # Only in these two: the folder is the user's.
         for kind in ("generations", "verdicts"):
             remove_unfinished(output / kind)

@@ -48,7 +48,7 @@ from ogpsa.config import Evaluation
 from ogpsa.models.files import fingerprint
 from ogpsa.runs.directory import SCORES_FILE
 from ogpsa.runs.inputs import package_digests
-from ogpsa.utils.endpoint import Budget
+from ogpsa.utils.endpoint import Budget, TooLongError
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
 from ogpsa.utils.health import FAULTS, faults
@@ -126,8 +126,9 @@ def evaluate(
     calls = _prepare(model, pending, errors, settings) if pending else []
     if unjudged:
         (output / SCORES_FILE).unlink(missing_ok=True)
-    for call in calls:
-        call(safe_point)
+    for work, call in calls:
+        with _noting(errors, work.benchmark, TooLongError):
+            call(safe_point)
     works = [work for work in works if work.benchmark.name not in errors]
     for work in works:
         _journal(work.generations).unlink(missing_ok=True)
@@ -184,7 +185,10 @@ def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation
     }
     return _Work(
         benchmark,
-        [{**row, **stamp} for row in sample_rows(rows, settings.rows_of(benchmark.name), settings.sample_seed)],
+        [
+            {**row, **_category(benchmark, row), **stamp}
+            for row in sample_rows(rows, settings.rows_of(benchmark.name), settings.sample_seed)
+        ],
         len(rows),
         output / "generations" / f"{benchmark.name}.jsonl",
         output / "verdicts" / f"{benchmark.name}.jsonl",
@@ -193,7 +197,7 @@ def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation
 
 def _prepare(
     model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation
-) -> list[Callable[[Callable[[], None]], None]]:
+) -> list[tuple[_Work, Callable[[Callable[[], None]], None]]]:
     """The calls that make the generations, one per benchmark; one that cannot be asked is found before the first call.
 
     Raises:
@@ -216,7 +220,7 @@ def _prepare(
     for work, _ in calls:
         _check_same_prompts(work)
     made_by = package_digests()
-    return [partial(_generate, backend, work, questions, made_by) for work, questions in calls]
+    return [(work, partial(_generate, backend, work, questions, made_by)) for work, questions in calls]
 
 
 def _generate(
@@ -233,7 +237,7 @@ def _generate(
     stamp = _stamp(work.rows) | {"made_by": dict(made_by)}
     answers = generate(backend, questions, work.benchmark.name, journal, stamp, safe_point)
     rows = zip(work.rows, answers, strict=True)
-    write_jsonl(work.generations, [{**row, **_category(work.benchmark, row), **answer} for row, answer in rows])
+    write_jsonl(work.generations, [{**row, **answer} for row, answer in rows])
 
 
 def _category(benchmark: Benchmark, row: Row) -> Row:

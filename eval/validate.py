@@ -121,6 +121,11 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Row]]) -> dict[
     """
     settings = config.eval
     problems, hashes = Problems(), dict[str, str]()
+    if settings.backend.name == "server":
+        raise UserError(
+            "eval.backend.name: a server holds one model, which would answer for every checkpoint of a run; allowed "
+            "here: model, vllm; python -m eval asks a server"
+        )
     benchmarks = check_groups(settings)
     needed = [f"{benchmark.rows}.jsonl" for benchmark in benchmarks if benchmark.source is None]
     if settings.data_dir is not None and needed and not Path(settings.data_dir).is_dir():
@@ -188,7 +193,7 @@ def _check_context(config: Config, directory: Path, data: Data) -> None:
         UserError: as ``check_tokenizer``, and one line for each benchmark whose longest answer alone fills the context.
     """
     folder = None if (directory / METRICS_FILE).is_file() else check_tokenizer(config, data)
-    if folder is None or config.eval.backend.name == "server":
+    if folder is None:
         return
     from ogpsa.models.tokenizer import context_length
 

@@ -30,7 +30,8 @@ class RowPlan:
         hours: GPU hours of one run, all its stages.
         peak: bytes per GPU at the highest moment of any stage; ``advice``: what would make it fit.
         disk: bytes that one finished run leaves.
-        judge_calls: of one run's evaluations, the untuned model's left out, and of its reward.
+        judge_calls: of one run's evaluations, the untuned model's left out, and of its reward; ``uncounted``:
+            benchmarks that are not in them.
         assumed: steps, hours and the share rest on rows that are not built yet.
     """
 
@@ -44,6 +45,7 @@ class RowPlan:
     advice: str = ""
     disk: float | None = None
     judge_calls: int = 0
+    uncounted: tuple[str, ...] = ()
     assumed: bool = False
     problems: tuple[str, ...] = ()
 
@@ -74,6 +76,11 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
         f"{CHARACTERS_PER_TOKEN} characters per token; neither evaluation nor the waiting "
         "for each token of a completion is in them"
     )
+    uncounted = ", ".join(dict.fromkeys(name for one in plans for name in one.uncounted))
+    if uncounted:
+        lines.append(
+            f"judge calls: without {uncounted}, whose number of rows is not published, and without second asks"
+        )
     if any(one.assumed for one in plans):
         lines.append(
             "~: rests on rows that are not built yet: as many as python -m ogpsa.data build writes, each of "
@@ -110,6 +117,7 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
     ]
     samples = sum(one.samples for one in counts)
     references = sum(one.reference_samples for one in counts)
+    calls, uncounted = _judge_calls(config)
     memory = fit(config, suite.devices, suite.device.memory_gb, JUDGES) if shape is not None else None
     return RowPlan(
         row,
@@ -121,7 +129,8 @@ def _row_plan(row: str, tasks: Sequence[Task], suite: Suite) -> RowPlan:
         peak=memory.peak if memory else None,
         advice=memory.text if memory else "",
         disk=4.0 * shape.parameters * _checkpoints(config) if shape else None,
-        judge_calls=_judge_calls(config) + _reward_calls(config, counts),
+        judge_calls=calls + _reward_calls(config, counts),
+        uncounted=tuple(uncounted),
         assumed=assumed,
         problems=tuple(problems.found),
     )
@@ -169,19 +178,24 @@ def _checkpoints(config: Config) -> int:
     return config.method.results([stage.name for stage in config.stages])
 
 
-def _judge_calls(config: Config) -> int:
-    """Of the evaluations of one run's checkpoints, the untuned model's left out."""
+def _judge_calls(config: Config) -> tuple[int, list[str]]:
+    """Of the evaluations of one run's checkpoints, the untuned model's left out.
+
+    Returns:
+        The calls, and the benchmarks that are not in them, since nobody says how many rows these have.
+    """
     from eval.benchmarks.definition import OWN_METRIC
     from eval.judging.judge import endpoint_judges
     from eval.scores.groups import check_groups
 
-    calls = 0
+    calls, uncounted = 0, list[str]()
     for benchmark in check_groups(config.eval):
         if benchmark.judge != OWN_METRIC and benchmark.source is not None:
-            count = benchmark.source.count or 0
-            rows = min(count, config.eval.rows_of(benchmark.name) or count)
-            calls += rows * endpoint_judges(benchmark.judge, config.eval.judge)
-    return _checkpoints(config) * calls
+            asked = endpoint_judges(benchmark.judge, config.eval.judge)
+            rows = min(filter(None, (config.eval.rows_of(benchmark.name), benchmark.source.count)), default=None)
+            calls += asked * (rows or 0)
+            uncounted += [benchmark.name] if asked and rows is None else []
+    return _checkpoints(config) * calls, uncounted
 
 
 def _reward_calls(config: Config, counts: Sequence["Counts"]) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from ogpsa.config.stage import StageName
 from ogpsa.runs.directory import read_metrics
 from ogpsa.utils.command_line import Parser, run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
@@ -20,7 +21,7 @@ from slurm.squeue import Task, tasks_of
 from slurm.sweep import Record, Sweep, find_sweep, read_lines
 
 # Lines of the trainer's log, or of the run's, that tell its progress.
-STEP = re.compile(r"(sft|dpo) (\d+)/(\d+):")
+STEP = re.compile(rf"({'|'.join(get_args(StageName))}) (\d+)/(\d+):")
 EVALUATING = re.compile(r"evaluating (\S+)")
 # How a traceback or a refusal ends.
 ERROR = re.compile(

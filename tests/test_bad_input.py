@@ -246,6 +246,13 @@ MISTAKES = {
         ["method.reference_sets: a set is named twice for sft: give each once"],
     ),
     "heads": Mistake(["model.base.heads=3"], ["model.base: hidden_size=32 is not a multiple of twice heads=3"]),
+    "a server in place of a run's checkpoints": Mistake(
+        ["eval.backend.name=server", "eval.backend.base_url=http://localhost:1/v1", "eval.backend.model=m"],
+        [
+            "eval.backend.name: a server holds one model, which would answer for every checkpoint of a run; allowed "
+            "here: model, vllm; python -m eval asks a server"
+        ],
+    ),
     "tracker project": Mistake(
         ["tracker.project=a/b"],
         [r"tracker.project: found 'a/b'; allowed is String should match pattern '^[^/\\#?%:]+$'"],

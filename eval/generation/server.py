@@ -8,7 +8,7 @@ from eval.benchmarks.definition import Benchmark
 from eval.generation.questions import Answer, Question
 from ogpsa.config import Backend
 from ogpsa.models.template import CLOCK
-from ogpsa.utils.endpoint import Completion, Endpoint
+from ogpsa.utils.endpoint import Completion, Endpoint, TooLongError
 from ogpsa.utils.errors import UserError
 
 
@@ -51,7 +51,8 @@ class Server:
 
         def done(index: int, completion: Completion) -> None:
             if completion.finish_reason == "too_long":
-                raise UserError(f"row '{questions[index].row_id}': its prompt is longer than the server's context")
+                row = questions[index].row_id
+                raise TooLongError(f"row '{row}': its prompt is longer than the server's context")
             thought = {"in_thought": True} if completion.in_thought else {}
             answer = {"response": completion.text, "finish_reason": completion.finish_reason, **thought}
             keep({questions[index].row_id: answer})

@@ -27,6 +27,7 @@ from eval.judging.judge_csv import Row, add_options, as_options, items_of, judge
 from ogpsa.data.readers import read_csv
 from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.files import exclusive
 
 if TYPE_CHECKING:  # the schema needs pydantic, which --help does without
     from eval.judging.judge import ReadyJudge
@@ -63,16 +64,20 @@ def main(arguments: Sequence[str]) -> int:
             )
         rows = list(chain.from_iterable(files.values()))
         closed = {closing: _closed(rows, closing) for closing in CLOSINGS}
-        judged_by = _judges(settings, given.journal, {judge: closed.values() for judge in flipped}, rows)
-        labels = {judge: labels_of(rows) for judge, labels_of in judged_by.items()}
-        tables = [table(judge, _pairs(files, found)) for judge, found in labels.items() if _labelled(files)]
-        if len(labels) > 1:
-            tables.append(between(labels))
-        if flipped:
-            found = {
-                (closing, judge): judged_by[judge](behind) for closing, behind in closed.items() for judge in flipped
-            }
-            tables.append(_flips(rows, labels, found))
+        busy = f"--journal: another process writes into {given.journal}; wait for it, or name another"
+        with exclusive(Path(f"{given.journal}.lock"), busy):
+            judged_by = _judges(settings, given.journal, {judge: closed.values() for judge in flipped}, rows)
+            labels = {judge: labels_of(rows) for judge, labels_of in judged_by.items()}
+            tables = [table(judge, _pairs(files, found)) for judge, found in labels.items() if _labelled(files)]
+            if len(labels) > 1:
+                tables.append(between(labels))
+            if flipped:
+                found = {
+                    (closing, judge): judged_by[judge](behind)
+                    for closing, behind in closed.items()
+                    for judge in flipped
+                }
+                tables.append(_flips(rows, labels, found))
     except UserError as error:
         return report(as_options(error))
     print("\n\n".join(tables))

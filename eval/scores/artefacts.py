@@ -90,13 +90,13 @@ class Artefacts:
         return dict(self.scores.get("averages", {}).get(group, {}))
 
     def verdicts(self, benchmark: str) -> list[Row]:
-        """The benchmark's verdicts, in the order of its items; none where it was not judged.
+        """The benchmark's verdicts, in the order of its items; none where it was not judged or not available.
 
         Raises:
             UserError: the file is damaged, or a verdict lacks its id or value.
         """
         path = _verdicts_file(self.folder, benchmark)
-        if not path.exists():
+        if not path.exists() or self.benchmarks.get(benchmark, {}).get("error") is not None:
             return []
         rows = read_jsonl(path)
         for number, row in enumerate(rows, start=1):
@@ -199,8 +199,10 @@ def read_artefacts(folder: Path) -> Artefacts:
     others = [
         f"{verdicts}: not the verdicts that {SCORES_FILE} was computed from; delete both and evaluate again"
         for name, entry in scores["benchmarks"].items()
-        # Older evaluations do not say.
-        if "verdicts_hash" in entry and entry["verdicts_hash"] != content_hash(verdicts := _verdicts_file(folder, name))
+        # Older evaluations do not say; of a benchmark that was not available, an earlier call's may lie there.
+        if "verdicts_hash" in entry
+        and entry.get("error") is None
+        and entry["verdicts_hash"] != content_hash(verdicts := _verdicts_file(folder, name))
     ]
     if others:
         raise UserError(*others)

@@ -196,7 +196,7 @@ class Endpoint:
             session = _Session(self, client, options)
             pending = iter(enumerate(requests))
             workers = [session.work(pending, done) for _ in range(min(self.concurrency, len(requests)))]
-            ends = await asyncio.gather(*workers, return_exceptions=True)
+            ends = await asyncio.gather(*workers)
         for end in ends:
             if end is not None:
                 raise end
@@ -224,6 +224,10 @@ class Endpoint:
         return key
 
 
+class TooLongError(UserError):
+    """A request that does not fit the model, where there is nothing to go on with."""
+
+
 class _TryAgainError(Exception):
     """A try that failed but may be repeated.
 
@@ -246,18 +250,27 @@ class _Session:
         self._resume_at = self._noticed_at = 0.0
         self._replies = 0
 
-    async def work(self, pending: Iterator[tuple[int, Messages]], done: Callable[[int, Completion], None]) -> None:
-        """Take requests from ``pending``, which others take from too, until there are none or something failed."""
+    async def work(
+        self, pending: Iterator[tuple[int, Messages]], done: Callable[[int, Completion], None]
+    ) -> BaseException | None:
+        """Take requests from ``pending``, which others take from too, until there are none or something failed.
+
+        Returns:
+            The failure. Raised here, an exit would end the loop with the others' requests, which are paid for.
+        """
         try:
             for index, messages in pending:
                 reply = await self._reply(messages)
                 if reply is None:
-                    return
+                    break
                 self._replies += 1
                 done(index, reply)
-        except BaseException:
-            self._stopping.set()
+        except asyncio.CancelledError:
             raise
+        except BaseException as end:  # noqa: BLE001
+            self._stopping.set()
+            return end
+        return None
 
     async def _reply(self, messages: Messages) -> Completion | None:
         """The reply to one request; None where another one's failure stopped the work."""

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from eval import __main__ as command
+from eval.scores.artefacts import read_artefacts
 from ogpsa.app.compose import compose_config
 from ogpsa.utils.answers import says_nothing
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
@@ -171,6 +173,10 @@ def test_unavailable_benchmarks_are_named_and_the_rest_runs(
     assert found["utility"] is None and found["incomplete"] == {"utility": ["gpqa"]}
     assert found["safety"] == 1.0
     assert all(entry["value"] is not None for name, entry in found["benchmarks"].items() if name != "gpqa")
+    # What an earlier call judged of it is not of these scores, and hinders no report of them.
+    (tmp_path / "out" / "verdicts" / "gpqa.jsonl").write_text('{"id": "0", "value": 1.0}\n')
+    read = read_artefacts(tmp_path / "out")
+    assert read.verdicts("gpqa") == [] and read.verdicts("xstest_unsafe")
 
 
 def test_a_judge_without_a_key_is_refused_before_anything_is_generated(
@@ -321,6 +327,53 @@ def test_one_process_at_a_time_writes_an_evaluation(
         assert command.main(few(place, tmp_path / "out", judge)) == EXIT_USER_ERROR
     assert "another process evaluates into" in capsys.readouterr().err
     assert not judge.requests
+
+
+def test_where_a_run_is_at_work_nobody_else_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "01-sft").mkdir()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(compose_config([]).model_dump(mode="json")))
+    with exclusive(tmp_path / "run.lock", "busy"):
+        assert command.main([f"checkpoint={tmp_path / '01-sft'}"]) == EXIT_USER_ERROR
+    assert f"the run in {tmp_path} is at work" in capsys.readouterr().err
+
+
+def server_options(rows: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "eval=quick", f"eval.data_dir={rows}", "eval.backend.name=server", "eval.backend.model=served",
+        f"output={output}", "eval.over_refusal=[]", "eval.reported=[]", *more,
+    ]  # fmt: skip
+
+
+def test_a_prompt_that_is_too_long_for_a_server_costs_its_benchmark_alone(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(request: Request, before: int) -> Reply:
+        return Reply(status=413) if "simpleqa" in request.text else Reply("I cannot help with that.")
+
+    rows = Path(shutil.copytree(place / "rows", tmp_path / "rows"))
+    (rows / "simpleqa.csv").unlink(missing_ok=True)
+    own = [{"id": str(number), "prompt": f"simpleqa {number}", "target": "red"} for number in range(3)]
+    (rows / "simpleqa.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in own))
+    chosen = ["eval.safety=[xstest_unsafe]", "eval.utility=[simpleqa]", "eval.composites={}", "eval.limit=3"]
+    with serve(answer) as server:
+        options = [*server_options(rows, tmp_path / "out", *chosen), f"eval.backend.base_url={server.url}"]
+        assert command.main([*options, "eval.judges.simpleqa=answer_match"]) == EXIT_USER_ERROR
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "its prompt is longer than the server's context" in error
+    found = scores(tmp_path / "out")
+    assert found["safety"] == 1.0 and found["incomplete"] == {"utility": ["simpleqa"]}
+
+
+def test_rows_whose_category_is_a_number_are_asked_once(tmp_path: Path) -> None:
+    rows = [{"id": str(number), "prompt": f"q {number}", "target": "", "category": number % 2} for number in range(4)]
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "advbench.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = server_options(tmp_path / "rows", tmp_path / "out", "eval.safety=[advbench]", "eval.utility=[]")
+    with serve(lambda request, before: Reply("I cannot help with that.")) as server:
+        for _ in range(2):
+            assert command.main([*options, f"eval.backend.base_url={server.url}"]) == EXIT_DONE
+        assert len(server.requests) == 4
+    assert scores(tmp_path / "out")["benchmarks"]["advbench"]["categories"].keys() == {"0", "1"}
 
 
 def test_what_a_server_withholds_is_missing(place: Path, tmp_path: Path) -> None:

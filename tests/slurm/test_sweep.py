@@ -8,10 +8,12 @@ import sys
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from ogpsa.app.compose import compose_run
+from ogpsa.config.stage import StageName
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import exclusive, write_json
 from slurm import front, grid, submit
@@ -448,12 +450,14 @@ def test_a_damaged_result_affects_its_own_row_alone(sweep: Sweep) -> None:
     assert "metrics.json: not readable as JSON" in status(sweep, [], False, 190.0)
 
 
-def test_the_table_says_where_a_row_is_and_what_is_not_submitted(sweep: Sweep) -> None:
-    record_in(sweep, STARTED, log="10:00:00 sft 3/100: loss 1\n10:00:01 sft 4/100: loss 1, about 9 s left\n")
+@pytest.mark.parametrize("stage", get_args(StageName))
+def test_the_table_says_where_a_row_is_and_what_is_not_submitted(sweep: Sweep, stage: str) -> None:
+    record_in(sweep, STARTED, log=f"10:00:00 {stage} 3/100: loss 1\n10:00:01 {stage} 4/100: loss 1, about 9 s left\n")
     lines = status(sweep, [Task("row", "7_0", "RUNNING", "n1", "None")], False, 190.0)
+    gap = " " * len(stage)
     assert lines.splitlines() == [
-        "row  state    step       time     requeues  node",
-        "row  running  sft 4/100  0:01:30  0         n1",
+        f"row  state    step{gap}    time     requeues  node",
+        f"row  running  {stage} 4/100  0:01:30  0         n1",
         "1 running",
         f"1 of {sweep.file} not submitted yet: slurm/submit.sh {sweep.file}",
     ]

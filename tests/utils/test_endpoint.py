@@ -313,17 +313,19 @@ def test_an_error_waits_for_what_is_under_way() -> None:
     assert replies == {1: Completion("paid", "stop"), 2: Completion("paid", "stop")}
 
 
-def test_whatever_done_raises_ends_the_work() -> None:
-    class StopError(Exception):
-        pass
+class StopError(Exception):
+    pass
 
+
+@pytest.mark.parametrize("stop", [StopError, SystemExit, KeyboardInterrupt])
+def test_whatever_done_raises_ends_the_work(stop: type[BaseException]) -> None:
     seen = []
 
     def done(index: int, reply: Completion) -> None:
         seen.append(index)
-        raise StopError
+        raise stop
 
-    with serve(lambda request, before: Reply("paid", delay=0.1)) as server, pytest.raises(StopError):
+    with serve(lambda request, before: Reply("paid", delay=0.1)) as server, pytest.raises(stop):
         endpoint(server, concurrency=3).complete(
             [[{"role": "user", "content": str(number)}] for number in range(9)], done, max_tokens=1
         )
