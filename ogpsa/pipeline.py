@@ -73,7 +73,7 @@ def run(
         if metrics is None:
             from ogpsa.runs.run import Run
 
-            with Run.start(config, directory, data, evaluate, judges.scorer, overrides) as started:
+            with Run.start(config, directory, data, evaluate, judges, overrides) as started:
                 metrics = align(config, started)
     if processes.is_main():
         print(f"\n{table(metrics['base'], metrics['stages'])}\n\n{directory / METRICS_FILE}", flush=True)

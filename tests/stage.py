@@ -36,7 +36,7 @@ def run_alone(
 ) -> Run:
     """The run around a stage, which evaluates nothing."""
     stop, mirror = interruption or Interruption(), tracker or NoTracker()
-    return Run(config, directory, data, _not_evaluated, judges.scorer, stop, mirror)
+    return Run(config, directory, data, _not_evaluated, judges, stop, mirror)
 
 
 def _not_evaluated(*_: Any) -> dict[str, Any]:

@@ -246,6 +246,23 @@ MISTAKES = {
         ["method.reference_sets: a set is named twice for sft: give each once"],
     ),
     "heads": Mistake(["model.base.heads=3"], ["model.base: hidden_size=32 is not a multiple of twice heads=3"]),
+    "replay of no row": Mistake(
+        ["stage=grpo", "method=replay", "method.ratio=0.05"],
+        ["method.ratio: 0.05 of the 8 prompts of a step in grpo are no row; allowed: 0, or more than 0.0625"],
+    ),
+    "flash attention that is not installed": Mistake(
+        ["model.attention=flash_attention_2"],
+        [
+            "model.attention: flash_attention_2 needs flash_attn or kernels, which are not installed; type: pip "
+            "install flash-attn",
+            "model.attention: flash_attention_2 computes in bf16 alone, and found model.precision=fp32",
+        ],
+    ),
+    "a set that is called as the trainer's own": Mistake(
+        ["+data.reference_sets.training=b.jsonl"],
+        ["data.reference_sets: 'training' is what a trainer calls rows of its own; name the set otherwise"],
+        files=True,
+    ),
     "a server in place of a run's checkpoints": Mistake(
         ["eval.backend.name=server", "eval.backend.base_url=http://localhost:1/v1", "eval.backend.model=m"],
         [

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from eval.judging.judge import Item, endpoint_judges, load_judge
+from eval.judging.judge import Item, endpoint_judges, judge_hash, load_judge
 from eval.judging.verdicts import check_judge, judge_responses, open_journal, opener
 from eval.judging.weights import weights_memory
 from ogpsa.config import Judges, ModelEndpoint, RewardServices, Rollout, Scorer
@@ -62,4 +62,4 @@ def _check_targets(name: str, services: RewardServices) -> None:
             )
 
 
-JUDGES = Judges(judge_scorer, weights_memory)
+JUDGES = Judges(judge_scorer, weights_memory, judge_hash)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ogpsa.config.section import PathText, Section
 
@@ -38,6 +38,14 @@ class FileData(Section):
     reference_sets: dict[str, PathText]
     # Absent from runs of earlier revisions.
     held_out: dict[str, PathText] = Field(default_factory=dict)
+
+    @field_validator("reference_sets")
+    @classmethod
+    def _names_are_free(cls, sets: dict[str, str]) -> dict[str, str]:
+        for name in sets:
+            if name == "training" or name.startswith("held_out_"):
+                raise ValueError(f"'{name}' is what a trainer calls rows of its own; name the set otherwise")
+        return sets
 
     @property
     def reference_set_names(self) -> list[str]:

@@ -58,17 +58,19 @@ class Judges:
     Attributes:
         scorer: ``scorer(name, endpoint, services)`` is a judge that scores rollouts by its values in [0, 1].
         memory: ``memory(name, settings)``: bytes of a GPU that the judge's own weights take; 0 without any.
+        digest: ``digest(name, settings)``: of all that decides what the judge says.
     """
 
     scorer: "Callable[[str, ModelEndpoint, RewardServices], Scorer]"
     memory: Callable[[str, JudgeSettings], float]
+    digest: Callable[[str, JudgeSettings], str]
 
 
 def _no_judge(name: str, *_: Any) -> Any:
     raise UserError(f"reward: '{name}' is a judge of the evaluation, which this program does not provide")
 
 
-NO_JUDGES = Judges(_no_judge, _no_judge)
+NO_JUDGES = Judges(_no_judge, _no_judge, _no_judge)
 
 
 @dataclass(frozen=True)

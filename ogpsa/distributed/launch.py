@@ -94,6 +94,14 @@ def _package_problems(config: Config) -> list[str]:
     if wanted and find_spec("bitsandbytes") is None:
         key, value = next(iter(wanted.items()))
         problems.append(f"{key}: {value} needs bitsandbytes, which is not installed; type: make install-8bit")
+    if model.attention == "flash_attention_2":
+        if find_spec("flash_attn") is None and find_spec("kernels") is None:
+            problems.append(
+                "model.attention: flash_attention_2 needs flash_attn or kernels, which are not installed; type: "
+                "pip install flash-attn"
+            )
+        if model.precision == "fp32" and model.dtype == "fp32":
+            problems.append("model.attention: flash_attention_2 computes in bf16 alone, and found model.precision=fp32")
     if model.attention.startswith("kernels-community/") and find_spec("kernels") is None:
         problems.append(
             f"model.attention: {model.attention} needs kernels, which is not installed; type: pip install kernels"

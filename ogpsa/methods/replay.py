@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ogpsa.config import Method, SetUse, StageName, mixed_in, set_name_problems, stage_value
+from ogpsa.config import GRPOSettings, Method, SetUse, StageName, mixed_in, set_name_problems, stage_value
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -37,13 +37,18 @@ class Replay(Method):
     weight: float = Field(ge=0)
 
     def problems(self, config: "Config") -> list[str]:
-        return [
-            problem
-            for stage in config.stages
-            for problem in set_name_problems(
-                "method.general_sets", stage_value(self.general_sets, stage.name), stage.name, config
-            )
-        ]
+        problems = []
+        for stage in config.stages:
+            names, ratio = stage_value(self.general_sets, stage.name), stage_value(self.ratio, stage.name)
+            problems += set_name_problems("method.general_sets", names, stage.name, config)
+            if isinstance(stage, GRPOSettings):
+                prompts = stage.batch_size // stage.num_generations
+                if ratio and not round(ratio * prompts):
+                    problems.append(
+                        f"method.ratio: {ratio:g} of the {prompts} prompts of a step in grpo are no row; allowed: 0, "
+                        f"or more than {0.5 / prompts:g}"
+                    )
+        return problems
 
     def set_uses(self, stage: StageName, safety_rows: int) -> list[SetUse]:
         rows = stage_value(self.ratio, stage) * safety_rows

@@ -2,13 +2,20 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ogpsa.models.text import freeze_what_text_misses
 from ogpsa.models.tokenizer import load_tokenizer, loading
@@ -67,7 +74,25 @@ def load_model(
         _keep_packing(model)
     freeze_what_text_misses(model)
     _check_embeddings(model, folder)
+    _make_saveable(model.generation_config, folder)
     return model, tokenizer
+
+
+def _make_saveable(generation: GenerationConfig, folder: Path) -> None:
+    """Say that it samples where there are settings of sampling: transformers reads them without, but saves them not.
+
+    Raises:
+        UserError: the settings contradict each other otherwise, so that no checkpoint could be saved.
+    """
+    with suppress(ValueError):
+        generation.validate(strict=True)
+        return
+    generation.do_sample = True
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}/generation_config.json: no checkpoint could be saved with it: {reason}") from None
 
 
 def _nf4(compute: torch.dtype) -> BitsAndBytesConfig:

@@ -102,7 +102,9 @@ def second_moments(
         def add(name: str, inputs: Tensor, counted: Tensor = counted) -> None:
             width = inputs.shape[-1]
             tokens = inputs.reshape(*counted.shape, -1, width)[counted].view(-1, width).float()
-            sums[name] += tokens.T @ tokens
+            # The hook runs within the pass, whose autocast would take the product in bf16.
+            with torch.autocast(inputs.device.type, enabled=False):
+                sums[name] += tokens.T @ tokens
 
         _pass(model, wanted, add, input_ids=ids, attention_mask=mask)
     return sums

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ogpsa.config import Config, Evaluation, GRPOSettings, ModelEndpoint, OneStage, RewardServices, Scorer
+from ogpsa.config import Config, Evaluation, GRPOSettings, Judges, OneStage, RewardServices, Scorer
 from ogpsa.data.rows import Data
 from ogpsa.distributed import processes
 from ogpsa.models.files import local_folder
@@ -35,8 +35,6 @@ T = TypeVar("T")
 Scores = dict[str, Any]
 # evaluate(checkpoint, rows, output, settings, safe_point) -> scores; ``safe_point`` may stop it between benchmarks.
 Evaluate = Callable[[Path, Path, Path, Evaluation, Callable[[], None]], Scores]
-# A judge of the evaluation as a reward: judge(name, endpoint, services).
-Judge = Callable[[str, ModelEndpoint, RewardServices], Scorer]
 log = logging.getLogger(__name__)
 file_log = logging.getLogger("ogpsa.file")
 
@@ -55,7 +53,7 @@ class Run:
         directory: Path,
         data: Data,
         evaluate: Evaluate,
-        judge: Judge,
+        judges: Judges,
         interruption: Interruption,
         tracker: Tracker,
     ) -> None:
@@ -65,12 +63,12 @@ class Run:
         self.interruption = interruption
         self.tracker = tracker
         self._evaluate = evaluate
-        self._judge = judge
+        self._judges = judges
 
     @classmethod
     @contextmanager
     def start(
-        cls, config: Config, directory: Path, data: Data, evaluate: Evaluate, judge: Judge, overrides: Sequence[str]
+        cls, config: Config, directory: Path, data: Data, evaluate: Evaluate, judges: Judges, overrides: Sequence[str]
     ) -> Iterator["Run"]:
         """Begin, or resume, a run in ``directory``, which this process owns: log, signals, provenance, mirror.
 
@@ -92,7 +90,7 @@ class Run:
                     )
                 )
                 with tracker(config, directory, facts) if processes.is_main() else nullcontext(NoTracker()) as mirror:
-                    yield cls(config, directory, data, evaluate, judge, interruption, mirror)
+                    yield cls(config, directory, data, evaluate, judges, interruption, mirror)
             except Exception as error:
                 refused = None if isinstance(error, UserError) else refusal(error, directory)
                 with suppress(OSError):  # its disk may be the full one
@@ -127,7 +125,7 @@ class Run:
         else:
             folder = local_folder(self.config.model)
         rendered = rendered_hash(folder, self.config.model.template_kwargs)
-        digests = model_digests(folder) | {"prompts/rendered": rendered}
+        digests = model_digests(folder) | {"prompts/rendered": rendered} | self._reward_digests()
         check_unchanged(self.directory, lambda: digests)
         record_inputs(self.directory, digests | code_digests(*self.config.plugins))
         return folder
@@ -141,11 +139,20 @@ class Run:
         with ExitStack() as held:
             if self.config.stage_store is not None:
                 cache = StageCache(Path(self.config.stage_store))
-                key = self.on_main_process(partial(stage_key, self.config, stage, self.data, start))
+                key = self.on_main_process(
+                    lambda: stage_key(self.config, stage, self.data, start, self._reward_digests())
+                )
                 shared = cache.shared(key, folder, COMPLETE_FILE, self.safe_point)
                 self.on_main_process(partial(held.enter_context, shared))
             train(folder)
         return folder
+
+    def _reward_digests(self) -> dict[str, str]:
+        """What the judges of the reward rest on, by name; empty without the RL stage."""
+        if self.config.reward is None or not self.config.rolls_out:
+            return {}
+        settings = self.config.eval.judge
+        return {f"reward/{name}": self._judges.digest(name, settings) for name in sorted(self.config.reward.judges())}
 
     def check_reward(self) -> None:
         """Refuse a reward that cannot score now, before anything is evaluated for a stage that needs it.
@@ -170,7 +177,7 @@ class Run:
             rows=self.data.training(stage.name),
             folder=folder,
             safe_point=self.safe_point,
-            judge=self._judge,
+            judge=self._judges.scorer,
             judges=self.config.eval.judge,
             reach=reach,
         )

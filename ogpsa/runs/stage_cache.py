@@ -10,9 +10,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ogpsa.config import Config, OneStage, without_inert
@@ -67,12 +68,17 @@ def _begun_under(key: str, folder: Path) -> bool:
     return noted.is_file() and noted.read_text(encoding="utf-8") == key
 
 
-def stage_key(config: Config, stage: OneStage, data: Data, start: Path) -> str:
+def stage_key(
+    config: Config, stage: OneStage, data: Data, start: Path, judges_digests: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Sixteen hexadecimal digits over all that decides the weights of a stage that starts from ``start``.
 
     Weights and rows count by their content, and a method by what it does in training, not by its name
     (``Method.training_key``): the untuned end of ``merge`` is the baseline's. So do the code of this package and of a
     method outside it, the libraries, the kind of device and the processes.
+
+    Args:
+        judges_digests: of the judges that a reward asks, prompts and weights included.
     """
     uses = set_uses(config, stage, len(data.safety))
     sets = [use.name for use in uses if not use.trained_on]
@@ -81,7 +87,7 @@ def stage_key(config: Config, stage: OneStage, data: Data, start: Path) -> str:
     if config.reward is not None and stage.name == "grpo":
         # A judge's reward is decided by the evaluation's code and settings as well.
         judges = without_inert(config.eval.judge.model_dump(mode="json"), "eval.judge.")
-        reward = [without_inert(config.reward.model_dump(mode="json"), "reward."), judges]
+        reward = [without_inert(config.reward.model_dump(mode="json"), "reward."), judges, dict(judges_digests)]
         left_out = ()
     return _digest(
         {

@@ -222,7 +222,8 @@ def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation_steps(stage, processes.world_size()),
         "max_length": stage.max_length,
         "warmup_steps": stage.warmup_ratio,
-        "lr_scheduler_type": stage.scheduler,
+        # transformers' own constant leaves the warm-up out.
+        "lr_scheduler_type": "constant_with_warmup" if stage.scheduler == "constant" else stage.scheduler,
         "weight_decay": stage.weight_decay,
         "max_grad_norm": stage.max_grad_norm,
         "optim": OPTIMIZERS[stage.optimizer],

@@ -83,3 +83,19 @@ def test_files_that_hold_something_else_are_one_line(name: str, tmp_path: Path) 
         load_model(folder, torch.float32)
     [problem] = caught.value.problems
     assert str(folder) in problem and line in problem and "\n" not in problem
+
+
+def test_settings_of_sampling_that_do_not_say_so_are_saved(tmp_path: Path) -> None:
+    """As in many published folders: transformers reads them, and would refuse to save them."""
+    folder = save_tiny(tmp_path / "model", byte_tokenizer())
+    setting("generation_config.json", temperature=0.6, top_p=0.9)(folder)
+    model, _ = load_model(folder, torch.float32)
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(tmp_path / "again")
+    found = read_json(tmp_path / "again" / "generation_config.json")
+    assert (found["temperature"], found["top_p"], found["do_sample"]) == (0.6, 0.9, True)
+    setting("generation_config.json", early_stopping=True)(folder)
+    with pytest.raises(
+        UserError, match=r"generation_config\.json: no checkpoint could be saved with it: .*early_stopping"
+    ):
+        load_model(folder, torch.float32)

@@ -91,6 +91,15 @@ def test_padding_counts_for_nothing(first: int, model: LlamaForCausalLM) -> None
         torch.testing.assert_close(moments, inputs.T @ inputs, rtol=1e-5, atol=1e-6)
 
 
+def test_products_are_fp32_in_a_pass_in_bf16(model: LlamaForCausalLM) -> None:
+    layer = "model.layers.1.mlp.down_proj"
+    rows = [[7, 9, 11, 30, 3, 5, 8, 13, 21, 34]]
+    with torch.autocast("cpu", torch.bfloat16):
+        inputs = inputs_alone(model, layer, rows, 0)
+        moments = second_moments(model, [layer], rows, skip_first_token=False, safe_point=lambda: None)[layer]
+    torch.testing.assert_close(moments, inputs.T @ inputs, rtol=1e-5, atol=1e-6 * float(moments.abs().max()))
+
+
 def test_portions_hold_what_fits() -> None:
     widths = {"a": 10, "b": 10, "c": 30, "d": 10}
     assert list(in_portions(widths, 1600)) == [["a", "b"], ["c"], ["d"]]

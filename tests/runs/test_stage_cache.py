@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import eval.evaluation
+from eval.judging.reward import JUDGES
 from ogpsa.app.validate import load_config
 from ogpsa.config import Config, Method, identity_of
 from ogpsa.config.identity import LATER
@@ -18,9 +19,11 @@ from ogpsa.pipeline import run
 from ogpsa.runs.directory import METRICS_FILE, flatten
 from ogpsa.runs.stage_cache import StageCache, stage_key
 from ogpsa.testbed.cache import ensure_base
-from ogpsa.utils.files import COMPLETE_FILE, read_json
+from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import COMPLETE_FILE, read_json, write_json
 from ogpsa.utils.journal import Journal
 from tests.program import ROOT, contents, run_here
+from tests.stage import run_alone
 
 Configure = Callable[..., Config]
 
@@ -38,6 +41,25 @@ def test_held_out_rows_are_part_of_the_stages_that_measure_them_alone(small_conf
 
 def key(config: Config, stage: int = 0, start: Path = BASE) -> str:
     return stage_key(config, config.stages[stage], load_data(config), start)
+
+
+def test_what_the_judges_of_a_reward_rest_on_is_part_of_the_rl_stage(small_config: Configure) -> None:
+    config = small_config("stage=grpo", "method=baseline", "reward=judge", "reward.judge=refusal_match")
+    data = load_data(config)
+    keys = [stage_key(config, config.stages[0], data, BASE, {"reward/refusal_match": now}) for now in ("a", "b")]
+    assert keys[0] != keys[1]
+
+
+def test_a_run_is_not_resumed_with_another_judge_as_its_reward(small_config: Configure, tmp_path: Path) -> None:
+    config = small_config("stage=grpo", "method=baseline", "reward=judge", "reward.judge=refusal_match")
+    write_json(tmp_path / "provenance.json", {"sessions": [{}]})
+    data = load_data(config)
+    judge = JUDGES.digest("refusal_match", config.eval.judge)
+    run_alone(config, data, tmp_path, judges=JUDGES).starting_model()
+    assert read_json(tmp_path / "provenance.json")["rests_on"]["reward/refusal_match"] == judge
+    others = replace(JUDGES, digest=lambda name, settings: "another")
+    with pytest.raises(UserError, match="changed since then: reward/refusal_match"):
+        run_alone(config, data, tmp_path, judges=others).starting_model()
 
 
 @pytest.mark.parametrize(

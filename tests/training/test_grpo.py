@@ -259,6 +259,13 @@ def test_rewards_see_a_thought_that_the_template_begins(build: Build) -> None:
     assert all(rollout.answer is None for rollout in seen if rollout not in ended)
 
 
+def test_a_constant_rate_is_warmed_up(build: Build) -> None:
+    trainer = build("method=baseline", "stage.warmup_ratio=0.5", "stage.max_steps=8", "stage.learning_rate=1e-3")
+    trainer.train()
+    rates = [line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line]
+    assert rates == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3, 1e-3])
+
+
 FLAT_REWARDS: dict[str, Callable[[Sequence[Rollout]], list[float | None]]] = {
     "all the same": lambda rollouts: [0.0] * len(rollouts),
     "the same of a prompt": lambda rollouts: [float(len(rollout.prompt)) for rollout in rollouts],
