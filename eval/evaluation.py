@@ -116,6 +116,12 @@ def evaluate(
         with _noting(errors, benchmark, MissingData):
             works.append(_work(benchmark, folder, output, settings, identity))
     pending = [work for work in works if _stored(work.generations, work.rows) is None]
+    if settings.backend.name == "server" and len(pending) < len(works):
+        log.warning(
+            "answers of an earlier call are taken for %d of %d benchmarks; if '%s' has other weights by now, name "
+            "another output",
+            len(works) - len(pending), len(works), settings.backend.model,
+        )  # fmt: skip
     unjudged = [
         work for work in works if work in pending or _stored(work.verdicts, _expected_verdicts(work, settings)) is None
     ]

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 def align(config: Config, run: "Run") -> dict[str, Any]:
     """Align the model stage by stage, evaluating it before and after each; returns what ``metrics.json`` holds."""
     from ogpsa.preflight.contexts import check_contexts
+    from ogpsa.preflight.report import check_layers
     from ogpsa.training.stage import train_stage
 
     run.on_main_process(partial(check_device, config))
     base = checkpoint = run.starting_model()
     run.on_main_process(partial(check_contexts, config, run.data, base))
+    run.on_main_process(partial(check_layers, config))
     run.on_main_process(run.check_reward)
     config.method.prepare(base, run)
     scores = {"base": run.evaluate(base, "base")}

@@ -58,6 +58,8 @@ def _sets(config: Config, stage: OneStage, data: Data) -> Iterator[tuple[str, li
     for use in set_uses(config, stage, len(data.safety)):
         answers = (SAFETY_COLUMNS if use.trained_on else COLUMNS)[stage.name][1:]
         yield f"reference set '{use.name}'", data.reference_sets[use.name], answers
+    for use in config.method.prepared_from():
+        yield f"reference set '{use.name}'", data.reference_sets[use.name], COLUMNS["sft"][1:]
     if stage.eval_every is not None:
         for name, rows in data.held_out.items():
             yield f"held-out set '{name}'", rows, COLUMNS[stage.name][1:]

@@ -455,6 +455,16 @@ def stage_shapes(config: Config, stage: StageName) -> tuple[ModelShape, ModelSha
     return whole, shape_of(inside, inputs // whole.layers, magnitudes // whole.layers)
 
 
+def check_layers(config: Config) -> None:
+    """Refuse layers to adapt or to freeze that the model does not have, before anything is evaluated.
+
+    Raises:
+        UserError: as ``meta_model``, or the method refuses the model.
+    """
+    for stage in config.stages:
+        config.method.adapter(_stage_model(config, stage.name), stage.name)
+
+
 def _stage_model(config: Config, stage: StageName) -> "PreTrainedModel":
     """``meta_model``, without the adapters of ``stage`` and frozen as its method freezes it."""
     model = meta_model(config)

@@ -364,7 +364,7 @@ def test_a_prompt_that_is_too_long_for_a_server_costs_its_benchmark_alone(
     assert found["safety"] == 1.0 and found["incomplete"] == {"utility": ["simpleqa"]}
 
 
-def test_rows_whose_category_is_a_number_are_asked_once(tmp_path: Path) -> None:
+def test_rows_whose_category_is_a_number_are_asked_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"id": str(number), "prompt": f"q {number}", "target": "", "category": number % 2} for number in range(4)]
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "advbench.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -373,6 +373,7 @@ def test_rows_whose_category_is_a_number_are_asked_once(tmp_path: Path) -> None:
         for _ in range(2):
             assert command.main([*options, f"eval.backend.base_url={server.url}"]) == EXIT_DONE
         assert len(server.requests) == 4
+    assert "answers of an earlier call are taken for 1 of 1 benchmarks" in caplog.text
     assert scores(tmp_path / "out")["benchmarks"]["advbench"]["categories"].keys() == {"0", "1"}
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from ogpsa import pipeline
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config, StageName
 from ogpsa.data.rows import load_data
@@ -153,6 +154,17 @@ def test_target_module_that_the_model_lacks(small_config: Configure, base: Path,
     config = small_config("stage=sft", "method=lora", "method.lora_target_modules=[q_porj,v_proj]")
     with pytest.raises(UserError, match=r"'q_porj' is not a linear layer of the model.*; did you mean 'q_proj'\?"):
         trainer_of(config, base, tmp_path)
+
+
+def test_layers_that_the_model_lacks_are_refused_before_anything_is_evaluated(
+    small_config: Configure, tmp_path: Path
+) -> None:
+    def evaluate(*_: Any) -> Any:
+        raise AssertionError("evaluated")
+
+    modules = "method.lora_target_modules={sft: all-linear, dpo: [q_porj]}"
+    with pytest.raises(UserError, match="'q_porj' is not a linear layer of the model"):
+        pipeline.run(small_config("stage=sft_dpo", "method=lora", modules), tmp_path / "run", evaluate)
 
 
 @pytest.mark.parametrize("override", ["seed=0", "method.lora_target_modules=[q_proj,v_proj]"])

@@ -153,11 +153,12 @@ def test_a_key_mends_what_differs() -> None:
     assert mended == (EXIT_DONE, [])
 
 
-def test_reference_sets_are_compared_too() -> None:
+@pytest.mark.parametrize("method", ["ogpsa", "nspo"])
+def test_reference_sets_are_compared_too(method: str) -> None:
     save(CHATML.replace("message.content +", "(message.content | replace('?!', '?')) +"))
     write_jsonl(Path("other.jsonl"), [ROW, ROW | {"chosen": "Why?!"}])
     sets = "+data.reference_sets={helpfulness: rows.jsonl, truthfulness: other.jsonl}"
-    code, [problem] = train("sft", "method=ogpsa", "method.samples=1", sets)
+    code, [problem] = train("sft", f"method={method}", "method.samples=1", sets)
     assert code == EXIT_USER_ERROR
     assert problem == (
         "model: reference set 'truthfulness', row 2: the chat template does not write the answer as it stands in the "
