@@ -175,11 +175,9 @@ def _read_files(
     return safety, reference_sets, held_out
 
 
-def row_place(config: Config, name: str, number: int) -> str:
-    """The place of a row in the safety set (``name`` empty) or in a reference set; ``number`` counts from 0."""
-    if isinstance(config.data, FileData):
-        return place(config.data.reference_sets[name] if name else config.data.safety, number + 1)
-    return f"row {number + 1}"
+def row_place(path: str | None, number: int) -> str:
+    """The place of a row in the file at ``path``, or in rows of no file; ``number`` counts from 0."""
+    return f"row {number + 1}" if path is None else place(path, number + 1)
 
 
 def _read_rows(

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from ogpsa.config import Config, DPOSettings, GRPOSettings, OneStage, StageName
+from ogpsa.config import Config, DPOSettings, FileData, GRPOSettings, OneStage, StageName
 from ogpsa.data.conversations import Message, conversation, turn, turns
 from ogpsa.data.rows import COLUMNS, SAFETY_COLUMNS, Data, Row, row_place, set_uses
 from ogpsa.models.template import RENDERING_ERRORS, lost_turn
@@ -49,29 +49,59 @@ class Unfit:
 
 
 def check_answers(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Compare every row that a stage reads, in training and in reference sets, with what the stage would see of it.
+    """Compare every row that a stage reads, in training, reference and held-out sets, with what it would see of it.
 
     Cut answers and equal pairs that ``stage.cut_answers`` and ``stage.equal_answers`` allow are counted in the log.
 
     Raises:
         UserError: one line for each kind of unfit row in each set of each stage, with the first rows.
     """
-    readers: dict[tuple[str, bool], list[OneStage]] = {("", True): list(config.stages)}
-    for stage in config.stages:
-        for use in set_uses(config, stage, len(data.safety)):
-            readers.setdefault((use.name, use.trained_on), []).append(stage)
     problems, folder = [], tokenizer.name_or_path
-    for (name, trained_on), stages in readers.items():
-        rows = data.reference_sets[name] if name else data.safety
-        found = unfit_rows(tokenizer, stages, rows, SAFETY_COLUMNS if trained_on else COLUMNS)
+    for part, stages in _parts(config, data).items():
+        found = unfit_rows(tokenizer, stages, part.rows, SAFETY_COLUMNS if part.trained_on else COLUMNS)
         for stage, unfit in zip(stages, found, strict=True):
-            for allowed, line in _lines(config, stage, name, len(rows), unfit, folder):
+            for allowed, line in _lines(config.stage_key(stage.name), stage, part, unfit, folder):
                 if allowed:
                     log.warning("%s", line)
                 else:
                     problems.append(line)
     if problems:
         raise UserError(*dict.fromkeys(problems))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows that stages read.
+
+    Attributes:
+        called: what messages call them.
+        path: their file, where they have one.
+        trained_on: whether a step is taken on them.
+    """
+
+    called: str
+    path: str | None
+    trained_on: bool
+    rows: list[Row] = field(compare=False)
+
+    def place(self, number: int) -> str:
+        """As ``row_place``."""
+        return row_place(self.path, number)
+
+
+def _parts(config: Config, data: Data) -> dict[_Part, list[OneStage]]:
+    """The parts of the data, each with the stages that read it."""
+    files = config.data if isinstance(config.data, FileData) else None
+    readers = {_Part("safety set", files.safety if files else None, True, data.safety): list(config.stages)}
+    for stage in config.stages:
+        for use in set_uses(config, stage, len(data.safety)):
+            path = files.reference_sets[use.name] if files else None
+            part = _Part(f"reference set '{use.name}'", path, use.trained_on, data.reference_sets[use.name])
+            readers.setdefault(part, []).append(stage)
+        for name, rows in data.held_out.items() if stage.eval_every is not None else ():
+            part = _Part(f"held-out set '{name}'", files.held_out[name] if files else None, False, rows)
+            readers.setdefault(part, []).append(stage)
+    return readers
 
 
 def unfit_rows(
@@ -149,28 +179,22 @@ def _unfit_rows(
     return unfit
 
 
-def _lines(
-    config: Config, stage: OneStage, name: str, rows: int, unfit: Unfit, folder: str
-) -> Iterator[tuple[bool, str]]:
-    """The messages about a set's unfit rows, each with whether the configuration allows them."""
-    key = config.stage_key(stage.name)
+def _lines(key: str, stage: OneStage, part: _Part, unfit: Unfit, folder: str) -> Iterator[tuple[bool, str]]:
+    """The messages about a part's unfit rows, each with whether the configuration allows them; ``key``: the stage's."""
     limit = f"{stage.max_length} tokens"
-
-    which = f"reference set '{name}'" if name else "safety set"
+    which, rows = part.called, len(part.rows)
 
     def those(found: dict[int, int], what: str) -> str:
-        first = [f"{row_place(config, name, number)} ({what}{size} tokens)" for number, size in found.items()][:NAMED]
+        first = [f"{part.place(number)} ({what}{size} tokens)" for number, size in found.items()][:NAMED]
         more = f" and {len(found) - len(first)} more" if len(found) > len(first) else ""
         return f"in {len(found)} of the {rows} rows of the {which}, {', '.join(first)}{more}"
 
     if unfit.otherwise:
         number, difference = next(iter(unfit.otherwise.items()))
         others = f" (and {len(unfit.otherwise) - 1} more rows)" if len(unfit.otherwise) > 1 else ""
-        yield False, f"{folder}: {which}, {row_place(config, name, number)}: {difference}{others}"
+        yield False, f"{folder}: {which}, {part.place(number)}: {difference}{others}"
     if unfit.marks:
-        first = ", ".join(
-            f"{row_place(config, name, number)} ({mark!r})" for number, mark in list(unfit.marks.items())[:NAMED]
-        )
+        first = ", ".join(f"{part.place(number)} ({mark!r})" for number, mark in list(unfit.marks.items())[:NAMED])
         lost = f"{which}: a text holds a mark of the model's own turns, as if a turn ended there, in "
         yield False, f"{lost}{len(unfit.marks)} of the {rows} rows, {first}; take the marks out"
     if unfit.without_answer:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
 from trl import DPOConfig, GRPOConfig, SFTConfig, SFTTrainer
 
-from ogpsa.config import Config, DPOSettings, GRPOSettings, OneStage, Scorer, SFTSettings, StageName
+from ogpsa.config import Config, DPOSettings, FileData, GRPOSettings, OneStage, Scorer, SFTSettings, StageName
 from ogpsa.data.conversations import turn, turns
 from ogpsa.data.rows import Data, Row, row_place, set_uses
 from ogpsa.distributed import processes
@@ -203,7 +203,8 @@ def _rollout_arguments(stage: GRPOSettings, count: int) -> dict[str, Any]:
 def _training_row(config: Config, data: Data, stage: StageName, number: int) -> str:
     """The place of a row that ``stage`` trains on: in the safety set, or among the general rows mixed in."""
     if number < len(data.safety):
-        return f"{row_place(config, '', number)} of the safety set"
+        path = config.data.safety if isinstance(config.data, FileData) else None
+        return f"{row_place(path, number)} of the safety set"
     return f"row {number - len(data.safety) + 1} of the general rows (data/general/{stage}.jsonl)"
 
 

@@ -89,6 +89,15 @@ def test_an_unfit_row_is_named_in_the_safety_and_the_reference_set(
         line.replace("safety set", "reference set 'general'").replace("rows.jsonl", "general.jsonl") for line in lines
     ]
     assert problems(files([row()], *stage, reference=[row(), unfit])) == named
+    # Held-out rows count where they are measured.
+    write_jsonl(Path("unseen.jsonl"), [row(), unfit])
+    held_out = [*stage, "+data.held_out={safety: unseen.jsonl}"]
+    unseen = [
+        line.replace("safety set", "held-out set 'safety'").replace("rows.jsonl", "unseen.jsonl") for line in lines
+    ]
+    assert problems(files([row()], *held_out, "stage.eval_every=1")) == unseen
+    config = files([row()], *held_out)
+    check_answers(config, load_data(config), byte_tokenizer())
 
 
 def test_rows_that_just_fit_pass() -> None:
