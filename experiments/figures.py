@@ -49,12 +49,7 @@ def _front(rows: Sequence[Row], against: str) -> Figure | None:
     In over-refusal's place stands the share that is answered, so that what is better lies up and to the right.
     """
     scores = ("safety", against)
-    known = list(dict.fromkeys([*publication().methods.values(), *(row.label for row in rows)]))
-    style = {
-        label: (COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)])
-        for place, label in enumerate(known)
-        if any(row.label == label for row in rows)
-    }
+    style = _style(list(dict.fromkeys(row.label for row in rows)))
     groups = list(dict.fromkeys(row.group for row in rows))
     pipelines = [name for name in PIPELINES.values() if any(row.pipeline == name for row in rows)]
     comparable = all(row.comparable for row in rows)
@@ -95,6 +90,17 @@ def _front(rows: Sequence[Row], against: str) -> Figure | None:
         handles.append(Line2D([], [], color=PUBLISHED_COLOUR, linestyle="", marker="o", markersize=8, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def _style(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each label: the paper's methods have the same in all figures, others get what is left."""
+    fixed = list(publication().methods.values())
+    places = {label: fixed.index(label) for label in labels if label in fixed}
+    # One colour more than once is told apart by its markers.
+    free = [place for place in range(len(labels) + len(fixed)) if place not in places.values()]
+    others = [label for label in labels if label not in fixed]
+    places |= dict(zip(others, free[: len(others)], strict=True))
+    return {label: (COLOURS[places[label] % len(COLOURS)], MARKERS[places[label] % len(MARKERS)]) for label in labels}
 
 
 def _draw_published(axes: Axes, row: str, marker: str, scores: Sequence[str]) -> None:
