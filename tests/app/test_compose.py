@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from experiments.rows import row_model
-from ogpsa.app.compose import CONF, compose_config
+from ogpsa.app.compose import CONF, compose_config, compose_run
 from ogpsa.utils.errors import UserError
 from tests.program import options
 
@@ -184,7 +184,7 @@ MISTAKES: dict[tuple[str, ...], list[str]] = {
 @pytest.mark.parametrize("overrides", MISTAKES, ids=" ".join)
 def test_mistake_in_overrides(overrides: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as raised:
-        compose_config(list(overrides))
+        compose_run(list(overrides))
     assert list(raised.value.problems) == MISTAKES[overrides]
 
 
