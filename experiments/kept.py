@@ -8,6 +8,7 @@ A run is known by its name, which holds a hash of its configuration.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from eval.scores.aggregate import AVERAGES
 from eval.scores.finished import FinishedRun
 from experiments.distance import trained_here, untuned_folder
 from experiments.rows import Point
-from ogpsa.config import Section, StageName, describe
+from ogpsa.config import Config, Section, StageName, describe
 from ogpsa.runs.inputs import folder_digest
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, to_jsonl, write_atomically
@@ -79,7 +80,7 @@ class KeptRun(FinishedRun):
     def revision(self) -> str:
         return self.record.revision
 
-    @property
+    @cached_property
     def untuned(self) -> str | None:
         return self.record.untuned
 
@@ -126,19 +127,18 @@ def usable_here(records: Mapping[str, Record], points: Iterable[Point]) -> dict[
     A base that the testbed trains has other weights on every machine, and a record of one is of no use beside runs of
     another. A model that has yet to be fetched may be the same.
     """
-    found = {}
-    digests: dict[Path | None, str | None] = {}
-    for point in points:
-        record = records.get(name := point.config.run_name())
-        if record is None:
-            continue
-        folder = untuned_folder(point.config)
-        if folder is not None and folder not in digests:
-            digests[folder] = folder_digest(folder) if folder.is_dir() else None
-        same = not trained_here(point.config) if record.untuned is None else digests.get(folder) == record.untuned
-        if same or folder is None:
-            found[name] = record
-    return found
+    digest = cache(folder_digest)
+
+    def usable(record: Record, config: Config) -> bool:
+        folder = untuned_folder(config)
+        if folder is None:
+            return True
+        if record.untuned is None:
+            return not trained_here(config)
+        return folder.is_dir() and digest(folder) == record.untuned
+
+    named = {point.config.run_name(): point.config for point in points}
+    return {name: records[name] for name, config in named.items() if name in records and usable(records[name], config)}
 
 
 def record_of(run: FinishedRun, point: Point, moved: float | None, direction: float | None) -> Record:
@@ -170,7 +170,8 @@ def record_of(run: FinishedRun, point: Point, moved: float | None, direction: fl
 def add_records(file: Path, records: Iterable[Record]) -> tuple[int, int]:
     """Write the records in addition to those that ``file`` has, in the order of their names.
 
-    An existing record is rewritten, but keeps what is no longer known of the run's weights if it began with the same.
+    A new record replaces an old one of the same run. Where the run's weights are gone, ``moved`` and ``direction``
+    stay, unless the old run began with another model.
 
     Returns:
         How many were added, and how many there are.

@@ -32,8 +32,6 @@ BALANCED = "balanced"
 PIPELINES = {"sft": "SFT", "dpo": "DPO", "sft_dpo": "SFT→DPO", "grpo": "GRPO", "sft_grpo": "SFT→GRPO"}
 # Tags of published numbers that were not read in the paper itself.
 SECOND_HAND = ("nspo",)
-# A run that lies here outweighs all records.
-EVERY_RECORD = 1_000_000
 Item = TypeVar("Item")
 
 
@@ -274,17 +272,18 @@ def _from_one_model(rows: Sequence[Row]) -> list[Row]:
     def start(row: Row, one: Result) -> str:
         return one.run.untuned or known.get((row.group, one.point.seed, one.base_text), one.base_text)
 
-    votes: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
+    here: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
+    recorded: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
     for row in rows:
         for one in row.results:
-            here = not isinstance(one.run, KeptRun)
-            votes[row.group, one.point.seed][start(row, one)] += EVERY_RECORD if here else 1
+            counts = recorded if isinstance(one.run, KeptRun) else here
+            counts[row.group, one.point.seed][start(row, one)] += 1
+    most = {place: counts.most_common(1)[0][0] for place, counts in (recorded | here).items()}
     split = []
     for row in rows:
         parts: dict[bool, list[Result]] = {True: [], False: []}
         for one in row.results:
-            [(most, _)] = votes[row.group, one.point.seed].most_common(1)
-            parts[start(row, one) == most].append(one)
+            parts[start(row, one) == most[row.group, one.point.seed]].append(one)
         split.append(replace(row, results=parts[True], apart=parts[False]))
     return split
 
@@ -367,7 +366,7 @@ def _read(point: Point, folder: Path, settings: ExperimentSettings, kept: Mappin
     base, scores = _scores(run.metrics["base"]), _scores(run.last)
     if all(name in scores and name in base for name in members):
         gain = average_gain({name: scores[name] for name in members}, {name: base[name] for name in members})
-        # Of an average over other benchmarks nobody would know which.
+        # A mean that leaves out benchmarks does not say which.
         scores |= {} if gain.percent is None or gain.excluded else {"gain": gain.percent}
     if settings.attack_success:
         for found in (base, scores):

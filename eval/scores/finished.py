@@ -110,7 +110,7 @@ class FinishedRun:
         git = (self.sessions or [{}])[-1].get("git") or {"revision": "unknown", "dirty": False}
         return str(git["revision"])[:7] + ("+" if git["dirty"] else "")
 
-    @property
+    @cached_property
     def untuned(self) -> str | None:
         """Digest of the untuned model's files; None if none is recorded."""
         return untuned_digest(self.directory)
