@@ -121,11 +121,12 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Row]]) -> dict[
     """
     settings = config.eval
     problems, hashes = Problems(), dict[str, str]()
-    if settings.backend.name == "server":
-        raise UserError(
-            "eval.backend.name: a server holds one model, which would answer for every checkpoint of a run; allowed "
-            "here: model, vllm; python -m eval asks a server"
-        )
+    with problems.kept():
+        if settings.backend.name == "server":
+            raise UserError(
+                "eval.backend.name: a server holds one model, which would answer for every checkpoint of a run; "
+                "allowed here: model, vllm; python -m eval asks a server"
+            )
     benchmarks = check_groups(settings)
     needed = [f"{benchmark.rows}.jsonl" for benchmark in benchmarks if benchmark.source is None]
     if settings.data_dir is not None and needed and not Path(settings.data_dir).is_dir():
