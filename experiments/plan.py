@@ -73,8 +73,8 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
     lines.append(
         f"hours: {OPERATIONS} operations per parameter and token, {OPERATIONS + 2} with checkpointing, at "
         f"{suite.device.utilisation:.0%} of {suite.device.teraflops:g} TFLOP/s (experiments/definitions/suites), "
-        f"{CHARACTERS_PER_TOKEN} characters per token; neither evaluation nor the waiting "
-        "for each token of a completion is in them"
+        f"{CHARACTERS_PER_TOKEN} characters per token; evaluation is not in them, "
+        "and GRPO's generation counts by its operations, though it takes longer"
     )
     uncounted = ", ".join(dict.fromkeys(name for one in plans for name in one.uncounted))
     if uncounted:
