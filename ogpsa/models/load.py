@@ -79,7 +79,7 @@ def load_model(
 
 
 def _make_saveable(generation: GenerationConfig, folder: Path) -> None:
-    """Say that it samples where there are settings of sampling: transformers reads them without, but saves them not.
+    """Set ``do_sample`` where sampling settings lack it: transformers loads such a file, but refuses to save it.
 
     Raises:
         UserError: the settings contradict each other otherwise, so that no checkpoint could be saved.

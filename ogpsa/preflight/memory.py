@@ -98,8 +98,8 @@ class Setup:
         rank: columns of the basis (r); ``references``: reference gradients (m ≥ r); 0 and 0 without a projection.
         streamed_sums: running sums of each streamed reference: 2, or 1 where every step takes all samples.
         extra_bytes: kept for each trained weight, sharded as the weights are (``Method.memory``).
-        generated: sequences of ``length`` that one process generates at once (GRPO); ``prompt``: tokens of each, its
-            prompt.
+        generated: sequences of ``length`` that one process generates at once (GRPO).
+        prompt: how many tokens of each such sequence are its prompt's.
         frozen_copy: whether a second model is kept that is not trained: where GRPO's policy started.
         whole_bytes: kept whole on every process (``Method.memory``).
         judge_bytes: weights of the judges that reward GRPO's completions, whole on the main process.
