@@ -88,16 +88,17 @@ def untuned_digest(directory: Path) -> str | None:
     """Digest of the untuned model that the run began with; None if none is recorded."""
     rests_on: dict[str, str] = _provenance(directory).get("rests_on", {})
     noted = {name: digest for name, digest in rests_on.items() if _kind(name) == "model"}
-    return _digest_of(noted) if noted else None
+    return digest_of(sorted(noted.items())) if noted else None
 
 
 def folder_digest(folder: Path) -> str:
     """The same of the untuned model in ``folder``."""
-    return _digest_of(model_digests(folder))
+    return digest_of(sorted(model_digests(folder).items()))
 
 
-def _digest_of(digests: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:16]
+def digest_of(facts: Any) -> str:
+    """Sixteen hexadecimal digits over facts that JSON can hold."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_rows(directory: Path, data: Data) -> None:

@@ -5,8 +5,6 @@ it trains. Files are hard links where the file system allows it; of these nothin
 ``Journal`` that is added to later is copied first.
 """
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -20,7 +18,7 @@ from ogpsa.config import Config, OneStage, without_inert
 from ogpsa.data.rows import COLUMNS, TRAINING_COLUMNS, Data, Row, set_uses
 from ogpsa.distributed import processes
 from ogpsa.models.files import fingerprint
-from ogpsa.runs.inputs import code_outside, package_digests
+from ogpsa.runs.inputs import code_outside, digest_of, package_digests
 from ogpsa.utils.files import build_folder, exclusive, find_damage, hash_file, is_complete, write_atomically
 
 log = logging.getLogger(__name__)
@@ -89,7 +87,7 @@ def stage_key(
         judges = without_inert(config.eval.judge.model_dump(mode="json"), "eval.judge.")
         reward = [without_inert(config.reward.model_dump(mode="json"), "reward."), judges, dict(judges_digests)]
         left_out = ()
-    return _digest(
+    return digest_of(
         {
             "start": fingerprint(start),
             "model": without_inert(
@@ -113,22 +111,18 @@ def stage_key(
 
 def evaluation_key(config: Config, data: Data, checkpoint: Path) -> str:
     """The same over all that determines a checkpoint's evaluation, except the benchmarks' files, which it checks."""
-    return _digest(
+    return digest_of(
         {
             "checkpoint": fingerprint(checkpoint),
             "eval": config.eval.key(),
-            "rows": _digest(data.evaluation),
+            "rows": digest_of(data.evaluation),
             "made_by": _made_by(),
         }
     )
 
 
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _rows_digest(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    return _digest([[row[column] for column in columns] for row in rows])
+    return digest_of([[row[column] for column in columns] for row in rows])
 
 
 def _made_by(left_out: tuple[str, ...] = ()) -> dict[str, Any]:
