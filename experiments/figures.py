@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import log10
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -88,8 +89,17 @@ def _front(rows: Sequence[Row], against: str) -> Figure | None:
     if shown:
         label = f"published{'' if comparable else OTHER_MODEL} (×: untuned)"
         handles.append(Line2D([], [], color=PUBLISHED_COLOUR, linestyle="", marker="o", markersize=8, label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _add_legend(figure, handles)
     return figure
+
+
+def _add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Below the panels, in as many columns, up to four, as the figure is wide enough for."""
+    for columns in (4, 3, 2, 1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _style(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -165,8 +175,8 @@ def _curve(experiment: Experiment, rows: Sequence[Row], axis: str) -> Figure:
         axes.set_xticks(list(places.values()), list(places))
         axes.set_xlabel(axis)
         _finish(axes, title)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    handles, _ = axes.get_legend_handles_labels()
+    _add_legend(figure, handles)
     return figure
 
 
@@ -203,7 +213,7 @@ def _overlap(rows: Sequence[Row]) -> Figure:
                       label=f"{row.label}, {row.pipeline}" if several else row.label)
                for index, row in enumerate(rows)]  # fmt: skip
     handles.append(Line2D([], [], color="black", linestyle="--", label="cosine after projection"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _add_legend(figure, handles)
     return figure
 
 

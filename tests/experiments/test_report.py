@@ -725,6 +725,18 @@ def test_figures(rows: list[str], settings: dict[str, Any], tmp_path: Path) -> N
         assert ours == pytest.approx([75.0] * len(ours)) and ours
 
 
+def test_a_legend_of_long_names_fits_its_figure(tmp_path: Path) -> None:
+    long = "{method}, which has a name that goes on for quite a while"
+    table = experiment([BASELINE, OGPSA, LORA], {"seeds": 1}, label=long, figure="front")
+    given = points(table, "testbed")
+    for point in given:
+        write_run(tmp_path, point, 0.9, 0.8)
+    figure = draw_over_refusal(table, read_rows(table, "testbed", given, tmp_path))
+    assert figure is not None
+    [legend] = figure.legends
+    assert "goes on" in legend.texts[0].get_text() and legend.get_window_extent().width <= figure.bbox.width
+
+
 def test_a_kept_run_is_reported_as_the_run_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is committed of runs, without their weights, gives every file of the report that the runs gave."""
     table = experiment([BASELINE, OGPSA], {"seeds": 2, "strengths": [1.0, 2.0]}, figure="front", overlap=True,
