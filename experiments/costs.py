@@ -92,8 +92,7 @@ def costs(experiment: Experiment, suite: str, rows: Sequence[Row]) -> list[Cost]
     found = []
     for row in rows:
         counts = _counts(row.config, devices)
-        own = usual_of(row, experiment, rows) if experiment.settings.reference is None else row
-        other = reference_of(row, experiment, rows) or own
+        other = (usual_of if experiment.settings.reference is None else reference_of)(row, experiment, rows)
         stages = {stage: _stage(row, other, stage, counts.get(stage), devices) for stage in _names(row.config)}
         found.append(Cost(row, stages))
     return found
