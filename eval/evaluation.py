@@ -28,7 +28,7 @@ from eval.benchmarks.definition import OWN_METRIC, Benchmark
 from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
 from eval.generation.fingerprint import checkpoint_folder, server_fingerprint
 from eval.judging.answers import NO_ANSWER, Answer, find_answers, verdict_on_none
-from eval.judging.judge import Item, Verdict, missing, verdict_hash
+from eval.judging.judge import Item, Verdict, endpoint_judges, missing, verdict_hash
 from eval.judging.verdicts import (
     Estimate,
     Judgement,
@@ -48,7 +48,7 @@ from ogpsa.config import Evaluation
 from ogpsa.models.files import fingerprint
 from ogpsa.runs.directory import SCORES_FILE
 from ogpsa.runs.inputs import package_digests
-from ogpsa.utils.endpoint import Budget, TooLongError
+from ogpsa.utils.endpoint import Budget, Endpoint, TooLongError
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
 from ogpsa.utils.health import FAULTS, faults
@@ -116,11 +116,12 @@ def evaluate(
         with _noting(errors, benchmark, MissingData):
             works.append(_work(benchmark, folder, output, settings, identity))
     pending = [work for work in works if _stored(work.generations, work.rows) is None]
-    if settings.backend.name == "server" and len(pending) < len(works):
+    earlier = [work for work in works if work not in pending or _journal(work.generations).is_file()]
+    if settings.backend.name == "server" and earlier:
         log.warning(
             "answers of an earlier call are taken for %d of %d benchmarks; if '%s' has other weights by now, name "
             "another output",
-            len(works) - len(pending), len(works), settings.backend.model,
+            len(earlier), len(works), settings.backend.model,
         )  # fmt: skip
     unjudged = [
         work for work in works if work in pending or _stored(work.verdicts, _expected_verdicts(work, settings)) is None
@@ -129,12 +130,19 @@ def evaluate(
         for judge in dict.fromkeys(work.benchmark.judge for work in unjudged):
             if judge != OWN_METRIC:
                 check_judge(judge, settings.judge)
+                # Nothing is generated for a judge that would not answer.
+                if pending and endpoint_judges(judge, settings.judge):
+                    Endpoint.of("eval.judge", settings.judge, settings.judge.model).reach()
     calls = _prepare(model, pending, errors, settings) if pending else []
     if unjudged:
         (output / SCORES_FILE).unlink(missing_ok=True)
-    for work, call in calls:
-        with _noting(errors, work.benchmark, TooLongError):
-            call(safe_point)
+    _generate_all(calls, errors, safe_point)
+    if calls and settings.backend.name != "server":
+        from ogpsa.models.load import release_memory
+
+        # The model goes before judges with weights of their own come.
+        calls.clear()
+        release_memory()
     works = [work for work in works if work.benchmark.name not in errors]
     for work in works:
         _journal(work.generations).unlink(missing_ok=True)
@@ -150,6 +158,16 @@ def evaluate(
     warn_of_responses(benchmarks, scores["benchmarks"], settings.max_new_tokens)
     write_json(output / SCORES_FILE, scores)
     return scores
+
+
+def _generate_all(
+    calls: Sequence[tuple["_Work", Callable[[Callable[[], None]], None]]],
+    errors: dict[str, str],
+    safe_point: Callable[[], None],
+) -> None:
+    for work, call in calls:
+        with _noting(errors, work.benchmark, TooLongError):
+            call(safe_point)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ testbed's calibration is the experiment ``calibration``. ``--ship`` trains the f
 it into the package.
 """
 
-import argparse
+import re
 import shutil
 import sys
 import tempfile
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +30,8 @@ from ogpsa.projection import dots
 from ogpsa.testbed.cache import RECIPE, WEIGHTS, ensure_base, recipe, train
 from ogpsa.training.seam import ProjectedTrainer
 from ogpsa.training.trainer import build_trainer
+from ogpsa.utils.command_line import Parser, run_program
+from ogpsa.utils.errors import EXIT_DONE
 from ogpsa.utils.files import COMPLETE_FILE, write_atomically, write_json
 from ogpsa.utils.libraries import one_thread, quiet_libraries
 from ogpsa.utils.table import Table, markdown
@@ -37,21 +41,33 @@ OUT = Path("outputs/reports/testbed/calibration")
 BASES = "0.0,0.1,0.2,0.3,0.4,1.0,1.1,1.2"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.bases", description=__doc__)
-    parser.add_argument("--bases", default=BASES, help="WORLD.SEED, separated by commas (default: %(default)s)")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m experiments.bases", description=__doc__)
+    parser.add_argument(
+        "--bases", type=_bases, default=BASES, help="WORLD.SEED, separated by commas (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="folder of base.json and base.md (default: %(default)s)")
     parser.add_argument("--ship", action="store_true", help="put the base of world 0 into the package, and end")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     quiet_libraries()
-    if arguments.ship:
+    if options.ship:
         ship()
-        return
-    bases = {name: measure(*map(int, name.split("."))) for name in arguments.bases.split(",")}
-    write_json(arguments.out / "base.json", bases)
+        return EXIT_DONE
+    bases = {name: measure(*map(int, name.split("."))) for name in options.bases}
+    write_json(options.out / "base.json", bases)
     text = markdown(table(bases)).rstrip() + "\n"
-    write_atomically(arguments.out / "base.md", text)
+    write_atomically(options.out / "base.md", text)
     sys.stdout.write(text)
+    return EXIT_DONE
+
+
+def _bases(text: str) -> list[str]:
+    """The names of bases, or ``ArgumentTypeError``."""
+    names = text.split(",")
+    for name in names:
+        if not re.fullmatch(r"\d+\.\d+", name):
+            raise ArgumentTypeError(f"found '{name}'; expected WORLD.SEED, as 0.1")
+    return names
 
 
 def ship() -> None:
@@ -144,4 +160,4 @@ def table(bases: dict[str, dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main))

@@ -37,12 +37,14 @@ class EqualSafety:
     seed.
 
     Attributes:
+        reference: the row whose safety it is; the row itself if it is one that others are compared with.
         safety: the reference's.
         utility: None where no point of the row is that safe.
         over_refusal: the lowest at that safety, of the seeds whose points are as safe and have it measured.
     """
 
     row: Row
+    reference: Row
     safety: dict[int, float]
     utility: dict[int, AtSafety | None]
     over_refusal: dict[int, float]
@@ -117,39 +119,44 @@ def compare_to_usual(experiment: Experiment, rows: Sequence[Row]) -> list[Compar
 
 
 def equal_safety(experiment: Experiment, rows: Sequence[Row]) -> list[EqualSafety]:
-    """Every row that is to run at several strengths, its reference too, over the seeds that have run at all of them."""
+    """Every row that is to run at several strengths, its reference too.
+
+    Seed by seed at the strengths at which both have run: a row with more points would have a better front.
+    """
     found = []
     several = [row for row in rows if len(row.strengths) > 1]
     for row in several:
         alike = [other for other in several if (other.group, other.pipeline) == (row.group, row.pipeline)]
         reference = reference_of(row, experiment, alike) or row
         pattern = experiment.settings.reference
-        if len(alike) == 1 or pattern is None or not fnmatchcase(reference.name, pattern):
-            continue
-        wanted = reference.values("safety")
-        # A row with more points would have a better front.
-        common = set.intersection(*(set(other.strengths) for other in alike))
-        points = [(row.values("safety", strength), row.values("utility", strength)) for strength in sorted(common)]
-        seeds = [seed for seed in wanted if all(seed in values for pair in points for values in pair)]
-        fronts = {seed: [(safety[seed], utility[seed]) for safety, utility in points] for seed in seeds}
-        refused = [
-            (row.values("safety", strength), row.values("over_refusal", strength)) for strength in sorted(common)
-        ]
-        lowest = {
-            seed: over_refusal
-            for seed in seeds
-            if all(seed in values for _, values in refused)
-            and (over_refusal := _lowest([(x[seed], y[seed]) for x, y in refused], wanted[seed])) is not None
-        }
-        found.append(
-            EqualSafety(
-                row,
-                {seed: wanted[seed] for seed in seeds},
-                {seed: utility_at_safety(fronts[seed], wanted[seed]) for seed in seeds},
-                lowest,
-            )
-        )
+        if len(alike) > 1 and pattern is not None and fnmatchcase(reference.name, pattern):
+            found.append(_at_safety_of(reference, row, [row, reference]))
     return found
+
+
+def _at_safety_of(reference: Row, row: Row, both: Sequence[Row]) -> EqualSafety:
+    """``row`` at the strengths at which all of ``both`` have run."""
+    safety, utility, over_refusal = dict[int, float](), dict[int, AtSafety | None](), dict[int, float]()
+    for seed, wanted in reference.values("safety").items():
+        points = [
+            row.by_seed(strength)[seed].scores
+            for strength in row.strengths
+            if all(_has_run(other, seed, strength) for other in both)
+        ]
+        if not points:
+            continue
+        safety[seed] = wanted
+        utility[seed] = utility_at_safety([(one["safety"], one["utility"]) for one in points], wanted)
+        if all("over_refusal" in one for one in points):
+            lowest = _lowest([(one["safety"], one["over_refusal"]) for one in points], wanted)
+            if lowest is not None:
+                over_refusal[seed] = lowest
+    return EqualSafety(row, reference, safety, utility, over_refusal)
+
+
+def _has_run(row: Row, seed: int, strength: float) -> bool:
+    result = row.by_seed(strength).get(seed)
+    return result is not None and {"safety", "utility"} <= result.scores.keys()
 
 
 def at_levels(experiment: Experiment, rows: Sequence[Row]) -> list[AtLevel]:
@@ -205,12 +212,13 @@ def _lowest(points: Sequence[Coordinates], safety: float) -> float | None:
 
 
 def compare_at_equal_safety(experiment: Experiment, equal: Sequence[EqualSafety]) -> list[Comparison]:
-    """The row with the paper's setting minus every other of its group and pipeline, on the seeds of both."""
+    """The row with the paper's setting minus every other of its group and pipeline, where both have run."""
     found = []
     rows = [one.row for one in equal]
-    for other in equal:
-        usual = usual_of(other.row, experiment, rows)
-        for ours in (one for one in equal if one.row is usual):
+    for one in equal:
+        usual = usual_of(one.row, experiment, rows)
+        if usual is not None:
+            ours, other = (_at_safety_of(one.reference, row, [usual, one.row]) for row in (usual, one.row))
             found += _paired(ours.row, other.row, AT_EQUAL_SAFETY["utility"], ours.found, other.found)
             found += _paired(
                 ours.row, other.row, AT_EQUAL_SAFETY["over_refusal"], ours.over_refusal, other.over_refusal
@@ -229,15 +237,22 @@ def compare_at_equal_distance(rows: Sequence[Row]) -> list[Comparison]:
     """
     found = []
     for row in rows:
-        alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
-        for naive in (other for other in alike if other.config.method.name == "baseline" and len(other.strengths) > 1):
-            theirs = {
-                seed: utility
-                for seed, distance in row.values("moved").items()
-                if row is not naive and (utility := _utility_at_distance(naive, seed, distance)) is not None
-            }
-            found += _paired(row, naive, AT_EQUAL_DISTANCE, row.values("utility"), theirs)
+        if (naive := _naive_beside(row, rows)) is None or len(naive.strengths) == 1:
+            continue
+        theirs = {
+            seed: utility
+            for seed, distance in row.values("moved").items()
+            if (utility := _utility_at_distance(naive, seed, distance)) is not None
+        }
+        found += _paired(row, naive, AT_EQUAL_DISTANCE, row.values("utility"), theirs)
     return _corrected(found)
+
+
+def _naive_beside(row: Row, rows: Sequence[Row]) -> Row | None:
+    """Naive tuning in the row's group and pipeline, the first row of it; None if there is none or it is that row."""
+    alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
+    naive = next((other for other in alike if other.config.method.name == "baseline"), None)
+    return None if naive is row else naive
 
 
 def directions(rows: Sequence[Row]) -> dict[str, Summary]:
@@ -247,10 +262,10 @@ def directions(rows: Sequence[Row]) -> dict[str, Summary]:
 
 
 def cosines_with_naive(row: Row, rows: Sequence[Row], strength: float | None = None) -> dict[int, float]:
-    """The same of one row, by seed; its own strength if none is given."""
-    alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
-    naive = next((other for other in alike if other.config.method.name == "baseline" and other is not row), None)
-    theirs = {seed: result.weights for seed, result in naive.by_seed(strength).items()} if naive else {}
+    """The same of one row, by seed; its own strength if none is given; empty for naive tuning itself."""
+    if (naive := _naive_beside(row, rows)) is None:
+        return {}
+    theirs = {seed: result.weights for seed, result in naive.by_seed(strength).items()}
     found = {}
     for seed, mine in row.by_seed(strength).items():
         if isinstance(mine.run, KeptRun) and mine.run.record.direction is not None:
@@ -268,15 +283,17 @@ def front_membership(rows: Sequence[Row], against: str = "utility") -> list[Memb
         members = [row for row in alike if _measured(row, against)]
         if not members:
             continue
-        untuned = _coordinates(members[0].base, against)
-        bases = {seed: _coordinates(result.base, against) for seed, result in members[0].by_seed().items()}
         common = set.intersection(*(set(row.by_seed()) for row in members))
+        if not common:
+            continue
+        bases = {seed: _coordinates(members[0].by_seed()[seed].base, against) for seed in common}
+        untuned = fmean(x for x, _ in bases.values()), fmean(y for _, y in bases.values())
         # Means over other seeds, which may have other bases, would not be comparable.
         every = {
             (row.name, strength): _mean_point(row, strength, against, common)
             for row in members
             for strength in row.strengths
-            if common and common <= row.by_seed(strength).keys()
+            if common <= row.by_seed(strength).keys()
         }
         compared = {row.name: every[row.name, row.strength] for row in members if (row.name, row.strength) in every}
         on_mean = _on_front(compared, untuned)

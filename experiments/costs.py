@@ -23,7 +23,7 @@ COLUMNS = {
     "refreshing": "{:.1%}",
     "projecting": "{:.1%}",
     "time per step": "× {:.2f}",
-    "by the reference's": "× {:.2f}",
+    "relative to the reference": "× {:.2f}",
     "set-up": "{:.3g} s",
     "basis / weights": "{:.2f}",
     "peak": "{:.3g} GB",
@@ -34,9 +34,8 @@ NOTES = (
     "does, also for rows that have not run; empty where the data is not there.",
     "Refreshing: seconds a refresh, mean over the log, times refreshes; projecting: seconds a projected step times "
     "steps; both as a share of the stage's training time, mean over the seeds that trained in one session. Time per "
-    "step: what these shares make of a step, one over what they leave. Each is a ratio within one run: others go on "
-    "beside it.",
-    "By the reference's: a step's time by that of the row that rows are compared with, seed by seed, mean over the "
+    "step: 1 / (1 − refreshing − projecting), a ratio within one run, since other runs share the machine.",
+    "Relative to the reference: time per step divided by that of the row that rows are compared with, mean over the "
     "seeds that both trained in one session and at the same revision; on the testbed the processor's time, which "
     "others disturb less. In GRPO the lengths of the completions tell too. Set-up: what NSPO's null spaces took, once "
     "for all runs from the same model.",

@@ -31,7 +31,7 @@ MOVED = "moved"
 RATES = "learning rates"
 MOVED_NOTE = (
     "Moved: distance of the last weights from the untuned model's, as a share of the latter's length. "
-    "Direction: cosine of the way that they went with the way that naive tuning's of the same seed went. "
+    "Direction: cosine between their displacement and naive tuning's at the same seed. "
     "Δ at equal distance: utility minus that of naive tuning which has moved as far, read off its points of the same "
     "seed at several multiples of the learning rates, interpolated by a monotone cubic; seeds beyond them do not count."
 )
@@ -83,12 +83,12 @@ MARGIN_NOTE = (
 )
 EQUAL_NOTE = (
     "Utility that each method reaches at S, the safety of naive tuning at the rates where rows are compared, seed by "
-    "seed: read off the Pareto front of the method's points, one per strength (multiple of the learning rates), "
-    "interpolated linearly between neighbours; the reference too may do better than its row at S, where a lower "
-    "learning rate is as safe. Safer: seeds whose whole front is safer than S; their point of highest "
-    "utility counts. No overlap: seeds whose points are all less safe than S; they have no number and no part in the "
-    "means. Over-refusal at S: the same of the front of high safety and low over-refusal; balanced: the mean of S and "
-    "100 less that over-refusal. "
+    "seed: read off the Pareto front of the method's points, one per strength (multiple of the learning rates) at "
+    "which naive tuning has run too, interpolated linearly between neighbours; the reference too may do better than "
+    "its row at S, where a lower learning rate is as safe. Safer: seeds whose whole front is safer than S; their "
+    "point of highest utility counts. No overlap: seeds whose points are all less safe than S; they have no number and "
+    "no part in the means. Over-refusal at S: the same of the front of high safety and low over-refusal; "
+    "balanced: the mean of S and 100 less that over-refusal. "
     "Minus it: of the row that the column names, paired over the seeds that both have a number for, 95% t-interval; p: "
     "two-sided paired t-test, corrected by Holm over the column (in all tables of this page)."
 )
@@ -138,10 +138,8 @@ OVERLAP_NOTE = (
 )
 
 
-def score_tables(
-    experiment: Experiment, rows: Sequence[Row], comparisons: Sequence[Comparison], which: str = ""
-) -> list[Table]:
-    """The averages of every row, what is published, and the differences; ``which`` names the seeds."""
+def score_tables(experiment: Experiment, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Table]:
+    """The averages of every row, what is published, and the differences."""
     compared = {(one.row, one.score): one for one in comparisons}
     references = _references(experiment, rows)
     shown = [score for score in SCORES if score in _published_scores(experiment, rows)]
@@ -171,7 +169,7 @@ def score_tables(
         for row in members:
             summaries = {score: row.summary(score) for score in SCORES}
             lines.append(line(row, row.name, summaries, _named(row) | {"seeds": _seeds(row)}))
-        tables.append(table_of(lines, f"{group}, {which}" if which else group))
+        tables.append(table_of(lines, group))
     rates = {row.strength for row in rows} - {1.0}
     notes = [*(RATES_NOTE.format(strength) for strength in rates), SCORES_NOTE, *([MOVED_NOTE] if distances else [])]
     if shown:

@@ -40,7 +40,7 @@ from experiments.paper_tables import (
     score_tables,
     strength_tables,
 )
-from experiments.rows import Experiment, Point, confirmation_seed
+from experiments.rows import Experiment, Point
 from ogpsa.utils.files import check_writable, write_atomically, write_json
 from ogpsa.utils.table import Table, comma_separated, latex, markdown
 
@@ -68,7 +68,7 @@ def report(
     check_writable(out, "out")
     found = Findings.of(experiment, suite, points, folder, kept)
     tables = [*found.tables(experiment), *community_tables(experiment.name, suite)]
-    provenance = _provenance(found.all_rows, len(points))
+    provenance = _provenance(found.rows, len(points))
     text = (
         f"# {experiment.name}: {experiment.settings.title}\n\n"
         f"`python -m experiments run {experiment.name} suite={suite}`, then `report`: {provenance}\n\n"
@@ -87,17 +87,10 @@ def report(
 
 @dataclass(frozen=True)
 class Findings:
-    """An experiment's results as far as it has run, and every comparison between them.
-
-    Attributes:
-        confirmed: the rows on the seeds from ``first_seed`` on, which no choice was made on.
-    """
+    """An experiment's results as far as it has run, and every comparison between them."""
 
     rows: list[Row]
-    confirmed: list[Row]
-    first_seed: int | None
     comparisons: list[Comparison]
-    confirmations: list[Comparison]
     equal: list[EqualSafety]
     at_equal: list[Comparison]
     fronts: list[Membership]
@@ -115,17 +108,11 @@ class Findings:
         kept: Mapping[str, Record] | None,
     ) -> Self:
         """Read the points' runs in ``folder``, or what is kept of them, and compare them."""
-        first = confirmation_seed(experiment, suite)
-        confirming = [point for point in points if first is not None and point.seed >= first]
-        rows = read_rows(experiment, suite, [point for point in points if point not in confirming], folder, kept)
-        confirmed = read_rows(experiment, suite, confirming, folder, kept)
+        rows = read_rows(experiment, suite, points, folder, kept)
         equal = equal_safety(experiment, rows)
         return cls(
             rows,
-            confirmed,
-            first,
             [*compare(experiment, rows), *compare_to_usual(experiment, rows), *compare_at_equal_distance(rows)],
-            [*compare(experiment, confirmed), *compare_at_equal_distance(confirmed)],
             equal,
             compare_at_equal_safety(experiment, equal),
             front_membership(rows) if experiment.settings.figure == "front" else [],
@@ -134,16 +121,10 @@ class Findings:
             costs(experiment, suite, rows) if experiment.settings.costs else [],
         )
 
-    @property
-    def all_rows(self) -> list[Row]:
-        return [*self.rows, *self.confirmed]
-
     def tables(self, experiment: Experiment) -> list[Table]:
         """The tables in the order in which they are printed."""
-        on_seeds = f"confirmed on seeds from {self.first_seed}"
         return [
             *score_tables(experiment, self.rows, self.comparisons),
-            *score_tables(experiment, self.confirmed, self.confirmations, on_seeds),
             *benchmark_tables(experiment, self.rows),
             *front_tables(self.fronts),
             *strength_tables(self.rows),
@@ -159,10 +140,7 @@ class Findings:
 
     def records(self) -> list[dict[str, object]]:
         """The lines of the .csv file."""
-        confirmed = [record for row in self.confirmed for record in _records(row, [])]
-        return [record for row in self.rows for record in _records(row, self.spent)] + [
-            record | {"first_seed": self.first_seed} for record in confirmed
-        ]
+        return [record for row in self.rows for record in _records(row, self.spent)]
 
     def details(self) -> dict[str, object]:
         """The content of the .json file: the records, each run's scores, and the comparisons."""
@@ -171,7 +149,7 @@ class Findings:
             "runs": [
                 {"run": one.run.directory.name, "row": row.name, "seed": one.point.seed, "strength": one.point.strength}
                 | one.scores
-                for row in self.all_rows
+                for row in self.rows
                 for one in row.results
             ],
             "fronts": [
@@ -180,7 +158,6 @@ class Findings:
                 for one in [*self.fronts, *self.over_refusal_fronts]
             ],
             "comparisons": [asdict(one) for one in self.comparisons],
-            "confirmations": [asdict(one) for one in self.confirmations],
             "equal_safety": [
                 {"row": one.row.name, "seed": seed, "safety": one.safety[seed]}
                 | (asdict(at) if at else {"utility": None})

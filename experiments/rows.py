@@ -59,7 +59,6 @@ class Grid(Section):
     """Some of an experiment's rows, how many seeds they run at and at which multiples of their learning rates."""
 
     rows: list[str] = Field(default=["*"], min_length=1)
-    first_seed: int = Field(default=0, ge=0)
     seeds: int = Field(ge=1)
     strengths: list[float] = Field(default=[1.0])
 
@@ -214,7 +213,7 @@ def points(
         overrides: given to every run in addition.
 
     Raises:
-        UserError: the experiment does not run on this suite, nothing matches, or a row does not compose.
+        UserError: the experiment or none of ``rows`` runs on this suite, nothing matches, or a row does not compose.
     """
     settings = load_suite(suite)
     if suite not in experiment.settings.suites:
@@ -239,12 +238,10 @@ def points(
             if settings.own_bases:
                 here, changes = _with_base(here, seed), [*changes, f"model.base.seed={seed}"]
             found.append(Point(row, seed, strength, (*given, *changes, f"seed={seed}"), here))
+    if not found and "*" not in rows:
+        running = ", ".join(row for row in experiment.rows if _grid(experiment, suite, row, seeds))
+        raise UserError(f"rows: suite={suite} of {experiment.name} leaves out {', '.join(taken)}; it runs {running}")
     return found
-
-
-def confirmation_seed(experiment: Experiment, suite: str) -> int | None:
-    """The first of the seeds that confirm a choice made on the seeds before; None where nothing is chosen."""
-    return min((grid.first_seed for grid in _grids(experiment, suite) if grid.first_seed), default=None)
 
 
 def row_overrides(row: str, suite: str) -> tuple[str, ...]:
@@ -319,7 +316,7 @@ def _grid(experiment: Experiment, suite: str, row: str, seeds: Sequence[int] | N
         for grid in _grids(experiment, suite)
         if any(_matches(row, pattern) for pattern in grid.rows)
         for strength in grid.strengths
-        for seed in (range(grid.first_seed, grid.first_seed + grid.seeds) if seeds is None else seeds)
+        for seed in (range(grid.seeds) if seeds is None else seeds)
     }
     return list(pairs)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ogpsa.utils.command_line import Parser, run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 from ogpsa.utils.files import build_folder, exclusive
-from slurm.sweep import read_records
+from slurm.sweep import RECORDS, read_records
 
 
 class _Busy(Exception):  # noqa: N818 - another process is at it, nothing went wrong
@@ -26,12 +26,14 @@ def refresh(folder: Path) -> int:
         that end together, only one keeps its nodes for this.
 
     Raises:
-        UserError: nothing has finished, or a result is damaged.
+        UserError: no sweep was submitted there, nothing has finished, or a result is damaged.
     """
 
     def leave() -> None:
         raise _Busy
 
+    if not (folder / RECORDS).is_file():
+        raise UserError(f"FOLDER: {folder}: no sweep was submitted here")
     due = folder / "slurm" / "front.due"
     due.touch()
     shown = 0

@@ -1,7 +1,8 @@
 """SLURM's state of a sweep's tasks."""
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +39,10 @@ def tasks_of(sweep: Sweep) -> list[Task]:
     """
     own = sweep.submissions.resolve()
     found = []
-    for line in call(["squeue", "--all", "--noheader", "--array", "--format=%F|%K|%T|%N|%r|%k"]).splitlines():
-        fields = line.strip().split("|", 5)
-        # Another user's job may have anything for its comment, line breaks too.
-        if len(fields) < 6 or (submission := Path(fields[5])).parent != own:
+    for array, index, state, node, reason, comment in _queue():
+        submission = Path(comment)
+        if submission.parent != own:
             continue
-        array, index, state, node, reason, _ = fields
         try:
             row = read_words(submission / index)[0]
         except FileNotFoundError as error:
@@ -52,6 +51,30 @@ def tasks_of(sweep: Sweep) -> list[Task]:
             ) from None
         found.append(Task(row, f"{array}_{index}", state, node, reason))
     return found
+
+
+def results_of_others(sweep: Sweep) -> set[Path]:
+    """The results that tasks of other sweeps are to make: two sweeps may share runs.
+
+    Raises:
+        UserError: there is no squeue, or it fails.
+    """
+    found: set[Path] = set()
+    for _, index, _, _, _, comment in _queue():
+        folder = Path(comment).parent
+        if folder.parts[-2:] == ("slurm", "submissions") and folder != sweep.submissions.resolve():
+            # Another user's may not be readable, nor a folder that was removed.
+            with suppress(OSError, UnicodeError):
+                found.update(map(Path, read_words(Path(comment) / index)[3:4]))
+    return found
+
+
+def _queue() -> Iterator[list[str]]:
+    """Array, index, state, node, reason and comment of every task; another user's comment may have line breaks too."""
+    for line in call(["squeue", "--all", "--noheader", "--array", "--format=%F|%K|%T|%N|%r|%k"]).splitlines():
+        fields = line.strip().split("|", 5)
+        if len(fields) == 6:
+            yield fields
 
 
 def call(command: Sequence[str]) -> str:

@@ -7,13 +7,12 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from shutil import which
 
 from ogpsa.runs.directory import METRICS_FILE, check_directory
 from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 from ogpsa.utils.files import exclusive
-from slurm.squeue import call, tasks_of, write_words
+from slurm.squeue import call, results_of_others, tasks_of, write_words
 from slurm.sweep import Record, Row, Sweep, check_edits, compose_rows, find_sweep, read_lines
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -72,14 +71,22 @@ def submit(sweep: Sweep, options: Sequence[str], test_only: bool) -> None:
     rows = compose_rows(sweep, read_lines(sweep.file))
     check_rows(sweep, [row for row in rows if not row.done], nodes)
     with exclusive(sweep.folder / "slurm" / "submit.lock", "", wait=_Waiting(sweep)):
-        unknown = test_only and which("squeue") is None
-        tasks = set() if unknown else {task.row for task in tasks_of(sweep)}
+        unknown, tasks, elsewhere = False, set[str](), set[Path]()
+        try:
+            tasks = {task.row for task in tasks_of(sweep)}
+            elsewhere = results_of_others(sweep)
+        except UserError:
+            if not test_only:
+                raise
+            unknown = True
         records = sweep.records()
         check_edits(sweep, rows, records, tasks)
-        todo = [row for row in rows if not row.done and row.name not in tasks]
+        todo = [row for row in rows if not row.done and row.name not in tasks and _result(row) not in elsewhere]
         done = sum(row.done for row in rows)
         queued = (
-            "no squeue here to say what is queued" if unknown else f"{len(rows) - done - len(todo)} queued or running"
+            "no squeue answers here to say what is queued"
+            if unknown
+            else f"{len(rows) - done - len(todo)} queued or running"
         )
         said = f"{len(rows)} rows: {done} done, {queued}"
         if test_only or not todo:
@@ -251,8 +258,7 @@ def _queue(sweep: Sweep, rows: Sequence[Row], nodes: int, options: Sequence[str]
     sweep.logs.mkdir(exist_ok=True)
     for index, row in enumerate(rows):
         events = sweep.events(row.name).resolve()
-        result = row.directory.absolute() / METRICS_FILE
-        words = [row.name, str(events), str(processes_per_node(row, nodes)), str(result), *row.overrides]
+        words = [row.name, str(events), str(processes_per_node(row, nodes)), str(_result(row)), *row.overrides]
         write_words(submission / str(index), words)
     at_once = os.environ.get("OGPSA_ROWS_AT_ONCE", "")
     command = [
@@ -268,6 +274,10 @@ def _queue(sweep: Sweep, rows: Sequence[Row], nodes: int, options: Sequence[str]
     if not (job := re.match(r"\d+", said)):
         raise UserError(f"sbatch: found no job's number in its answer: {' '.join(said.split())}")
     return job[0]
+
+
+def _result(row: Row) -> Path:
+    return row.directory.absolute() / METRICS_FILE
 
 
 if __name__ == "__main__":

@@ -39,6 +39,12 @@ class Server:
                 f"eval.backend.name: '{benchmark.name}' needs log-likelihoods, which a server of chat completions does "
                 "not give; use model or vllm for it"
             )
+        if benchmark.task.get("gen_prefix") or benchmark.plain_text:
+            why = "is asked without the chat template" if benchmark.plain_text else "begins the answer itself"
+            raise UserError(
+                f"eval.backend.name: '{benchmark.name}' {why}, which a server of chat completions cannot do; use model "
+                "or vllm for it"
+            )
 
     def answer(
         self, questions: Sequence[Question], keep: Callable[[dict[str, Answer]], None], safe_point: Callable[[], None]

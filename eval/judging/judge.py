@@ -120,6 +120,7 @@ class LocalJudge:
         open: loads the weights of the judge of this name.
         parameters: of ``weights``, for the pre-flight of a run that takes the judge as a reward; 0: not known.
         needs_prompt: as of a ``PromptJudge``.
+        reads_as: the judge whose code reads the replies; empty: its own.
     """
 
     metric: Metric
@@ -128,6 +129,7 @@ class LocalJudge:
     parameters: float = 0.0
     needs_target: bool = False
     needs_prompt: bool = True
+    reads_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -271,10 +273,11 @@ def judge_hash(name: str, settings: JudgeSettings) -> str:
     panel by its members.
     """
     digest = hashlib.sha256()
-    folder = judge_files(settings.dir)[name].parent
-    for path in sorted({*folder.glob(f"{name}.*"), *(ROOM / shared for shared in SHARED), *READING}):
+    files, judge = judge_files(settings.dir), load_judge(name, settings.dir)
+    other = {files[judge.reads_as]} if isinstance(judge, LocalJudge) and judge.reads_as else set()
+    own = files[name].parent.glob(f"{name}.*")
+    for path in sorted({*own, *other, *(ROOM / shared for shared in SHARED), *READING}):
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
-    judge = load_judge(name, settings.dir)
     if isinstance(judge, PanelJudge):
         for member in panel_members(name, judge, settings):
             digest.update(judge_hash(member, settings).encode())

@@ -217,7 +217,8 @@ def stage_evaluations(run: Path) -> list[Path]:
     """
     if not (run / METRICS_FILE).is_file():
         raise UserError(f"{run}: no {METRICS_FILE}: the run is not finished; name one of the folders in its eval/")
-    found = sorted(path.parent for path in run.glob(f"eval/*/{SCORES_FILE}") if path.parent.name != "base")
+    # Numbered as the stages are; an evaluation of one's own may lie beside them.
+    found = sorted(path.parent for path in run.glob(f"eval/[0-9][0-9]-*/{SCORES_FILE}"))
     if not found:
         raise UserError(f"{run}: no eval/<stage>/{SCORES_FILE}: the run's evaluations are gone")
     return found

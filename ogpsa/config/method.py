@@ -56,10 +56,13 @@ class ExtraMemory:
     Attributes:
         bytes_per_weight: for each trained weight, sharded as the weights are.
         whole_bytes: whole on every process.
+        answers_first: whether cross-entropy on given answers begins each step of GRPO, so that gradients are held while
+            completions are generated.
     """
 
     bytes_per_weight: float = 0.0
     whole_bytes: float = 0.0
+    answers_first: bool = False
 
 
 class Method(Section):

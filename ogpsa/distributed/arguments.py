@@ -61,7 +61,11 @@ def shared_rows(rows: Dataset, folder: Path) -> Dataset:
 
 
 def save_weights(trainer: Trainer, folder: Path) -> None:
-    """Write the trained model, or its adapter, as one process would; every process calls it."""
+    """Write the trained model, or its adapter, as one process would; every process calls it.
+
+    Raises:
+        RuntimeError: what was gathered from the processes lacks a trained weight.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     state = None
     if processes.world_size() > 1:
@@ -69,6 +73,11 @@ def save_weights(trainer: Trainer, folder: Path) -> None:
         gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         # Gathering copies a tied weight once for each of its names; save_pretrained keeps the first.
         kept = {name for named in (model.named_parameters(), model.named_buffers()) for name, _ in named}
-        state = {name: tensor for name, tensor in (gathered or {}).items() if name in kept}
+        # A compiled model names its weights below its own.
+        plain = {name.removeprefix("_orig_mod."): tensor for name, tensor in (gathered or {}).items()}
+        state = {name: tensor for name, tensor in plain.items() if name in kept}
     if processes.is_main():
+        trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        if state is not None and (lost := [name for name in trained if name not in state]):
+            raise RuntimeError(f"{len(lost)} of {len(trained)} trained weights were not gathered, the first {lost[0]}")
         model.save_pretrained(folder, state_dict=state)

@@ -8,12 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ogpsa.config import Method
-from ogpsa.utils.by_name import class_named, names_in
-
-
-def method_names(folders: Sequence[Path] = ()) -> list[str]:
-    """The names of the methods here and in ``folders``."""
-    return names_in(__name__, folders)
+from ogpsa.utils.by_name import class_named
 
 
 def method_class(name: str, folders: Sequence[Path] = ()) -> type[Method]:

@@ -58,7 +58,7 @@ class Nspo(Method):
             given = ", ".join(f"{variant}: …" for variant in self.modules)
             problems.append(f"method.modules: found {{{given}}}, which has no value for method.variant={self.variant}")
         elif "lm_head" in self._modules():
-            problems.append("method.modules: lm_head turns states into words and is never protected; leave it out")
+            problems.append("method.modules: lm_head is the output head, which is never protected; leave it out")
         if self.null_shares[0] > self.null_shares[1]:
             problems.append(f"method.null_shares: found {self.null_shares}; expected the least and the largest")
         problems += sample_problems(self.samples, config)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ogpsa.config import GRPOSettings, Method, SetUse, StageName, mixed_in, set_name_problems, stage_value
+from ogpsa.config import ExtraMemory, GRPOSettings, Method, SetUse, StageName, mixed_in, set_name_problems, stage_value
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
 
     from ogpsa.config import Config
 
@@ -61,6 +61,9 @@ class Replay(Method):
 
             replayed = ReplayedAnswers(trainer, self.weight, stage_value(self.ratio, stage), seed)
             trainer.add_callback(StepCallback(on_step_begin=replayed.add))
+
+    def memory(self, model: "PreTrainedModel", stage: StageName) -> ExtraMemory:
+        return ExtraMemory(answers_first=stage == "grpo" and stage_value(self.ratio, stage) > 0)
 
     def training_key(self, stage: StageName) -> dict[str, Any]:
         # The rows that are trained on are part of every key, and so are the sets that they are drawn from in GRPO.

@@ -5,7 +5,7 @@ real peaks by ``benchmarks/memory.py``, but for GRPO's generation, its judges an
 shapes alone. Needs nothing heavy. All sizes are bytes; 1 GB is 1e9.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ogpsa.subspace.settings import BasisDevice, BasisDtype
@@ -102,6 +102,7 @@ class Setup:
         prompt: how many tokens of each such sequence are its prompt's.
         frozen_copy: whether a second model is kept that is not trained: where GRPO's policy started.
         whole_bytes: kept whole on every process (``Method.memory``).
+        answers_first: whether a step of GRPO begins with answers (``Method.memory``).
         judge_bytes: weights of the judges that reward GRPO's completions, whole on the main process.
         device: where it runs; ``cpu`` differs in temporaries.
         output_head: ``fused`` in tiles (TRL), or ``full``, which holds the logits of all tokens.
@@ -132,6 +133,7 @@ class Setup:
     prompt: int = 0
     frozen_copy: bool = False
     whole_bytes: float = 0.0
+    answers_first: bool = False
     judge_bytes: float = 0.0
     device: Literal["cuda", "cpu"] = "cuda"
     output_head: Literal["fused", "full"] = "fused"
@@ -152,6 +154,7 @@ class Estimate:
         references: rows that a refresh holds in the basis's place.
         orthonormalization: what making a basis of them takes beyond.
         activations: what one micro-batch holds at its peak; ``last_activations``: when the gradients are complete.
+        answers: the same two of a micro-batch of references or replayed answers.
         temporaries: of the optimizer's step.
         passes: reference gradients of a refresh.
         generation: keys and values of the sequences that are generated at once, or those of their prompts while a block
@@ -169,9 +172,11 @@ class Estimate:
     orthonormalization: float
     activations: float
     last_activations: float
+    answers: tuple[float, float]
     temporaries: float
     passes: int
     generation: float
+    answers_first: bool
     accumulates: bool
     reference_accumulates: bool
 
@@ -180,20 +185,23 @@ class Estimate:
         """Bytes on the device at the moments that can be the highest."""
         kept = self.weights + self.optimizer + self.communication + self.streams
 
-        def backward(accumulates: bool) -> float:
+        def backward(accumulates: bool, activations: float, last_activations: float) -> float:
             before = self.gradients if accumulates else 0
-            return max(before + self.activations, self.gradients + self.last_activations)
+            return max(before + activations, self.gradients + last_activations)
 
+        accumulates = self.accumulates or self.answers_first
         moments = {
-            "backward": kept + self.basis + backward(self.accumulates),
+            "backward": kept + self.basis + backward(accumulates, self.activations, self.last_activations),
             "optimizer step": kept + self.basis + self.gradients + self.temporaries,
         }
         if self.generation:
-            moments["generation"] = kept + self.basis + self.generation
+            moments["generation"] = kept + self.basis + self.generation + self.answers_first * self.gradients
+        if self.answers_first:
+            moments["answers"] = kept + self.basis + backward(True, *self.answers)
         if self.streams:
-            moments["streaming"] = kept + backward(self.reference_accumulates)
+            moments["streaming"] = kept + backward(self.reference_accumulates, *self.answers)
         elif self.passes:
-            moments["refresh"] = kept + self.references + backward(self.reference_accumulates)
+            moments["refresh"] = kept + self.references + backward(self.reference_accumulates, *self.answers)
         if self.passes:
             moments["estimate"] = kept + self.references + self.orthonormalization
         return moments
@@ -231,13 +239,16 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
     on_host = setup.basis_device == "host" and setup.device == "cuda"
     rows_on_host = on_host and not setup.streamed_sums
     activations, last, offloaded = _activations(shape, setup)
+    # In GRPO answers pass through the model's own forward, which TRL's fused head is no part of unless asked.
+    answers = _activations(shape, replace(setup, output_head="full"))[:2] if setup.generated else (activations, last)
     matrices = shape.layers * shape.matrices if setup.quantized else 0
     moments = STATE_BYTES[setup.optimizer] * trained + _whole_moments(shape, setup) / gradient_shards
     paged = moments * shape.paged / shape.trained if setup.optimizer == "paged_adamw_8bit" else 0.0
     # Adapters are switched off instead.
     copy = 4 * shape.parameters / weight_shards if setup.frozen_copy and shape.adapted is None else 0
     computed = 2 if setup.autocast or setup.weight_bytes == 2 else 4
-    cached = 2 * computed * shape.layers * shape.key_value_heads * shape.head_dim
+    # The residual stream, where it is in fp32 under autocast, makes the cache fp32 through the rotary embedding.
+    cached = 2 * _stream_bytes(setup) * shape.layers * shape.key_value_heads * shape.head_dim
     # Three widths of the MLP, the residual stream and what the block adds to it.
     block = computed * (3 * shape.intermediate + 2 * shape.hidden)
     generation = setup.generated * max(setup.length * cached, setup.prompt * (cached + block))
@@ -267,9 +278,11 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
         orthonormalization=setup.references * (16 * min(CHUNK[setup.device], largest) + width * largest),
         activations=activations,
         last_activations=last,
+        answers=answers,
         temporaries=temporaries,
         passes=setup.references,
         generation=generation,
+        answers_first=setup.answers_first,
         accumulates=setup.accumulates,
         reference_accumulates=setup.reference_accumulates,
     )
@@ -294,8 +307,7 @@ def _activations(shape: ModelShape, setup: Setup) -> tuple[float, float, float]:
     """
     tokens = setup.sequences * setup.length
     computed = 2 if setup.autocast or setup.weight_bytes == 2 else 4
-    # FSDP2 hands bf16 weights to autocast, so that the residual stream is bf16 as well.
-    stream = 2 if setup.weight_bytes == 2 or (setup.autocast and setup.mode == "fsdp2") else 4
+    stream = _stream_bytes(setup)
     cast = setup.autocast and stream == 4 and not setup.quantized
     block = _block_bytes(shape, setup, tokens, computed, stream)
     copies = 2 * shape.matrices if cast else 0
@@ -323,6 +335,12 @@ def _activations(shape: ModelShape, setup: Setup) -> tuple[float, float, float]:
     forward, backward = _output_head(shape, setup, tokens, computed)
     peak = max(saved + final + held + forward, saved + final + backward, saved + rebuilt)
     return peak, rebuilt + (inputs if setup.checkpointing else block + copies), offloaded
+
+
+def _stream_bytes(setup: Setup) -> int:
+    """Bytes of a number in the residual stream."""
+    # FSDP2 hands bf16 weights to autocast, so that the residual stream is bf16 as well.
+    return 2 if setup.weight_bytes == 2 or (setup.autocast and setup.mode == "fsdp2") else 4
 
 
 def _block_bytes(shape: ModelShape, setup: Setup, tokens: int, computed: int, stream: int) -> float:

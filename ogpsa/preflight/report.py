@@ -429,6 +429,7 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
         prompt=rollouts.max_length - rollouts.max_new_tokens if rollouts else 0,
         frozen_copy=rollouts is not None and (rollouts.beta > 0 or rollouts.measure_kl),
         whole_bytes=extra.whole_bytes,
+        answers_first=extra.answers_first,
         judge_bytes=sum(judges.memory(name, config.eval.judge) for name in asked),
         streamed_sums=(1 if projection.refresh_every == 1 else 2) if projection and projection.streaming else 0,
     )

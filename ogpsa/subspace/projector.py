@@ -305,7 +305,8 @@ class Projector:
         for name, tensor in stored_here.items():
             part, _, key = name.partition(".")
             parts[part][key] = tensor
-        device = self._trainer.args.device
+        # Where the gradients are: FSDP2 may keep them on the host.
+        device = self._shards.weights()[0].device
         self.subspace.load_state_dict(parts["subspace"], "cpu" if self._settings.basis_device == "host" else device)
         self._streamed.load_state_dict({name: tensor.to(device) for name, tensor in parts["streamed"].items()})
         with safe_open(file, framework="pt") as stored:

@@ -52,14 +52,15 @@ class ReferenceChunk:
 
     def longest_first(self, rows: Sequence[int]) -> list[int]:
         """The rows by their number of tokens, so that micro-batches hold little padding."""
-        return sorted(rows, key=lambda row: _tokens(self.loader.dataset[row]), reverse=True)
+        return sorted(rows, key=lambda row: _length(self.loader.dataset[row]), reverse=True)
 
 
-def _tokens(row: Any) -> int:
-    """The length of a row's sequences together; 0 of a row that is not a mapping."""
+def _length(row: Any) -> int:
+    """Tokens of a row's sequences together, or characters of its messages; 0 of a row that is not a mapping."""
     values = row.values() if isinstance(row, Mapping) else ()
-    return sum(value.numel() if isinstance(value, Tensor) else len(value) for value in values
-               if isinstance(value, list | Tensor))  # fmt: skip
+    numbers = sum(value.numel() for value in values if isinstance(value, Tensor))
+    items = [item for value in values if isinstance(value, list) for item in value]
+    return numbers + sum(len(item["content"]) if isinstance(item, Mapping) else 1 for item in items)
 
 
 class ReferencePasses:

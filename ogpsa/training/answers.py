@@ -41,6 +41,8 @@ def answer_step(trainer: Trainer, model: nn.Module, batch: dict[str, Tensor], it
     Touches nothing of the trainer but the gradients, which are averaged over the processes as always. Returns the loss
     of this process.
     """
+    # Comes before the trainer's own step, which sets the mode: checkpointing is for models in training alone.
+    model.train()
     device = trainer.args.device
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
     counted = {} if items is None else {"num_items_in_batch": items}

@@ -94,7 +94,7 @@ def protect(trainer: Trainer, settings: ProjectionSettings, seed: int = 0) -> Pr
     kind, added, loader = type(trainer), ProjectedTrainer, trainer.get_eval_dataloader
     if issubclass(kind, GRPOTrainer | RLOOTrainer):
         if settings.selection == "conflict":
-            raise SettingError("selection: conflict compares with answers to train on, which rollouts have not")
+            raise SettingError("selection: conflict needs answers to train on to compare with, and rollouts have none")
         added, loader = (
             ProjectedPolicyTrainer,
             partial(_answers, cast(PreTrainedTokenizerBase, trainer.processing_class)),

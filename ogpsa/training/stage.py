@@ -13,7 +13,7 @@ from ogpsa.config import GRPOSettings, OneStage
 from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import save_weights
 from ogpsa.models.adapters import dequantized, merged_model
-from ogpsa.models.load import load_model
+from ogpsa.models.load import load_model, release_memory
 from ogpsa.runs.directory import HISTORY_FILE, REWARDS
 from ogpsa.runs.run import Run
 from ogpsa.training.callbacks import ReportCallback
@@ -33,6 +33,12 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
         UserError: the stage was finished, and a file of it has changed since.
         SystemExit: code 85, after saving, when a signal asked for it.
     """
+    _train_stage(run, stage, start, folder)
+    # Trainer and model refer to each other, and hold the device's memory until they are collected.
+    release_memory()
+
+
+def _train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     config, checkpoints = run.config, folder / CHECKPOINTS
     quantization = config.method.quantization(stage.name)
     if processes.on_main_process(lambda: _is_trained(folder)):

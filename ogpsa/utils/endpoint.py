@@ -32,6 +32,12 @@ OPENAI = "https://api.openai.com/v1"
 LONGEST_BACKOFF = 60.0
 LONGEST_PAUSE = 600.0
 LONGEST_REACH = 10.0
+# Codes and words of providers that turn a prompt away by its content (OpenAI, Azure, DeepSeek, DashScope, OpenRouter).
+FILTERED = re.compile(
+    r"content_filter|invalid_prompt|usage policy|Content Exists Risk|data_inspection_failed|requires moderation|flagged"
+)
+# Those of servers to which a prompt is too long (OpenAI and vLLM, llama.cpp, Anthropic, TGI).
+TOO_LONG = re.compile(r"context[_ ]length|context size|prompt is too long|inputs` tokens")
 NOTICE = 5.0
 # Of English, in estimates of what a text takes [ours].
 CHARACTERS_PER_TOKEN = 4
@@ -162,7 +168,6 @@ class Endpoint:
         *,
         max_tokens: int,
         temperature: float = 0.0,
-        stop: Sequence[str] = (),
         template_kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Ask for a reply to each of ``requests``; ``done(index, reply)`` is called as each comes in, in any order.
@@ -179,8 +184,6 @@ class Endpoint:
         """
         self.check()
         options: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature}
-        if stop:
-            options["stop"] = list(stop)
         if template_kwargs:
             # As vLLM, SGLang and others call what they give to a model's chat template.
             options["extra_body"] = {"chat_template_kwargs": dict(template_kwargs)}
@@ -358,9 +361,9 @@ class _Session:
             raise _TryAgainError("429, too many requests", limited=True, pause=pause)
         if status in (408, 409) or status >= 500:
             raise _TryAgainError(f"{status}, {text}", pause=_retry_after(error.response.headers))
-        if status == 400 and "content_filter" in text:
+        if status in (400, 403) and FILTERED.search(text):
             return Completion("", "content_filter")
-        if status == 413 or (status == 400 and _too_long(error)):
+        if status == 413 or (status in (400, 422) and TOO_LONG.search(text)):
             return Completion("", "too_long")
         if status in (401, 403):
             raise endpoint.not_accepted(error)
@@ -383,7 +386,7 @@ class _Session:
 
 def _refused_parameter(error: "APIStatusError", options: Mapping[str, Any]) -> str | None:
     """The parameter that the server does not take, where there is a way without it."""
-    if error.status_code != 400 or _too_long(error):
+    if error.status_code != 400 or TOO_LONG.search(_message_of(error)):
         return None
     named = [name for name in IN_PLACE_OF if error.param == name or re.search(rf"\b{name}\b", _message_of(error))]
     return next((name for name in named if name in options), None)
@@ -393,10 +396,6 @@ def _message_of(error: "APIStatusError") -> str:
     """The server's code and message."""
     message = error.body.get("message") if isinstance(error.body, dict) else error.response.text
     return f"{error.code or ''} {message or error.message}".strip()
-
-
-def _too_long(error: "APIStatusError") -> bool:
-    return "context_length" in _message_of(error) or "context length" in _message_of(error)
 
 
 def _completion(body: Any) -> Completion:

@@ -377,6 +377,46 @@ def test_rows_whose_category_is_a_number_are_asked_once(tmp_path: Path, caplog: 
     assert scores(tmp_path / "out")["benchmarks"]["advbench"]["categories"].keys() == {"0", "1"}
 
 
+def test_answers_of_a_call_that_ended_early_are_told_of(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = server_options(place / "rows", tmp_path / "out", "eval.safety=[xstest_unsafe]", "eval.utility=[]")
+    taken = "answers of an earlier call are taken for 1 of 1 benchmarks"
+    with serve(lambda request, before: Reply("No.") if len(server.requests) < 3 else Reply(status=401)) as server:
+        assert command.main([*options, f"eval.backend.base_url={server.url}"]) == EXIT_USER_ERROR
+        assert taken not in caplog.text
+        server.script = lambda request, before: Reply("No.")
+        assert command.main([*options, f"eval.backend.base_url={server.url}"]) == EXIT_DONE
+    assert taken in caplog.text
+
+
+def test_a_judge_that_does_not_answer_is_found_before_anything_is_generated(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = server_options(place / "rows", tmp_path / "out", "eval.safety=[xstest_unsafe]", "eval.utility=[]")
+    judged = [
+        "eval.judges.xstest_unsafe=xstest_rubric",
+        "eval.judge.model=m",
+        "eval.judge.base_url=http://127.0.0.1:9/v1",
+        "eval.judge.api_key_env=''",
+    ]
+    with serve(lambda request, before: Reply("No.")) as server:
+        assert command.main([*options, f"eval.backend.base_url={server.url}", *judged]) == EXIT_USER_ERROR
+        assert not server.requests
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_a_server_is_not_asked_to_go_on_with_an_answer(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    options = server_options(place / "rows", tmp_path / "out", "eval.safety=[]", "eval.utility=[humaneval]")
+    with serve(lambda request, before: Reply("No.")) as server:
+        assert command.main([*options, f"eval.backend.base_url={server.url}"]) == EXIT_USER_ERROR
+        assert not server.requests
+    assert "'humaneval' begins the answer itself, which a server of chat completions cannot" in capsys.readouterr().err
+
+
 def test_what_a_server_withholds_is_missing(place: Path, tmp_path: Path) -> None:
     options = [
         "eval=quick", f"eval.data_dir={place / 'rows'}", "eval.limit=6", "eval.backend.name=server",

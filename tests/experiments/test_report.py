@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 from eval.scores.finished import read_finished
 from eval.scores.statistics import AtSafety, Paired, Summary, holm, paired_t, utility_at_safety
 from experiments.__main__ import main
-from experiments.comparisons import at_levels, compare, compare_at_equal_distance, compare_at_equal_safety, equal_safety
+from experiments.comparisons import (
+    at_levels,
+    compare,
+    compare_at_equal_distance,
+    compare_at_equal_safety,
+    directions,
+    equal_safety,
+)
 from experiments.costs import costs
 from experiments.distance import Weights, relative_distance, weights_of
 from experiments.execute import tasks_of
@@ -26,9 +33,9 @@ from experiments.paper_tables import level_tables
 from experiments.report import report
 from experiments.rows import ROWS, Experiment, ExperimentSettings, Point, points, row_model
 from ogpsa.config import Config
-from ogpsa.methods import method_names
 from ogpsa.preflight.report import stage_shapes
 from ogpsa.runs.inputs import folder_digest, model_digests
+from ogpsa.utils.by_name import names_in
 from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import mark_complete
 
@@ -441,6 +448,33 @@ def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert compare_at_equal_distance(read_rows(table, "testbed", given, tmp_path)) == []
 
 
+def test_of_several_rows_of_naive_tuning_the_first_is_what_others_are_compared_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With KL it is a row like any other, and what it did not run at is read for the others all the same."""
+    rows = ["rl/grpo", "rl/kl", "rl/ogpsa"]
+    farthest = {"rows": ["rl/grpo", "rl/ogpsa"], "seeds": 2, "strengths": [4.0]}
+    grids = {"seeds": 2, "strengths": [1.0, 2.0]}, farthest
+    table = experiment(rows, *grids, name="rl", label="{row}", reference="rl/grpo", distance=True)
+    given = points(table, "testbed")
+    write_weights(tmp_path / "untuned", [1.0, 0.0, 0.0])
+    monkeypatch.setattr(
+        "experiments.outcomes.weights_of", lambda _, directory: Weights(tmp_path / "untuned", directory)
+    )
+    for point in given:
+        # OGPSA becomes as safe as the others at four times the rate.
+        safety = 0.9 if point.row != "rl/ogpsa" or point.strength == 4 else 0.7
+        write_run(tmp_path, point, safety, 0.6)
+        write_weights(tmp_path / point.config.run_name(), [1.0, 0.01 * point.strength, 0.0])
+    found = read_rows(table, "testbed", given, tmp_path)
+    assert [(one.row, one.against) for one in compare_at_equal_distance(found)] == [
+        ("rl/kl", "rl/grpo"), ("rl/ogpsa", "rl/grpo"),
+    ]  # fmt: skip
+    assert set(directions(found)) == {"rl/kl", "rl/ogpsa"}
+    at = {one.row.name: one.found for one in equal_safety(table, found)}
+    assert at == {row: dict.fromkeys(range(2), pytest.approx(60.0)) for row in rows}
+
+
 def test_distance_of_a_model_that_lies_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor that only one of the two files holds, as one tied to another, does not count."""
     (point,) = points(experiment([SMALL[0]], {"seeds": 1}, suite="check"), "check")
@@ -519,24 +553,6 @@ def test_a_difference_has_a_finding_and_the_number_of_seeds_needed(tmp_path: Pat
     assert "needs N: none of these, and N pairs" in text
 
 
-def test_a_choice_and_its_confirmation_are_told_apart(tmp_path: Path) -> None:
-    """OGPSA is 10 points above naive tuning on the seeds it was chosen on, and 2 on those that confirm it."""
-    table = experiment([BASELINE, OGPSA], {"seeds": 2}, {"first_seed": 5, "seeds": 3})
-    given = points(table, "testbed")
-    for point in given:
-        gain = 0 if point.row == BASELINE else 0.1 if point.seed < 5 else 0.02
-        write_run(tmp_path, point, 0.9, 0.6 + gain)
-    out = written(table, "testbed", given, tmp_path)
-    text = (out / "table1.md").read_text(encoding="utf-8")
-    chosen = lines_of(text, "world 0 in the place of qwen2_5_7b")[-1]
-    confirmed = lines_of(text, "world 0 in the place of qwen2_5_7b, confirmed on seeds from 5")[-1]
-    assert (chosen["seeds"], confirmed["seeds"]) == ("2", "3")
-    assert (chosen["Δ utility"], confirmed["Δ utility"]) == ("+10.0 ± – (–; n = 2)", "+2.0 ± – (–; n = 3)")
-    assert "10 of 10 runs are finished" in text
-    with (out / "table1.csv").open(encoding="utf-8") as file:
-        assert [line["first_seed"] for line in csv.DictReader(file)] == ["", "", "5", "5"]
-
-
 def test_rows_are_compared_at_the_strength_that_a_suite_names(tmp_path: Path) -> None:
     """At × 4 OGPSA keeps 10 points more than naive tuning, at its own rates as much."""
     grid = {"seeds": 2, "strengths": [1.0, 4.0]}
@@ -550,15 +566,18 @@ def test_rows_are_compared_at_the_strength_that_a_suite_names(tmp_path: Path) ->
     assert "All rows at × 4 of their learning rates." in text
 
 
-def test_equal_safety_waits_for_all_strengths(tmp_path: Path) -> None:
-    table = experiment([BASELINE, OGPSA], {"seeds": 1, "strengths": [1.0, 0.5]})
+def test_equal_safety_is_read_where_both_rows_have_run(tmp_path: Path) -> None:
+    """Naive tuning's better point is at a rate at which OGPSA has yet to run: they are compared without it."""
+    table = experiment([BASELINE, OGPSA], {"seeds": 1, "strengths": [1.0, 0.5]}, usual="*_ogpsa")
     given = points(table, "testbed")
     for point in given:
         if (point.row, point.strength) != (OGPSA, 0.5):
-            write_run(tmp_path, point, 0.9, 0.6)
+            write_run(tmp_path, point, 0.9, 0.6 if point.strength == 1 else 0.7)
     rows = read_rows(table, "testbed", given, tmp_path)
-    naive, ogpsa = equal_safety(table, rows)
-    assert (naive.found, ogpsa.utility) == ({0: pytest.approx(60.0)}, {})
+    naive, ogpsa = equal = equal_safety(table, rows)
+    assert (naive.found, ogpsa.found) == ({0: pytest.approx(70.0)}, {0: pytest.approx(60.0)})
+    difference = compare_at_equal_safety(table, equal)[0].paired.difference
+    assert difference.mean == pytest.approx(0.0)
     assert len(compare(table, rows)) == 3
 
 
@@ -584,7 +603,7 @@ def test_a_method_outside_the_paper_keeps_its_own_name(tmp_path: Path) -> None:
     table = experiment(["ideas/anchor", OGPSA], {"seeds": 1}, name="ideas")
     rows = read_rows(table, "testbed", points(table, "testbed"), tmp_path)
     assert {row.name: row.label for row in rows} == {OGPSA: "OGPSA", "ideas/anchor": "anchor"}
-    assert set(publication().methods) <= set(method_names())
+    assert set(publication().methods) <= set(names_in("ogpsa.methods"))
 
 
 def test_how_utility_was_lost_by_hand(tmp_path: Path) -> None:

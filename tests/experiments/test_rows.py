@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
 
+from experiments import bases
 from experiments.__main__ import main, parse
 from experiments.execute import check_tasks, execute, tasks_of
 from experiments.plan import stand_in
@@ -19,12 +21,13 @@ from experiments.rows import DEFINITIONS, experiment_names, experiments_of, load
 from ogpsa.app.compose import CONF, compose_config
 from ogpsa.data.rows import check_sizes
 from ogpsa.runs.directory import METRICS_FILE
+from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import EXIT_REQUEUE, EXIT_USER_ERROR, UserError
 from tests.program import ROOT, contents
 
 NAMES = experiment_names()
 # Of rows that differ in a number alone, or in the model, which the suite replaces, one is enough but in make test-all.
-FEWER = {"table1": "qwen*", "nspo": "qwen*", "rank": "4", "refresh": "never", "samples": "500", "cost": "int8"}
+FEWER = {"table1": "qwen*", "nspo": "qwen*", "rank": "8", "refresh": "never", "samples": "500", "cost": "int8"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,6 +123,22 @@ def test_seeds_and_strengths_are_the_suites_or_the_users() -> None:
     assert compose_config(list(one.overrides)) == one.config
     [full_size] = points(table, "paper", ["llama3_1_8b_sft_lora"])
     assert (full_size.config.model.name, full_size.config.data.name) == ("llama3_1_8b", "paper")
+
+
+def test_rows_that_the_suite_leaves_out_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "refresh", "rows=1,10"]) == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert said.startswith("error: rows: suite=testbed of refresh leaves out refresh/1, refresh/10; it runs table1/")
+    assert said.endswith(", refresh/5, refresh/30, refresh/never\n")
+    found = points(load_experiment("refresh"), "testbed", ["1", "5"])
+    assert {point.row for point in found} == {"refresh/5"}
+
+
+def test_a_base_is_named_by_its_world_and_its_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, found in (("foo", "foo"), ("0", "0"), ("0.0,", ""), ("0.0,1.x", "1.x")):
+        assert run_program(partial(bases.main, ["--bases", given])) == EXIT_USER_ERROR
+        said = f"error: argument --bases: found '{found}'; expected WORLD.SEED, as 0.1; "
+        assert capsys.readouterr().err.startswith(said)
 
 
 def test_a_run_that_two_rows_ask_for_is_one_task(tmp_path: Path) -> None:

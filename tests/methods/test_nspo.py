@@ -325,7 +325,7 @@ REFUSED: dict[tuple[str, ...], str] = {
         "method.modules: found {code: …}, which has no value for method.variant=paper"
     ),
     ("method.modules=[q_proj,lm_head]",): (
-        "method.modules: lm_head turns states into words and is never protected; leave it out"
+        "method.modules: lm_head is the output head, which is never protected; leave it out"
     ),
     ("method.general_sets=[helpfullness]",): (
         "method.general_sets: 'helpfullness' is not among data=testbed's sets for sft; allowed: helpfulness, "

@@ -65,6 +65,24 @@ def test_generation_is_highest_at_its_end_or_when_prompts_are_read(name: str, pr
     assert estimate(shape, setup).generation == ends[prompts_decide] == max(ends)
 
 
+def test_the_cache_of_a_generation_is_as_wide_as_the_residual_stream(qwen: ModelShape) -> None:
+    narrow, wide = (
+        estimate(qwen, replace(SETUP, mode=mode, processes=8, autocast=True, length=1024, prompt=1, generated=200))
+        for mode in ("fsdp2", "ddp")
+    )
+    assert wide.generation == 2 * narrow.generation
+
+
+def test_replayed_answers_hold_gradients_and_whole_logits_in_grpo() -> None:
+    given = ["stage=grpo", "model=qwen2_5_7b", "data=paper", "reward=refusal_rules"]
+    plain, replayed = (
+        estimate(*stage_shapes(config, "grpo")[1:], stage_setup(config, config.stages[0], "fsdp2", 8))
+        for config in (compose_config([*given, method]) for method in ("method=baseline", "method=replay"))
+    )
+    assert replayed.moments["generation"] == plain.moments["generation"] + plain.gradients
+    assert "answers" not in plain.moments and replayed.moments["answers"] > replayed.moments["backward"]
+
+
 def test_a_stage_knows_the_tokens_of_its_prompts() -> None:
     config = compose_config(["+experiment=rl/grpo", "reward=refusal_rules"])
     setup = stage_setup(config, config.stages[0], "fsdp2", 8)

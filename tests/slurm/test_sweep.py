@@ -17,7 +17,7 @@ from ogpsa.config.stage import StageName
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import exclusive, write_json
 from slurm import front, grid, submit
-from slurm.squeue import Task, read_words, tasks_of, write_words
+from slurm.squeue import Task, read_words, results_of_others, tasks_of, write_words
 from slurm.status import error_of, read_events, requeues_of, seconds_of, state_of, status
 from slurm.submit import check_rows, node_count, option_problems, processes_per_node
 from slurm.sweep import Line, Record, Sweep, check_edits, compose_rows, find_sweep, read_lines
@@ -499,6 +499,13 @@ def test_tasks_are_told_by_their_comment_whatever_other_jobs_say(
     monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", squeue=f"/bin/cat {tmp_path}/queue")))
     (tmp_path / "queue").write_bytes(lines.encode("latin-1"))
     assert tasks_of(sweep) == [Task("row", "7_3", "RUNNING", "n1", "None")]
+    other = tmp_path / "other" / "slurm" / "submissions" / "second"
+    assert results_of_others(sweep) == set()
+    (tmp_path / "queue").write_text(f"7|3|RUNNING|n1|None|{submission}\n9|0|PENDING||Priority|{other}\n")
+    assert results_of_others(sweep) == set()
+    other.mkdir(parents=True)
+    write_words(other / "0", ["row", "events", "1", "/runs/a/metrics.json", "method=ogpsa"])
+    assert results_of_others(sweep) == {Path("/runs/a/metrics.json")}
     (submission / "3").unlink()
     with pytest.raises(UserError, match=r"first/3: removed, but job 7_3 still needs it; scancel 7$"):
         tasks_of(sweep)
@@ -515,6 +522,10 @@ def test_an_answer_of_sbatch_without_a_job_is_said(
 
 
 def test_a_front_that_another_row_refreshes_is_left_to_it(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    assert front.main([str(sweep.folder)]) == 2
+    assert not sweep.folder.exists()
+    assert capsys.readouterr().err == f"error: FOLDER: {sweep.folder}: no sweep was submitted here\n"
+    sweep.remember([])
     with exclusive(sweep.folder / "slurm" / "front.lock", ""):
         assert front.main([str(sweep.folder)]) == 0
     assert "another process refreshes it" in capsys.readouterr().out
@@ -546,7 +557,7 @@ def test_test_only_needs_no_slurm(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert submit.main([str(sweep.file), "--test-only"]) == 0
-    assert capsys.readouterr().out == "2 rows: 0 done, no squeue here to say what is queued, 2 to queue\n"
+    assert capsys.readouterr().out == "2 rows: 0 done, no squeue answers here to say what is queued, 2 to queue\n"
     written(sweep, "stage=stf")
     assert submit.main([str(sweep.file), "--test-only"]) == 2
     assert submit.main([str(sweep.file)]) == 2

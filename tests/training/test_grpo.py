@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
@@ -23,6 +24,7 @@ from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
 from ogpsa.runs.run import Run
 from ogpsa.runs.stage_cache import StageCache
+from ogpsa.subspace.references import ReferenceChunk
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
 from ogpsa.training.answers import IGNORED, answer_batch
@@ -151,7 +153,10 @@ def test_the_gradient_of_replay_is_that_of_the_mean_over_the_rows_tokens(build: 
     trainer.model.zero_grad()
     trainer.model_wrapped = trainer.model
     replayed = ReplayedAnswers(trainer, 0.5, 1.0, 0)
+    trainer.model.eval()
     replayed.add()
+    # Gradients are checkpointed in training alone.
+    assert trainer.model.training
     found = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
     batch = answer_batch(TOKENIZER, replayed._rows[:4])
     trainer.model.zero_grad()
@@ -330,6 +335,14 @@ def test_protect_takes_cross_entropy_in_a_trainer_of_ones_own(tmp_path: Path) ->
     plain = final(trainer())
     settings = ProjectionSettings(("general",), rank=0, samples=2, refresh_every=1)
     assert torch.equal(final(protect(trainer(), settings)), plain)
+
+
+def test_reference_answers_are_sorted_by_their_length() -> None:
+    rows: Any = [
+        {"prompt": [{"role": "user", "content": "w" * size}], "completion": [{"role": "assistant", "content": "w"}]}
+        for size in (2, 9, 5)
+    ]
+    assert ReferenceChunk("general", range(3), DataLoader(rows)).longest_first(range(3)) == [1, 2, 0]
 
 
 def test_labels_of_an_answer_batch_are_the_answers_tokens() -> None:

@@ -21,6 +21,8 @@ from trl import DPOTrainer, SFTTrainer
 
 from ogpsa.config import Config
 from ogpsa.data.rows import load_data
+from ogpsa.distributed import processes
+from ogpsa.distributed.arguments import save_weights
 from ogpsa.subspace.references import ReferenceChunk
 from ogpsa.testbed.tokenizer import ASSISTANT, build_tokenizer
 from ogpsa.testbed.world import World
@@ -213,7 +215,9 @@ def test_rank_zero_with_its_passes_is_trl_bit_for_bit(
         pytest.param("sft", "ogpsa_lora", marks=pytest.mark.long),
     ],
 )
-def test_a_compiled_model_takes_the_projected_steps_of_an_eager_one(stage: str, method: str, build: Build) -> None:
+def test_a_compiled_model_takes_the_projected_steps_of_an_eager_one(
+    stage: str, method: str, build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     keys = [f"method={method}", "method.refresh_every=2", "stage.optimizer=sgd", "stage.max_steps=3"]
     moves = []
     for compiled in (False, True):
@@ -224,6 +228,13 @@ def test_a_compiled_model_takes_the_projected_steps_of_an_eager_one(stage: str, 
         moves.append(weights(trainer) - start)
     assert moves[0].norm() > 0
     assert relative(moves[1], moves[0]) < 1e-4
+    # As one of several processes gathers them, under the names of the compiled model.
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    save_weights(trainer, tmp_path / "several")
+    monkeypatch.undo()
+    save_weights(trainer, tmp_path / "one")
+    [one, several] = (next((tmp_path / name).glob("*.safetensors")) for name in ("one", "several"))
+    assert several.read_bytes() == one.read_bytes()
 
 
 @pytest.mark.parametrize("stage", STAGES)

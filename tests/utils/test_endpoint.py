@@ -264,6 +264,22 @@ def test_requests_under_way_all_find_out_for_themselves() -> None:
             Reply(status=400, text="'max_tokens' is too large: 512. The model's context length is 64 tokens."),
             Completion("", "too_long"),
         ),
+        *(
+            (Reply(status=status, text=text), Completion("", "content_filter"))
+            for status, text in [
+                (400, "Invalid prompt: your prompt was flagged as potentially violating our usage policy."),
+                (400, "Content Exists Risk"),
+                (403, "openai/gpt-x requires moderation on OpenAI. Your input was flagged for harassment."),
+            ]
+        ),
+        *(
+            (Reply(status=status, text=text), Completion("", "too_long"))
+            for status, text in [
+                (400, "the request exceeds the available context size, try increasing it"),
+                (400, "prompt is too long: 9 tokens > 8 maximum"),
+                (422, "`inputs` tokens + `max_new_tokens` must be <= 8. Given: 9 `inputs` tokens"),
+            ]
+        ),
     ],
     ids=repr,
 )

@@ -57,5 +57,6 @@ def _renderer(
 
 # Gated.
 JUDGE = LocalJudge(
-    metric="goodness", weights="meta-llama/Llama-Guard-4-12B", open=_open, parameters=12e9, needs_prompt=False
-)
+    metric="goodness", weights="meta-llama/Llama-Guard-4-12B", open=_open, parameters=12e9, needs_prompt=False,
+    reads_as="llama_guard",
+)  # fmt: skip

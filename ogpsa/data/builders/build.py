@@ -18,7 +18,7 @@ from ogpsa.data.conversations import as_text
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
 from ogpsa.data.readers import FORMATS, Row, ending, errors_of_the_hub, read_hub, read_table
 from ogpsa.utils.errors import UserError, closest_match
-from ogpsa.utils.files import check_writable, exclusive, write_json, write_jsonl
+from ogpsa.utils.files import check_writable, exclusive, hash_file, write_json, write_jsonl
 
 CARD = "card.json"
 JOURNAL = "refusals.journal"
@@ -82,7 +82,7 @@ def build(settings: DataSet) -> dict[str, Any]:
         for name, part in drawn.parts.items():
             file = folder / f"{name}.jsonl"
             write_jsonl(file, [_row(candidate) for candidate in part])
-            files[name] = {"file": file.name, "rows": len(part), "sha256": _sha256(file)}
+            files[name] = {"file": file.name, "rows": len(part), "sha256": hash_file(file)}
         card = {
             "name": settings.name,
             "ogpsa": __version__,
@@ -145,7 +145,7 @@ def draw(settings: DataSet) -> Drawn:
         dropped["prompt in an excluded file"] += len(exact)
         dropped["prompt nearly in an excluded file"] += len(near)
         eligible = [candidate for number, candidate in enumerate(eligible) if number not in exact | near]
-    excluded_by = {str(file): _sha256(file) for file in excluded}
+    excluded_by = {str(file): hash_file(file) for file in excluded}
     parts = _deal(settings, eligible, read, dropped)
     drawn = sum(map(len, parts.values()))
     _keep_from_held_out(parts, settings.similarity, dropped)
@@ -280,7 +280,7 @@ def _read(source: Source, key: str) -> tuple[Iterable[Row], dict[str, Any]]:
     if path.is_file():
         if ending(path) not in FORMATS:
             raise UserError(f"{key}.path: {path} is no {', '.join(FORMATS)} file")
-        return read_table(path), facts | {"sha256": _sha256(path)}
+        return read_table(path), facts | {"sha256": hash_file(path)}
     must_be_hub_id = "://" not in source.path and not path.is_dir()
     if must_be_hub_id and (ending(path) in FORMATS or not HUB_ID.fullmatch(source.path)):
         raise UserError(f"{key}.path: {path}: no such file or folder, and no hub id")
@@ -297,11 +297,6 @@ def _read(source: Source, key: str) -> tuple[Iterable[Row], dict[str, Any]]:
 
 def _reasons(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none dropped"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def summary(card: Mapping[str, Any], folder: Path) -> Sequence[str]:

@@ -473,6 +473,17 @@ def test_what_reads_responses_and_replies_is_part_of_every_judge(
     assert judge_hash(name, settings()) != before
 
 
+def test_code_that_two_judges_share_is_part_of_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ROOM, tmp_path / "judging"))
+    names = ["llama_guard", "llama_guard_weights", "wildguard"]
+    monkeypatch.setattr("eval.judging.judge.ROOM", folder)
+    before = [judge_hash(name, settings()) for name in names]
+    with (folder / "judges" / "llama_guard.py").open("a") as handle:
+        handle.write(" ")
+    changed = [judge_hash(name, settings()) != old for name, old in zip(names, before, strict=True)]
+    assert changed == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problems"),
     [
