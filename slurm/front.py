@@ -28,12 +28,12 @@ def refresh(folder: Path) -> int:
     Raises:
         UserError: no sweep was submitted there, nothing has finished, or a result is damaged.
     """
+    if not (folder / RECORDS).is_file():
+        raise UserError(f"FOLDER: {folder}: no sweep was submitted here")
 
     def leave() -> None:
         raise _Busy
 
-    if not (folder / RECORDS).is_file():
-        raise UserError(f"FOLDER: {folder}: no sweep was submitted here")
     due = folder / "slurm" / "front.due"
     due.touch()
     shown = 0

@@ -1,8 +1,7 @@
 """SLURM's state of a sweep's tasks."""
 
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,46 +34,43 @@ def tasks_of(sweep: Sweep) -> list[Task]:
     """The sweep's tasks that are queued, running or ending.
 
     Raises:
+        UserError: as ``queue_of``.
+    """
+    return queue_of(sweep)[0]
+
+
+def queue_of(sweep: Sweep) -> tuple[list[Task], set[Path]]:
+    """The sweep's tasks that are queued, running or ending, and the run directories of all such tasks in ``outputs``.
+
+    Two sweeps may ask for the same run in the same directory.
+
+    Raises:
         UserError: there is no squeue, it fails, or the sweep's folder was removed under a task.
     """
-    own = sweep.submissions.resolve()
-    found = []
-    for array, index, state, node, reason, comment in _queue():
+    own, outputs = sweep.submissions.resolve(), sweep.folder.resolve().parent
+    tasks, directories = [], set()
+    for line in call(["squeue", "--all", "--noheader", "--array", "--format=%F|%K|%T|%N|%r|%k"]).splitlines():
+        fields = line.strip().split("|", 5)
+        # Another user's job may have anything for its comment, line breaks too.
+        if len(fields) < 6:
+            continue
+        array, index, state, node, reason, comment = fields
         submission = Path(comment)
-        if submission.parent != own:
+        ours = submission.parent == own
+        if not ours and (submission.parts[:-4], submission.parts[-3:-1]) != (outputs.parts, ("slurm", "submissions")):
             continue
         try:
-            row = read_words(submission / index)[0]
+            row, _, _, result, *_ = read_words(submission / index)
         except FileNotFoundError as error:
+            if not ours:
+                continue
             raise UserError(
                 f"{error.filename}: removed, but job {array}_{index} still needs it; scancel {array}"
             ) from None
-        found.append(Task(row, f"{array}_{index}", state, node, reason))
-    return found
-
-
-def results_of_others(sweep: Sweep) -> set[Path]:
-    """The results that tasks of other sweeps are to make: two sweeps may share runs.
-
-    Raises:
-        UserError: there is no squeue, or it fails.
-    """
-    found: set[Path] = set()
-    for _, index, _, _, _, comment in _queue():
-        folder = Path(comment).parent
-        if folder.parts[-2:] == ("slurm", "submissions") and folder != sweep.submissions.resolve():
-            # Another user's may not be readable, nor a folder that was removed.
-            with suppress(OSError, UnicodeError):
-                found.update(map(Path, read_words(Path(comment) / index)[3:4]))
-    return found
-
-
-def _queue() -> Iterator[list[str]]:
-    """Array, index, state, node, reason and comment of every task; another user's comment may have line breaks too."""
-    for line in call(["squeue", "--all", "--noheader", "--array", "--format=%F|%K|%T|%N|%r|%k"]).splitlines():
-        fields = line.strip().split("|", 5)
-        if len(fields) == 6:
-            yield fields
+        directories.add(Path(result).parent.resolve())
+        if ours:
+            tasks.append(Task(row, f"{array}_{index}", state, node, reason))
+    return tasks, directories
 
 
 def call(command: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from ogpsa.runs.directory import METRICS_FILE, check_directory
 from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 from ogpsa.utils.files import exclusive
-from slurm.squeue import call, results_of_others, tasks_of, write_words
+from slurm.squeue import Task, call, queue_of, write_words
 from slurm.sweep import Record, Row, Sweep, check_edits, compose_rows, find_sweep, read_lines
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -71,24 +71,21 @@ def submit(sweep: Sweep, options: Sequence[str], test_only: bool) -> None:
     rows = compose_rows(sweep, read_lines(sweep.file))
     check_rows(sweep, [row for row in rows if not row.done], nodes)
     with exclusive(sweep.folder / "slurm" / "submit.lock", "", wait=_Waiting(sweep)):
-        unknown, tasks, elsewhere = False, set[str](), set[Path]()
+        found: list[Task] = []
+        directories: set[Path] = set()
+        unknown = ""
         try:
-            tasks = {task.row for task in tasks_of(sweep)}
-            elsewhere = results_of_others(sweep)
-        except UserError:
+            found, directories = queue_of(sweep)
+        except UserError as error:
             if not test_only:
                 raise
-            unknown = True
+            unknown = f"what is queued is not known ({error})"
+        tasks = {task.row for task in found}
         records = sweep.records()
         check_edits(sweep, rows, records, tasks)
-        todo = [row for row in rows if not row.done and row.name not in tasks and _result(row) not in elsewhere]
+        todo = [row for row in rows if not (row.done or row.name in tasks or row.directory.resolve() in directories)]
         done = sum(row.done for row in rows)
-        queued = (
-            "no squeue answers here to say what is queued"
-            if unknown
-            else f"{len(rows) - done - len(todo)} queued or running"
-        )
-        said = f"{len(rows)} rows: {done} done, {queued}"
+        said = f"{len(rows)} rows: {done} done, {unknown or f'{len(rows) - done - len(todo)} queued or running'}"
         if test_only or not todo:
             print(f"{said}, {len(todo)} to queue", flush=True)
             return
@@ -258,7 +255,8 @@ def _queue(sweep: Sweep, rows: Sequence[Row], nodes: int, options: Sequence[str]
     sweep.logs.mkdir(exist_ok=True)
     for index, row in enumerate(rows):
         events = sweep.events(row.name).resolve()
-        words = [row.name, str(events), str(processes_per_node(row, nodes)), str(_result(row)), *row.overrides]
+        result = row.directory.absolute() / METRICS_FILE
+        words = [row.name, str(events), str(processes_per_node(row, nodes)), str(result), *row.overrides]
         write_words(submission / str(index), words)
     at_once = os.environ.get("OGPSA_ROWS_AT_ONCE", "")
     command = [
@@ -274,10 +272,6 @@ def _queue(sweep: Sweep, rows: Sequence[Row], nodes: int, options: Sequence[str]
     if not (job := re.match(r"\d+", said)):
         raise UserError(f"sbatch: found no job's number in its answer: {' '.join(said.split())}")
     return job[0]
-
-
-def _result(row: Row) -> Path:
-    return row.directory.absolute() / METRICS_FILE
 
 
 if __name__ == "__main__":

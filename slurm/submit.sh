@@ -7,7 +7,7 @@ usage: slurm/submit.sh SWEEP [--test-only] [sbatch options]
 
 Queue the rows of SWEEP, a file of one run's Hydra overrides a line, as a SLURM array. Every row is validated before
 anything is queued: composition, values, paths, benchmarks, and whether its model fits. Rows that are done, queued or
-running are left out, so the same command resumes after a failure or after rows were appended.
+running, for another sweep too, are left out, so the same command resumes after a failure or after rows were appended.
 
   --test-only      validate, and say what would be queued; needs no SLURM
   sbatch options   as --partition=gpu --time=8:00:00; they win over SBATCH_OPTIONS in slurm/env.sh.

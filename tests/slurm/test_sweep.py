@@ -17,7 +17,7 @@ from ogpsa.config.stage import StageName
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import exclusive, write_json
 from slurm import front, grid, submit
-from slurm.squeue import Task, read_words, results_of_others, tasks_of, write_words
+from slurm.squeue import Task, read_words, tasks_of, write_words
 from slurm.status import error_of, read_events, requeues_of, seconds_of, state_of, status
 from slurm.submit import check_rows, node_count, option_problems, processes_per_node
 from slurm.sweep import Line, Record, Sweep, check_edits, compose_rows, find_sweep, read_lines
@@ -494,21 +494,31 @@ def test_tasks_are_told_by_their_comment_whatever_other_jobs_say(
 ) -> None:
     submission = sweep.submissions.resolve() / "first"
     submission.mkdir(parents=True)
-    write_words(submission / "3", ["row", "events"])
+    write_words(submission / "3", ["row", "events", "1", "/runs/row/metrics.json"])
     lines = f"7|3|RUNNING|n1|None|{submission}\n8|N/A|RUNNING|n1|None|two\nlines \377\n9|1|PENDING||Priority|(null)\n"
     monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", squeue=f"/bin/cat {tmp_path}/queue")))
     (tmp_path / "queue").write_bytes(lines.encode("latin-1"))
     assert tasks_of(sweep) == [Task("row", "7_3", "RUNNING", "n1", "None")]
-    other = tmp_path / "other" / "slurm" / "submissions" / "second"
-    assert results_of_others(sweep) == set()
-    (tmp_path / "queue").write_text(f"7|3|RUNNING|n1|None|{submission}\n9|0|PENDING||Priority|{other}\n")
-    assert results_of_others(sweep) == set()
-    other.mkdir(parents=True)
-    write_words(other / "0", ["row", "events", "1", "/runs/a/metrics.json", "method=ogpsa"])
-    assert results_of_others(sweep) == {Path("/runs/a/metrics.json")}
     (submission / "3").unlink()
     with pytest.raises(UserError, match=r"first/3: removed, but job 7_3 still needs it; scancel 7$"):
         tasks_of(sweep)
+
+
+def test_a_row_that_another_sweep_has_queued_is_left_out(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(sweep, "seed=1 tracker=none hydra.run.dir=outputs/shared/one", "seed=2 tracker=none")
+    submission = Sweep(tmp_path / "other.txt", tmp_path / "outputs" / "other").submissions / "first"
+    submission.mkdir(parents=True)
+    write_words(submission / "0", ["row", "events", "1", str(tmp_path / "outputs/shared/one/metrics.json")])
+    # The second task's file was removed; it is not for this sweep to say so.
+    lines = "".join(f"7|{index}|PENDING||Priority|{submission}\n" for index in (0, 1))
+    (tmp_path / "queue").write_text(lines, encoding="utf-8")
+    monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", squeue=f"/bin/cat {tmp_path}/queue")))
+    assert submit.main([sweep.file.name, "--test-only"]) == 0
+    assert capsys.readouterr().out == "2 rows: 0 done, 1 queued or running, 1 to queue\n"
+    assert tasks_of(sweep) == []
 
 
 def test_an_answer_of_sbatch_without_a_job_is_said(
@@ -521,10 +531,13 @@ def test_an_answer_of_sbatch_without_a_job_is_said(
     assert capsys.readouterr().err == "error: sbatch: found no job's number in its answer: Usage: sbatch\n"
 
 
-def test_a_front_that_another_row_refreshes_is_left_to_it(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_sweep_has_no_front(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert front.main([str(sweep.folder)]) == 2
-    assert not sweep.folder.exists()
     assert capsys.readouterr().err == f"error: FOLDER: {sweep.folder}: no sweep was submitted here\n"
+    assert not sweep.folder.exists()
+
+
+def test_a_front_that_another_row_refreshes_is_left_to_it(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     sweep.remember([])
     with exclusive(sweep.folder / "slurm" / "front.lock", ""):
         assert front.main([str(sweep.folder)]) == 0
@@ -557,7 +570,12 @@ def test_test_only_needs_no_slurm(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert submit.main([str(sweep.file), "--test-only"]) == 0
-    assert capsys.readouterr().out == "2 rows: 0 done, no squeue answers here to say what is queued, 2 to queue\n"
+    said = "2 rows: 0 done, what is queued is not known (squeue: {}), 2 to queue\n"
+    missing = "no such program here; type this on a machine that has SLURM"
+    assert capsys.readouterr().out == said.format(missing)
+    monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", squeue="echo squeue: error: no contact >&2; exit 1")))
+    assert submit.main([str(sweep.file), "--test-only"]) == 0
+    assert capsys.readouterr().out == said.format("no contact")
     written(sweep, "stage=stf")
     assert submit.main([str(sweep.file), "--test-only"]) == 2
     assert submit.main([str(sweep.file)]) == 2
