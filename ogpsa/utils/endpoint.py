@@ -34,7 +34,8 @@ LONGEST_PAUSE = 600.0
 LONGEST_REACH = 10.0
 # Codes and words of providers that turn a prompt away by its content (OpenAI, Azure, DeepSeek, DashScope, OpenRouter).
 FILTERED = re.compile(
-    r"content_filter|invalid_prompt|usage policy|Content Exists Risk|data_inspection_failed|requires moderation|flagged"
+    r"content_filter|invalid_prompt|Content Exists Risk|data_inspection_failed"
+    r"|requires moderation|(prompt|input) was flagged"
 )
 # Those of servers to which a prompt is too long (OpenAI and vLLM, llama.cpp, Anthropic, TGI).
 TOO_LONG = re.compile(r"context[_ ]length|context size|prompt is too long|inputs` tokens")

@@ -175,6 +175,8 @@ def test_a_fault_that_stays_ends_in_one_line(fault: Reply, message: str) -> None
     [
         (Reply(status=401, text=f"Incorrect API key provided: {KEY}"), "401, the key in JUDGE_KEY is not accepted"),
         (Reply(status=403, text="no access"), "403, the key in JUDGE_KEY is not accepted"),
+        # Not the prompt's fault, so that no verdict is taken for missing.
+        (Reply(status=403, text="Your account was flagged."), "403, the key in JUDGE_KEY is not accepted"),
         (Reply(status=404, text="no model judge-1"), "404, "),
         (Reply(status=400, text="unknown parameter"), "unknown parameter"),
         (Reply(status=404, text="no max_tokens here"), "no max_tokens here"),
@@ -269,6 +271,7 @@ def test_requests_under_way_all_find_out_for_themselves() -> None:
             for status, text in [
                 (400, "Invalid prompt: your prompt was flagged as potentially violating our usage policy."),
                 (400, "Content Exists Risk"),
+                (400, "data_inspection_failed: Input data may contain inappropriate content."),
                 (403, "openai/gpt-x requires moderation on OpenAI. Your input was flagged for harassment."),
             ]
         ),
