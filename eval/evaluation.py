@@ -160,11 +160,7 @@ def evaluate(
     return scores
 
 
-def _generate_all(
-    calls: Sequence[tuple["_Work", Callable[[Callable[[], None]], None]]],
-    errors: dict[str, str],
-    safe_point: Callable[[], None],
-) -> None:
+def _generate_all(calls: "Sequence[_Call]", errors: dict[str, str], safe_point: Callable[[], None]) -> None:
     for work, call in calls:
         with _noting(errors, work.benchmark, TooLongError):
             call(safe_point)
@@ -219,9 +215,11 @@ def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation
     )
 
 
-def _prepare(
-    model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation
-) -> list[tuple[_Work, Callable[[Callable[[], None]], None]]]:
+# A benchmark's part and what makes its generations, given the safe point.
+_Call = tuple[_Work, Callable[[Callable[[], None]], None]]
+
+
+def _prepare(model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation) -> list[_Call]:
     """The calls that make the generations, one per benchmark; one that cannot be asked is found before the first call.
 
     Raises:
