@@ -89,8 +89,9 @@ EQUAL_NOTE = (
     "point of highest utility counts. No overlap: seeds whose points are all less safe than S; they have no number and "
     "no part in the means. Over-refusal at S: the same of the front of high safety and low over-refusal; "
     "balanced: the mean of S and 100 less that over-refusal. "
-    "Minus it: of the row that the column names, paired over the seeds that both have a number for, 95% t-interval; p: "
-    "two-sided paired t-test, corrected by Holm over the column (in all tables of this page)."
+    "Minus it: of the row that the column names, both read at the strengths at which both have run, paired over the "
+    "seeds that both have a number for, 95% t-interval; p: two-sided paired t-test, corrected by Holm "
+    "over the column (in all tables of this page)."
 )
 SECOND_HAND_NOTE = (
     "[nspo]: by machine-written notes on NSPO's table, not by the paper itself, which could not be read: shown beside "
