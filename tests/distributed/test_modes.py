@@ -68,7 +68,7 @@ def each_mode(wanted: Callable[[Matrix, str], list[Case]]) -> pytest.MarkDecorat
                 matrix,
                 case,
                 marks=[
-                    *[pytest.mark.long] * (matrix == "long"),
+                    *[pytest.mark.long] * (matrix == "long" or mode == "zero2"),
                     *[WITHOUT_DEEPSPEED] * mode.startswith("zero"),
                 ],
                 id=f"{matrix}-{mode}-{case.name}",

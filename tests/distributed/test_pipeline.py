@@ -108,6 +108,7 @@ def errors(result: Result) -> list[str]:
     return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.long
 def test_mistakes_are_reported_once(small: list[str], tmp_path: Path) -> None:
     result = finish(start(*small, "hydra.run.dir=run", cwd=tmp_path))
     assert errors(result) == [

@@ -403,6 +403,7 @@ def test_bad_arguments_are_named(arguments: list[str], message: str, capsys: pyt
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_a_run_directory_brings_its_rows_and_settings(
     checkpoint: Path,
     rows: Path,

@@ -88,6 +88,7 @@ def artefacts(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if not name.startswith((".lock", "verdicts/."))}
 
 
+@pytest.mark.slow
 def test_the_papers_list_runs_offline_and_again_without_a_word(
     place: Path, tmp_path: Path, judge: EndpointServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +157,7 @@ def test_generation_and_judging_can_be_two_calls(
     assert artefacts(parts) == artefacts(whole)
 
 
+@pytest.mark.slow
 def test_unavailable_benchmarks_are_named_and_the_rest_runs(
     place: Path, tmp_path: Path, judge: EndpointServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +242,7 @@ def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool], pla
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_kills_in_each_phase_lose_and_repeat_nothing(place: Path, tmp_path: Path, judge: EndpointServer) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert command.main(arguments(place, whole, judge)) == EXIT_DONE

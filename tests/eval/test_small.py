@@ -45,6 +45,7 @@ def generations(folder: Path, name: str) -> list[dict[str, Any]]:
     return read_artefacts(folder / "out").generations(name)
 
 
+@pytest.mark.slow
 def test_losses_stand_beside_the_averages_and_in_none(evaluated: Path) -> None:
     scores = json.loads((evaluated / "out" / "scores.json").read_text())
     settings = compose_config(["eval=small"]).eval

@@ -320,6 +320,7 @@ def test_the_row_that_others_are_compared_with_is_named(tmp_path: Path) -> None:
     assert {"LoRA minus it", "LoRA's over-refusal minus its"} <= lines[0].keys() and "OGPSA minus it" not in text
 
 
+@pytest.mark.slow
 def test_fronts_are_of_the_seeds_that_all_rows_have(tmp_path: Path) -> None:
     """Seed 1 is harder for all; LoRA, which has not run on it, would else be alone on the front."""
     table = experiment([BASELINE, OGPSA, LORA], {"seeds": 2, "strengths": [1.0, 2.0]}, figure="front")
@@ -521,6 +522,7 @@ def test_front_membership_by_hand(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_safety_score_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     """OGPSA's model says nothing to any request: its benchmarks stay, and it stands on no front."""
     table = experiment([BASELINE, OGPSA], {"seeds": 1}, figure="front", distance=True)
@@ -669,6 +671,7 @@ def test_a_stage_that_was_resumed_says_nothing_of_time(
     assert (cost.step, cost.projection) == tuple(one and pytest.approx(one) for one in times)
 
 
+@pytest.mark.slow
 def test_cost_of_null_spaces_is_what_was_logged(tmp_path: Path) -> None:
     table = experiment(["rl/grpo", "rl/nspo_exact"], {"seeds": 1}, name="rl", reference="rl/grpo", costs=True)
     given = points(table, "testbed")
@@ -687,6 +690,7 @@ def test_cost_of_null_spaces_is_what_was_logged(tmp_path: Path) -> None:
     assert exact.step is None
 
 
+@pytest.mark.slow
 def test_overlap_is_the_mean_over_seeds(tmp_path: Path) -> None:
     rows = [BASELINE, "overlap/strong"]
     table = experiment(
@@ -714,7 +718,7 @@ def test_overlap_is_the_mean_over_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "settings"),
     [
-        ([BASELINE, OGPSA], {"figure": "front"}),
+        pytest.param([BASELINE, OGPSA], {"figure": "front"}, marks=pytest.mark.slow),
         (
             ["table1/qwen2_5_7b_sft_dpo_baseline", "refresh/30", "refresh/never"],
             {"figure": "curve", "axis": "method.refresh_every"},
@@ -756,6 +760,7 @@ def test_a_legend_of_long_names_fits_its_figure(tmp_path: Path) -> None:
     assert "goes on" in legend.texts[0].get_text() and legend.get_window_extent().width <= figure.bbox.width
 
 
+@pytest.mark.slow
 def test_a_kept_run_is_reported_as_the_run_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is committed of runs, without their weights, gives every file of the report that the runs gave."""
     table = experiment([BASELINE, OGPSA], {"seeds": 2, "strengths": [1.0, 2.0]}, figure="front", overlap=True,

@@ -45,6 +45,7 @@ def test_every_experiment_names_rows_that_are_there(name: str) -> None:
         assert any(compared in grid.strengths for grid in grids), f"{suite}: no row runs at {compared}"
 
 
+@pytest.mark.slow
 def test_small_full_has_all_rows_of_small_sft_without_a_cap() -> None:
     found = points(load_experiment("small_sft"), "small_full", seeds=[0])
     assert {point.row for point in found} == set(load_experiment("small_sft").rows)
@@ -54,6 +55,7 @@ def test_small_full_has_all_rows_of_small_sft_without_a_cap() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_no_run_of_the_testbed_is_refused(tmp_path: Path) -> None:
     """Each has the rows that it draws and mixes in, at its full size: ``suite=check`` has fewer."""
     found = [
@@ -65,6 +67,7 @@ def test_no_run_of_the_testbed_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_no_run_of_full_size_wants_more_rows_than_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in experiments_of("paper"):
@@ -74,6 +77,7 @@ def test_no_run_of_full_size_wants_more_rows_than_are_built(tmp_path: Path, monk
             check_sizes(point.config, data.safety, data.reference_sets)
 
 
+@pytest.mark.slow
 def test_what_many_runs_would_say_of_a_benchmark_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Here there are no rows, and nothing can be fetched."""
     given = points(load_experiment("rank"), "check", overrides=["eval=small", f"eval.data_dir={tmp_path}"])
@@ -141,6 +145,7 @@ def test_a_base_is_named_by_its_world_and_its_seed(capsys: pytest.CaptureFixture
         assert capsys.readouterr().err.startswith(said)
 
 
+@pytest.mark.slow
 def test_a_run_that_two_rows_ask_for_is_one_task(tmp_path: Path) -> None:
     rank, refresh = (points(load_experiment(name), "testbed", seeds=[0]) for name in ("rank", "refresh"))
     tasks = tasks_of([*rank, *refresh], tmp_path)
@@ -159,6 +164,7 @@ def test_seeds_are_a_number_a_range_or_a_list(given: str, expected: list[int]) -
     assert parse(["rank", f"seeds={given}"]).seeds == expected
 
 
+@pytest.mark.slow
 def test_all_are_those_of_the_suite() -> None:
     small = {"small_sft", "small_dpo", "small_rl"}
     assert {suite: set(parse(["all", f"suite={suite}"]).names) for suite in ("small", "testbed", "check")} == {
@@ -241,6 +247,7 @@ def test_a_report_leaves_what_is_committed_alone(tmp_path: Path) -> None:
     assert not (ROOT / "experiments" / "results" / "check").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_file_holds_one_run_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +265,7 @@ def test_a_sweep_file_holds_one_run_a_line(
     assert (tmp_path / "slurm/sweeps/diversity-testbed.txt").is_file()
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = [f"output={tmp_path}", "suite=check", "rows=rank/*"]
     assert main(["plan", "rank", *wanted]) == 0
@@ -283,6 +291,7 @@ def test_the_plan_of_a_full_size_row_says_what_is_missing(tmp_path: Path, capsys
     assert "hub" not in printed
 
 
+@pytest.mark.slow
 def test_the_plan_before_the_rows_are_built_rests_on_the_builders_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,6 +321,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_that_is_stopped_and_whose_worker_dies_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     """SIGTERM, then SIGKILL for the worker at its task: the other points run, and the same command does the rest."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -393,6 +403,7 @@ def test_a_row_of_several_processes_is_stopped_and_resumes(tmp_path: Path, small
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_kind_of_row_runs_and_every_report_is_written(tmp_path: Path) -> None:
     """Two steps per stage, four rows per benchmark, a model of random weights."""
     own = [f"cache_dir={tmp_path / 'cache'}"]

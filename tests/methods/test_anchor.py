@@ -51,7 +51,7 @@ def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return math.dist(*(torch.cat([part.flatten() for part in weights.values()]).tolist() for weights in (ours, theirs)))
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=[pytest.mark.slow, pytest.mark.long])])
 def test_no_strength_changes_nothing(
     stage: str, train: Callable[..., dict[str, Tensor]], start: dict[str, Tensor]
 ) -> None:
@@ -60,6 +60,7 @@ def test_no_strength_changes_nothing(
     assert not same(ours, start)
 
 
+@pytest.mark.slow
 def test_one_step_goes_the_rest_of_the_way(train: Callable[..., dict[str, Tensor]], start: dict[str, Tensor]) -> None:
     step = ["stage.max_steps=1", *CONSTANT]
     free, pulled = train("sft", "baseline", *step), train("sft", "anchor", *step, "method.strength=256")
@@ -67,6 +68,7 @@ def test_one_step_goes_the_rest_of_the_way(train: Callable[..., dict[str, Tensor
     assert distance(pulled, wanted) < 1e-5 * distance(free, start)
 
 
+@pytest.mark.slow
 def test_stronger_ends_nearer_and_the_strongest_at_the_start(
     train: Callable[..., dict[str, Tensor]], start: dict[str, Tensor]
 ) -> None:
@@ -78,7 +80,7 @@ def test_stronger_ends_nearer_and_the_strongest_at_the_start(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_resumed_stage_equals_the_unbroken_one(
     stage: str, small_config: Configure, train: Callable[..., dict[str, Tensor]], tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def test_no_decay_is_naive_tuning_bit_for_bit(stage: str, train: Callable[..., d
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_the_result_is_the_average_of_all_steps(
     small_config: Configure, train: Callable[..., dict[str, Tensor]]
 ) -> None:

@@ -25,6 +25,8 @@ from ogpsa.utils.files import COMPLETE_FILE, read_json
 from tests.stage import train_alone
 from tests.training.test_seam import on_refresh
 
+LONG = [pytest.mark.slow, pytest.mark.long]
+
 SHORT = ["method.samples=7", "method.refresh_every=4"]
 NF4 = "method.lora_quantize=nf4"
 ROWS = ["data.safety_rows=32", "stage.batch_size=8", "stage.micro_batch_size=4", "stage.log_every=1"]
@@ -80,7 +82,7 @@ DEFAULT = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all
         ),
     ],
 )
-@pytest.mark.parametrize("method", ["lora", "ogpsa_lora"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("ogpsa_lora", marks=LONG)])
 def test_adapter_of_each_stage(
     method: str, override: str, sft: dict[str, Any], dpo: dict[str, Any], base: Path
 ) -> None:
@@ -185,10 +187,10 @@ def test_only_the_named_layers_train_and_in_fp32(
     ("dtype", "keys"),
     [
         ("fp32", []),
-        ("bf16", []),
-        ("fp32", ["method.lora_dora=true"]),
+        pytest.param("bf16", [], marks=pytest.mark.slow),
+        pytest.param("fp32", ["method.lora_dora=true"], marks=pytest.mark.slow),
         ("fp32", [NF4]),
-        ("bf16", [NF4, "method.lora_dora=true"]),
+        pytest.param("bf16", [NF4, "method.lora_dora=true"], marks=LONG),
     ],
 )
 def test_merged_model_is_the_one_that_was_trained(
@@ -223,6 +225,7 @@ def test_merged_model_is_the_one_that_was_trained(
         assert (elsewhere - wanted).norm() > 2 * (found - wanted).norm()
 
 
+@pytest.mark.slow
 def test_a_stage_over_4_bits_leaves_a_model_and_says_on_what_it_was_merged(
     small_config: Configure, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -240,6 +243,7 @@ def test_a_stage_over_4_bits_leaves_a_model_and_says_on_what_it_was_merged(
         torch.testing.assert_close(model(tokens).logits, quantized(tokens).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_folder_of_a_stage_is_that_of_any_other_method(tuned: dict[str, Path], base: Path) -> None:
     lora, full = tuned["lora"], tuned["baseline"]
     assert {path.name for path in lora.iterdir()} == {path.name for path in full.iterdir()}
@@ -296,7 +300,13 @@ class FirstLoss(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("method", "keys"), [("lora", []), ("ogpsa_lora", []), ("lora", [NF4]), ("lora", ["method.lora_dora=true"])]
+    ("method", "keys"),
+    [
+        ("lora", []),
+        pytest.param("ogpsa_lora", [], marks=pytest.mark.slow),
+        pytest.param("lora", [NF4], marks=LONG),
+        pytest.param("lora", ["method.lora_dora=true"], marks=LONG),
+    ],
 )
 def test_reference_of_dpo_is_the_sft_policy(
     method: str, keys: list[str], tuned: dict[str, Path], base: Path, small_config: Configure, tmp_path: Path
@@ -335,8 +345,8 @@ def test_reference_of_dpo_is_the_sft_policy(
     [
         ("lora", "sft", []),
         ("ogpsa_lora", "sft", []),
-        ("ogpsa_lora", "dpo", []),
-        ("ogpsa_lora", "dpo", [NF4, "method.lora_dora=true"]),
+        pytest.param("ogpsa_lora", "dpo", [], marks=pytest.mark.long),
+        pytest.param("ogpsa_lora", "dpo", [NF4, "method.lora_dora=true"], marks=pytest.mark.long),
     ],
 )
 def test_resumed_stage_equals_the_unbroken_one(
@@ -365,7 +375,7 @@ def test_resumed_stage_equals_the_unbroken_one(
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("warmup_ratio", "first"), [("0", 1), ("0.1", 2)])
+@pytest.mark.parametrize(("warmup_ratio", "first"), [pytest.param("0", 1, marks=LONG), ("0.1", 2)])
 def test_second_estimate_covers_what_the_first_move_woke(
     warmup_ratio: str, first: int, small_config: Configure, base: Path, tmp_path: Path
 ) -> None:

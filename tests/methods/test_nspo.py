@@ -100,7 +100,14 @@ def leak(config: Config, weights: dict[str, Tensor]) -> float:
     return float((sizes[0] / sizes[1]).sqrt())
 
 
-@pytest.mark.parametrize(("variant", "stage"), [("paper", "sft"), ("exact", "dpo"), ("code", "sft")])
+@pytest.mark.parametrize(
+    ("variant", "stage"),
+    [
+        pytest.param("paper", "sft", marks=pytest.mark.slow),
+        pytest.param("exact", "dpo", marks=pytest.mark.slow),
+        ("code", "sft"),
+    ],
+)
 def test_where_all_is_null_it_is_the_baseline_bit_for_bit(variant: str, stage: str, train: Train) -> None:
     all_null = ["method.threshold=1", "method.null_shares=[0,1]"]
     ours, _ = train(*NSPO, f"method.variant={variant}", f"stage={stage}", *all_null)
@@ -109,7 +116,12 @@ def test_where_all_is_null_it_is_the_baseline_bit_for_bit(variant: str, stage: s
 
 
 @pytest.mark.parametrize(
-    ("stage", "more"), [("sft", []), ("dpo", ["method.others=freeze"]), ("sft", ["method.modules=[down_proj]"])]
+    ("stage", "more"),
+    [
+        ("sft", []),
+        pytest.param("dpo", ["method.others=freeze"], marks=pytest.mark.slow),
+        pytest.param("sft", ["method.modules=[down_proj]"], marks=pytest.mark.slow),
+    ],
 )
 def test_exact_stays_in_the_null_space_under_adamw(
     stage: str, more: list[str], train: Train, small_config: Configure
@@ -126,6 +138,7 @@ def test_exact_stays_in_the_null_space_under_adamw(
     assert changed == (protected if more == ["method.others=freeze"] else set(weights))
 
 
+@pytest.mark.slow
 def test_paper_leaks_under_adamw_and_not_under_sgd(train: Train, small_config: Configure) -> None:
     overrides = [*NSPO, "method.variant=paper", "stage=sft", *FAR]
     weights, steps = train(*overrides)
@@ -144,6 +157,7 @@ def test_code_retracts_after_steps_1_6_11(train: Train) -> None:
     assert shares == {"gate_proj", "up_proj", "down_proj"}
 
 
+@pytest.mark.slow
 def test_outputs_on_the_general_rows_stay(train: Train, small_config: Configure) -> None:
     overrides = [*NSPO, "stage=sft", "method.variant=exact", *FAR]
     config = small_config(*ROWS, *overrides)
@@ -197,6 +211,7 @@ def test_models_of_other_kinds_train_where_their_layers_are_linear(
     assert any(name.endswith("out_proj.weight") for name in changed)
 
 
+@pytest.mark.slow
 def test_random_spaces_are_of_equal_dimension(train: Train) -> None:
     given = [*NSPO, "stage=sft", "method.variant=exact", *FAR]
     ours, own = train(*given)
@@ -267,7 +282,13 @@ def test_preflight_counts_the_chosen_layers_alone(overrides: list[str], pairs: i
 
 @pytest.mark.parametrize(
     "overrides",
-    [["method.others=train"], ["method.others=freeze"], ["method.others=freeze", "method.modules=[down_proj]"]],
+    [
+        pytest.param(["method.others=train"], marks=pytest.mark.slow),
+        ["method.others=freeze"],
+        pytest.param(
+            ["method.others=freeze", "method.modules=[down_proj]"], marks=[pytest.mark.slow, pytest.mark.long]
+        ),
+    ],
     ids=" ".join,
 )
 def test_preflight_charges_gradients_and_moments_of_what_is_trained_alone(
@@ -297,7 +318,9 @@ def test_preflight_charges_gradients_and_moments_of_what_is_trained_alone(
     assert (eight > EIGHT_BITS * shape.trained) == ("method.others=train" in overrides)
 
 
-@pytest.mark.parametrize(("others", "trained"), [("train", "all of them"), ("freeze", "6.53 B of them")])
+@pytest.mark.parametrize(
+    ("others", "trained"), [pytest.param("train", "all of them", marks=pytest.mark.slow), ("freeze", "6.53 B of them")]
+)
 def test_preflight_says_how_much_is_trained(others: str, trained: str) -> None:
     config = compose_config(["method=nspo", f"method.others={others}", "model=qwen2_5_7b", "data=testbed", "stage=sft"])
     # 28 blocks of 3584 × (3584 + 2 × 512 + 3584) in attention and 3 × 3584 × 18944 in the MLP.

@@ -54,10 +54,10 @@ def leaks(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[float]:
 @pytest.mark.parametrize(
     ("stage", "variant", "optimizer", "least", "most"),
     [
-        ("sft", "paper", SGD, 0.0, 2e-5),
-        ("sft", "paper", ADAMW, 0.05, 0.4),
+        pytest.param("sft", "paper", SGD, 0.0, 2e-5, marks=pytest.mark.slow),
+        pytest.param("sft", "paper", ADAMW, 0.05, 0.4, marks=pytest.mark.slow),
         ("sft", "exact", ADAMW, 0.0, 2e-5),
-        ("dpo", "exact", ADAMW, 0.0, 2e-5),
+        pytest.param("dpo", "exact", ADAMW, 0.0, 2e-5, marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_large_directions_stay_but_for_what_adamw_leaks(

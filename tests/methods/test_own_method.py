@@ -121,6 +121,7 @@ def memory(result: Result) -> float:
     return float(single[header.index("weights")])
 
 
+@pytest.mark.slow
 def test_it_is_preflighted(command: list[str], place: Path) -> None:
     plain, ours = (
         run_here(*command, f"method={name}", "preflight=true", "hydra.run.dir=preflight", cwd=place)
@@ -131,7 +132,8 @@ def test_it_is_preflighted(command: list[str], place: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_resumes(number: signal.Signals, command: list[str], runs: dict[str, Path], tmp_path: Path) -> None:
     ours = [*command, "method=mine", "stage_store=null", "hydra.run.dir=run"]
     reached = exists(tmp_path / "run" / "01-sft" / "checkpoints", f"checkpoint-2/{COMPLETE_FILE}")

@@ -104,6 +104,7 @@ def test_another_wheel_is_refused_and_a_whole_folder_left_alone(
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_the_local_copy_stands_in_for_the_hub_id_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def model(*overrides: str) -> Config:
         return compose_config(["model=smollm2_135m", "data=files", "data.safety=a.jsonl", "method=baseline",

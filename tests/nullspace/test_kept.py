@@ -194,7 +194,7 @@ def test_layers_that_would_be_frozen_or_unprotected_are_refused_unless_allowed(
 
 
 @pytest.mark.parametrize("rule", ["relative", "energy"])
-@pytest.mark.parametrize("threshold", [1e-9, 1.0])
+@pytest.mark.parametrize("threshold", [1e-9, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_the_threshold_that_a_refusal_names_is_the_nearest_that_works(
     rule: Rule, threshold: float, spaces: Spaces
 ) -> None:

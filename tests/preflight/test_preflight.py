@@ -33,6 +33,8 @@ from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from tests.program import contents, run_here
 
+LONG = [pytest.mark.slow, pytest.mark.long]
+
 MODES: tuple[Mode, ...] = get_args(Mode)
 # Of one chosen micro-batch of 4 rows; r = 2 from as many references.
 SETUP = Setup(rows=4, length=2048, checkpointing=True, autocast=True, rank=2, references=2)
@@ -180,6 +182,7 @@ SEVEN = ["model=qwen2_5_7b", "data=files", "data.safety=rows.jsonl"]
 PAPER = [*SEVEN, "stage=sft", "method=ogpsa", "+data.reference_sets={helpfulness: a.jsonl, truthfulness: b.jsonl}"]
 
 
+@pytest.mark.slow
 def test_remedies_by_what_they_save() -> None:
     config = compose_config(PAPER)
     now = fit(config, 1, 140, NO_JUDGES).peak
@@ -196,6 +199,7 @@ def test_remedies_by_what_they_save() -> None:
     assert "stage.micro_batch_size=1" in found
 
 
+@pytest.mark.slow
 def test_what_cannot_be_sharded_is_given_up_for_it() -> None:
     whole = compose_config(["+experiment=one_card/qwen2_5_7b", "model.activation_offload=true"])
     given_up = "stage.sft.optimizer=adamw stage.dpo.optimizer=adamw model.activation_offload=false"
@@ -214,7 +218,15 @@ METHODS = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("lora", "osf"))) for name in METHODS]
+    "method",
+    [
+        pytest.param(
+            name,
+            marks=[pytest.mark.slow] * (name != "osf")
+            + [pytest.mark.long] * (name not in ("osf", "baseline", "lora", "nspo", "ogpsa")),
+        )
+        for name in METHODS
+    ],
 )
 def test_remedies_are_accepted_by_every_method(method: str) -> None:
     for words in REFUSING:
@@ -286,7 +298,7 @@ def test_paged_and_offloaded_tensors_count_on_the_host(qwen: ModelShape) -> None
     assert offloaded.activations < kept.activations
 
 
-@pytest.mark.parametrize("method", ["lora", "osf"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("osf", marks=LONG)])
 def test_merging_takes_the_host_memory_that_is_said(
     method: str, small_config: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -326,7 +338,13 @@ def test_merging_with_4_bits_unpacks_one_matrix_at_a_time(small_config: Callable
 CARDS = {"qwen2_5_7b": 149, "qwen2_5_7b_24gb": 24, "qwen2_5_7b_48gb": 48}
 
 
-@pytest.mark.parametrize("preset", sorted(file.stem for file in (CONF / "experiment" / "one_card").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(file.stem, marks=[pytest.mark.slow] * (file.stem != "qwen2_5_7b_24gb"))
+        for file in sorted((CONF / "experiment" / "one_card").glob("*.yaml"))
+    ],
+)
 def test_the_presets_for_one_card_fit_it_and_no_smaller_one(preset: str) -> None:
     config = compose_config([f"+experiment=one_card/{preset}"])
     found = fit(config, 1, CARDS[preset], NO_JUDGES)
@@ -364,21 +382,21 @@ def test_a_hub_model_needs_its_configuration_alone(
     [
         # As the hub's pages count them.
         ("qwen2_5_0_5b", 494_032_768),
-        ("qwen2_5_1_5b", 1_543_714_304),
-        ("qwen2_5_3b", 3_085_938_688),
-        ("qwen2_5_7b", 7_615_616_512),
+        pytest.param("qwen2_5_1_5b", 1_543_714_304, marks=pytest.mark.slow),
+        pytest.param("qwen2_5_3b", 3_085_938_688, marks=pytest.mark.slow),
+        pytest.param("qwen2_5_7b", 7_615_616_512, marks=pytest.mark.slow),
         ("llama3_2_1b", 1_235_814_400),
-        ("llama3_2_3b", 3_212_749_824),
-        ("llama3_1_8b", 8_030_261_248),
-        ("llama3_3_70b", 70_553_706_496),
-        ("qwen3_0_6b", 596_049_920),
-        ("qwen3_1_7b", 1_720_574_976),
-        ("qwen3_4b", 4_022_468_096),
+        pytest.param("llama3_2_3b", 3_212_749_824, marks=pytest.mark.slow),
+        pytest.param("llama3_1_8b", 8_030_261_248, marks=pytest.mark.slow),
+        pytest.param("llama3_3_70b", 70_553_706_496, marks=pytest.mark.slow),
+        pytest.param("qwen3_0_6b", 596_049_920, marks=pytest.mark.slow),
+        pytest.param("qwen3_1_7b", 1_720_574_976, marks=pytest.mark.slow),
+        pytest.param("qwen3_4b", 4_022_468_096, marks=pytest.mark.slow),
         ("qwen3_8b", 8_190_735_360),
-        ("gemma3_1b", 999_885_952),
-        ("gemma3_4b", 4_300_079_472),
+        pytest.param("gemma3_1b", 999_885_952, marks=pytest.mark.slow),
+        pytest.param("gemma3_4b", 4_300_079_472, marks=pytest.mark.slow),
         ("olmo3_7b", 7_298_011_136),
-        ("smollm3_3b", 3_075_098_624),
+        pytest.param("smollm3_3b", 3_075_098_624, marks=pytest.mark.slow),
     ],
 )
 def test_a_named_model_needs_no_network(model: str, parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +413,7 @@ def test_a_named_model_needs_no_network(model: str, parameters: int, monkeypatch
     ("words", "offered"),
     [
         (["method=lora"], "model.dtype=bf16: "),
-        (["method=lora", "model.precision=fp32"], "model.dtype=bf16 model.precision=bf16: "),
+        pytest.param(["method=lora", "model.precision=fp32"], "model.dtype=bf16 model.precision=bf16: ", marks=LONG),
         (["method=lora", "model.dtype=bf16"], None),
         (["method=baseline"], None),
     ],
@@ -413,6 +431,7 @@ def test_memory_that_the_environment_names_counts(
     assert offered is None or lines[0].startswith(offered)
 
 
+@pytest.mark.slow
 def test_a_judge_with_weights_that_rewards_is_in_the_memory() -> None:
     given = ["model=qwen2_5_7b", "stage=grpo", "reward=llama_guard", "method=baseline"]
     said, free = (
@@ -464,9 +483,9 @@ SPREAD = ["stage.sft.micro_batch_size=4", "stage.dpo.micro_batch_size=8"]
 TRAINED = [
     ["stage=sft"],
     ["stage=sft", "stage.epochs=2.5", "stage.micro_batch_size=8"],
-    ["stage=sft", "stage.max_steps=7"],
+    pytest.param(["stage=sft", "stage.max_steps=7"], marks=pytest.mark.long),
     ["stage=sft", "method.streaming=true"],
-    ["stage=sft", "method.refresh_every=never"],
+    pytest.param(["stage=sft", "method.refresh_every=never"], marks=pytest.mark.long),
     ["stage=sft", "method=ogpsa_lora"],
     ["stage=dpo", "method.rank=3"],
     ["stage=sft", "method.selection=conflict"],
@@ -567,7 +586,7 @@ def test_an_unknown_hub_id_is_one_line(small: list[str], tmp_path: Path) -> None
     "case",
     [
         Case("llama_6m", "sft", False, 2, "adamw", padded=True, rows=1),
-        Case("llama_6m", "dpo", True, 0, "sgd", autocast=True, rows=1),
+        pytest.param(Case("llama_6m", "dpo", True, 0, "sgd", autocast=True, rows=1), marks=pytest.mark.long),
         Case("llama_6m", "sft", True, 4, "sgd", fused=False, rows=1),
     ],
     ids=str,
@@ -578,7 +597,13 @@ def test_a_peak_is_within_two_percent_of_the_estimate(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "overrides", [["stage=sft"], ["stage=dpo"], ["stage=sft", "method.streaming=true"]], ids=" ".join
+    "overrides",
+    [
+        pytest.param(["stage=sft"], marks=pytest.mark.long),
+        ["stage=dpo"],
+        pytest.param(["stage=sft", "method.streaming=true"], marks=pytest.mark.long),
+    ],
+    ids=" ".join,
 )
 def test_the_trainer_peaks_within_two_percent_of_the_estimate(
     overrides: list[str], small_config: Callable[..., Config], tmp_path: Path

@@ -67,7 +67,12 @@ NONE_REMEDY = "; raise it or take the rows out"
         (SFT, row(chosen=9), [f"{CUT}safety set, rows.jsonl:2 (17 tokens){CUT_REMEDY}"]),
         (SFT, row(chosen=32), [f"{CUT}safety set, rows.jsonl:2 (40 tokens){CUT_REMEDY}"]),
         (SFT, row(prompt=13), [f"{NONE}safety set, rows.jsonl:2 (a prompt of 16 tokens){NONE_REMEDY}"]),
-        (SFT, row(prompt=3_000), [f"{NONE}safety set, rows.jsonl:2 (a prompt of 3003 tokens){NONE_REMEDY}"]),
+        pytest.param(
+            SFT,
+            row(prompt=3_000),
+            [f"{NONE}safety set, rows.jsonl:2 (a prompt of 3003 tokens){NONE_REMEDY}"],
+            marks=pytest.mark.slow,
+        ),
         (DPO, row(rejected=9), [f"{CUT}safety set, rows.jsonl:2 (17 tokens){CUT_REMEDY}"]),
         (DPO, row(prompt=13), [f"{NONE}safety set, rows.jsonl:2 (a prompt of 16 tokens){NONE_REMEDY}"]),
         (

@@ -141,8 +141,15 @@ INPUTS: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize(
     ("of", "name"),
     [
-        *(("stopped", name) for name in INPUTS),
-        *(("finished", name) for name in ("a safety row", "a reference row", "the weights", "a file more")),
+        *(
+            pytest.param("stopped", name, marks=[pytest.mark.slow] * (name not in ("a safety row", "the weights")))
+            for name in INPUTS
+        ),
+        ("finished", "a safety row"),
+        *(
+            pytest.param("finished", name, marks=[pytest.mark.slow, pytest.mark.long])
+            for name in ("a reference row", "the weights", "a file more")
+        ),
     ],
 )
 def test_other_rows_or_another_model_are_refused(
@@ -165,7 +172,7 @@ def test_other_rows_or_another_model_are_refused(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("of", ["stopped", "finished"])
+@pytest.mark.parametrize("of", ["stopped", pytest.param("finished", marks=pytest.mark.slow)])
 def test_other_benchmarks_are_refused(of: str, stopped: Place, finished: Path, restored: None) -> None:
     directory = finished if of == "finished" else stopped.directory
     name = stopped.benchmarks[0]
@@ -176,6 +183,7 @@ def test_other_benchmarks_are_refused(of: str, stopped: Place, finished: Path, r
     assert "was evaluated differently" in problem
 
 
+@pytest.mark.slow
 def test_another_way_of_asking_or_judging_is_refused_until_the_run_is_finished(
     stopped: Place, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +211,9 @@ def test_a_stopped_run_on_lm_evals_own_metrics_is_resumed(stopped: Place, tmp_pa
     ("patched", "value", "named", "kind"),
     [
         ("_digest", lambda paths: "0123456789abcdef", "code/eval/__main__.py", "code"),
-        ("version", lambda name: "9.9", r"accelerate \(\S+ then, 9\.9 now\)", "libraries"),
+        pytest.param(
+            "version", lambda name: "9.9", r"accelerate \(\S+ then, 9\.9 now\)", "libraries", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_other_code_and_libraries_are_refused_or_accepted(
@@ -242,6 +252,7 @@ def test_accepting_changes_makes_no_other_run(stopped: Place) -> None:
     assert stopped.config("accept_changed=[code]").key() == stopped.config().key()
 
 
+@pytest.mark.slow
 def test_an_edited_row_of_the_run_itself_is_named(stopped: Place, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(stopped.directory, directory)

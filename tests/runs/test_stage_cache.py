@@ -82,21 +82,21 @@ def test_what_trains_alike_is_shared(one: list[str], other: list[str], small_con
     "change",
     [
         ["seed=1"],
-        ["data.seed=1"],
+        pytest.param(["data.seed=1"], marks=pytest.mark.slow),
         ["data.safety_rows=48"],
         ["stage.sft.learning_rate=1e-4"],
-        ["stage.sft.max_steps=1"],
-        ["stage.sft.log_every=1"],
+        pytest.param(["stage.sft.max_steps=1"], marks=pytest.mark.slow),
+        pytest.param(["stage.sft.log_every=1"], marks=pytest.mark.slow),
         ["model.precision=bf16"],
-        ["distributed=ddp"],
+        pytest.param(["distributed=ddp"], marks=pytest.mark.slow),
         ["method=lora"],
-        ["model.compile=true"],
-        ["method=anchor"],
-        ["method=replay"],
+        pytest.param(["model.compile=true"], marks=pytest.mark.slow),
+        pytest.param(["method=anchor"], marks=pytest.mark.slow),
+        pytest.param(["method=replay"], marks=pytest.mark.slow),
         ["method=nspo", "method.samples=50"],
         ["method=ogpsa"],
-        ["method=ogpsa", "method.rank=0"],
-        ["method=ogpsa", "method.samples=50"],
+        pytest.param(["method=ogpsa", "method.rank=0"], marks=pytest.mark.slow),
+        pytest.param(["method=ogpsa", "method.samples=50"], marks=pytest.mark.slow),
         ["method=ogpsa", "method.reference_sets=[knowledge]"],
         ["method=ogpsa", "method.selection=conflict"],
     ],
@@ -105,7 +105,14 @@ def test_what_trains_otherwise_is_not(change: list[str], small_config: Configure
     assert key(small_config("method=baseline", *change)) != key(small_config("method=baseline"))
 
 
-@pytest.mark.parametrize("change", ["lora_dora=true", "lora_quantize=nf4", "lora_quantize={sft: nf4, dpo: null}"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "lora_dora=true",
+        "lora_quantize=nf4",
+        pytest.param("lora_quantize={sft: nf4, dpo: null}", marks=pytest.mark.slow),
+    ],
+)
 def test_other_adapters_are_another_key(change: str, small_config: Configure) -> None:
     assert key(small_config("method=lora", f"method.{change}")) != key(small_config("method=lora"))
 

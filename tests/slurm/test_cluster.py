@@ -84,6 +84,7 @@ def test_a_grid_from_submission_to_the_pareto_table(work: Work, row: list[str]) 
     assert "rank=1" in line and "rank=3" in line and "Traceback" not in refused.stderr
 
 
+@pytest.mark.long
 def test_two_submissions_at_the_same_instant_queue_a_row_once(
     work: Work, row: list[str], undisturbed: Undisturbed
 ) -> None:
@@ -106,6 +107,7 @@ def test_two_submissions_at_the_same_instant_queue_a_row_once(
     assert "\r" not in work.printed()
 
 
+@pytest.mark.long
 def test_a_warning_is_for_one_row_of_an_array(work: Work, row: list[str], undisturbed: Undisturbed) -> None:
     work.write([*row, "seed=1"], row)
     job = work.queue()
@@ -210,6 +212,7 @@ def test_a_row_that_is_ended_before_it_listens_is_requeued(
     one_run_equals(work, undisturbed)
 
 
+@pytest.mark.long
 def test_a_cancelled_row_stays_cancelled_and_can_be_submitted_again(
     work: Work, row: list[str], undisturbed: Undisturbed
 ) -> None:

@@ -156,6 +156,7 @@ def test_the_directory_of_a_row_that_ran_is_refused_with_both_versions(sweep: Sw
     check_edits(sweep, compose_rows(sweep, moved), records, [])
 
 
+@pytest.mark.slow
 def test_rows_may_be_appended_reordered_and_taken_out(sweep: Sweep) -> None:
     records = ran(sweep, "method.rank=2 seed=1", "method.rank=4 seed=1")
     for lines in (

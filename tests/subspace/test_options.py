@@ -35,6 +35,8 @@ from tests.training.test_seam import (
     weights,
 )
 
+LONG = [pytest.mark.slow, pytest.mark.long]
+
 __all__ = ["build", "configured"]
 
 STAGES = ["sft", "dpo"]
@@ -65,7 +67,8 @@ def largest_angle(one: Tensor, other: Tensor) -> float:
     return float(torch.linalg.matrix_norm(other - one @ (one.T @ other), ord=2))
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=LONG)])
 def test_streaming_at_k_one_is_a_refresh_every_step_bit_for_bit(stage: str, build: Build) -> None:
     results = []
     for streaming in ("true", "false"):
@@ -122,7 +125,8 @@ def test_a_resumed_run_equals_an_unbroken_one(options: tuple[str, ...], build: B
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_a_stage_that_ended_between_its_last_checkpoint_and_its_result_takes_no_step_more(
     stage: str, build: Build, tmp_path: Path
 ) -> None:
@@ -166,7 +170,7 @@ def shares_of_steps(trainer: ProjectedTrainer) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("scope", ["global", "tensor"])
+@pytest.mark.parametrize("scope", [pytest.param("global", marks=pytest.mark.slow), "tensor"])
 def test_a_projected_update_leaves_the_subspace_alone(scope: str, build: Build) -> None:
     options = ["method.refresh_every=2", f"method.scope={scope}", "stage.max_steps=6"]
     trainer = build("sft", "method.target=update", *options)
@@ -192,7 +196,10 @@ def test_projecting_sgd_s_update_is_projecting_its_gradient(build: Build) -> Non
         assert (results[0] - results[1]).norm() <= 1e-5 * (results[0] - flat(tied_model().parameters())).norm()
 
 
-@pytest.mark.parametrize(("dtype", "leak"), [("fp32", 1e-6), ("bf16", 1e-3), ("int8", 1e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "leak"),
+    [pytest.param("fp32", 1e-6, marks=pytest.mark.slow), pytest.param("bf16", 1e-3, marks=LONG), ("int8", 1e-2)],
+)
 def test_a_rounded_basis_leaks_little(dtype: str, leak: float, build: Build) -> None:
     trainer = build("sft", f"method.basis_dtype={dtype}", "method.refresh_every=1")
     exact: list[Tensor] = []
@@ -280,15 +287,16 @@ PRESETS = [
     pytest.param(
         preset,
         id=" ".join(preset),
-        marks=[] if model in ("tiny", "qwen2_5_7b") else [pytest.mark.slow, pytest.mark.long],
+        marks=[pytest.mark.slow] * (preset != ("model=tiny", "method=ogpsa"))
+        + [pytest.mark.long] * (model not in ("tiny", "qwen2_5_7b") or "method=lora" in preset),
     )
     for model in sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
     for preset in ((f"model={model}", "method=ogpsa"), (f"model={model}", "method=lora"))
-] + [pytest.param(("+experiment=one_card/qwen2_5_7b",), id="one_card")]
+] + [pytest.param(("+experiment=one_card/qwen2_5_7b",), id="one_card", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_every_preset_moves_the_weights(stage: str, preset: tuple[str, ...], build: Build) -> None:
     config = compose_config([*preset, "stage=sft_dpo"])
     assert isinstance(config.stage, SFTThenDPOSettings)
@@ -314,7 +322,8 @@ def test_every_preset_moves_the_weights(stage: str, preset: tuple[str, ...], bui
 
 
 # Paged ones are in one memory on a CPU.
-@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", pytest.param("paged_adamw_8bit", marks=pytest.mark.long)])
 def test_moments_in_eight_bits_move_the_weights_and_are_resumed(optimizer: str, build: Build, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
     # From 4096 elements on a moment takes 8 bits.
@@ -353,6 +362,7 @@ def arguments(kind: Callable[..., Any], folder: Path, **more: Any) -> Any:
                 **more)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_trl_trainer_is_protected_in_one_line(tmp_path: Path) -> None:
     results = []
     for rank in (0, 2, None):
@@ -390,7 +400,8 @@ def own_trainer(kind: type[Trainer], folder: Path, model: LlamaForCausalLM | Non
     )
 
 
-@pytest.mark.parametrize("kind", [Trainer, Doubled])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [pytest.param(Trainer, marks=pytest.mark.long), Doubled])
 def test_the_reference_gradient_of_a_users_loss_does_not_depend_on_the_micro_batch(
     kind: type[Trainer], tmp_path: Path
 ) -> None:
@@ -406,7 +417,7 @@ def test_the_reference_gradient_of_a_users_loss_does_not_depend_on_the_micro_bat
     assert float((found[0] - found[2]).norm()) <= 1e-5 * float(found[0].norm())
 
 
-@pytest.mark.parametrize("kind", [Trainer, Doubled])
+@pytest.mark.parametrize("kind", [pytest.param(Trainer, marks=pytest.mark.slow), Doubled])
 def test_any_transformers_trainer_is_protected_and_resumed(kind: type[Trainer], tmp_path: Path) -> None:
     trainer = protect(own_trainer(kind, tmp_path), SETTINGS)
     seam, bases = Seam(trainer), Bases(trainer)

@@ -32,7 +32,7 @@ from ogpsa.testbed.world import (
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import build_folder, exclusive, is_complete
 
-SEEDS = [0, 1, 2]
+SEEDS = [0, *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.long]) for seed in (1, 2))]
 SIZES = {"safety_rows": 1248, "reference_rows": 400, "evaluation_rows": 100}
 EVERYTHING = {"safety_rows": 10**6, "reference_rows": 10**6, "evaluation_rows": 10**6}
 PAPER_SETS = ("helpfulness", "truthfulness", "preference")
@@ -203,6 +203,7 @@ def test_a_base_is_trained_once_and_to_the_same_bytes(
     assert contents(again) == contents(first)
 
 
+@pytest.mark.slow
 def test_another_world_or_recipe_is_another_base(small_config: Callable[..., Config]) -> None:
     ours = base_key(small_config())
     assert base_key(small_config("stage=dpo", "seed=5", "data.safety_rows=32", "model.precision=bf16")) == ours
@@ -214,6 +215,7 @@ def test_another_world_or_recipe_is_another_base(small_config: Callable[..., Con
         assert base_key(small_config(override)) != ours
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_is_resumed(small: list[str], tmp_path: Path) -> None:
     unbroken = ensure_base(elsewhere([*small, "model.base.steps=6"], tmp_path / "unbroken"))
     config = elsewhere([*small, "model.base.steps=6"], tmp_path)
@@ -236,6 +238,7 @@ def test_an_interrupted_training_is_resumed(small: list[str], tmp_path: Path) ->
     assert sorted(path.name for path in (tmp_path / "bases").iterdir()) == [key, f"{key}.lock"]
 
 
+@pytest.mark.slow
 def test_a_base_below_its_accuracy_is_trained_for_another_cycle(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +315,7 @@ def test_a_folder_takes_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.slow
 def test_a_second_process_waits_for_a_base_in_training(small: list[str], tmp_path: Path) -> None:
     config = elsewhere(small, tmp_path)
     asked = []
@@ -344,6 +348,7 @@ ensure_base(compose_config(sys.argv[1:]))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_training_is_not_mistaken_for_a_base(small: list[str], tmp_path: Path) -> None:
     overrides = [*small, f"cache_dir={tmp_path}"]
     environment = os.environ | {"PYTHONPATH": str(CONF.parent)}

@@ -102,7 +102,8 @@ def test_what_removes_nothing_equals_plain_grpo_bit_for_bit(build: Build) -> Non
     assert measured[0] == 0 and measured[-1] > 0
 
 
-@pytest.mark.parametrize("method", ["method=baseline", pytest.param("method=lora", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["method=baseline", pytest.param("method=lora", marks=pytest.mark.long)])
 def test_the_divergence_that_is_penalised_is_the_one_that_is_measured(build: Build, method: str) -> None:
     """From where the stage starts, which with adapters takes no second model; to measure it as well changes nothing."""
     plain = build(method, *KL, "stage.beta=0")
@@ -121,6 +122,7 @@ def test_the_divergence_that_is_penalised_is_the_one_that_is_measured(build: Bui
         assert line["kl"] == pytest.approx(line["kl_to_start"], rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_projection_and_replay_move_elsewhere(build: Build) -> None:
     plain = trained(build("method=baseline"))
     projected = build(*OGPSA, "method.refresh_every=1")
@@ -132,7 +134,11 @@ def test_projection_and_replay_move_elsewhere(build: Build) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [["method.streaming=true"], ["method.scope=tensor", "method.rank=4"], ["method.target=update"]],
+    [
+        pytest.param(["method.streaming=true"], marks=pytest.mark.slow),
+        pytest.param(["method.scope=tensor", "method.rank=4"], marks=pytest.mark.slow),
+        ["method.target=update"],
+    ],
     ids=["streaming", "tensor", "update"],
 )
 def test_ogpsas_options_work_on_rollouts(build: Build, options: list[str]) -> None:
@@ -166,19 +172,20 @@ def test_the_gradient_of_replay_is_that_of_the_mean_over_the_rows_tokens(build: 
 
 
 # An epoch has four steps: within the first, on its end, within the second.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "method"),
     [
-        pytest.param(2, ["method=baseline"], marks=pytest.mark.slow),
-        pytest.param(4, OGPSA, marks=pytest.mark.slow),
+        (2, ["method=baseline"]),
+        pytest.param(4, OGPSA, marks=pytest.mark.long),
         (6, OGPSA),
-        pytest.param(6, ["method=replay"], marks=pytest.mark.slow),
-        pytest.param(6, [*NSPO, "method.variant=paper"], marks=pytest.mark.slow),
+        (6, ["method=replay"]),
+        pytest.param(6, [*NSPO, "method.variant=paper"], marks=pytest.mark.long),
         # Between two retractions, after the first and the fifth generation.
-        pytest.param(6, [*NSPO, "method.variant=code", "method.retract_every=4"], marks=pytest.mark.slow),
-        pytest.param(6, [*NSPO, "method.variant=exact"], marks=pytest.mark.slow),
+        (6, [*NSPO, "method.variant=code", "method.retract_every=4"]),
+        pytest.param(6, [*NSPO, "method.variant=exact"], marks=pytest.mark.long),
         # The control's spaces are drawn at each start.
-        pytest.param(6, [*NSPO, "method.variant=exact", "method.basis=random"], marks=pytest.mark.slow),
+        pytest.param(6, [*NSPO, "method.variant=exact", "method.basis=random"], marks=pytest.mark.long),
     ],
 )
 def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop: int, method: list[str]) -> None:
@@ -201,6 +208,7 @@ def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop:
         assert courses[0] == courses[1]
 
 
+@pytest.mark.slow
 def test_a_stage_that_ended_between_its_last_checkpoint_and_its_result_takes_no_step_more(build: Build) -> None:
     stages = [build(*OGPSA, "stage.scheduler=constant") for _ in range(2)]
     for trainer in stages:
@@ -215,6 +223,7 @@ def test_a_stage_that_ended_between_its_last_checkpoint_and_its_result_takes_no_
     assert torch.equal(weights(resumed), whole)
 
 
+@pytest.mark.slow
 def test_prompts_come_in_another_order_in_each_epoch(build: Build) -> None:
     asked: list[str] = []
 
@@ -246,6 +255,7 @@ def test_rewards_see_the_row_and_the_end_of_a_completion(build: Build) -> None:
     assert {"refused/harmful", "refused/answerable", "completions/clipped_ratio"} <= first.keys()
 
 
+@pytest.mark.slow
 def test_rewards_see_a_thought_that_the_template_begins(build: Build) -> None:
     seen: list[Rollout] = []
 
@@ -264,6 +274,7 @@ def test_rewards_see_a_thought_that_the_template_begins(build: Build) -> None:
     assert all(rollout.answer is None for rollout in seen if rollout not in ended)
 
 
+@pytest.mark.slow
 def test_a_constant_rate_is_warmed_up(build: Build) -> None:
     trainer = build("method=baseline", "stage.warmup_ratio=0.5", "stage.max_steps=8", "stage.learning_rate=1e-3")
     trainer.train()
@@ -279,8 +290,20 @@ FLAT_REWARDS: dict[str, Callable[[Sequence[Rollout]], list[float | None]]] = {
 }
 
 
-@pytest.mark.parametrize("scale", ["group", "batch"])
-@pytest.mark.parametrize("reward", FLAT_REWARDS.values(), ids=FLAT_REWARDS)
+@pytest.mark.parametrize(
+    ("reward", "scale"),
+    [
+        pytest.param(
+            reward,
+            scale,
+            id=f"{name}-{scale}",
+            marks=[pytest.mark.slow] * ((name, scale) != ("all the same", "group"))
+            + [pytest.mark.long] * (name != "all the same" and scale == "batch"),
+        )
+        for name, reward in FLAT_REWARDS.items()
+        for scale in ("group", "batch")
+    ],
+)
 def test_flat_groups_are_told_once(build: Build, scale: str, reward: Any, caplog: pytest.LogCaptureFixture) -> None:
     trainer = build("method=baseline", "stage.flat_steps=3", f"stage.scale_rewards={scale}", reward=reward)
     with caplog.at_level(logging.WARNING, "ogpsa"):
@@ -307,6 +330,7 @@ def test_flat_groups_are_counted_over_sessions(
     assert told == [8]
 
 
+@pytest.mark.slow
 def test_protect_takes_cross_entropy_in_a_trainer_of_ones_own(tmp_path: Path) -> None:
     def trainer() -> GRPOTrainer:
         def turns(prompt: str, reply: str) -> dict[str, Any]:
@@ -374,6 +398,7 @@ def test_what_cannot_be_is_one_line(small_config: Callable[..., Config], overrid
     assert len(refused.value.problems) == 1 and told in refused.value.problems[0]
 
 
+@pytest.mark.slow
 def test_a_judge_that_does_not_answer_ends_a_run_before_anything_is_evaluated(
     small_config: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -473,6 +498,7 @@ def test_nspos_exact_variant_stays_in_the_null_space_on_rollouts(
     assert leaks and 0 < max(leaks) < 1e-6
 
 
+@pytest.mark.slow
 def test_nspo_retracts_after_whole_generations(small_config: Callable[..., Config], tmp_path: Path) -> None:
     history = nspo_history(small_config, tmp_path, "method.variant=code", "method.retract_every=3")
     # Two updates a generation: after the first generation, and after the fourth.

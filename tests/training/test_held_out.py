@@ -86,12 +86,14 @@ def test_measuring_leaves_no_trace_in_the_training(overrides: list[str], train: 
     assert reported[0] == reported[1] and not held_out_losses(plain)
 
 
+@pytest.mark.slow
 def test_an_average_is_not_what_is_measured(train: Train) -> None:
     measured = ["stage=sft", "stage.eval_every=2"]
     plain, averaged = train(*measured, "method=baseline"), train(*measured, "method=ema")
     assert held_out_losses(plain) == held_out_losses(averaged) and not same_weights(plain, averaged)
 
 
+@pytest.mark.slow
 def test_a_margin_is_not_part_of_what_is_measured(train: Train) -> None:
     still = ["stage.max_steps=1", "stage.learning_rate=1e-9", "stage.eval_every=1"]
     folder = train("stage=dpo", "method=safedpo", "method.margin=2", *still)
@@ -99,13 +101,17 @@ def test_a_margin_is_not_part_of_what_is_measured(train: Train) -> None:
     assert held_out_losses(folder) == {1: pytest.approx(math.log(2), rel=1e-4)}
 
 
-@pytest.mark.parametrize("stage", [["stage=sft"], ["stage=dpo", "stage.loss={sigmoid: 1, sft: 1}"]])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage", [pytest.param(["stage=sft"], marks=pytest.mark.long), ["stage=dpo", "stage.loss={sigmoid: 1, sft: 1}"]]
+)
 def test_the_loss_does_not_depend_on_the_micro_batch(stage: list[str], train: Train) -> None:
     still = ["method=baseline", "stage.max_steps=1", "stage.learning_rate=1e-9", "stage.eval_every=1"]
     found = [held_out_losses(train(*stage, *still, f"stage.micro_batch_size={size}")) for size in (1, 4, 8)]
     assert found[1:] == [{1: pytest.approx(found[0][1], rel=1e-6)}] * 2
 
 
+@pytest.mark.slow
 def test_the_stage_ends_with_the_weights_of_the_lowest_held_out_loss(train: Train) -> None:
     folder = train(*BEST)
     losses = held_out_losses(folder)
@@ -118,7 +124,7 @@ def test_the_stage_ends_with_the_weights_of_the_lowest_held_out_loss(train: Trai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [2, 5])
+@pytest.mark.parametrize("stop", [pytest.param(2, marks=pytest.mark.long), 5])
 def test_a_resumed_stage_remembers_the_best_so_far(stop: int, train: Train, tmp_path: Path) -> None:
     unbroken = train(*BEST)
     broken = train(*BEST, name="broken", stop=stop)

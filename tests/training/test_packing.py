@@ -31,7 +31,11 @@ OGPSA = ["method=ogpsa", "method.samples=6"]
 
 @pytest.mark.parametrize(
     "overrides",
-    [["method=baseline"], OGPSA, pytest.param(["method=baseline", "model.attention=eager"], marks=pytest.mark.slow)],
+    [
+        ["method=baseline"],
+        pytest.param(OGPSA, marks=pytest.mark.slow),
+        pytest.param(["method=baseline", "model.attention=eager"], marks=pytest.mark.slow),
+    ],
     ids=["baseline", "ogpsa", "eager"],
 )
 def test_a_step_on_packed_rows_is_the_step_on_the_rows(
@@ -60,7 +64,11 @@ def other_model(kind: str, folder: Path, **settings: Any) -> Path:
 WINDOW = {"sliding_window": 3}
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "olmo3"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("mistral", marks=pytest.mark.long), "gemma3_text", pytest.param("olmo3", marks=pytest.mark.long)],
+)
 def test_windows_of_attention_follow_the_rows(kind: str, small_config: Callable[..., Config], tmp_path: Path) -> None:
     model = other_model(kind, tmp_path / "model", **WINDOW)
     # The window takes part: without it the step is another.

@@ -47,7 +47,14 @@ def chosen(loss: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "loss",
-    [loss if loss in ("ipo", "robust") else pytest.param(loss, marks=pytest.mark.slow) for loss in get_args(PairLoss)],
+    [
+        pytest.param(
+            loss,
+            marks=[pytest.mark.slow] * (loss != "ipo")
+            + [pytest.mark.long] * (loss not in ("ipo", "sigmoid", "hinge", "sft")),
+        )
+        for loss in get_args(PairLoss)
+    ],
 )
 def test_a_loss_trains_and_does_not_depend_on_how_a_batch_is_cut(
     loss: str, train: Callable[..., tuple[dict[str, Tensor], list[dict[str, Any]]]]
@@ -64,6 +71,7 @@ def test_a_loss_trains_and_does_not_depend_on_how_a_batch_is_cut(
         assert moved <= 0.01 * sum(weight.numel() for weight in whole.values())
 
 
+@pytest.mark.slow
 def test_a_mixture_of_one_is_that_loss_and_references_read_it_too(
     train: Callable[..., tuple[dict[str, Tensor], list[dict[str, Any]]]],
 ) -> None:

@@ -191,6 +191,7 @@ def _tear(checkpoint: Path) -> None:
         os.truncate(file, 100)
 
 
+@pytest.mark.long
 def test_signals_save_and_leave(small: list[str], unbroken: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     command = [*small, *OVERRIDES]

@@ -33,6 +33,8 @@ from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import mark_complete
 from tests.tiny import tiny_model
 
+LONG = [pytest.mark.slow, pytest.mark.long]
+
 STAGES = ["sft", "dpo"]
 TOKENIZER = build_tokenizer(World(0).vocabulary())
 FEW_ROWS = [
@@ -172,7 +174,7 @@ def plain_trl(stage: str, config: Config, args: Any, model: LlamaForCausalLM) ->
 
 
 @pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_rank_zero_with_its_passes_is_trl_bit_for_bit(
     stage: str, dropout: float, build: Build, configured: Callable[..., Config]
 ) -> None:
@@ -237,7 +239,7 @@ def test_a_compiled_model_takes_the_projected_steps_of_an_eager_one(
     assert several.read_bytes() == one.read_bytes()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_accumulation_gives_what_one_large_batch_gives(stage: str, build: Build) -> None:
     results = []
     for micro in (8, 1):
@@ -254,7 +256,7 @@ def test_accumulation_gives_what_one_large_batch_gives(stage: str, build: Build)
     assert relative(weights_whole, flat(tied_model().parameters())) > 1e-2
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=LONG)])
 def test_reference_gradients_do_not_depend_on_the_micro_batch(stage: str, build: Build) -> None:
     # 3 leaves a last micro-batch of one row.
     whole, others = (
@@ -288,6 +290,7 @@ def test_sft_reference_gradient_is_that_of_the_mean_over_answer_tokens(build: Bu
         assert relative(found, flat(p.grad for p in model.parameters() if p.grad is not None)) < 1e-5
 
 
+@pytest.mark.slow
 def test_dpo_reference_gradient_is_that_of_the_mean_over_pairs(build: Build) -> None:
     trainer = build("dpo", "method.samples=11", "method.rank=2", "stage.beta=0.7")
     policy, reference = tied_model(), tied_model()
@@ -315,6 +318,7 @@ def test_dpo_reference_gradient_is_that_of_the_mean_over_pairs(build: Build) -> 
         assert relative(found, flat(p.grad for p in policy.parameters() if p.grad is not None)) < 1e-5
 
 
+@pytest.mark.slow
 def test_reference_rows_are_drawn_once_by_the_seed_and_cut_into_chunks(build: Build) -> None:
     def drawn(*overrides: str) -> list[list[str]]:
         trainer = build("sft", "method.samples=11", "method.rank=6", *overrides)
@@ -392,7 +396,8 @@ class RefreshAgain(TrainerCallback):
         assert self.trainer.model.training == training
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=LONG)])
 def test_a_refresh_changes_nothing_but_the_basis(stage: str, build: Build) -> None:
     model = tied_model(0.1)
     # A model that draws from every generator, as augmentation would.
@@ -412,7 +417,13 @@ def test_a_refresh_changes_nothing_but_the_basis(stage: str, build: Build) -> No
 # The stage's batch of 8 rows and two sets of 7: 6 steps have 48 rows, of which 60% are two estimates' 28.
 @pytest.mark.parametrize(
     ("refresh_every", "steps"),
-    [("1", [0, 1, 2, 3, 4, 5]), ("4", [0, 4]), ("never", [0]), ("60%", [0, 3]), ("10%", [0])],
+    [
+        pytest.param("1", [0, 1, 2, 3, 4, 5], marks=LONG),
+        ("4", [0, 4]),
+        pytest.param("never", [0], marks=pytest.mark.slow),
+        pytest.param("60%", [0, 3], marks=LONG),
+        pytest.param("10%", [0], marks=pytest.mark.slow),
+    ],
 )
 def test_refreshes_come_every_k_optimizer_steps(refresh_every: str, steps: list[int], build: Build) -> None:
     trainer = build("sft", f"method.refresh_every={refresh_every}", "stage.max_steps=6", "stage.micro_batch_size=2")
@@ -423,7 +434,13 @@ def test_refreshes_come_every_k_optimizer_steps(refresh_every: str, steps: list[
 
 @pytest.mark.parametrize(
     ("stage", "rank", "scope"),
-    [("sft", 2, "global"), ("sft", 5, "global"), ("sft", 2, "tensor"), ("dpo", 1, "global"), ("dpo", 3, "tensor")],
+    [
+        ("sft", 2, "global"),
+        pytest.param("sft", 5, "global", marks=LONG),
+        ("sft", 2, "tensor"),
+        pytest.param("dpo", 1, "global", marks=pytest.mark.slow),
+        pytest.param("dpo", 3, "tensor", marks=pytest.mark.slow),
+    ],
 )
 def test_the_optimizer_gets_gradients_orthogonal_to_every_reference(
     stage: str, rank: int, scope: str, build: Build
@@ -452,6 +469,7 @@ def test_the_optimizer_gets_gradients_orthogonal_to_every_reference(
     assert logged[0]["projection/norm_retained"] < 0.999
 
 
+@pytest.mark.slow
 def test_conflict_hands_on_gradients_that_oppose_no_reference(build: Build) -> None:
     trainer = build("sft", "method.sided=conflict", "method.refresh_every=1", "stage.max_steps=6")
     seen, seam = refreshes(trainer), Seam(trainer)
@@ -515,6 +533,7 @@ def answer_gradients(rows: Any) -> list[tuple[Tensor, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_conflict_takes_the_rows_that_a_safety_step_harms_most(build: Build) -> None:
     overrides = ["method.rank=4", "stage.micro_batch_size=3", "stage.batch_size=6"]
     drawn = drawn_rows(build("sft", *overrides))
@@ -535,7 +554,8 @@ def test_conflict_takes_the_rows_that_a_safety_step_harms_most(build: Build) -> 
         assert sorted(taken) != sorted(drawn[2 * position] + drawn[2 * position + 1])
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_choosing_the_rows_leaves_no_trace_in_training(stage: str, build: Build) -> None:
     drawn = drawn_rows(build(stage, "method.rank=0"))
     selected = build(stage, "method.rank=0", CONFLICT, model=tied_model(0.1))
@@ -547,7 +567,8 @@ def test_choosing_the_rows_leaves_no_trace_in_training(stage: str, build: Build)
     assert training_history(selected) == training_history(baseline)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_selection_is_made_once_a_stage_and_kept_in_its_checkpoints(stage: str, build: Build) -> None:
     # The trainer that is resumed from step 3 estimates the basis anew at step 4.
     overrides = [CONFLICT, "method.refresh_every=4", "stage.save_every=3", "stage.max_steps=6"]

@@ -121,9 +121,9 @@ def test_a_late_reply_counts_as_lost(fault: Reply) -> None:
     [
         (lambda: {"retry-after": "1"}, 1.0),
         (lambda: {"retry-after": "0.4"}, 0.4),
-        (lambda: {"retry-after-ms": "400"}, 0.4),
+        pytest.param(lambda: {"retry-after-ms": "400"}, 0.4, marks=pytest.mark.slow),
         # A date has whole seconds.
-        (lambda: {"retry-after": formatdate(time.time() + 2, usegmt=True)}, 0.9),
+        pytest.param(lambda: {"retry-after": formatdate(time.time() + 2, usegmt=True)}, 0.9, marks=pytest.mark.slow),
     ],
 )
 def test_everybody_waits_as_long_as_the_server_asks(header: Callable[[], dict[str, str]], least: float) -> None:

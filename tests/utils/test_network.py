@@ -26,7 +26,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     ask_hub.cache_clear()
 
 
-@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_hub_that_does_not_answer_costs_a_line_and_seconds(
     silent: bool, online: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

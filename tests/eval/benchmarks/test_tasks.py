@@ -135,6 +135,7 @@ def test_mmlu_says_the_subject(mirrored: Make) -> None:
     assert [request.args[1] for request in questions.all[1].requests] == ["A", "B", "C", "D"]
 
 
+@pytest.mark.slow
 def test_advglue_asks_each_part_in_its_own_words(tmp_path: Path) -> None:
     rows, questions = real("advglue", "adv_glue/dev.json", tmp_path)
     asked = {row["part"]: str(question.requests[0].args[0]) for row, question in zip(rows, questions.all, strict=True)}

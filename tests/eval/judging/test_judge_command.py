@@ -496,6 +496,7 @@ def test_agreement_names_what_it_cannot_use(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not XSTEST.is_dir(), reason="XSTest's published labels are not here")
 def test_refusal_match_gives_xstests_published_labels_row_by_row(tmp_path: Path) -> None:
     compared = 0
@@ -509,6 +510,7 @@ def test_refusal_match_gives_xstests_published_labels_row_by_row(tmp_path: Path)
     assert compared == 1350
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not XSTEST.is_dir(), reason="XSTest's published labels are not here")
 def test_the_readme_reports_the_measured_agreement(capsys: pytest.CaptureFixture[str]) -> None:
     assert agreement.main([str(XSTEST), "--judge", "refusal_match,refusal_rules"]) == EXIT_DONE

@@ -915,6 +915,7 @@ def test_wildguard_reads_what_its_weights_say(tmp_path: Path) -> None:
     assert found[0].verdict.detail["harmful_request"] is True
 
 
+@pytest.mark.slow
 def test_harmbench_reads_what_its_weights_say(tmp_path: Path) -> None:
     published = (ROOM / "judges" / "harmbench.txt").read_text()
     as_published = published.replace("{prompt}", "{behavior}").replace("{response}", "{generation}")
@@ -971,7 +972,9 @@ def test_llama_guards_answer(reply: str, value: float | None, hazards: list[str]
     assert (verdict.value, verdict.detail.get("hazards")) == (value, hazards)
 
 
-@pytest.mark.parametrize("content", ["content", "content[0].text"])
+@pytest.mark.parametrize(
+    "content", ["content", pytest.param("content[0].text", marks=[pytest.mark.slow, pytest.mark.long])]
+)
 def test_llama_guard_reads_what_its_weights_say(content: str, tmp_path: Path) -> None:
     """Their chat template is given the conversation, in parts where it reads nothing else."""
     answers = {"sorry": "safe", "jar": "unsafe", "gibberish": "Agent"}

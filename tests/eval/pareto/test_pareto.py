@@ -160,28 +160,65 @@ def test_runs_are_found_below_a_directory_and_nothing_below_a_run(tmp_path: Path
     [
         ("metrics.json", None, "no metrics.json: the run is not finished"),
         ("metrics.json", '{"safety": 0.', "metrics.json: not readable as JSON"),
-        ("metrics.json", "[]", "metrics.json: found list, expected an object with safety, utility, over_refusal"),
-        ("metrics.json", '{"safety": 0.5, "over_refusal": 0, "base": {}}', "metrics.json: utility is missing"),
-        ("metrics.json", '{"safety": 0.5, "utility": 1}', "metrics.json: over_refusal is missing"),
-        ("metrics.json", '{"safety": 0, "utility": 1, "over_refusal": 0}', "metrics.json: base: found NoneType"),
-        ("metrics.json", '{"safety": NaN}', "metrics.json: not readable as JSON (NaN is not a JSON number)"),
-        ("metrics.json", '{"safety": 71.5}', "metrics.json: safety: found 71.5, expected a number from 0 to 1"),
-        ("metrics.json", '{"safety": true}', "metrics.json: safety: found True, expected a number from 0 to 1"),
-        (
+        pytest.param(
+            "metrics.json",
+            "[]",
+            "metrics.json: found list, expected an object with safety, utility, over_refusal",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "metrics.json",
+            '{"safety": 0.5, "over_refusal": 0, "base": {}}',
+            "metrics.json: utility is missing",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "metrics.json",
+            '{"safety": 0.5, "utility": 1}',
+            "metrics.json: over_refusal is missing",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "metrics.json",
+            '{"safety": 0, "utility": 1, "over_refusal": 0}',
+            "metrics.json: base: found NoneType",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "metrics.json",
+            '{"safety": NaN}',
+            "metrics.json: not readable as JSON (NaN is not a JSON number)",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "metrics.json",
+            '{"safety": 71.5}',
+            "metrics.json: safety: found 71.5, expected a number from 0 to 1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "metrics.json",
+            '{"safety": true}',
+            "metrics.json: safety: found True, expected a number from 0 to 1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             "metrics.json",
             '{"safety": null, "utility": 1, "over_refusal": 0, "stages": {"sft": {"benchmarks": {"facts": 1}}}, '
             '"base": {"safety": 0.5, "utility": 1, "over_refusal": 0}}',
             "metrics.json: stages: sft: benchmarks: expected an object with an object for each benchmark",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "metrics.json",
             '{"safety": 0, "utility": 1, "over_refusal": 0, "stages": [1], '
             '"base": {"safety": 0.5, "utility": 1, "over_refusal": 0}}',
             "metrics.json: stages: found list, expected an object with their scores",
+            marks=pytest.mark.slow,
         ),
-        ("config.yaml", "a: [", "config.yaml: not readable as a configuration"),
-        ("config.yaml", "", "config.yaml: not readable as a configuration"),
-        ("config.yaml", "seed: 1", "config.yaml: stage.name is missing"),
+        pytest.param("config.yaml", "a: [", "config.yaml: not readable as a configuration", marks=pytest.mark.slow),
+        pytest.param("config.yaml", "", "config.yaml: not readable as a configuration", marks=pytest.mark.slow),
+        pytest.param("config.yaml", "seed: 1", "config.yaml: stage.name is missing", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_cannot_be_used_is_left_out_with_its_reason(
@@ -224,6 +261,7 @@ def test_two_values_of_a_key_are_both_named(tmp_path: Path) -> None:
     assert labels(tmp_path) == ["baseline", "ogpsa samples=50", "ogpsa samples=100"]
 
 
+@pytest.mark.slow
 def test_a_methods_default_is_not_named_but_noted(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "method=ogpsa_merge method.scope=global method.weight=0.5")
     make_run(tmp_path / "b", "method=ogpsa_merge method.scope=tensor method.weight=0.5")
@@ -345,6 +383,7 @@ def written_rows(folder: Path) -> dict[str, dict[str, str]]:
         return {row["variant"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_a_run_without_utility_is_in_the_table_and_on_no_front(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -369,6 +408,7 @@ def test_a_run_without_utility_is_in_the_table_and_on_no_front(
     assert (stored["scores"]["utility"], stored["incomplete"]) == (None, {"utility": ["utility_set"]})
 
 
+@pytest.mark.slow
 def test_a_run_that_lacks_a_score_is_not_drawn(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "whole", "method=baseline", 0.6, 0.95)
     write(collect([tmp_path / "runs"]), tmp_path / "before")
@@ -379,6 +419,7 @@ def test_a_run_that_lacks_a_score_is_not_drawn(tmp_path: Path) -> None:
         assert (before == after) == same
 
 
+@pytest.mark.slow
 def test_one_seed_without_utility_leaves_the_mean_of_its_group_empty(tmp_path: Path) -> None:
     for seed, utility in enumerate((0.7, None, 0.8)):
         make_run(tmp_path / str(seed), f"method=baseline seed={seed}", 0.8, utility)
@@ -509,7 +550,7 @@ def test_all_files_are_written_whole_beside_the_runs(tmp_path: Path, capsys: pyt
     assert stored["worlds"][0]["base"] == BASE | {"balanced": pytest.approx(0.7)}
 
 
-@pytest.mark.parametrize("worlds", [1, 3])
+@pytest.mark.parametrize("worlds", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_picture_is_a_png_wide_enough_for_a_readme(tmp_path: Path, worlds: int) -> None:
     for world in range(worlds):
         make_run(tmp_path / str(world), f"method=baseline data.seed={world}")
@@ -529,6 +570,7 @@ def test_one_seed_is_shown_without_an_interval(tmp_path: Path) -> None:
     assert row["safety_half_width"] == ""
 
 
+@pytest.mark.slow
 def test_seeds_that_differ_by_rounding_alone_are_shown_without_an_interval(tmp_path: Path) -> None:
     for seed, safety in enumerate((0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1)):
         make_run(tmp_path / str(seed), f"method=baseline seed={seed}", safety)
@@ -538,6 +580,7 @@ def test_seeds_that_differ_by_rounding_alone_are_shown_without_an_interval(tmp_p
     assert "0.600 ± – (+0.100)" in (tmp_path / "pareto.md").read_text()
 
 
+@pytest.mark.slow
 def test_latex_escapes_names_and_needs_no_package(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "method=ogpsa method.rank={sft:4,dpo:2}")
     make_run(tmp_path / "b", "method=ogpsa method.refresh_every=1")
@@ -552,6 +595,7 @@ def test_latex_escapes_names_and_needs_no_package(tmp_path: Path) -> None:
     assert all(line.endswith(r" \\") for line in bodies)
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_files(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "a", "method=baseline")
     make_run(tmp_path / "runs" / "b", "method=ogpsa")
@@ -561,6 +605,7 @@ def test_the_same_runs_give_the_same_files(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_out_changes_the_folder(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "a")
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "deep" / "er")]) == 0
@@ -590,6 +635,7 @@ def test_a_wrong_command_line_takes_one_line(arguments: list[str], capsys: pytes
     assert line.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     script = (

@@ -34,6 +34,7 @@ def test_every_number_is_drawn_against_the_step(run: Path) -> None:
     assert all(any(len(line.get_xdata()) for line in axes.lines) for axes in figure.axes)
 
 
+@pytest.mark.slow
 def test_the_picture_is_written_beside_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run)]) == EXIT_DONE
     assert (run / "diagnostics.png").stat().st_size > 10_000
