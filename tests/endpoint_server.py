@@ -66,14 +66,18 @@ Script = Callable[[Request, int], Reply]
 
 
 class EndpointServer(ThreadingHTTPServer):
-    """Keeps every request it was sent, and the most that it answered at one time."""
+    """Keeps every request it was sent, and the most that it answered at one time.
+
+    Attributes:
+        listing: the status of its answer to whoever asks for the list of models.
+    """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, listing: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.script = script
+        self.script, self.listing = script, listing
         self.requests: list[Request] = []
         self.most_at_once = 0
         self._now = 0
@@ -105,6 +109,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: EndpointServer
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self) -> None:
+        self.send_response(self.server.listing)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         request = Request(body, {name.lower(): value for name, value in self.headers.items()}, time.monotonic())
@@ -133,9 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(script: Script) -> Iterator[EndpointServer]:
+def serve(script: Script, listing: int = 404) -> Iterator[EndpointServer]:
     """A running server, stopped at the end."""
-    server = EndpointServer(script)
+    server = EndpointServer(script, listing)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -132,14 +132,15 @@ class Endpoint:
             UserError: as ``check``, the server does not answer, or does not accept the key.
         """
         self.check()
-        from openai import APIConnectionError, APIStatusError, AuthenticationError, OpenAI, PermissionDeniedError
+        from openai import APIConnectionError, APIStatusError, AuthenticationError, OpenAI
 
         seconds = min(self.timeout, LONGEST_REACH)
         with OpenAI(api_key=self._key(), base_url=self.base_url or OPENAI, max_retries=0, timeout=seconds) as client:
             try:
                 client.models.with_raw_response.list()
-            except (AuthenticationError, PermissionDeniedError) as error:
+            except AuthenticationError as error:
                 raise self.not_accepted(error) from None
+            # Also 403: a key may be allowed to ask the model and not to list models.
             except APIStatusError:
                 return
             except APIConnectionError as error:

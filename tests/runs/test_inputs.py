@@ -183,6 +183,12 @@ def test_other_benchmarks_are_refused(of: str, stopped: Place, finished: Path, r
     assert "was evaluated differently" in problem
 
 
+def test_an_evaluation_of_ones_own_beside_the_runs_is_not_the_runs(stopped: Place) -> None:
+    name = stopped.benchmarks[0]
+    write_jsonl(stopped.directory / "eval" / "mine" / "generations" / f"{name}.jsonl", [{"data_hash": "0" * 16}])
+    check_run(stopped.config(), stopped.directory)
+
+
 @pytest.mark.slow
 def test_another_way_of_asking_or_judging_is_refused_until_the_run_is_finished(
     stopped: Place, finished: Path, monkeypatch: pytest.MonkeyPatch

@@ -151,6 +151,21 @@ def test_a_crowded_server_is_not_a_failure_while_others_get_through() -> None:
     assert len(server.requests) == 63
 
 
+@pytest.mark.parametrize("status", [200, 403, 404, 405, 429, 500])
+def test_a_server_is_reached_if_it_answers_and_does_not_turn_the_key_away(status: int) -> None:
+    # A key may be allowed to ask the model and not to list models.
+    with serve(echo, listing=status) as server:
+        endpoint(server).reach()
+    with pytest.raises(UserError, match="does not answer"):
+        endpoint(server).reach()
+
+
+def test_a_key_that_is_not_known_is_refused_before_anything_is_asked() -> None:
+    with serve(echo, listing=401) as server, pytest.raises(UserError, match="401, the key in JUDGE_KEY is not accept"):
+        endpoint(server).reach()
+    assert server.requests == []
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
