@@ -30,6 +30,9 @@ class Answering(Protocol):
     def chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt that the messages become."""
 
+    def text_start(self) -> str:
+        """The tokenizer's own beginning of a text that no template begins: ``<|begin_of_text|>``, or nothing."""
+
     def check_questions(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
         """Refuse questions that cannot be asked.
 
@@ -50,6 +53,8 @@ def prepare(backend: Answering, benchmark: Benchmark, rows: Sequence[Row]) -> li
         UserError: as the backend's ``check_questions``.
     """
     questions = Questions(benchmark, rows, backend.chat_template).all
+    if benchmark.plain_text and (start := backend.text_start()):
+        questions = [question.behind(start) for question in questions]
     backend.check_questions(benchmark, questions)
     if not benchmark.generates or benchmark.task.get("gen_prefix"):
         return questions
@@ -117,6 +122,10 @@ class LocalModel:
 
     def chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return self._chat.render(messages, add_generation_prompt)
+
+    def text_start(self) -> str:
+        bare, whole = (self._lm.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        return str(self._lm.tokenizer.decode(whole[: whole.index(bare[0])]))
 
     def check_questions(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
         """lm-eval would cut a long prompt from the left, its chat header first, and only warn."""

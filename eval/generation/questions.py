@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
@@ -44,6 +44,13 @@ class Question:
     def length(self) -> int:
         """Characters of the longest request."""
         return max(sum(len(part) for part in request.args if isinstance(part, str)) for request in self.requests)
+
+    def behind(self, start: str) -> "Question":
+        """The question with ``start`` in front of each of its prompts."""
+        requests = [
+            replace(request, arguments=(start + request.args[0], *request.args[1:])) for request in self.requests
+        ]
+        return replace(self, requests=requests)
 
 
 def rendered_hash(questions: Sequence[Question]) -> str:

@@ -33,6 +33,9 @@ class Server:
     def chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return json.dumps(messages)
 
+    def text_start(self) -> str:
+        return ""
+
     def check_questions(self, benchmark: Benchmark, questions: Sequence[Question]) -> None:
         if not benchmark.generates:
             raise UserError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 from torch.nn.functional import cross_entropy
 
 from eval import __main__ as command
@@ -82,6 +83,32 @@ def test_options_are_put_as_plain_text_and_weighed_by_character(evaluated: Path)
     for row in generations(evaluated, "piqa"):
         a_character = [total / len(text) for total, text in zip(row["options"], row["choices"], strict=True)]
         assert verdicts[row["id"]] == float(max(range(2), key=a_character.__getitem__) == row["answer"])
+
+
+def test_plain_text_stands_behind_what_the_tokenizer_begins_texts_with(evaluated: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = "<system>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<system> $0", special_tokens=[("<system>", tokenizer.bos_token_id)]
+    )
+    model = tiny_model(tokenizer, max_position_embeddings=CONTEXT)
+    folder = save_tiny(evaluated / "begins", tokenizer, max_position_embeddings=CONTEXT)
+    chosen = ["eval.safety=[]", "eval.utility=[openbookqa]", "eval.over_refusal=[xstest_safe]", "eval.reported=[]"]
+    options = [f"checkpoint={folder}", *arguments(evaluated, "begun")[1:], *chosen, "eval.max_new_tokens=8"]
+    assert command.main(options) == EXIT_DONE
+    begun = read_artefacts(evaluated / "begun")
+    for row in begun.generations("openbookqa"):
+        asked = f"{tokenizer.bos_token}{row['prompt']}"
+        for text, value in zip(row["choices"], row["options"], strict=True):
+            before, option = (tokenizer.encode(part, add_special_tokens=False) for part in (asked, f" {text}"))
+            with torch.no_grad():
+                logits = model(torch.tensor([before + option])).logits[0, len(before) - 1 : -1]
+            assert value == pytest.approx(
+                -float(cross_entropy(logits, torch.tensor(option), reduction="sum")), abs=1e-3
+            )
+    # A template begins its prompts itself.
+    hashes = [one.instrument("xstest_safe").rendered for one in (begun, read_artefacts(evaluated / "out"))]
+    assert hashes[0] == hashes[1]
 
 
 def test_a_capped_response_is_judged_and_counted_as_cut(evaluated: Path) -> None:
