@@ -26,7 +26,7 @@ def draw(experiment: Experiment, rows: Sequence[Row]) -> Figure | None:
     """The figure of what has run of the experiment; None where there is nothing to show."""
     run = [row for row in rows if row.by_seed()]
     if experiment.settings.figure == "front":
-        return _front(rows, "utility")
+        return _front(experiment, rows, "utility")
     if experiment.settings.figure == "curve" and experiment.settings.axis is not None and run:
         return _curve(experiment, rows, experiment.settings.axis)
     if experiment.settings.figure == "overlap" and run:
@@ -37,59 +37,76 @@ def draw(experiment: Experiment, rows: Sequence[Row]) -> Figure | None:
 def draw_over_refusal(experiment: Experiment, rows: Sequence[Row]) -> Figure | None:
     """A front's figure against over-refusal; None for other figures, and where nothing has run or none is measured."""
     measured = any("over_refusal" in result.scores for row in rows for result in row.results)
-    return _front(rows, "over_refusal") if experiment.settings.figure == "front" and measured else None
+    return _front(experiment, rows, "over_refusal") if experiment.settings.figure == "front" and measured else None
 
 
 def _figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.05))
 
 
-def _front(rows: Sequence[Row], against: str) -> Figure | None:
-    """Safety and that score, a panel per pipeline, the published points in grey behind; ours once more, from near.
+def _front(experiment: Experiment, rows: Sequence[Row], against: str) -> Figure | None:
+    """Safety and that score by part and pipeline, the published points in grey behind; ours once more, from near.
 
-    In over-refusal's place stands the share that is answered, so that what is better lies up and to the right.
+    In over-refusal's place stands the share that is answered, so that what is better lies up and to the right. Where
+    rows are drawn in several parts, each has its own legend, and the rows of one place in them the same style.
     """
     scores = ("safety", against)
-    style = _style(list(dict.fromkeys(row.label for row in rows)))
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(experiment.panel(row.name), []).append(row)
+    columns = [
+        (title, pipeline)
+        for title, part in parts.items()
+        for pipeline in PIPELINES.values()
+        if any(row.pipeline == pipeline for row in part)
+    ]
+    styles = {title: _style(list(dict.fromkeys(row.label for row in part))) for title, part in parts.items()}
     groups = list(dict.fromkeys(row.group for row in rows))
-    pipelines = [name for name in PIPELINES.values() if any(row.pipeline == name for row in rows)]
     comparable = all(row.comparable for row in rows)
     # The published points, of other benchmarks, leave little room for ours.
     shown = any((row.name, score) in published() for row in rows for score in scores[1:])
     near = shown and not comparable and any(row.by_seed() for row in rows)
     views = [(group, close) for group in groups for close in ((False, True) if near else (False,))]
     figure = _figure(3.4 * len(views) + 0.8)
-    panels = figure.subplots(len(views), len(pipelines), squeeze=False)
+    panels = figure.subplots(len(views), len(columns), squeeze=False)
     for line, (group, close) in zip(panels, views, strict=True):
-        for axes, pipeline in zip(line, pipelines, strict=True):
-            own = [row for row in rows if (row.group, row.pipeline) == (group, pipeline)]
+        for axes, (part, pipeline) in zip(line, columns, strict=True):
+            own = [row for row in parts[part] if (row.group, row.pipeline) == (group, pipeline)]
             if not close:
                 for row in own:
-                    _draw_published(axes, row.name, style[row.label][1], scores)
+                    _draw_published(axes, row.name, styles[part][row.label][1], scores)
                 if own:
                     _draw_published(axes, own[0].model, "x", scores)
             for row in own:
-                _draw_row(axes, row, *style[row.label], scores)
+                _draw_row(axes, row, *styles[part][row.label], scores)
             base = next((row.base for row in own if row.base), {})
             if all(score in base for score in scores):
                 axes.axvline(base["safety"], color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
                 axes.axhline(height(against, base[against]), color=BASE_COLOUR, linewidth=1, linestyle="--", zorder=1)
             axes.set_xlim(NEAR if close else _within_percent(*axes.get_xlim()))
             axes.set_ylim(NEAR if close else _within_percent(*axes.get_ylim()))
-            title = pipeline if len(groups) == 1 else f"{group}, {pipeline}"
+            title = ", ".join(name for name in (group if len(groups) > 1 else "", pipeline, part) if name)
             _finish(axes, f"{title}, from near" if close else title)
             axes.set_xlabel("safety (%) →")
         line[0].set_ylabel(HEIGHTS[against])
-    handles = [
-        Line2D([], [], color=colour, linestyle="", marker=marker, markersize=8, label=label)
-        for label, (colour, marker) in style.items()
-        if shown or any(row.label == label and row.results for row in rows)
-    ]
-    handles.append(Line2D([], [], color=BASE_COLOUR, linewidth=1, linestyle="--", label="untuned"))
+    others = [Line2D([], [], color=BASE_COLOUR, linewidth=1, linestyle="--", label="untuned")]
     if shown:
         label = f"published{'' if comparable else OTHER_MODEL} (×: untuned)"
-        handles.append(Line2D([], [], color=PUBLISHED_COLOUR, linestyle="", marker="o", markersize=8, label=label))
-    _add_legend(figure, handles)
+        others.append(Line2D([], [], color=PUBLISHED_COLOUR, linestyle="", marker="o", markersize=8, label=label))
+    handles = {
+        part: [
+            Line2D([], [], color=colour, linestyle="", marker=marker, markersize=8, label=label)
+            for label, (colour, marker) in style.items()
+            if shown or any(row.label == label and row.results for row in parts[part])
+        ]
+        for part, style in styles.items()
+    }
+    if len(parts) == 1:
+        _add_legend(figure, [*next(iter(handles.values())), *others])
+    else:
+        for axes, (part, _) in zip(panels[-1], columns, strict=True):
+            axes.legend(handles=[*handles[part], *others], loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2,
+                        frameon=False, fontsize=9)  # fmt: skip
     return figure
 
 

@@ -78,6 +78,8 @@ class ExperimentSettings(Section):
         reference: pattern of the row that the others of its model and pipeline are compared with.
         usual: the same for the row with the paper's setting, or the nearest to it; they are compared with both.
         axis: key that the figure's horizontal axis shows.
+        panels: parts of the rows that a front's figure draws apart, each a pattern by title: a row is in the first that
+            fits. None: all are drawn together.
         distance: show how far the weights have moved.
         costs: show what each method costs.
         losses: show how utility was lost.
@@ -94,6 +96,7 @@ class ExperimentSettings(Section):
     usual: str | None = None
     figure: Literal["none", "front", "curve", "overlap"]
     axis: str | None = None
+    panels: dict[str, str] = Field(default_factory=dict)
     distance: bool = False
     costs: bool = False
     losses: bool = False
@@ -115,6 +118,10 @@ class Experiment:
     name: str
     settings: ExperimentSettings
     rows: tuple[str, ...]
+
+    def panel(self, row: str) -> str:
+        """The title of the part of a front's figure that the row is drawn in; empty where there is one."""
+        return next((title for title, pattern in self.settings.panels.items() if _matches(row, pattern)), "")
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,9 @@ def load_experiment(name: str) -> Experiment:
         raise UserError(f"{file}: rows: '{absent[0]}' matches nothing in {ROWS}")
     if settings.levels:
         _check_levels(settings.levels, rows[0], file)
+    for row in rows if settings.panels else ():
+        if not any(_matches(row, pattern) for pattern in settings.panels.values()):
+            raise UserError(f"{file}: panels: {row} is in none")
     return Experiment(name, settings, tuple(dict.fromkeys(rows)))
 
 

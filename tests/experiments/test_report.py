@@ -760,6 +760,26 @@ def test_a_legend_of_long_names_fits_its_figure(tmp_path: Path) -> None:
     assert "goes on" in legend.texts[0].get_text() and legend.get_window_extent().width <= figure.bbox.width
 
 
+def test_parts_of_the_rows_are_drawn_apart_each_with_its_legend(tmp_path: Path) -> None:
+    panels = {"adapters": "*_lora", "all weights": "*"}
+    table = experiment([BASELINE, OGPSA, LORA], {"seeds": 1}, figure="front", panels=panels)
+    given = points(table, "testbed")
+    for point in given:
+        write_run(tmp_path, point, 0.9, 0.8)
+    figure = draw_over_refusal(table, read_rows(table, "testbed", given, tmp_path))
+    assert figure is not None and not figure.legends
+    shown = {
+        axes.get_title(): [text.get_text() for text in legend.texts]
+        for axes in figure.axes
+        if (legend := axes.get_legend()) is not None
+    }
+    # In the order of the table.
+    assert shown == {
+        "SFT, all weights": ["naive tuning", "OGPSA", "untuned"], "SFT, adapters": ["LoRA", "untuned"]
+    }  # fmt: skip
+    assert list(shown) == ["SFT, all weights", "SFT, adapters"]
+
+
 @pytest.mark.slow
 def test_a_kept_run_is_reported_as_the_run_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is committed of runs, without their weights, gives every file of the report that the runs gave."""

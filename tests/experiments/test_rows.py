@@ -234,6 +234,15 @@ def test_a_level_names_benchmarks_of_the_rows_evaluation(
         load_experiment("small_sft")
 
 
+def test_a_row_that_no_panel_shows_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    definition = yaml.safe_load((DEFINITIONS / "rl.yaml").read_text(encoding="utf-8"))
+    definition["panels"].pop("one-sided reward")
+    (tmp_path / "rl.yaml").write_text(yaml.safe_dump(definition), encoding="utf-8")
+    monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path)
+    with pytest.raises(UserError, match=r"rl\.yaml: panels: rl/grpo is in none$"):
+        load_experiment("rl")
+
+
 def test_list_and_help_say_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == NAMES
