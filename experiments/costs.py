@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from eval.scores.finished import FinishedRun
     from ogpsa.preflight.report import Counts
 
+RELATIVE = "relative to the reference"
 # In the order of StageCost.
 COLUMNS = {
     "reference rows": "{:.1%}",
@@ -23,7 +24,7 @@ COLUMNS = {
     "refreshing": "{:.1%}",
     "projecting": "{:.1%}",
     "time per step": "× {:.2f}",
-    "relative to the reference": "× {:.2f}",
+    RELATIVE: "× {:.2f}",
     "set-up": "{:.3g} s",
     "basis / weights": "{:.2f}",
     "peak": "{:.3g} GB",
@@ -36,9 +37,9 @@ NOTES = (
     "steps; both as a share of the stage's training time, mean over the seeds that trained in one session. Time per "
     "step: 1 / (1 − refreshing − projecting), a ratio within one run, since other runs share the machine.",
     "Relative to the reference: time per step divided by that of the row that rows are compared with, mean over the "
-    "seeds that both trained in one session and at the same revision; on the testbed the processor's time, which "
-    "others disturb less. In GRPO the lengths of the completions tell too. Set-up: what NSPO's null spaces took, once "
-    "for all runs from the same model.",
+    "seeds that both trained in one session and at the same revision, n of them where these are not all; on the "
+    "testbed the processor's time, which others disturb less. In GRPO the lengths of the completions tell too. Set-up: "
+    "what NSPO's null spaces took, once for all runs from the same model.",
     "Basis / weights: bytes of the basis (OGPSA: rank × trained weights × bytes a number; NSPO: its spaces' bases) by "
     "those of the trained weights in fp32. Peak: the pre-flight's estimate for a GPU.",
 )
@@ -52,7 +53,7 @@ class StageCost:
         rows: reference rows as a share of all rows that pass through the model; ``work``: their share of the work.
         refresh: time in refreshes as a share of the training time; ``projection``: time in projecting.
         time: per step, as a multiple of a step without the two.
-        step: a whole step's time, as a multiple of that of the reference row's.
+        step: a whole step's time, as a multiple of that of the reference row's; ``pairs``: seeds that it is a mean of.
         setup: seconds that went before the stages.
         basis: memory of the basis as a multiple of that of the trained weights in fp32.
         peak: GB of a GPU at the highest moment, as estimated.
@@ -67,6 +68,7 @@ class StageCost:
     setup: float | None
     basis: float | None
     peak: float | None
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,12 @@ class Cost:
     stages: dict[StageName, StageCost]
 
     def cells(self) -> dict[str, str]:
-        columns = zip(*(asdict(one).values() for one in self.stages.values()), strict=True)
-        return {title: _stages(values, form) for values, (title, form) in zip(columns, COLUMNS.items(), strict=True)}
+        columns = list(zip(*(asdict(one).values() for one in self.stages.values()), strict=True))
+        cells = {title: _stages(values, form) for (title, form), values in zip(COLUMNS.items(), columns, strict=False)}
+        pairs = max((one.pairs for one in self.stages.values()), default=0)
+        if 0 < pairs < len(self.row.by_seed()):
+            cells[RELATIVE] += f" (n = {pairs})"
+        return cells
 
     def numbers(self) -> dict[str, float | None]:
         """By stage and quantity."""
@@ -124,16 +130,18 @@ def _stage(row: Row, other: Row | None, stage: StageName, counts: "Counts | None
         refresh = fmean(_mean(one, "refresh_seconds") * counts.refreshes / _runtime(one) for one in histories)
         projection = fmean(_mean(one, "projection_seconds") * one[-1]["step"] / _runtime(one) for one in histories)
         time = 1 / (1 - refresh - projection)
+    ratios = _ratios(_step_seconds(row, stage), _step_seconds(other, stage)) if other else []
     return StageCost(
         rows=counts.share if counts else None,
         work=counts.work if counts else None,
         refresh=refresh,
         projection=projection,
         time=time,
-        step=_relative(_step_seconds(row, stage), _step_seconds(other, stage)) if other else None,
+        step=fmean(ratios) if ratios else None,
         setup=_logged(histories, "setup_seconds"),
         basis=_basis(settings, row.config) if settings else _logged_basis(row.config, stage, histories),
         peak=_peak(row.config, stage, devices),
+        pairs=len(ratios),
     )
 
 
@@ -154,9 +162,8 @@ def _step_seconds(row: Row, stage: StageName) -> dict[tuple[int, str], float]:
     return found
 
 
-def _relative(ours: Mapping[tuple[int, str], float], theirs: Mapping[tuple[int, str], float]) -> float | None:
-    ratios = [ours[key] / theirs[key] for key in ours if theirs.get(key)]
-    return fmean(ratios) if ratios else None
+def _ratios(ours: Mapping[tuple[int, str], float], theirs: Mapping[tuple[int, str], float]) -> list[float]:
+    return [ours[key] / theirs[key] for key in ours if theirs.get(key)]
 
 
 def _logged(histories: Sequence[Sequence[dict[str, Any]]], name: str) -> float | None:

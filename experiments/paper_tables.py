@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import get_args
 
 from eval.scores.equivalence import MARGIN, finding, pairs_needed
-from eval.scores.statistics import ROUNDING, Summary, balanced_score, summarize
+from eval.scores.statistics import ROUNDING, Summary, balanced_score, p_text, summarize
 from experiments.comparisons import (
     AT_EQUAL_DISTANCE,
     AT_EQUAL_SAFETY,
@@ -31,7 +31,8 @@ MOVED = "moved"
 RATES = "learning rates"
 MOVED_NOTE = (
     "Moved: distance of the last weights from the untuned model's, as a share of the latter's length. "
-    "Direction: cosine between their displacement and naive tuning's at the same seed. "
+    "Direction: cosine between their displacement and naive tuning's at the same seed; none where the weights of one "
+    "of them were not kept. Naive tuning: the pipeline's first row without a method. "
     "Δ at equal distance: utility minus that of naive tuning which has moved as far, read off its points of the same "
     "seed at several multiples of the learning rates, interpolated by a monotone cubic; seeds beyond them do not count."
 )
@@ -79,19 +80,20 @@ DIFFERENCE_NOTE = (
 MARGIN_NOTE = (
     "What a difference's 90% t-interval says of a margin of two points: unchanged, the difference is smaller (two "
     "one-sided tests at 5%); not worse, any loss is smaller; worse, the loss is larger; needs N: none of these, "
-    "and N pairs would show a difference of two points with power 80%, at this spread (a normal approximation)."
+    "and a test of N pairs at 5% would find a difference of two points with power 80%, at this spread. Unlike p, these "
+    "words are not corrected for the number of comparisons."
 )
 EQUAL_NOTE = (
-    "Utility that each method reaches at S, the safety of naive tuning at the rates where rows are compared, seed by "
-    "seed: read off the Pareto front of the method's points, one per strength (multiple of the learning rates) at "
-    "which naive tuning has run too, interpolated linearly between neighbours; the reference too may do better than "
-    "its row at S, where a lower learning rate is as safe. Safer: seeds whose whole front is safer than S; their "
-    "point of highest utility counts. No overlap: seeds whose points are all less safe than S; they have no number and "
-    "no part in the means. Over-refusal at S: the same of the front of high safety and low over-refusal; "
-    "balanced: the mean of S and 100 less that over-refusal. "
+    "Utility that each method reaches at S, the safety of the pipeline's reference at the rates where rows are "
+    "compared, seed by seed: read off the Pareto front of the method's points, one per strength (multiple of the "
+    "learning rates) at which the reference has run too, interpolated linearly between neighbours; the reference too "
+    "may do better than its row at S, where a lower learning rate is as safe. Safer: seeds whose whole front is safer "
+    "than S; their point of highest utility counts. No overlap: seeds whose points are all less safe than S; they have "
+    "no number and no part in the means. Over-refusal at S: the same of the front of high safety and low "
+    "over-refusal; balanced: the mean of S and 100 less that over-refusal. "
     "Minus it: of the row that the column names, both read at the strengths at which both have run, paired over the "
-    "seeds that both have a number for, 95% t-interval; p: two-sided paired t-test, corrected by Holm "
-    "over the column (in all tables of this page)."
+    "seeds that both have a number for, none where no seed has two, 95% t-interval; p: two-sided paired t-test, "
+    "corrected by Holm over the column (in all tables of this page)."
 )
 SECOND_HAND_NOTE = (
     "[nspo]: by machine-written notes on NSPO's table, not by the paper itself, which could not be read: shown beside "
@@ -407,9 +409,8 @@ def _with_notes(tables: Sequence[Table], notes: Sequence[str]) -> list[Table]:
 
 def _base(rows: Sequence[Row]) -> dict[str, Summary]:
     """The untuned model's scores, over seeds if each has its own; nothing before one of ``rows`` has run."""
-    row = next((row for row in rows if row.base), None)
-    if row is None:
-        return {}
+    # Seeds may have bases of their own: of a row with all of them.
+    row = max(rows, key=lambda row: len(row.bases))
     bases = [base for number, base in enumerate(row.bases) if base not in row.bases[:number]]
     return {name: summarize([base[name] for base in (row.bases if len(bases) > 1 else bases)]) for name in row.base}
 
@@ -488,8 +489,7 @@ def _difference(one: Comparison | None) -> str:
     summary, narrow, variance = one.paired.difference, one.paired.narrow, one.paired.variance
     if summary.half_width is None:
         return f"{_signed(summary.mean)} (n = 1)"
-    p = "–" if one.p is None else "< 0.001" if one.p < 0.001 else f"{one.p:.3f}"
-    told = [p, f"n = {summary.n}"]
+    told = [p_text(one.p), f"n = {summary.n}"]
     if narrow is not None and variance is not None:
         found = finding(narrow, 100 * MARGIN, one.score in LOWER_IS_BETTER)
         told.append(f"needs {pairs_needed(variance, 100 * MARGIN)}" if found == "undecided" else found)
@@ -497,7 +497,8 @@ def _difference(one: Comparison | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}"  # without a negative zero
+    """With its sign, which a value that rounds to zero has not."""
+    return f"{value:+.1f}" if round(value, 1) else "0.0"
 
 
 def _early_late(course: Sequence[tuple[int, float]]) -> str:

@@ -187,7 +187,7 @@ def _provenance(rows: Sequence[Row], planned: int) -> str:
     return (
         f"{len(runs)} of {planned} runs are finished"
         + (f" ({kept} of them committed with the code, `kept=true`)" if kept else "")
-        + f", {hours:.1f} hours of one worker in all, by revision {revisions}"
+        + f", {hours:.1f} hours of one worker in the sessions that finished them, by revision {revisions}"
         + (" (+: changed files)." if "+" in revisions else ".")
         + (
             f" {len(apart)} more began with another untuned model than most runs of their seed ({seeds}): left out."
@@ -212,7 +212,8 @@ def _records(row: Row, spent: Sequence[Cost]) -> list[dict[str, object]]:
             record |= {f"{name}_untuned": row.base.get(name)}
             record |= {f"{name}_published": entry.value if entry else None, f"{name}_tag": entry.tag if entry else None}
         for one in spent:
-            record |= one.numbers() if one.row is row else {}
+            # They were measured where rows are compared.
+            record |= one.numbers() if one.row is row and strength == row.strength else {}
         records.append(record)
     return records
 

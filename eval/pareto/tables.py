@@ -108,7 +108,7 @@ def _cell(summary: Summary | None, change: float | None) -> str:
         return "n/a"
     spread = summary.half_width is not None and summary.half_width >= ROUNDING
     half_width = f"{summary.half_width:.3f}" if spread else "–"
-    return f"{summary.mean:.3f} ± {half_width}" + ("" if change is None else f" ({change:+.3f})")
+    return f"{summary.mean:.3f} ± {half_width}" + ("" if change is None else f" ({round(change, 3) + 0.0:+.3f})")
 
 
 def _hypervolumes(world: World) -> str:

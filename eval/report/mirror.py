@@ -22,7 +22,7 @@ from eval.scores.finished import run_directories
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Tracker, identity_of
 from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, PROVENANCE_FILE, read_metrics, read_stored_config
-from ogpsa.runs.tracking import WandbRun, check_tracker, run_id, training_values
+from ogpsa.runs.tracking import WandbRun, check_tracker, held_out_losses, run_id, training_values
 from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 from ogpsa.utils.files import check_writable, read_json, read_jsonl
@@ -141,12 +141,15 @@ def _provenance(run: Path) -> dict[str, Any]:
 
 def _history(run: Path) -> list[dict[str, Any]]:
     """The training's numbers, stage by stage, as the run logs them to W&B itself."""
-    return [
-        training_values(file.parent.name.partition("-")[2], row.pop("step"), row)
-        for file in sorted(run.glob(f"[0-9][0-9]-*/{HISTORY_FILE}"))
-        for row in read_jsonl(file)
-        if "loss" in row
-    ]
+    found = []
+    for file in sorted(run.glob(f"[0-9][0-9]-*/{HISTORY_FILE}")):
+        stage = file.parent.name.partition("-")[2]
+        for row in read_jsonl(file):
+            held_out = {f"held_out/{name}": loss for name, loss in held_out_losses(row).items()}
+            # The last row tells of the whole stage.
+            if numbers := row if "loss" in row else held_out:
+                found.append(training_values(stage, row.pop("step"), numbers))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

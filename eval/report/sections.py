@@ -469,7 +469,8 @@ def _clustered_cell(evaluations: Sequence[Artefacts], name: str) -> Cell:
     error = evaluations[0].benchmarks.get(name, {}).get("clustered_stderr")
     if len(evaluations) > 1 or cell.value is None or error is None:
         return cell
-    return replace(cell, interval=normal_interval(cell.value, error))
+    top = float("inf") if evaluations[0].benchmarks[name]["metric"] == "loss" else 1.0
+    return replace(cell, interval=normal_interval(cell.value, error, top=top))
 
 
 def _categories(one: Artefacts, benchmark: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from eval.scores.artefacts import Artefacts, Row, item_seed, open_evaluation
 from eval.scores.differences import Difference, Drawn, mean_of
 from eval.scores.equivalence import MARGIN, Flips
 from eval.scores.flips import find_flips, flips_csv, flips_text
-from eval.scores.statistics import RESAMPLES, Gain, average_gain, flipped_means, resampled_means
+from eval.scores.statistics import RESAMPLES, Gain, average_gain, flipped_means, p_text, resampled_means
 from ogpsa.runs.score_table import GROUPS, METRICS
 from ogpsa.utils.command_line import Parser, positive_number, whole_number
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
@@ -302,17 +302,13 @@ def _cells(found: Difference) -> list[str]:
     interval = "–" if found.interval is None else f"{found.interval.low:+.3f} to {found.interval.high:+.3f}"
     flips = "–" if found.flips is None else f"+{found.flips.up} −{found.flips.down}"
     return [
-        f"{found.a:.3f}", f"{found.b:.3f}", f"{found.value:+.3f}", interval, _p(found.p_value), flips,
+        f"{found.a:.3f}", f"{found.b:.3f}", f"{found.value:+.3f}", interval, p_text(found.p_value), flips,
         found.finding or "–", _items(found), "–" if found.needed is None else str(found.needed),
     ]  # fmt: skip
 
 
 def _items(found: Difference) -> str:
     return f"{found.items} ({found.missing} missing)" if found.missing else str(found.items)
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

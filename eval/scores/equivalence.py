@@ -1,6 +1,8 @@
 """Tests of "unchanged": a difference within a stated margin, exact tests of flips, and the number of items needed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, comb
 from statistics import NormalDist
 from typing import Literal
@@ -56,12 +58,19 @@ def finding(interval: Interval, margin: float, lower_is_better: bool) -> Finding
 def pairs_needed(variance: float, margin: float, power: float = POWER, alpha: float = 0.05) -> int:
     """Pairs with which a two-sided test at ``alpha`` finds a true difference of ``margin`` with probability ``power``.
 
-    The normal approximation, ``(z(1 - alpha / 2) + z(power))² variance / margin²``; for few pairs, as seeds are, it is
-    about two too small.
+    The least n that is at least ``(t(1 - alpha / 2) + t(power))² variance / margin²``, with Student's quantiles of
+    n - 1 degrees of freedom.
 
     Args:
         variance: of a pair's difference.
     """
-    normal = NormalDist()
-    quantiles = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)
-    return max(2, ceil(quantiles**2 * variance / margin**2))
+    from scipy.special import stdtrit  # Student's t quantile, without the second that scipy.stats takes to load
+
+    def needed(quantile: Callable[[float], float]) -> float:
+        return (quantile(1 - alpha / 2) + quantile(power)) ** 2 * variance / margin**2
+
+    # With the normal distribution's quantiles it is a few too small.
+    pairs = max(2, ceil(needed(NormalDist().inv_cdf)))
+    while pairs < needed(partial(stdtrit, pairs - 1)):
+        pairs += 1
+    return pairs

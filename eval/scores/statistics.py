@@ -137,6 +137,11 @@ def normal_interval(value: float, stderr: float, confidence: float = 0.95, top: 
     return Interval(max(0.0, value - half_width), min(top, value + half_width))
 
 
+def p_text(value: float | None) -> str:
+    """A p to three digits; a dash where there is none."""
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def unanimous_interval(value: float, n: int, low: float = 0.0, high: float = 1.0, confidence: float = 0.95) -> Interval:
     """An interval of a mean whose ``n`` items all agree, so that no resampling gives it a width.
 

@@ -29,6 +29,7 @@ from eval.scores.statistics import (
     Interval,
     flip_test,
     flipped_means,
+    p_text,
     percentile_interval,
     resampled_means,
     unanimous_interval,
@@ -268,8 +269,10 @@ def win_rate(rows: Sequence[Row], resamples: int = RESAMPLES, seed: int = 0) -> 
         if len(set(scores)) == 1:
             interval = unanimous_interval(scores[0], len(scores))
         p_value = flip_test(fmean(scores) - 0.5, flipped_means(np.array(scores) - 0.5, resamples, own))
-    asked = [[verdict["value"] for verdict in row["verdicts"]] for row in scored if row["verdicts"]]
-    decided = [row for row in scored if row["score"] != 0.5 and row["length_a"] != row["length_b"]]
+    # An empty answer loses without a judge.
+    judged = [row for row in scored if row["verdicts"]]
+    decided = [row for row in judged if row["score"] != 0.5 and row["length_a"] != row["length_b"]]
+    asked = [[verdict["value"] for verdict in row["verdicts"]] for row in judged]
     longer = [(row["score"] > 0.5) == (row["length_a"] > row["length_b"]) for row in decided]
     return WinRate(
         wins=sum(score > 0.5 for score in scores),
@@ -295,7 +298,7 @@ def render(benchmark: str, found: WinRate, a: Path, b: Path) -> str:
     requests = found.wins + found.ties + found.losses
     line = [
         benchmark, str(found.wins), str(found.ties), str(found.losses), _share(found.value), interval,
-        _share(found.p_value), f"{requests} ({missing} missing)" if missing else str(requests),
+        p_text(found.p_value), f"{requests} ({missing} missing)" if missing else str(requests),
     ]  # fmt: skip
     text = [f"A: {a}", f"B: {b}", "", aligned(Table(COLUMNS, [line], align="lrrrrrrr")), ""]
     text.append(

@@ -23,6 +23,8 @@ from ogpsa.utils.network import PROBE_SECONDS, UNREACHABLE, within
 from ogpsa.utils.signals import deaf_children
 
 log = logging.getLogger(__name__)
+# Before the names of the held-out sets among the trainer's evaluation sets, which hold the reference sets as well.
+HELD_OUT = "held_out_"
 # Seconds that W&B may keep a run waiting at its end for the rest of an upload.
 END_SECONDS = 5.0
 # As arguments: the seconds, then the command. The watcher ends the whole session.
@@ -272,6 +274,16 @@ def _ask(server: str) -> None:
 def reason(error: Exception) -> str:
     """The error's class and what it says, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no reason given'}"
+
+
+def held_out_losses(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The held-out losses among an evaluation's metrics, by set."""
+    start, end = f"eval_{HELD_OUT}", "_loss"
+    return {
+        name.removeprefix(start).removesuffix(end): value
+        for name, value in metrics.items()
+        if name.startswith(start) and name.endswith(end)
+    }
 
 
 def training_values(stage: str, step: int, numbers: Mapping[str, Any]) -> dict[str, Any]:

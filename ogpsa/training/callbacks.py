@@ -9,8 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ogpsa.distributed import processes
-from ogpsa.runs.tracking import Tracker, training_values
-from ogpsa.training.held_out import losses
+from ogpsa.runs.tracking import Tracker, held_out_losses, training_values
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.progress import Progress
 
@@ -92,7 +91,7 @@ class ReportCallback(TrainerCallback):
             self._progress.show(state.global_step, self._latest)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        found = losses(event["metrics"])
+        found = held_out_losses(event["metrics"])
         shown = ", ".join(f"{name} {loss:.4g}" for name, loss in found.items())
         step_log.info("%s %d/%d: held-out loss: %s", self._stage, state.global_step, state.max_steps, shown)
         numbers = {f"held_out/{name}": loss for name, loss in found.items()}

@@ -4,10 +4,8 @@ from typing import Any
 
 from transformers import Trainer
 
+from ogpsa.runs.tracking import HELD_OUT
 from ogpsa.subspace.references import preserved_random_state
-
-# Before the names of the sets among the trainer's evaluation sets, which hold the reference sets as well.
-HELD_OUT = "held_out_"
 
 
 class HeldOutTrainer(Trainer):
@@ -27,13 +25,3 @@ class HeldOutTrainer(Trainer):
                 if str(name).startswith(HELD_OUT):
                     found |= trainer.evaluate(name, *args, **kwargs | {"metric_key_prefix": f"eval_{name}"})
         return found
-
-
-def losses(metrics: dict[str, float]) -> dict[str, float]:
-    """The held-out losses among an evaluation's metrics, by set."""
-    start, end = f"eval_{HELD_OUT}", "_loss"
-    return {
-        name.removeprefix(start).removesuffix(end): value
-        for name, value in metrics.items()
-        if name.startswith(start) and name.endswith(end)
-    }

@@ -23,10 +23,11 @@ from ogpsa.models.adapters import keep_in_fp32
 from ogpsa.models.generate import ReplyDecoder
 from ogpsa.models.template import render
 from ogpsa.models.tokenizer import end_tokens
+from ogpsa.runs.tracking import HELD_OUT
 from ogpsa.training.callbacks import StepCallback
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
-from ogpsa.training.held_out import HELD_OUT, HeldOutTrainer
+from ogpsa.training.held_out import HeldOutTrainer
 from ogpsa.training.packing import check_rows_apart
 from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePolicyCache
 from ogpsa.utils.answers import template_opens_thought

@@ -10,7 +10,8 @@ LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "<": "$<$", "–": "--",
+    "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$", "<": "$<$", ">": "$>$", "|": r"\textbar{}",
+    "–": "--", "−": "$-$",
     "→": r"$\rightarrow$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
 }  # fmt: skip
 MARKDOWN = {"<": "&lt;", **{character: f"\\{character}" for character in "\\|*`"}}

@@ -242,11 +242,11 @@ def test_seeds_intervals_and_paired_differences(tmp_path: Path) -> None:
     assert (naive["seeds"], naive["utility ↑"]) == ("3", f"70.0 ± {10 * THREE:.1f}")
     # Two safety benchmarks gain 80%, seven of utility lose 12.5% in the mean.
     assert naive["average gain ↑"].startswith(f"{(2 * 80 - 7 * 12.5) / 9:.1f} ± ")
-    assert (lora["row"], lora["seeds"], lora["Δ utility"]) == ("LoRA", "1/3", "+0.0 (n = 1)")
+    assert (lora["row"], lora["seeds"], lora["Δ utility"]) == ("LoRA", "1/3", "0.0 (n = 1)")
     # Safety is the same everywhere, and LoRA has one pair: nothing to test but OGPSA's utility.
     p = 1 - (12 / 14) ** 0.5
     assert ogpsa["Δ utility"] == f"+2.0 ± {THREE:.1f} ({p:.3f}; n = 3; not worse)"
-    assert ogpsa["Δ safety"] == "+0.0 ± – (–; n = 3)"
+    assert ogpsa["Δ safety"] == "0.0 ± – (–; n = 3)"
     # Another model's numbers are shown with their source, and no difference.
     assert (ogpsa["published safety"], naive["published utility"]) == ("83.12 [fig]", "53.68 [fig]")
     assert "none is shown" in text
@@ -550,8 +550,8 @@ def test_a_difference_has_a_finding_and_the_number_of_seeds_needed(tmp_path: Pat
     text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text(encoding="utf-8")
     *_, lora, ogpsa = lines_of(text, "world 0 in the place of qwen2_5_7b")
     assert lora["Δ over-refusal"].endswith("; n = 3; worse)")
-    # (1.960 + 0.842)² 60.33 / 2².
-    assert ogpsa["Δ over-refusal"].endswith("; n = 3; needs 119)")
+    # (1.980 + 0.845)² 60.33 / 2², Student's quantiles of 120 degrees of freedom.
+    assert ogpsa["Δ over-refusal"].endswith("; n = 3; needs 121)")
     assert "needs N: none of these, and N pairs" in text
 
 
@@ -669,6 +669,25 @@ def test_a_stage_that_was_resumed_says_nothing_of_time(
         (tmp_path / point.config.run_name() / "01-sft" / "COMPLETE.json").write_text(json.dumps(facts))
     cost = costs(table, "testbed", read_rows(table, "testbed", given, tmp_path))[1].stages["sft"]
     assert (cost.step, cost.projection) == tuple(one and pytest.approx(one) for one in times)
+
+
+def test_a_time_of_some_of_the_seeds_says_of_how_many(tmp_path: Path) -> None:
+    table = experiment([BASELINE, OGPSA], {"seeds": 2, "strengths": [0.5, 1.0]}, name="cost", costs=True)
+    given = points(table, "testbed")
+    for point in given:
+        write_run(tmp_path, point, 0.9, 0.6, history=[{"step": 10, "loss": 1.0}, {"step": 10, "train_runtime": 20.0}])
+        facts = {"steps": 10, "session_steps": 10 if point.seed else 4, "cpu_seconds": 20.0}
+        (tmp_path / point.config.run_name() / "01-sft" / "COMPLETE.json").write_text(json.dumps(facts))
+    out = written(table, "testbed", given, tmp_path)
+    _, ogpsa = lines_of((out / "cost.md").read_text(), "What it costs")
+    assert (ogpsa["seeds"], ogpsa["relative to the reference"]) == ("2", "× 1.00 (n = 1)")
+    # Nothing of it is known of the other strength.
+    with (out / "cost.csv").open() as file:
+        records = [row for row in csv.DictReader(file) if row["row"] == OGPSA]
+    assert [(row["strength"], row["sft_step"], row["sft_pairs"]) for row in records] == [
+        ("0.5", "", ""),
+        ("1.0", "1.0", "1"),
+    ]
 
 
 @pytest.mark.slow

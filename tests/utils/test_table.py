@@ -5,7 +5,7 @@ import re
 
 from ogpsa.utils.table import Table, aligned, comma_separated, latex, markdown, table_of
 
-SPECIAL = r"a_b & 5% < 6 | 50 ± 1 – {x} *y* `z` \ ~ ^ # $"
+SPECIAL = r"a_b & 5% < 6 | 50 ± 1 – {x} *y* `z` \ ~ ^ # $ 1 − 2 > 3"
 TABLE = Table(["name", "score ↑"], [[SPECIAL, "1.0"], ["plain", "12.5"]], "A_title", align="lr", notes=["A *note*."])
 
 
@@ -31,8 +31,8 @@ def test_latex_needs_no_package() -> None:
     assert text.isascii()
     assert text.count(r"\begin{tabular}{lr}") == text.count(r"\end{tabular}") == 2
     assert r"\multicolumn{2}{l}{\textit{A\_title}} \\" in text
-    assert r"a\_b \& 5\% $<$ 6 | 50 $\pm$ 1 -- \{x\}" in text
-    assert r"\textbackslash{} \textasciitilde{} \textasciicircum{} \# \$ & 1.0 \\" in text
+    assert r"a\_b \& 5\% $<$ 6 \textbar{} 50 $\pm$ 1 -- \{x\}" in text
+    assert r"\textbackslash{} \textasciitilde{} \textasciicircum{} \# \$ 1 $-$ 2 $>$ 3 & 1.0 \\" in text
 
 
 def test_comma_separated_values_keep_every_digit() -> None:

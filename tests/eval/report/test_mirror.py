@@ -74,7 +74,10 @@ def test_runs_are_mirrored_as_they_mirror_themselves(runs: Path, tmp_path: Path)
     with tracker(config, runs / "a", {"revision": "0"}) as live:
         live.log({"train/global_step": 1, "train/stage": "sft", "sft/loss": 2.0, "sft/epoch": 0.5})
         live.log({"train/global_step": 2, "train/stage": "sft", "sft/loss": 1.0, "sft/epoch": 1.0})
+        live.log({"train/global_step": 2, "train/stage": "sft", "sft/held_out/safety": 0.5})
         live.summarize(metrics)
+    with (runs / "a" / "01-sft" / "history.jsonl").open("a") as history:
+        history.write(json.dumps({"eval_held_out_safety_loss": 0.5, "eval_runtime": 1.0, "step": 2}) + "\n")
     ids, left_out = mirror(runs)
     assert left_out == []
     [first] = (runs / "a" / "wandb").glob("offline-run-*")
@@ -85,7 +88,7 @@ def test_runs_are_mirrored_as_they_mirror_themselves(runs: Path, tmp_path: Path)
         assert now[key] == then[key]
     own = {key for key in then["summary"] if key[0] != "_" and key != "benchmarks"}
     assert {key: now["summary"][key] for key in own} == {key: then["summary"][key] for key in own}
-    assert own >= {"safety", "utility", "sft/loss", "train/global_step"}
+    assert own >= {"safety", "utility", "sft/loss", "sft/held_out/safety", "train/global_step"}
     assert table(again, "benchmarks") == table(first, "benchmarks")
 
 

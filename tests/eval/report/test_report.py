@@ -386,6 +386,14 @@ def test_scores_by_category(tmp_path: Path) -> None:
     assert "By category" not in build(tmp_path, RESAMPLES)
 
 
+def test_a_loss_by_category_may_exceed_one(tmp_path: Path) -> None:
+    told = Benchmark([2.0, 2.5, 3.0, 3.5], metric="loss", categories=["poems", "poems", "letters", "letters"])
+    write_evaluation(tmp_path / "one", {"harmful": SAFE, "text": told})
+    whole, *_ = category_rows(only_section(tmp_path), ["text"])
+    [(_, cell)] = whole.cells
+    assert cell is not None and cell.interval == normal_interval(2.75, 0.1, top=float("inf"))
+
+
 def test_runs_left_out_are_named_and_their_evaluations_shown(runs: Path) -> None:
     (runs / "c" / "metrics.json").unlink()
     write_evaluation(runs / "alone", BASE)

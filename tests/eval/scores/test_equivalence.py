@@ -35,5 +35,15 @@ def test_what_an_interval_says_of_a_margin_of_two_points(low: float, high: float
 def test_the_pairs_needed_find_the_margin_four_times_in_five() -> None:
     n = pairs_needed(variance=0.25, margin=0.1)
     noncentrality = 0.1 / (0.25 / n) ** 0.5
-    assert stats.norm.sf(1.96 - noncentrality) == pytest.approx(0.8, abs=0.005)
+    assert stats.norm.sf(1.96 - noncentrality) == pytest.approx(0.8, abs=0.01)
     assert pairs_needed(variance=1e-9, margin=0.1) == 2
+
+
+@pytest.mark.parametrize("spread", [0.5, 1, 2, 5])
+def test_the_pairs_needed_are_those_of_a_t_test_of_few(spread: float) -> None:
+    """The power of the two-sided test by the noncentral t distribution: enough, and not with one pair less."""
+    n = pairs_needed(variance=spread**2, margin=2)
+    power = {
+        pairs: stats.nct.sf(stats.t.isf(0.025, pairs - 1), pairs - 1, 2 * pairs**0.5 / spread) for pairs in (n, n - 1)
+    }
+    assert power[n] >= 0.8 > (power[n - 1] if n > 2 else 0)

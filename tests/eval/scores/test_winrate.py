@@ -77,6 +77,16 @@ def test_both_orders_are_asked_once_and_kept(tmp_path: Path, capsys: pytest.Capt
     assert f"| {NAME} |    1 |    2 |      1 |    0.500 |" in out
 
 
+def test_an_answer_that_no_judge_read_says_nothing_of_its_length(tmp_path: Path) -> None:
+    a = evaluation(tmp_path / "a", [GOOD, GOOD, GOOD], model="1" * 16)
+    b = evaluation(tmp_path / "b", [f"{BAD}, and a long one", "", ""], model="2" * 16)
+    with serve(fair) as server:
+        assert winrate(a, b, server=server) == EXIT_DONE
+    summary, rows = kept(a)
+    assert [bool(row["verdicts"]) for row in rows] == [True, False, False]
+    assert (summary["wins"], summary["asked"], summary["longer"]) == (3, 1, 0.0)
+
+
 def test_a_judge_with_a_position_bias_is_shown_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = evaluation(tmp_path / "a", [GOOD, BAD]), evaluation(tmp_path / "b", [BAD, GOOD])
     with serve(lambda request, before: Reply("Verdict: FIRST")) as server:
