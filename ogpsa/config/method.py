@@ -51,17 +51,18 @@ def mixed_in(names: Sequence[str], rows: float, key: str) -> list[SetUse]:
 
 @dataclass(frozen=True)
 class ExtraMemory:
-    """Memory that a method takes on a device in addition to the baseline's, for the pre-flight.
+    """Memory that a method takes in addition to the baseline's, for the pre-flight: on a device unless said otherwise.
 
     Attributes:
         bytes_per_weight: for each trained weight, sharded as the weights are.
-        whole_bytes: whole on every process.
+        whole_bytes: whole on every process; ``host_bytes``: the same in its host memory.
         answers_first: whether cross-entropy on given answers begins each step of GRPO, so that gradients are held while
             completions are generated.
     """
 
     bytes_per_weight: float = 0.0
     whole_bytes: float = 0.0
+    host_bytes: float = 0.0
     answers_first: bool = False
 
 
@@ -183,7 +184,7 @@ def set_name_problems(key: str, names: Sequence[str], stage: StageName, config: 
     known = config.data.reference_set_names
     problems = [
         f"{key}: '{name}' is not among data={config.data.name}'s sets for {stage}; "
-        f"allowed: {', '.join(known) or 'none'}{closest_match(name, known)}"
+        f"allowed: {', '.join(known) or 'none'}{closest_match(name, [other for other in known if other not in names])}"
         for name in names
         if name not in known
     ]

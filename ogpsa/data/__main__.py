@@ -8,7 +8,7 @@ build writes <part>.jsonl and card.json into outputs/data/NAME by the data set's
 and --help prints: source.path=FILE for a local copy, parts.train=100 for fewer rows, refusals.way=templates without an
 endpoint, rejected.way=none without the untuned model's answers. The same command resumes a build that was stopped.
 NAME is one of safe_rlhf, ultrafeedback, halueval, gsm8k, mmlu, safety_tuned_llamas, hh_rlhf, alpaca, and for the RL
-stage safe_rlhf_prompts, nspo_general.
+stage safe_rlhf_prompts, nspo_general, ultrafeedback_short.
 
 check compares the prompts of every file in FOLDER with each other's and with those named by --against, exactly after
 normalisation and by similarity, and writes leakage.json into FOLDER.

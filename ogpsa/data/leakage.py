@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from ogpsa.data.conversations import users_turns
-from ogpsa.data.readers import FORMATS, Row, read_table
+from ogpsa.data.readers import FORMATS, Row, ending, read_table
 from ogpsa.utils.errors import Problems, UserError, closest_match
 from ogpsa.utils.files import write_json
 
@@ -147,7 +147,7 @@ def tables_in(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise UserError(f"{place}: no such file or folder")
-    files = [file for file in sorted(place.rglob("*")) if file.suffix in FORMATS and file.is_file()]
+    files = [file for file in sorted(place.rglob("*")) if ending(file) in FORMATS and file.is_file()]
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(place).parts)]
     tables = [
         file for file in files if file.suffix != ".json" or file.name not in (REPORT, "card.json", "prefetch.json")

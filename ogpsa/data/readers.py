@@ -168,6 +168,7 @@ def read_hub(
 def errors_of_the_hub() -> tuple[type[Exception], ...]:
     """Errors that leave no rows: no network, no access, no such data set, configuration or split."""
     import httpx2
+    from datasets.exceptions import DatasetsError
 
-    # The hub's client passes on the errors of its HTTP client.
-    return (OSError, ValueError, httpx2.HTTPError)
+    # The hub's client passes on the errors of its HTTP client. A row that cannot be read has an error of its own.
+    return (OSError, ValueError, httpx2.HTTPError, DatasetsError)

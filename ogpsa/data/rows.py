@@ -187,8 +187,11 @@ def _read_rows(
         found = read_table(Path(path))
     except UserError as error:
         name = Path(path).parent.name
-        built = name in SCHEMAS and not Path(path).exists()
-        hint = f"; build it: python -m ogpsa.data build {name}" if built else ""
+        hint = ""
+        if name in SCHEMAS and not Path(path).exists():
+            # Its rows are not those of the bare recipes.
+            small = config.data.name == "small"
+            hint = f"; build it: {'make data-small' if small else f'python -m ogpsa.data build {name}'}"
         raise UserError(*(f"{key}: {problem}{hint}" for problem in error.problems)) from None
     if not found:
         expected = EXPECTED.get(Path(path).suffix.lower(), "one JSON object a line")
@@ -217,16 +220,23 @@ def _read_rows(
             mistakes.setdefault(fault, (mistake, []))[1].append(number)
         rows.append({column: row.get(column, row.get("completion")) for column in columns})
         for name, kind, allowed in ROLLOUT_COLUMNS if marked else ():
-            if row.get(name) is not None:
-                rows[-1][name] = row[name]
-                if not isinstance(row[name], kind):
-                    mistake = f": column '{name}' holds {json_kind(row[name])}; allowed: {allowed}"
+            value = _cell(row.get(name), kind) if cells else row.get(name)
+            if value is not None:
+                rows[-1][name] = value
+                if not isinstance(value, kind):
+                    mistake = f": column '{name}' holds {json_kind(value)}; allowed: {allowed}"
                     mistakes.setdefault(name, (mistake, []))[1].append(number)
     if mistakes:
         raise UserError(
             *(f"{key}: {place(path, numbers[0])}{text}{_others(numbers[1:])}" for text, numbers in mistakes.values())
         )
     return rows
+
+
+def _cell(text: str | None, kind: type) -> object:
+    """A cell's value, which a CSV file holds as text; None where it is empty."""
+    written = {"true": True, "false": False} if kind is bool else {}
+    return written.get((text or "").strip().lower(), text or None)
 
 
 def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[StageName]) -> Iterator[tuple[str, str]]:

@@ -143,10 +143,10 @@ class Nspo(Method):
 
         protected, bases = sizes(model.config, self._modules())
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        # The protected layers' starting weights in fp32, which ``paper`` keeps on the host.
-        return ExtraMemory(
-            bytes_per_weight=0 if self.variant == "paper" else 4 * protected / trained, whole_bytes=bases
-        )
+        # The protected layers' starting weights in fp32.
+        if self.variant == "paper":
+            return ExtraMemory(whole_bytes=bases, host_bytes=4 * protected)
+        return ExtraMemory(whole_bytes=bases, bytes_per_weight=4 * protected / trained)
 
     def preflight(self, model: "PreTrainedModel") -> list[str]:
         from ogpsa.nullspace.kept import cost

@@ -72,6 +72,11 @@ class Ogpsa(Method):
                     f"method.refresh_every: {wanted.share:.3g} is a share of rows, of which a pack holds several "
                     f"({config.stage_key('sft')}.packing={stage.packing}); give a number of steps"
                 )
+            if wanted.selection == "conflict" and isinstance(stage, SFTSettings) and stage.packing is not None:
+                problems.append(
+                    "method.selection: conflict compares with the gradient of some safety rows, of which a pack holds "
+                    f"several ({config.stage_key('sft')}.packing={stage.packing}); allowed: random"
+                )
             problems += sample_problems(wanted.samples, config, f" for {stage.name}")
         return list(dict.fromkeys(problems))
 

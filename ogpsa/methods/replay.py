@@ -13,7 +13,7 @@ does (arXiv 2203.02155).
 """
 
 import random
-from dataclasses import replace
+from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -51,9 +51,11 @@ class Replay(Method):
         return problems
 
     def set_uses(self, stage: StageName, safety_rows: int) -> list[SetUse]:
-        rows = stage_value(self.ratio, stage) * safety_rows
-        uses = mixed_in(stage_value(self.general_sets, stage), rows, "ratio")
-        return [replace(use, trained_on=stage != "grpo") for use in uses]
+        sets, ratio = stage_value(self.general_sets, stage), stage_value(self.ratio, stage)
+        if stage == "grpo":
+            # Its steps take the sets' rows in turn, as often as they need them.
+            return [SetUse(name, min(1, ceil(ratio)), "ratio") for name in sets]
+        return mixed_in(sets, ratio * safety_rows, "ratio")
 
     def attach(self, trainer: "Trainer", stage: StageName, seed: int) -> None:
         if stage == "grpo":

@@ -88,11 +88,12 @@ def load_tokenizer(folder: Path, template_kwargs: Mapping[str, Any]) -> PreTrain
     pin(tokenizer, template_kwargs)
     check_repeatable(tokenizer)
     rows = config.get_text_config().vocab_size
-    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    if last >= rows:
+    unused = _unused_tokens(tokenizer)
+    used = {number: token for token, number in tokenizer.get_vocab().items() if token not in unused}
+    if (last := max(used)) >= rows:
         raise UserError(
-            f"{folder}: token '{token}' has id {last}, but the model's embedding holds {rows} rows; take it out of the "
-            "tokenizer's files, or resize the embedding"
+            f"{folder}: token '{used[last]}' has id {last}, but the model's embedding holds {rows} rows; take it out "
+            "of the tokenizer's files, or resize the embedding"
         )
     padding = config.get_text_config().pad_token_id
     if padding is not None and not -rows <= padding < rows:
@@ -101,6 +102,16 @@ def load_tokenizer(folder: Path, template_kwargs: Mapping[str, Any]) -> PreTrain
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _unused_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Added tokens without a part of their own, which the chat template does not write.
+
+    The tokenizer of Gemma 3's smallest model, which takes no pictures, has a token for them, and its embedding no row.
+    """
+    parts = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    template = str(tokenizer.chat_template)
+    return {token for token in tokenizer.get_added_vocab() if token not in parts and token not in template}
 
 
 def _generation_config(folder: Path, config: PretrainedConfig) -> GenerationConfig:

@@ -101,7 +101,7 @@ class Setup:
         generated: sequences of ``length`` that one process generates at once (GRPO).
         prompt: how many tokens of each such sequence are its prompt's.
         frozen_copy: whether a second model is kept that is not trained: where GRPO's policy started.
-        whole_bytes: kept whole on every process (``Method.memory``).
+        whole_bytes: kept whole on every process, ``host_bytes``: on its host (``Method.memory``).
         answers_first: whether a step of GRPO begins with answers (``Method.memory``).
         judge_bytes: weights of the judges that reward GRPO's completions, whole on the main process.
         device: where it runs; ``cpu`` differs in temporaries.
@@ -133,6 +133,7 @@ class Setup:
     prompt: int = 0
     frozen_copy: bool = False
     whole_bytes: float = 0.0
+    host_bytes: float = 0.0
     answers_first: bool = False
     judge_bytes: float = 0.0
     device: Literal["cuda", "cpu"] = "cuda"
@@ -271,7 +272,7 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
         optimizer=moments - paged,
         communication=_communication(shape, setup),
         basis=0 if on_host else basis,
-        host=max(basis if on_host else 0, rows if rows_on_host else 0) + paged + offloaded,
+        host=max(basis if on_host else 0, rows if rows_on_host else 0) + paged + offloaded + setup.host_bytes,
         streams=setup.streamed_sums * rows,
         references=0 if rows_on_host else rows,
         # Pieces of one parameter's rows in fp64, and its rows once more.

@@ -338,7 +338,7 @@ def count(
         whole, rest = divmod(steps, per_epoch)
         samples = whole * rows + min(rows, rest * stage.batch_size)
     projection = projection and projection.resolved(steps, stage.batch_size)
-    refreshes, passes = _passes(projection, steps)
+    refreshes, passes = _passes(projection, steps, stage.warmup_ratio > 0)
     references = {name: data.reference_sets[name] for name in projection.reference_sets} if projection else {}
     if isinstance(stage, GRPOSettings):
         length = sum(len(as_text(row["prompt"])) for row in training) / rows + TOKEN_CHARACTERS * stage.max_new_tokens
@@ -370,8 +370,12 @@ def count(
     )
 
 
-def _passes(projection: ProjectionSettings | None, steps: int) -> tuple[int, int]:
-    """Number of estimates of the subspace, and of the rows of each set that they take."""
+def _passes(projection: ProjectionSettings | None, steps: int, warmup: bool) -> tuple[int, int]:
+    """Number of estimates of the subspace, and of the rows of each set that they take.
+
+    Args:
+        warmup: the first step has learning rate zero.
+    """
     if projection is None:
         return 0, 0
     every = projection.refresh_every
@@ -381,7 +385,8 @@ def _passes(projection: ProjectionSettings | None, steps: int) -> tuple[int, int
         begun = sum(len(range(position, size, every)) for size in chunks for position in range(rest))
         return steps, whole * projection.samples + begun
     due = 1 if every is None else -(-steps // every)
-    extra = projection.refresh_after_first_step and every != 1 and steps > 1
+    moved = 2 if warmup else 1
+    extra = projection.refresh_after_first_step and moved < steps and (every is None or moved % every != 0)
     return due + extra, (due + extra) * projection.samples
 
 
@@ -412,7 +417,7 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
         mode=mode,
         processes=processes,
         accumulates=stage.batch_size > micro * processes,
-        reference_accumulates=projection is not None and projection.samples // projection.chunks > micro * processes,
+        reference_accumulates=projection is not None and _in_several(projection, micro, processes),
         checkpointing=config.model.gradient_checkpointing,
         offloads=config.model.activation_offload,
         autocast=config.model.precision == "bf16",
@@ -429,10 +434,21 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
         prompt=rollouts.max_length - rollouts.max_new_tokens if rollouts else 0,
         frozen_copy=rollouts is not None and (rollouts.beta > 0 or rollouts.measure_kl),
         whole_bytes=extra.whole_bytes,
+        host_bytes=extra.host_bytes,
         answers_first=extra.answers_first,
         judge_bytes=sum(judges.memory(name, config.eval.judge) for name in asked),
         streamed_sums=(1 if projection.refresh_every == 1 else 2) if projection and projection.streaming else 0,
     )
+
+
+def _in_several(projection: ProjectionSettings, micro: int, processes: int) -> bool:
+    """Whether a process takes a chunk of reference rows in more than one micro-batch.
+
+    Rows that the processes cannot share evenly are a micro-batch of their own.
+    """
+    sizes = {projection.samples // projection.chunks, -(-projection.samples // projection.chunks)}
+    shares = [divmod(size, processes) for size in sizes]
+    return any(each > micro or (each and rest) for each, rest in shares)
 
 
 def stage_shapes(config: Config, stage: StageName) -> tuple[ModelShape, ModelShape]:

@@ -206,6 +206,9 @@ def _lines(key: str, stage: OneStage, part: _Part, unfit: Unfit, folder: str) ->
     if unfit.cut:
         lost = f"{key}.max_length: {limit} cut the answers, so that their end of turn is lost, {those(unfit.cut, '')}"
         remedy = f"; raise it, take the rows out, or allow it by {key}.cut_answers=true"
+        if isinstance(stage, GRPOSettings):
+            lost = f"{key}.max_length: {limit}, by which the memory is planned, are fewer than a row's, "
+            lost, remedy = lost + those(unfit.cut, ""), "; raise it or take the rows out"
         yield stage.cut_answers, lost if stage.cut_answers else lost + remedy
     if unfit.equal and isinstance(stage, DPOSettings):
         lost = f"{key}.equal_answers: chosen and rejected are the same tokens within {limit}, so that there is no "

@@ -75,7 +75,11 @@ class ProjectionSettings:
 
     def problems(self) -> list[str]:
         """Values out of range and contradictions, one line each."""
+        if not self.reference_sets:
+            return ["reference_sets: found none; expected at least one"]
         found = []
+        if self.refresh_every is not None and self.refresh_every < 1:
+            found.append(f"refresh_every: found {self.refresh_every}; allowed: 1 or more, or none for once a stage")
         if not 0 <= self.rank <= MAX_RANK:
             found.append(f"rank: found {self.rank}; allowed: 0 to {MAX_RANK}")
         for key, kinds in (("scope", Scope), ("sided", Sided), ("target", Target), ("basis_dtype", BasisDtype),

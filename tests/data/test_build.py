@@ -136,6 +136,8 @@ def arguments(name: str, source: Path | str, out: Path, *overrides: str) -> list
 
 
 def build(name: str, source: Path | str, out: Path, *overrides: str) -> Row:
+    """The card of a build that may replace another."""
+    (out / "card.json").unlink(missing_ok=True)
     assert main(arguments(name, source, out, *overrides)) == EXIT_DONE
     card: Row = read_json(out / "card.json")
     return card
@@ -216,7 +218,7 @@ def test_a_json_file_at_an_address_is_read(
         address = f"http://127.0.0.1:{server.server_port}"
         card = build("safety_tuned_llamas", f"{address}/rows.json", work / "out", "parts={train: 12}")
         capsys.readouterr()
-        assert main(arguments("safety_tuned_llamas", f"{address}/row.json", work / "out")) == EXIT_USER_ERROR
+        assert main(arguments("safety_tuned_llamas", f"{address}/row.json", work / "none")) == EXIT_USER_ERROR
         server.shutdown()
     assert card["source"]["path"] == f"{address}/rows.json" and card["counts"]["read"] == 12
     assert {row["chosen"] for row in rows_of(work / "out", "train")} == {f"I won't: {n}." for n in range(12)}
@@ -582,6 +584,31 @@ def test_a_source_is_read_as_training_rows_are(
     (work / "rows.jsonl").write_bytes(content)
     assert main(arguments("safe_rlhf", work / "rows.jsonl", work / "out")) == EXIT_USER_ERROR
     assert problem in capsys.readouterr().err
+
+
+def test_a_damaged_row_in_a_folder_laid_out_like_the_hubs_is_one_line(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "copy").mkdir()
+    (work / "copy" / "train.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n{"question": ')
+    assert main(arguments("gsm8k", work / "copy", work / "out", "source.config=null")) == EXIT_USER_ERROR
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: source.path: {work / 'copy'}")
+
+
+def test_rows_of_other_settings_are_not_replaced(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write(work / "copy.jsonl", MADE_UP["gsm8k"]), work / "out"
+    build("gsm8k", source, out, "parts={reference: 4}")
+    before = (out / "reference.jsonl").read_bytes()
+    assert main(arguments("gsm8k", source, out, "parts={reference: 4}", "max_characters=900")) == EXIT_USER_ERROR
+    assert capsys.readouterr().err == (
+        f"error: output: the rows in {out} were built with other settings (max_characters); name another folder, or "
+        f"delete {out / 'card.json'} to replace them\n"
+    )
+    assert (out / "reference.jsonl").read_bytes() == before
+    # More of the same rows hold those that were there.
+    assert main(arguments("gsm8k", source, out, "parts={reference: 8}")) == EXIT_DONE
+    assert (out / "reference.jsonl").read_bytes().startswith(before)
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""])

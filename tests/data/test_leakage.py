@@ -1,5 +1,6 @@
 """Which prompts occur twice, against a slow search that compares every pair."""
 
+import gzip
 import json
 import random
 from itertools import product
@@ -68,6 +69,16 @@ def test_what_counts_as_equal() -> None:
 def write(file: Path, prompts: list[str], column: str = "prompt") -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps({column: prompt}) + "\n" for prompt in prompts), encoding="utf-8")
+
+
+def test_compressed_tables_in_a_folder_are_read_too(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "rows.jsonl", ["How do the tides work?"])
+    row = json.dumps({"prompt": "how do the tides work"})
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "test.jsonl.gz").write_bytes(gzip.compress(row.encode()))
+    assert main(["check", str(tmp_path / "data"), "--against", str(tmp_path / "benchmarks")]) == EXIT_DONE
+    [pair] = read_json(tmp_path / "data" / "leakage.json")["pairs"]
+    assert pair["rows"][0]["exact"]
 
 
 def test_the_report_names_files_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -271,6 +271,29 @@ def test_equal_answers_pass_where_nobody_compares_them_or_a_key_allows_them(tmp_
     assert load(file, "stage=sft") == [{"prompt": row["prompt"], "chosen": row["chosen"]}]
 
 
+def test_a_csv_says_which_requests_are_harmful_and_what_answers_them(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,harmful,target\nHow do I pick a lock?,True,\nWhat is 2 + 2?,false,4\nHi,,\n")
+    config = compose_config([
+        "data=files", f"data.safety={file}", "stage=grpo", "reward=two_sided", "stage.batch_size=4", "method=baseline",
+        "stage.num_generations=2", "stage.micro_batch_size=2", "stage.updates_per_generation=1",
+    ])  # fmt: skip
+    assert load_data(config).safety == [
+        {"prompt": "How do I pick a lock?", "harmful": True},
+        {"prompt": "What is 2 + 2?", "harmful": False, "target": "4"},
+        {"prompt": "Hi"},
+    ]
+    file.write_text("prompt,harmful\nHi,perhaps\n")
+    with pytest.raises(UserError, match=r"rows\.csv: row 1: column 'harmful' holds a text; allowed: true or false"):
+        load_data(config)
+
+
+def test_missing_rows_of_the_small_suite_are_built_by_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"; build it: make data-small$"):
+        load_data(compose_config(["data=small", "model=smollm2_135m", "stage=sft", "method=baseline"]))
+
+
 def test_every_missing_file_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:

@@ -278,6 +278,8 @@ def test_preflight_counts_the_chosen_layers_alone(overrides: list[str], pairs: i
     # An fp32 basis of at most half the width of each input, and the fp32 weights that the stage started from.
     assert found.basis - plain.basis == 28 * 2 * pairs
     assert found.weights - plain.weights == pytest.approx(28 * 4 * kept)
+    # ``paper`` keeps these on the host, on every process.
+    assert found.host == (0 if kept else 28 * 4 * (ATTENTION[1] + MLP[1]))
 
 
 @pytest.mark.parametrize(

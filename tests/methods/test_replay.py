@@ -154,6 +154,11 @@ def test_what_cannot_be_mixed_is_refused_by_name(overrides: tuple[str, ...], tmp
     assert list(raised.value.problems) == [REFUSED[overrides]]
 
 
+def test_grpo_takes_the_rows_of_its_sets_as_often_as_it_needs_them(small_config: Configure) -> None:
+    config = small_config("stage=grpo", "method=replay", "method.ratio=9")
+    assert load_data(config).general == {}
+
+
 def test_dpo_needs_pairs_in_the_sets(tmp_path: Path) -> None:
     given = files(tmp_path, {"safety": 4, "preference": 4}, prompt="a", chosen="b", rejected="c")
     assert len(load_data(compose_config([*given, "stage=dpo"])).general["dpo"]) == 1

@@ -58,8 +58,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
         "template ends an answer with '<end>'",
     ),
     "no eos": (lambda place: configure(folder_with(place), eos_token=None), "the tokenizer has no eos_token; name"),
-    "one token beyond the embedding": (
-        lambda place: configure(folder_with(place), extra_special_tokens=["<extra>"]),
+    "a token of the template beyond the embedding": (
+        lambda place: configure(
+            folder_with(place, CHATML + "{# <extra> #}"), extra_special_tokens=["<extra>"]
+        ),
         "token '<extra>' has id 261, but the model's embedding holds 261 rows; take it out",
     ),
     "a pad token that the vocabulary lacks": (
@@ -138,6 +140,12 @@ def published(name: str) -> PreTrainedTokenizerFast:
     tokenizer.bos_token = "<system>"
     pin(tokenizer, {})
     return tokenizer
+
+
+def test_a_token_beyond_the_embedding_that_nothing_writes_is_let_be(tmp_path: Path) -> None:
+    """As Gemma 3's for pictures, in the model that takes none."""
+    place = configure(folder_with(tmp_path / "model"), extra_special_tokens=["<image_soft_token>"])
+    assert load_tokenizer(place, {}).get_vocab()["<image_soft_token>"] == 261
 
 
 @pytest.mark.parametrize("name", EQUAL)

@@ -487,6 +487,8 @@ TRAINED = [
     ["stage=sft", "method.streaming=true"],
     pytest.param(["stage=sft", "method.refresh_every=never"], marks=pytest.mark.long),
     ["stage=sft", "method=ogpsa_lora"],
+    # With a warm-up the estimate after the first move is at step 2, as one of these is.
+    ["stage=sft", "method=ogpsa_lora", "method.refresh_every=2"],
     ["stage=dpo", "method.rank=3"],
     ["stage=sft", "method.selection=conflict"],
 ]
@@ -534,6 +536,27 @@ def test_shares_of_rows_and_of_work(small_config: Callable[..., Config]) -> None
     found = count(dpo, replace(projection, reference_sets=("b",)), made, checkpointing=True)
     assert (found.steps, found.refreshes, found.reference_samples) == (8, 2, 40)
     assert found.work == pytest.approx(40 * 60 / (40 * 60 + 64 * 60 + (64 + 30) * 60 / 4))
+
+
+@pytest.mark.parametrize(
+    ("samples", "micro", "processes", "several"),
+    [
+        (32, 16, 1, False),
+        # The first of two chunks has a row more.
+        (33, 16, 1, True),
+        (32, 8, 2, False),
+        # 17 rows: eight for each of two processes, and one that only one of them counts.
+        (33, 8, 2, True),
+        (2, 8, 2, False),
+    ],
+)
+def test_a_chunk_that_takes_several_micro_batches_is_counted_as_such(
+    samples: int, micro: int, processes: int, several: bool
+) -> None:
+    config = compose_config(["stage=sft", "method=ogpsa", f"method.samples={samples}", "method.rank=4",
+                             "stage.batch_size=16", f"stage.micro_batch_size={micro}"])  # fmt: skip
+    mode = "single" if processes == 1 else "ddp"
+    assert stage_setup(config, config.stages[0], mode, processes).reference_accumulates == several
 
 
 def test_processes_share_the_batch(small_config: Callable[..., Config]) -> None:

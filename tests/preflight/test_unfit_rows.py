@@ -227,6 +227,14 @@ def test_a_turn_that_the_template_does_not_write_is_named(message: str, line: st
     assert refused.value.problems == (f": safety set, rows.jsonl:2: {line}",)
 
 
+def test_a_reference_row_of_grpo_is_refused_without_a_key_that_grpo_has_not() -> None:
+    config = files([row()], *GRPO, *REFERENCE, reference=[row(), row(chosen=90)])
+    assert problems(config) == [
+        "stage.max_length: 16 tokens, by which the memory is planned, are fewer than a row's, in 1 of the 2 rows of "
+        "the reference set 'general', general.jsonl:2 (98 tokens); raise it or take the rows out"
+    ]
+
+
 def test_every_turn_of_a_conversation_counts() -> None:
     rows = [{"prompt": TURNS[:2], "chosen": "c" * size} for size in (6, 7)]
     assert problems(files(rows, *SFT)) == [f"{CUT}safety set, rows.jsonl:2 (17 tokens){CUT_REMEDY}"]

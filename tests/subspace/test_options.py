@@ -436,6 +436,9 @@ CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "streaming: chunks of 3 rows": {"streaming": True, "refresh_every": 4},
     "streaming: needs a number of steps": {"streaming": True, "refresh_every": None},
     "rank: 8 needs 8 chunks a set": {"rank": 8},
+    "refresh_every: found 0; allowed: 1 or more": {"refresh_every": 0},
+    "refresh_every: found -3; allowed: 1 or more": {"streaming": True, "refresh_every": -3},
+    "reference_sets: found none": {"reference_sets": ()},
     "rank: found 33": {"rank": 33, "samples": 40},
     "did you mean 'update'": {"target": "updates"},
 }

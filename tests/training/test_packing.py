@@ -133,6 +133,11 @@ def test_a_share_of_rows_is_not_one_of_packs() -> None:
     )
 
 
+def test_a_pack_is_no_row_that_chooses_references() -> None:
+    with pytest.raises(UserError, match=r"^method\.selection: conflict .* \(stage\.packing=bfd\); allowed: random$"):
+        compose_config(["stage=sft", "method=ogpsa", "method.selection=conflict", "stage.packing=bfd"])
+
+
 def test_packing_is_sfts_alone() -> None:
     with pytest.raises(UserError, match=r"stage\.packing: unknown key"):
         compose_config(["stage=dpo", "stage.packing=bfd"])

@@ -18,7 +18,7 @@ from ogpsa.data.conversations import as_text
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
 from ogpsa.data.readers import FORMATS, Row, ending, errors_of_the_hub, read_hub, read_table
 from ogpsa.utils.errors import UserError, closest_match
-from ogpsa.utils.files import check_writable, exclusive, hash_file, write_json, write_jsonl
+from ogpsa.utils.files import check_writable, exclusive, hash_file, read_json, write_json, write_jsonl
 
 CARD = "card.json"
 JOURNAL = "refusals.journal"
@@ -63,6 +63,7 @@ def build(settings: DataSet) -> dict[str, Any]:
         _check_parts(settings)
         check_rejected(settings.rejected)
     with exclusive(folder / "build.lock", f"output: another process builds in {folder}"):
+        _check_same(settings, folder)
         drawn = draw(settings)
         written_facts: dict[str, Any] = {}
         if isinstance(settings, SafeRLHF):
@@ -96,6 +97,28 @@ def build(settings: DataSet) -> dict[str, Any]:
         }
         write_json(folder / CARD, card)
     return card
+
+
+def _check_same(settings: DataSet, folder: Path) -> None:
+    """Refuse to replace rows that were chosen otherwise, and which another configuration may read.
+
+    More or fewer of the same are well.
+
+    Raises:
+        UserError: names the settings that differ.
+    """
+    card = folder / CARD
+    if not card.is_file():
+        return
+    stored, wanted = read_json(card).get("settings", {}), settings.model_dump(mode="json")
+    # How many rows, and what asks for answers, whose journals keep what fits.
+    free = {"output", "parts", "about", "refusals", "rejected"}
+    changed = [key for key in wanted if key not in free and stored.get(key) != wanted[key]]
+    if changed:
+        raise UserError(
+            f"output: the rows in {folder} were built with other settings ({', '.join(changed)}); name another folder, "
+            f"or delete {card} to replace them"
+        )
 
 
 def _check_parts(settings: Answered) -> None:

@@ -208,6 +208,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
         Form(("prompt", "canonical_solution"), _humaneval),
     ),
 }  # fmt: skip
+FORMS["ultrafeedback_short"] = FORMS["ultrafeedback"]
 
 
 def find_form(name: str, place: str, row: Published) -> Form:

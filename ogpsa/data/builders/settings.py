@@ -157,6 +157,7 @@ class NSPOGeneral(DataSet):
 SCHEMAS: dict[str, type[DataSet]] = {
     "safe_rlhf": SafeRLHF,
     "ultrafeedback": UltraFeedback,
+    "ultrafeedback_short": UltraFeedback,
     "halueval": HaluEval,
     "gsm8k": GSM8K,
     "mmlu": MMLU,
