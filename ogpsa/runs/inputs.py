@@ -35,12 +35,12 @@ def model_digests(folder: Path) -> dict[str, str]:
 
 
 def code_digests(*given: Method | Reward) -> dict[str, str]:
-    """The code that decides a result, room by room, own files of methods and rewards, and the libraries' versions."""
+    """The code that decides a result, package by package, own files of methods and rewards, and the libraries' versions."""
     return package_digests() | {f"code/{path}": hash_file(path)[:16] for path in code_outside(*given)}
 
 
 def package_digests() -> dict[str, str]:
-    """Our own code, room by room, with its prompts, tasks and templates, and the libraries' versions."""
+    """Our own code, package by package, with its prompts, tasks and templates, and the libraries' versions."""
     files: dict[str, list[Path]] = {}
     for package in (PACKAGE, PACKAGE.with_name("eval")):
         for path in sorted(filter(Path.is_file, package.rglob("*"))):
@@ -48,8 +48,8 @@ def package_digests() -> dict[str, str]:
             # Except files that editors and Python leave next to the code.
             if not any(part.startswith((".", "__pycache__")) or part.endswith("~") for part in parts):
                 files.setdefault("/".join(parts[:2]), []).append(path)
-    rooms = {f"code/{room}": _digest(paths) for room, paths in files.items() if room not in NEUTRAL}
-    return rooms | {f"libraries/{name}": version(name) for name in LIBRARIES}
+    packages = {f"code/{name}": _digest(paths) for name, paths in files.items() if name not in NEUTRAL}
+    return packages | {f"libraries/{name}": version(name) for name in LIBRARIES}
 
 
 def code_outside(*given: Method | Reward) -> list[Path]:
