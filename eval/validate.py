@@ -17,7 +17,7 @@ from ogpsa.config import Config, RewardServices
 from ogpsa.data.rows import Data
 from ogpsa.pipeline import check as check_training
 from ogpsa.pipeline import check_files, check_tokenizer
-from ogpsa.runs.directory import METRICS_FILE, stage_folder
+from ogpsa.runs.directory import METRICS_FILE
 from ogpsa.utils.errors import Problems, UserError
 
 Key = TypeVar("Key")
@@ -168,9 +168,9 @@ def check_benchmarks_unchanged(config: Config, directory: Path, hashes: Mapping[
     """
     rows_alone = (directory / METRICS_FILE).is_file() or "code" in config.accept_changed
     changed: dict[str, None] = {}
-    names = ["base", *(stage_folder(directory, config, stage.name).name for stage in config.stages)]
+    evaluations = directory / "eval"
     # Others are evaluations of one's own.
-    for folder in (directory / "eval" / name for name in names):
+    for folder in (evaluations / "base", *sorted(evaluations.glob("[0-9][0-9]-*"))):
         for benchmark in check_groups(config.eval):
             noted = read_instrument(folder, benchmark.name)
             present = {"rows": (noted.data, hashes.get(benchmark.name))}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import add
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ogpsa.preflight.report import Counts
 
 RELATIVE = "relative to the reference"
+MEASURED = ("refresh", "projection", "time", "step", "setup", "pairs")
 # In the order of StageCost.
 COLUMNS = {
     "reference rows": "{:.1%}",
@@ -37,7 +39,7 @@ NOTES = (
     "steps; both as a share of the stage's training time, mean over the seeds that trained in one session. Time per "
     "step: 1 / (1 − refreshing − projecting), a ratio within one run, since other runs share the machine.",
     "Relative to the reference: time per step divided by that of the row that rows are compared with, mean over the "
-    "seeds that both trained in one session and at the same revision, n of them where these are not all; on the "
+    "seeds that both trained in one session and at the same revision; n says how many, where it is not all; on the "
     "testbed the processor's time, which others disturb less. In GRPO the lengths of the completions tell too. Set-up: "
     "what NSPO's null spaces took, once for all runs from the same model.",
     "Basis / weights: bytes of the basis (OGPSA: rank × trained weights × bytes a number; NSPO: its spaces' bases) by "
@@ -79,16 +81,21 @@ class Cost:
     stages: dict[StageName, StageCost]
 
     def cells(self) -> dict[str, str]:
-        columns = list(zip(*(asdict(one).values() for one in self.stages.values()), strict=True))
+        columns = zip(*(asdict(one).values() for one in self.stages.values()), strict=True)
         cells = {title: _stages(values, form) for (title, form), values in zip(COLUMNS.items(), columns, strict=False)}
-        pairs = max((one.pairs for one in self.stages.values()), default=0)
-        if 0 < pairs < len(self.row.by_seed()):
-            cells[RELATIVE] += f" (n = {pairs})"
+        seeds = len(self.row.by_seed())
+        fewer = [f" (n = {one.pairs})" if 0 < one.pairs < seeds else "" for one in self.stages.values()]
+        if cells[RELATIVE]:
+            cells[RELATIVE] = " / ".join(map(add, cells[RELATIVE].split(" / "), fewer))
         return cells
 
-    def numbers(self) -> dict[str, float | None]:
-        """By stage and quantity."""
-        return {f"{stage}_{name}": value for stage, one in self.stages.items() for name, value in asdict(one).items()}
+    def numbers(self, measured: bool) -> dict[str, float | None]:
+        """By stage and quantity; ``measured``: those too that were measured, not counted."""
+        return {
+            f"{stage}_{name}": value if measured or name not in MEASURED else None
+            for stage, one in self.stages.items()
+            for name, value in asdict(one).items()
+        }
 
 
 def costs(experiment: Experiment, suite: str, rows: Sequence[Row]) -> list[Cost]:

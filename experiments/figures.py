@@ -48,7 +48,7 @@ def _front(experiment: Experiment, rows: Sequence[Row], against: str) -> Figure 
     """Safety and that score by part and pipeline, the published points in grey behind; ours once more, from near.
 
     In over-refusal's place stands the share that is answered, so that what is better lies up and to the right. Where
-    rows are drawn in several parts, each has its own legend, and the rows of one place in them the same style.
+    rows are drawn in several parts, each has its own legend.
     """
     scores = ("safety", against)
     parts: dict[str, list[Row]] = {}

@@ -92,7 +92,7 @@ EQUAL_NOTE = (
     "no number and no part in the means. Over-refusal at S: the same of the front of high safety and low "
     "over-refusal; balanced: the mean of S and 100 less that over-refusal. "
     "Minus it: of the row that the column names, both read at the strengths at which both have run, paired over the "
-    "seeds that both have a number for, none where no seed has two, 95% t-interval; p: two-sided paired t-test, "
+    "seeds that both have a number for, empty where there is no such seed, 95% t-interval; p: two-sided paired t-test, "
     "corrected by Holm over the column (in all tables of this page)."
 )
 SECOND_HAND_NOTE = (

@@ -212,8 +212,8 @@ def _records(row: Row, spent: Sequence[Cost]) -> list[dict[str, object]]:
             record |= {f"{name}_untuned": row.base.get(name)}
             record |= {f"{name}_published": entry.value if entry else None, f"{name}_tag": entry.tag if entry else None}
         for one in spent:
-            # They were measured where rows are compared.
-            record |= one.numbers() if one.row is row and strength == row.strength else {}
+            # Times were measured where rows are compared.
+            record |= one.numbers(measured=strength == row.strength) if one.row is row else {}
         records.append(record)
     return records
 

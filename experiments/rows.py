@@ -120,7 +120,7 @@ class Experiment:
     rows: tuple[str, ...]
 
     def panel(self, row: str) -> str:
-        """The title of the part of a front's figure that the row is drawn in; empty where there is one."""
+        """The title of the part of a front's figure that the row is drawn in; empty if all are drawn together."""
         return next((title for title, pattern in self.settings.panels.items() if _matches(row, pattern)), "")
 
 
@@ -176,10 +176,22 @@ def load_experiment(name: str) -> Experiment:
         raise UserError(f"{file}: rows: '{absent[0]}' matches nothing in {ROWS}")
     if settings.levels:
         _check_levels(settings.levels, rows[0], file)
-    for row in rows if settings.panels else ():
-        if not any(_matches(row, pattern) for pattern in settings.panels.values()):
-            raise UserError(f"{file}: panels: {row} is in none")
-    return Experiment(name, settings, tuple(dict.fromkeys(rows)))
+    experiment = Experiment(name, settings, tuple(dict.fromkeys(rows)))
+    if settings.panels:
+        _check_panels(experiment, file)
+    return experiment
+
+
+def _check_panels(experiment: Experiment, file: Path) -> None:
+    """Refuse panels of a figure that has none, and panels that do not share the rows among them."""
+    panels, titles = experiment.settings.panels, [experiment.panel(row) for row in experiment.rows]
+    patterns = ", ".join(panels.values())
+    if experiment.settings.figure != "front":
+        raise UserError(f"{file}: panels: figure is '{experiment.settings.figure}'; only a front has panels")
+    if "" in titles:
+        raise UserError(f"{file}: panels: {experiment.rows[titles.index('')]} fits none of {patterns}")
+    if absent := [title for title in panels if title not in titles]:
+        raise UserError(f"{file}: panels: no row is in '{absent[0]}' ({panels[absent[0]]})")
 
 
 def _check_levels(levels: Sequence[Level], row: str, file: Path) -> None:

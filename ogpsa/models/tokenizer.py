@@ -38,6 +38,8 @@ PROBES: tuple[list[dict[str, str]], ...] = (
 # What transformers brings.
 GIVEN = ("bos_token", "eos_token", "pad_token", "unk_token", "raise_exception", CLOCK)
 TOKENS_SHOWN = 8
+# As transformers names them.
+MEDIA = ("image_token", "audio_token", "video_token")
 # transformers checks little of the files' content, so that reading them can raise anything.
 READING_ERRORS = (Exception,)
 
@@ -88,8 +90,8 @@ def load_tokenizer(folder: Path, template_kwargs: Mapping[str, Any]) -> PreTrain
     pin(tokenizer, template_kwargs)
     check_repeatable(tokenizer)
     rows = config.get_text_config().vocab_size
-    unused = _unused_tokens(tokenizer)
-    used = {number: token for token, number in tokenizer.get_vocab().items() if token not in unused}
+    media = media_tokens(tokenizer)
+    used = {number: token for token, number in tokenizer.get_vocab().items() if token not in media}
     if (last := max(used)) >= rows:
         raise UserError(
             f"{folder}: token '{used[last]}' has id {last}, but the model's embedding holds {rows} rows; take it out "
@@ -104,14 +106,12 @@ def load_tokenizer(folder: Path, template_kwargs: Mapping[str, Any]) -> PreTrain
     return tokenizer
 
 
-def _unused_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Added tokens without a part of their own, which the chat template does not write.
+def media_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The tokens that stand for pictures, sound and films, which no text may hold.
 
-    The tokenizer of Gemma 3's smallest model, which takes no pictures, has a token for them, and its embedding no row.
+    Gemma 3's smallest model takes no pictures: its tokenizer has their token, and its embedding no row for it.
     """
-    parts = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
-    template = str(tokenizer.chat_template)
-    return {token for token in tokenizer.get_added_vocab() if token not in parts and token not in template}
+    return {token for name, token in tokenizer.special_tokens_map.items() if name in MEDIA and isinstance(token, str)}
 
 
 def _generation_config(folder: Path, config: PretrainedConfig) -> GenerationConfig:

@@ -17,7 +17,7 @@ from ogpsa.config import Config, DPOSettings, FileData, GRPOSettings, OneStage, 
 from ogpsa.data.conversations import Message, conversation, turn, turns
 from ogpsa.data.rows import COLUMNS, SAFETY_COLUMNS, Data, Row, row_place, set_uses
 from ogpsa.models.template import RENDERING_ERRORS, lost_turn
-from ogpsa.models.tokenizer import PROBES, common_beginning, context_difference
+from ogpsa.models.tokenizer import PROBES, common_beginning, context_difference, media_tokens
 from ogpsa.utils.answers import split_reply
 from ogpsa.utils.errors import UserError
 
@@ -204,11 +204,13 @@ def _lines(key: str, stage: OneStage, part: _Part, unfit: Unfit, folder: str) ->
             lost = f"leave no {stage.max_new_tokens} for the model's own answer (max_new_tokens)"
         yield False, f"{key}.max_length: {limit} {lost} {found}; raise it or take the rows out"
     if unfit.cut:
-        lost = f"{key}.max_length: {limit} cut the answers, so that their end of turn is lost, {those(unfit.cut, '')}"
-        remedy = f"; raise it, take the rows out, or allow it by {key}.cut_answers=true"
         if isinstance(stage, GRPOSettings):
-            lost = f"{key}.max_length: {limit}, by which the memory is planned, are fewer than a row's, "
-            lost, remedy = lost + those(unfit.cut, ""), "; raise it or take the rows out"
+            lost = "are too few for a whole answer"
+            remedy = "; raise it or take the rows out"
+        else:
+            lost = "cut the answers, so that their end of turn is lost"
+            remedy = f"; raise it, take the rows out, or allow it by {key}.cut_answers=true"
+        lost = f"{key}.max_length: {limit} {lost}, {those(unfit.cut, '')}"
         yield stage.cut_answers, lost if stage.cut_answers else lost + remedy
     if unfit.equal and isinstance(stage, DPOSettings):
         lost = f"{key}.equal_answers: chosen and rejected are the same tokens within {limit}, so that there is no "
@@ -218,11 +220,12 @@ def _lines(key: str, stage: OneStage, part: _Part, unfit: Unfit, folder: str) ->
 
 
 def _turn_marks(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """A pattern of marks of turns: end and padding tokens, and the chat template's tokens and bracketed marks."""
+    """A pattern of marks of turns: end, padding and picture tokens, the chat template's tokens and bracketed marks."""
     frame = "".join(text or "" for text in _texts(tokenizer, [*map(list, PROBES), list(PROBES[0])], ask=True))
     ends = [token for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) if token]
     added = [token for token in tokenizer.get_added_vocab() if token in frame]
-    marks = {mark for mark in (*ends, *added, *BRACKETED.findall(frame)) if mark[0] in "<["}
+    media = media_tokens(tokenizer)
+    marks = {mark for mark in (*ends, *added, *media, *BRACKETED.findall(frame)) if mark[0] in "<["}
     # An answer may hold a thought, which the template writes as it stands or is told by ``context_difference``.
     used = sorted(mark for mark in marks if split_reply(mark).answer == mark)
     return re.compile("|".join(map(re.escape, used)) or "(?!)")

@@ -35,7 +35,7 @@ def model_digests(folder: Path) -> dict[str, str]:
 
 
 def code_digests(*given: Method | Reward) -> dict[str, str]:
-    """The code that decides a result, package by package, own files of methods and rewards, and the libraries' versions."""
+    """The code that decides a result by package, own files of methods and rewards, and the libraries' versions."""
     return package_digests() | {f"code/{path}": hash_file(path)[:16] for path in code_outside(*given)}
 
 

@@ -593,7 +593,8 @@ def test_a_damaged_row_in_a_folder_laid_out_like_the_hubs_is_one_line(
     (work / "copy" / "train.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n{"question": ')
     assert main(arguments("gsm8k", work / "copy", work / "out", "source.config=null")) == EXIT_USER_ERROR
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert line.startswith(f"error: source.path: {work / 'copy'}")
+    assert line.startswith(f"error: source.path: {work / 'copy'} cannot be fetched (")
+    assert "JSON" in line and "that is whole" in line
 
 
 def test_rows_of_other_settings_are_not_replaced(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -602,13 +603,24 @@ def test_rows_of_other_settings_are_not_replaced(work: Path, capsys: pytest.Capt
     before = (out / "reference.jsonl").read_bytes()
     assert main(arguments("gsm8k", source, out, "parts={reference: 4}", "max_characters=900")) == EXIT_USER_ERROR
     assert capsys.readouterr().err == (
-        f"error: output: the rows in {out} were built with other settings (max_characters); name another folder, or "
-        f"delete {out / 'card.json'} to replace them\n"
+        f"error: output: the rows in {out} were built with other settings (max_characters: 6000, now 900); name "
+        f"another folder, or delete {out / 'card.json'} to replace them\n"
     )
     assert (out / "reference.jsonl").read_bytes() == before
-    # More of the same rows hold those that were there.
-    assert main(arguments("gsm8k", source, out, "parts={reference: 8}")) == EXIT_DONE
+    # More of the same rows hold those that were there; the same file has another name.
+    again = work / "else" / ".." / "copy.jsonl"
+    (work / "else").mkdir()
+    assert main(arguments("gsm8k", again, out, "parts={reference: 8}")) == EXIT_DONE
     assert (out / "reference.jsonl").read_bytes().startswith(before)
+    # More rows in a part would take those of the next.
+    assert main(arguments("gsm8k", source, work / "two", "parts={reference: 3, general: 3}")) == EXIT_DONE
+    capsys.readouterr()
+    assert main(arguments("gsm8k", source, work / "two", "parts={reference: 5, general: 3}")) == EXIT_USER_ERROR
+    assert "(parts.reference: 3, now 5)" in capsys.readouterr().err
+    # A card that an earlier version wrote says nothing, and neither does a damaged one.
+    for card in ("[]", "{", '{"settings": {"name": "gsm8k"}}'):
+        (work / "two" / "card.json").write_text(card)
+        assert main(arguments("gsm8k", source, work / "two", "parts={reference: 5, general: 3}")) == EXIT_DONE
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b""])
@@ -884,7 +896,6 @@ def test_slices_of_the_real_data_sets(work: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data")
 def test_what_make_data_small_writes_is_enough_for_every_row(work: Path) -> None:
     # Its commands, with a random model of a few parameters, which answers in two bytes.

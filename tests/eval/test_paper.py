@@ -242,7 +242,6 @@ def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool], pla
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_kills_in_each_phase_lose_and_repeat_nothing(place: Path, tmp_path: Path, judge: EndpointServer) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert command.main(arguments(place, whole, judge)) == EXIT_DONE

@@ -23,7 +23,7 @@ from experiments.comparisons import (
     directions,
     equal_safety,
 )
-from experiments.costs import costs
+from experiments.costs import Cost, StageCost, costs
 from experiments.distance import Weights, relative_distance, weights_of
 from experiments.execute import tasks_of
 from experiments.figures import draw_over_refusal
@@ -671,6 +671,13 @@ def test_a_stage_that_was_resumed_says_nothing_of_time(
     assert (cost.step, cost.projection) == tuple(one and pytest.approx(one) for one in times)
 
 
+def cost_of_stage(pairs: int) -> StageCost:
+    return StageCost(
+        rows=None, work=None, refresh=None, projection=None, time=None, step=1.0, setup=None, basis=None, peak=None,
+        pairs=pairs,
+    )  # fmt: skip
+
+
 def test_a_time_of_some_of_the_seeds_says_of_how_many(tmp_path: Path) -> None:
     table = experiment([BASELINE, OGPSA], {"seeds": 2, "strengths": [0.5, 1.0]}, name="cost", costs=True)
     given = points(table, "testbed")
@@ -681,13 +688,17 @@ def test_a_time_of_some_of_the_seeds_says_of_how_many(tmp_path: Path) -> None:
     out = written(table, "testbed", given, tmp_path)
     _, ogpsa = lines_of((out / "cost.md").read_text(), "What it costs")
     assert (ogpsa["seeds"], ogpsa["relative to the reference"]) == ("2", "× 1.00 (n = 1)")
-    # Nothing of it is known of the other strength.
+    stages = {"sft": cost_of_stage(1), "dpo": cost_of_stage(2)}
+    row = read_rows(table, "testbed", given, tmp_path)[1]
+    assert Cost(row, stages).cells()["relative to the reference"] == "× 1.00 (n = 1) / × 1.00"
+    # No time is known of the other strength.
     with (out / "cost.csv").open() as file:
         records = [row for row in csv.DictReader(file) if row["row"] == OGPSA]
-    assert [(row["strength"], row["sft_step"], row["sft_pairs"]) for row in records] == [
+    assert [(one["strength"], one["sft_step"], one["sft_pairs"]) for one in records] == [
         ("0.5", "", ""),
         ("1.0", "1.0", "1"),
     ]
+    assert records[0]["sft_basis"] == records[1]["sft_basis"] == "2.0"
 
 
 @pytest.mark.slow

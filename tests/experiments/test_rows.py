@@ -1,6 +1,7 @@
 """Experiments as their users name them: rows, seeds and strengths, what is refused, and what a run leaves."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,7 +56,6 @@ def test_small_full_has_all_rows_of_small_sft_without_a_cap() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_no_run_of_the_testbed_is_refused(tmp_path: Path) -> None:
     """Each has the rows that it draws and mixes in, at its full size: ``suite=check`` has fewer."""
     found = [
@@ -67,7 +67,6 @@ def test_no_run_of_the_testbed_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_no_run_of_full_size_wants_more_rows_than_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in experiments_of("paper"):
@@ -234,12 +233,21 @@ def test_a_level_names_benchmarks_of_the_rows_evaluation(
         load_experiment("small_sft")
 
 
-def test_a_row_that_no_panel_shows_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"panels": {"two-sided reward": "two_sided_*"}}, "panels: rl/grpo fits none of two_sided_*"),
+        ({"panels": {"two-sided": "twosided_*", "others": "*"}}, "panels: no row is in 'two-sided' (twosided_*)"),
+        ({"figure": "overlap"}, "panels: figure is 'overlap'; only a front has panels"),
+    ],
+)
+def test_panels_share_the_rows_of_a_front(
+    change: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     definition = yaml.safe_load((DEFINITIONS / "rl.yaml").read_text(encoding="utf-8"))
-    definition["panels"].pop("one-sided reward")
-    (tmp_path / "rl.yaml").write_text(yaml.safe_dump(definition), encoding="utf-8")
+    (tmp_path / "rl.yaml").write_text(yaml.safe_dump(definition | change), encoding="utf-8")
     monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path)
-    with pytest.raises(UserError, match=r"rl\.yaml: panels: rl/grpo is in none$"):
+    with pytest.raises(UserError, match=rf"rl\.yaml: {re.escape(message)}$"):
         load_experiment("rl")
 
 
@@ -412,7 +420,6 @@ def test_a_row_of_several_processes_is_stopped_and_resumes(tmp_path: Path, small
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_every_kind_of_row_runs_and_every_report_is_written(tmp_path: Path) -> None:
     """Two steps per stage, four rows per benchmark, a model of random weights."""
     own = [f"cache_dir={tmp_path / 'cache'}"]

@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerFast
 from eval.generation.generate import local_model
 from ogpsa.app.compose import compose_config
 from ogpsa.data.conversations import turns
-from ogpsa.data.rows import Data
+from ogpsa.data.rows import Data, load_data
 from ogpsa.models.load import load_model
 from ogpsa.models.template import pin
 from ogpsa.models.tokenizer import context_difference, load_tokenizer
+from ogpsa.preflight.unfit_rows import check_answers
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import read_json, write_json
+from ogpsa.utils.files import read_json, write_json, write_jsonl
 from tests.tiny import byte_tokenizer, save_tiny
 
 PUBLISHED = Path(str(files("trl"))) / "chat_templates"
@@ -58,10 +59,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
         "template ends an answer with '<end>'",
     ),
     "no eos": (lambda place: configure(folder_with(place), eos_token=None), "the tokenizer has no eos_token; name"),
-    "a token of the template beyond the embedding": (
-        lambda place: configure(
-            folder_with(place, CHATML + "{# <extra> #}"), extra_special_tokens=["<extra>"]
-        ),
+    "one token beyond the embedding": (
+        lambda place: configure(folder_with(place), extra_special_tokens=["<extra>"]),
         "token '<extra>' has id 261, but the model's embedding holds 261 rows; take it out",
     ),
     "a pad token that the vocabulary lacks": (
@@ -142,10 +141,18 @@ def published(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def test_a_token_beyond_the_embedding_that_nothing_writes_is_let_be(tmp_path: Path) -> None:
-    """As Gemma 3's for pictures, in the model that takes none."""
-    place = configure(folder_with(tmp_path / "model"), extra_special_tokens=["<image_soft_token>"])
-    assert load_tokenizer(place, {}).get_vocab()["<image_soft_token>"] == 261
+def test_the_picture_token_of_a_model_that_takes_none_is_accepted_and_rows_that_hold_it_are_not(tmp_path: Path) -> None:
+    """As Gemma 3's smallest, whose embedding has no row for it."""
+    named = {"image_token": "<image_soft_token>"}
+    tokenizer = load_tokenizer(configure(folder_with(tmp_path / "model"), extra_special_tokens=named), {})
+    assert tokenizer.get_vocab()["<image_soft_token>"] == 261
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "chosen": "b <image_soft_token>"}])
+    config = compose_config([
+        "data=files", f"data.safety={tmp_path / 'rows.jsonl'}", "stage=sft", "method=baseline", "stage.batch_size=1",
+        "stage.micro_batch_size=1",
+    ])  # fmt: skip
+    with pytest.raises(UserError, match=r"rows\.jsonl:1 \('<image_soft_token>'\)"):
+        check_answers(config, load_data(config), tokenizer)
 
 
 @pytest.mark.parametrize("name", EQUAL)

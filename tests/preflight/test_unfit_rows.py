@@ -230,8 +230,8 @@ def test_a_turn_that_the_template_does_not_write_is_named(message: str, line: st
 def test_a_reference_row_of_grpo_is_refused_without_a_key_that_grpo_has_not() -> None:
     config = files([row()], *GRPO, *REFERENCE, reference=[row(), row(chosen=90)])
     assert problems(config) == [
-        "stage.max_length: 16 tokens, by which the memory is planned, are fewer than a row's, in 1 of the 2 rows of "
-        "the reference set 'general', general.jsonl:2 (98 tokens); raise it or take the rows out"
+        "stage.max_length: 16 tokens are too few for a whole answer, in 1 of the 2 rows of the reference set "
+        "'general', general.jsonl:2 (98 tokens); raise it or take the rows out"
     ]
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +184,15 @@ def test_other_benchmarks_are_refused(of: str, stopped: Place, finished: Path, r
     assert "was evaluated differently" in problem
 
 
-def test_an_evaluation_of_ones_own_beside_the_runs_is_not_the_runs(stopped: Place) -> None:
-    name = stopped.benchmarks[0]
-    write_jsonl(stopped.directory / "eval" / "mine" / "generations" / f"{name}.jsonl", [{"data_hash": "0" * 16}])
-    check_run(stopped.config(), stopped.directory)
+@pytest.mark.parametrize(("folder", "own"), [("mine", True), ("01-dpo-merged", False)])
+def test_an_evaluation_of_ones_own_beside_the_runs_is_not_the_runs(
+    folder: str, own: bool, stopped: Place, restored: None
+) -> None:
+    rows = stopped.directory / "eval" / folder / "generations" / f"{stopped.benchmarks[0]}.jsonl"
+    write_jsonl(rows, [{"data_hash": "0" * 16}])
+    with nullcontext() if own else pytest.raises(UserError, match="was evaluated differently"):
+        check_run(stopped.config(), stopped.directory)
+    shutil.rmtree(rows.parents[1])
 
 
 @pytest.mark.slow

@@ -160,10 +160,9 @@ def test_a_server_is_reached_if_it_answers_and_does_not_turn_the_key_away(status
         endpoint(server).reach()
 
 
-def test_a_key_that_is_not_known_is_refused_before_anything_is_asked() -> None:
+def test_a_key_that_is_not_known_is_refused() -> None:
     with serve(echo, listing=401) as server, pytest.raises(UserError, match="401, the key in JUDGE_KEY is not accept"):
         endpoint(server).reach()
-    assert server.requests == []
 
 
 @pytest.mark.parametrize(

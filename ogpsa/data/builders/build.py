@@ -3,11 +3,13 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from ogpsa import __version__
 from ogpsa.data.builders.candidates import Candidate, find_form, read_candidate
@@ -102,23 +104,46 @@ def build(settings: DataSet) -> dict[str, Any]:
 def _check_same(settings: DataSet, folder: Path) -> None:
     """Refuse to replace rows that were chosen otherwise, and which another configuration may read.
 
-    More or fewer of the same are well.
+    The last part may hold more or fewer, which changes none of the others, and answers may be written otherwise. A card
+    that an earlier version wrote with other keys says nothing.
 
     Raises:
         UserError: names the settings that differ.
     """
     card = folder / CARD
-    if not card.is_file():
+    try:
+        stored = type(settings).model_validate(read_json(card)["settings"])
+    except (UserError, KeyError, TypeError, ValidationError):
         return
-    stored, wanted = read_json(card).get("settings", {}), settings.model_dump(mode="json")
-    # How many rows, and what asks for answers, whose journals keep what fits.
-    free = {"output", "parts", "about", "refusals", "rejected"}
-    changed = [key for key in wanted if key not in free and stored.get(key) != wanted[key]]
+    before, now = map(_choices, (stored, settings))
+    changed = [
+        f"{key}: {before.get(key)}, now {value}"
+        for key, value in now.items()
+        if before.get(key) != value
+        # One file has several names.
+        and not (key == "source.path" and Path(before[key]).resolve() == Path(value).resolve())
+    ]
     if changed:
         raise UserError(
-            f"output: the rows in {folder} were built with other settings ({', '.join(changed)}); name another folder, "
+            f"output: the rows in {folder} were built with other settings ({'; '.join(changed)}); name another folder, "
             f"or delete {card} to replace them"
         )
+
+
+def _choices(settings: DataSet) -> dict[str, Any]:
+    """The settings that decide which rows the parts hold, the last one's size left out, by their dotted keys."""
+    tree = settings.model_dump(mode="json", exclude={"output", "about", "refusals", "rejected"})
+    *others, last = tree["parts"]
+    tree["parts"] = {name: tree["parts"][name] for name in others} | {last: "the last part"}
+    return dict(_dotted(tree))
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _check_parts(settings: Answered) -> None:
@@ -310,9 +335,12 @@ def _read(source: Source, key: str) -> tuple[Iterable[Row], dict[str, Any]]:
     try:
         rows, revision = read_hub(source.path, source.config, source.split, source.revision, source.data_dir)
     except errors_of_the_hub() as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        from datasets.exceptions import DatasetsError
+
+        told = error.__cause__ or error if isinstance(error, DatasetsError) else error
+        reason = (str(told).strip().splitlines() or [type(told).__name__])[0].rstrip(".")
         raise UserError(
-            f"{key}.path: {source.path} cannot be fetched ({reason}); name a local copy: {key}.path=FILE"
+            f"{key}.path: {source.path} cannot be fetched ({reason}); name a local copy that is whole: {key}.path=FILE"
         ) from None
     facts |= {"config": source.config, "split": source.split, "revision": revision}
     return rows, facts
