@@ -594,7 +594,7 @@ def test_a_damaged_row_in_a_folder_laid_out_like_the_hubs_is_one_line(
     assert main(arguments("gsm8k", work / "copy", work / "out", "source.config=null")) == EXIT_USER_ERROR
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: source.path: {work / 'copy'} cannot be fetched (")
-    assert "JSON" in line and "that is whole" in line
+    assert "JSON" in line
 
 
 def test_rows_of_other_settings_are_not_replaced(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -552,7 +552,7 @@ def test_a_difference_has_a_finding_and_the_number_of_seeds_needed(tmp_path: Pat
     assert lora["Δ over-refusal"].endswith("; n = 3; worse)")
     # (1.980 + 0.845)² 60.33 / 2², Student's quantiles of 120 degrees of freedom.
     assert ogpsa["Δ over-refusal"].endswith("; n = 3; needs 121)")
-    assert "needs N: none of these, and N pairs" in text
+    assert "needs N: none of these, and a test of N pairs" in text
 
 
 def test_rows_are_compared_at_the_strength_that_a_suite_names(tmp_path: Path) -> None:

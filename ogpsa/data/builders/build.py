@@ -340,7 +340,7 @@ def _read(source: Source, key: str) -> tuple[Iterable[Row], dict[str, Any]]:
         told = error.__cause__ or error if isinstance(error, DatasetsError) else error
         reason = (str(told).strip().splitlines() or [type(told).__name__])[0].rstrip(".")
         raise UserError(
-            f"{key}.path: {source.path} cannot be fetched ({reason}); name a local copy that is whole: {key}.path=FILE"
+            f"{key}.path: {source.path} cannot be fetched ({reason}); name a local copy: {key}.path=FILE"
         ) from None
     facts |= {"config": source.config, "split": source.split, "revision": revision}
     return rows, facts
