@@ -18,8 +18,8 @@ from experiments.distance import Weights, relative_distance, weights_of
 from experiments.kept import KeptRun, Record
 from experiments.rows import PUBLISHED_FILE, Experiment, ExperimentSettings, Point, load_suite, row_model
 from ogpsa.config import Config, Section, StageName
-from ogpsa.runs.directory import flatten
 from ogpsa.subspace.settings import ProjectionSettings
+from ogpsa.utils.dotted import flatten
 from ogpsa.utils.errors import UserError
 
 # Averages over benchmarks, and the average gain over the base.

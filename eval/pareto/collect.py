@@ -31,7 +31,8 @@ from eval.scores.aggregate import AVERAGES
 from eval.scores.finished import Scores, read_finished, run_directories
 from eval.scores.statistics import pareto_front, summarize
 from ogpsa.config import is_inert
-from ogpsa.runs.directory import CONFIG_FILE, flatten
+from ogpsa.runs.directory import CONFIG_FILE
+from ogpsa.utils.dotted import flatten
 from ogpsa.utils.errors import UserError, closest_match
 
 REQUIRED_SETTINGS = ("seed", "stage.name", "method.name", "eval.name", *BASE_SETTINGS)

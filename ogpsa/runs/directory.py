@@ -15,7 +15,7 @@ metrics.json     the result, written last
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import yaml
 
 from ogpsa.config import Config, StageName, identity_of
 from ogpsa.distributed import processes
+from ogpsa.utils.dotted import flatten
 from ogpsa.utils.errors import EXIT_REQUEUE, UserError
 from ogpsa.utils.files import check_writable, exclusive, is_complete, read_json, remove_unfinished, write_atomically
 
@@ -102,16 +103,6 @@ def read_stored_config(file: Path) -> dict[str, Any] | None:
     except (yaml.YAMLError, UnicodeDecodeError):
         return None
     return stored if isinstance(stored, dict) else None
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted key."""
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 @contextmanager

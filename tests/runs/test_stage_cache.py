@@ -16,9 +16,10 @@ from ogpsa.config import Config, Method, identity_of
 from ogpsa.config.identity import LATER
 from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
-from ogpsa.runs.directory import METRICS_FILE, flatten
+from ogpsa.runs.directory import METRICS_FILE
 from ogpsa.runs.stage_cache import StageCache, stage_key
 from ogpsa.testbed.cache import ensure_base
+from ogpsa.utils.dotted import flatten
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import COMPLETE_FILE, read_json, write_json
 from ogpsa.utils.journal import Journal

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from ogpsa.data.builders.settings import Answered, DataSet, OneSource, Rejected,
 from ogpsa.data.conversations import as_text
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
 from ogpsa.data.readers import FORMATS, Row, ending, errors_of_the_hub, read_hub, read_table
+from ogpsa.utils.dotted import flatten
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import check_writable, exclusive, hash_file, read_json, write_json, write_jsonl
 
@@ -119,9 +120,9 @@ def _check_same(settings: DataSet, folder: Path) -> None:
     changed = [
         f"{key}: {before.get(key)}, now {value}"
         for key, value in now.items()
-        if before.get(key) != value
         # One file has several names.
-        and not (key == "source.path" and Path(before[key]).resolve() == Path(value).resolve())
+        if before.get(key) != value
+        and not (key.endswith(".path") and Path(before.get(key, "")).resolve() == Path(value).resolve())
     ]
     if changed:
         raise UserError(
@@ -135,15 +136,7 @@ def _choices(settings: DataSet) -> dict[str, Any]:
     tree = settings.model_dump(mode="json", exclude={"output", "about", "refusals", "rejected"})
     *others, last = tree["parts"]
     tree["parts"] = {name: tree["parts"][name] for name in others} | {last: "the last part"}
-    return dict(_dotted(tree))
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return flatten(tree)
 
 
 def _check_parts(settings: Answered) -> None:
