@@ -18,7 +18,16 @@ from urllib.request import urlopen
 
 from eval.benchmarks.converters import CONVERSIONS, Conversion, Row
 from eval.benchmarks.definition import COLUMNS, Benchmark, Function, Source, check_rows
-from ogpsa.data.readers import FORMATS, errors_of_the_hub, parse_csv, parse_list, place, read_hub, read_table
+from ogpsa.data.readers import (
+    FORMATS,
+    errors_of_the_hub,
+    parse_csv,
+    parse_list,
+    place,
+    read_hub,
+    read_table,
+    reason_of_the_hub,
+)
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import decoded
 
@@ -208,11 +217,10 @@ def _download(source: Source) -> tuple[list[Row], str]:
 
 
 def _unreachable(source: Source, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0].rstrip(".")
     asked = f"; it is gated: ask for access at {source.gated}, then 'hf auth login'" if source.gated else ""
     return (
-        f"no rows in the data folder, and {source.hub} cannot be fetched ({reason}){asked}; on a node with network: "
-        "python -m eval prefetch"
+        f"no rows in the data folder, and {source.hub} cannot be fetched ({reason_of_the_hub(error)}){asked}; on a "
+        "node with network: python -m eval prefetch"
     )
 
 

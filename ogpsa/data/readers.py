@@ -172,3 +172,11 @@ def errors_of_the_hub() -> tuple[type[Exception], ...]:
 
     # The hub's client passes on the errors of its HTTP client. A row that cannot be read has an error of its own.
     return (OSError, ValueError, httpx2.HTTPError, DatasetsError)
+
+
+def reason_of_the_hub(error: Exception) -> str:
+    """The first line of one of these errors; of a row that cannot be read, of what is wrong with it."""
+    from datasets.exceptions import DatasetGenerationError
+
+    told = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+    return (str(told).strip().splitlines() or [type(told).__name__])[0].rstrip(".")

@@ -18,7 +18,7 @@ from ogpsa.data.builders.rejected import check_rejected, write_rejected
 from ogpsa.data.builders.settings import Answered, DataSet, OneSource, Rejected, SafeRLHF, Source
 from ogpsa.data.conversations import as_text
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
-from ogpsa.data.readers import FORMATS, Row, ending, errors_of_the_hub, read_hub, read_table
+from ogpsa.data.readers import FORMATS, Row, ending, errors_of_the_hub, read_hub, read_table, reason_of_the_hub
 from ogpsa.utils.dotted import flatten
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import check_writable, exclusive, hash_file, read_json, write_json, write_jsonl
@@ -328,12 +328,9 @@ def _read(source: Source, key: str) -> tuple[Iterable[Row], dict[str, Any]]:
     try:
         rows, revision = read_hub(source.path, source.config, source.split, source.revision, source.data_dir)
     except errors_of_the_hub() as error:
-        from datasets.exceptions import DatasetsError
-
-        told = error.__cause__ or error if isinstance(error, DatasetsError) else error
-        reason = (str(told).strip().splitlines() or [type(told).__name__])[0].rstrip(".")
         raise UserError(
-            f"{key}.path: {source.path} cannot be fetched ({reason}); name a local copy: {key}.path=FILE"
+            f"{key}.path: {source.path} cannot be fetched ({reason_of_the_hub(error)}); name a local copy: "
+            f"{key}.path=FILE"
         ) from None
     facts |= {"config": source.config, "split": source.split, "revision": revision}
     return rows, facts
