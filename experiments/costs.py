@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from operator import add
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -81,13 +80,14 @@ class Cost:
     stages: dict[StageName, StageCost]
 
     def cells(self) -> dict[str, str]:
-        columns = zip(*(asdict(one).values() for one in self.stages.values()), strict=True)
-        cells = {title: _stages(values, form) for (title, form), values in zip(COLUMNS.items(), columns, strict=False)}
-        seeds = len(self.row.by_seed())
-        fewer = [f" (n = {one.pairs})" if 0 < one.pairs < seeds else "" for one in self.stages.values()]
-        if cells[RELATIVE]:
-            cells[RELATIVE] = " / ".join(map(add, cells[RELATIVE].split(" / "), fewer))
-        return cells
+        seeds, stages = len(self.row.by_seed()), list(self.stages.values())
+        fewer = [f" (n = {one.pairs})" if 0 < one.pairs < seeds else "" for one in stages]
+        # The number of pairs is in no column of its own.
+        columns = list(zip(*(asdict(one).values() for one in stages), strict=True))[:-1]
+        return {
+            title: _stages(values, form, fewer if title == RELATIVE else [""] * len(stages))
+            for values, (title, form) in zip(columns, COLUMNS.items(), strict=True)
+        }
 
     def numbers(self, measured: bool) -> dict[str, float | None]:
         """By stage and quantity; ``measured``: those too that were measured, not counted."""
@@ -231,9 +231,9 @@ def _basis(settings: ProjectionSettings, config: Config) -> float:
     return settings.rank * BASIS_BYTES[dtype] / BASIS_BYTES["fp32"]
 
 
-def _stages(values: Sequence[float | None], form: str) -> str:
-    return (
-        ""
-        if all(value is None for value in values)
-        else " / ".join("–" if value is None else form.format(value) for value in values)
-    )
+def _stages(values: Sequence[float | None], form: str, more: Sequence[str]) -> str:
+    """The stages' values, each with what is said of it behind; empty where none is known."""
+    if all(value is None for value in values):
+        return ""
+    pairs = zip(values, more, strict=True)
+    return " / ".join("–" if value is None else f"{form.format(value)}{behind}" for value, behind in pairs)
