@@ -155,71 +155,38 @@ def test_runs_are_found_below_a_directory_and_nothing_below_a_run(tmp_path: Path
     assert collect([run]).worlds[0].groups[0].runs[0].directory == "."
 
 
+# Files of a run that cannot be used, with the reason; the first are quick.
+DAMAGED: list[tuple[str, str | None, str]] = [
+    ("metrics.json", None, "no metrics.json: the run is not finished"),
+    ("metrics.json", '{"safety": 0.', "metrics.json: not readable as JSON"),
+    ("metrics.json", "[]", "metrics.json: found list, expected an object with safety, utility, over_refusal"),
+    ("metrics.json", '{"safety": 0.5, "over_refusal": 0, "base": {}}', "metrics.json: utility is missing"),
+    ("metrics.json", '{"safety": 0.5, "utility": 1}', "metrics.json: over_refusal is missing"),
+    ("metrics.json", '{"safety": 0, "utility": 1, "over_refusal": 0}', "metrics.json: base: found NoneType"),
+    ("metrics.json", '{"safety": NaN}', "metrics.json: not readable as JSON (NaN is not a JSON number)"),
+    ("metrics.json", '{"safety": 71.5}', "metrics.json: safety: found 71.5, expected a number from 0 to 1"),
+    ("metrics.json", '{"safety": true}', "metrics.json: safety: found True, expected a number from 0 to 1"),
+    (
+        "metrics.json",
+        '{"safety": null, "utility": 1, "over_refusal": 0, "stages": {"sft": {"benchmarks": {"facts": 1}}}, '
+        '"base": {"safety": 0.5, "utility": 1, "over_refusal": 0}}',
+        "metrics.json: stages: sft: benchmarks: expected an object with an object for each benchmark",
+    ),
+    (
+        "metrics.json",
+        '{"safety": 0, "utility": 1, "over_refusal": 0, "stages": [1], '
+        '"base": {"safety": 0.5, "utility": 1, "over_refusal": 0}}',
+        "metrics.json: stages: found list, expected an object with their scores",
+    ),
+    ("config.yaml", "a: [", "config.yaml: not readable as a configuration"),
+    ("config.yaml", "", "config.yaml: not readable as a configuration"),
+    ("config.yaml", "seed: 1", "config.yaml: stage.name is missing"),
+]
+
+
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
-    [
-        ("metrics.json", None, "no metrics.json: the run is not finished"),
-        ("metrics.json", '{"safety": 0.', "metrics.json: not readable as JSON"),
-        pytest.param(
-            "metrics.json",
-            "[]",
-            "metrics.json: found list, expected an object with safety, utility, over_refusal",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "metrics.json",
-            '{"safety": 0.5, "over_refusal": 0, "base": {}}',
-            "metrics.json: utility is missing",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "metrics.json",
-            '{"safety": 0.5, "utility": 1}',
-            "metrics.json: over_refusal is missing",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "metrics.json",
-            '{"safety": 0, "utility": 1, "over_refusal": 0}',
-            "metrics.json: base: found NoneType",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "metrics.json",
-            '{"safety": NaN}',
-            "metrics.json: not readable as JSON (NaN is not a JSON number)",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "metrics.json",
-            '{"safety": 71.5}',
-            "metrics.json: safety: found 71.5, expected a number from 0 to 1",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "metrics.json",
-            '{"safety": true}',
-            "metrics.json: safety: found True, expected a number from 0 to 1",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "metrics.json",
-            '{"safety": null, "utility": 1, "over_refusal": 0, "stages": {"sft": {"benchmarks": {"facts": 1}}}, '
-            '"base": {"safety": 0.5, "utility": 1, "over_refusal": 0}}',
-            "metrics.json: stages: sft: benchmarks: expected an object with an object for each benchmark",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            "metrics.json",
-            '{"safety": 0, "utility": 1, "over_refusal": 0, "stages": [1], '
-            '"base": {"safety": 0.5, "utility": 1, "over_refusal": 0}}',
-            "metrics.json: stages: found list, expected an object with their scores",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param("config.yaml", "a: [", "config.yaml: not readable as a configuration", marks=pytest.mark.slow),
-        pytest.param("config.yaml", "", "config.yaml: not readable as a configuration", marks=pytest.mark.slow),
-        pytest.param("config.yaml", "seed: 1", "config.yaml: stage.name is missing", marks=pytest.mark.slow),
-    ],
+    [*DAMAGED[:2], *(pytest.param(*case, marks=pytest.mark.slow) for case in DAMAGED[2:])],
 )
 def test_a_run_that_cannot_be_used_is_left_out_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str | None, reason: str
