@@ -84,16 +84,15 @@ MARGIN_NOTE = (
     "words are not corrected for the number of comparisons."
 )
 EQUAL_NOTE = (
-    "Utility that each method reaches at S, the safety of the pipeline's reference at the rates where rows are "
-    "compared, seed by seed: read off the Pareto front of the method's points, one per strength (multiple of the "
-    "learning rates) at which the reference has run too, interpolated linearly between neighbours; the reference too "
-    "may do better than its row at S, where a lower learning rate is as safe. Safer: seeds whose whole front is safer "
-    "than S; their point of highest utility counts. No overlap: seeds whose points are all less safe than S; they have "
-    "no number and no part in the means. Over-refusal at S: the same of the front of high safety and low "
-    "over-refusal; balanced: the mean of S and 100 less that over-refusal. "
-    "Minus it: of the row that the column names, both read at the strengths at which both have run, paired over the "
-    "seeds that both have a number for, empty where there is no such seed, 95% t-interval; p: two-sided paired t-test, "
-    "corrected by Holm over the column (in all tables of this page)."
+    "S: the safety of the pipeline's reference at the rates where rows are compared. Utility at S is read seed by seed "
+    "off the Pareto front of the method's points, one per strength (multiple of the learning rates) at which the "
+    "reference has run too, interpolated linearly between neighbours; the reference too may do better than its row at "
+    "S, where a lower learning rate is as safe. Safer: seeds whose whole front is safer than S; their point of highest "
+    "utility counts. No overlap: seeds whose points are all less safe than S; they have no number and no part in the "
+    "means. Over-refusal at S: the same of the front of high safety and low over-refusal; balanced: the mean of S and "
+    "100 less that over-refusal. Minus it: the row that the column names, less this row, both read at the strengths at "
+    "which both have run. These differences are paired by seed, with a 95% t-interval, and are empty where no seed has "
+    "both numbers; p: two-sided paired t-test, corrected by Holm over the column (in all tables of this page)."
 )
 SECOND_HAND_NOTE = (
     "[nspo]: by machine-written notes on NSPO's table, not by the paper itself, which could not be read: shown beside "
