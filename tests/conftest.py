@@ -12,6 +12,14 @@ from ogpsa.config import Config
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A long test and a smoke test are slow ones, before pytest selects by marks."""
+    for item in items:
+        if item.get_closest_marker("long") or item.get_closest_marker("smoke"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides for a small run with any method and stage; its base is already in ``cache_dir``."""

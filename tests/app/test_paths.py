@@ -16,7 +16,7 @@ from ogpsa.utils.files import mark_complete
 @pytest.mark.parametrize(
     "path", ["/a=b", "/a(b)", "/a#b", "/a[1]", "/модель", "/模型", "/é", "/it's", '/a"b', "/a{b}", "/a&b", "/a~b#\\"]
 )
-@pytest.mark.parametrize("key", ["model.path", pytest.param("cache_dir", marks=[pytest.mark.slow, pytest.mark.long])])
+@pytest.mark.parametrize("key", ["model.path", pytest.param("cache_dir", marks=pytest.mark.long)])
 def test_what_hydra_would_parse_is_shown_with_quotes(key: str, path: str) -> None:
     with pytest.raises(UserError) as raised:
         compose_config([f"{key}={path}"])

@@ -141,7 +141,6 @@ def test_agreement_tells_how_much_of_the_mean_gradient_few_rows_see() -> None:
         assert row[f"of {rows}"] == pytest.approx((shared / (shared + own * 10 / rows)) ** 0.5)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_references_writes_a_row_for_each_set_and_sees_no_turn_of_the_same_weights(tmp_path: Path) -> None:
     done = start("references", "--later", str(WEIGHTS), out=tmp_path / "out")
@@ -160,7 +159,6 @@ def test_projection_writes_a_row_for_each_rank_and_dtype(tmp_path: Path) -> None
     assert rows[1]["basis_MiB"] * 2**20 == 2 * 4 * parameters
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_evaluation_writes_a_row_for_each_kind_of_task(tmp_path: Path) -> None:
     done = start("evaluation", out=tmp_path)
@@ -169,7 +167,6 @@ def test_evaluation_writes_a_row_for_each_kind_of_task(tmp_path: Path) -> None:
     assert all(row["ours_over_plain"] == pytest.approx(row["ours_s"] / row["plain_s"]) for row in rows)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_one_model_writes_a_row_for_each_procedure(tmp_path: Path) -> None:
     done = start("train_step", "--one-model", out=tmp_path)
@@ -177,7 +174,6 @@ def test_one_model_writes_a_row_for_each_procedure(tmp_path: Path) -> None:
     assert [row["procedure"] for row in rows] == ["baseline", "ogpsa", "authors"]
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_train_step_in_trl_writes_a_table_for_the_stage(tmp_path: Path) -> None:
     done = start("train_step", "--stage", "dpo", out=tmp_path)
@@ -188,7 +184,6 @@ def test_train_step_in_trl_writes_a_table_for_the_stage(tmp_path: Path) -> None:
     assert rows[1]["reference_share_%"] == pytest.approx(80)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_scaling_writes_rows_for_processes_and_k(tmp_path: Path) -> None:
     done = start("scaling", "--processes", "1", out=tmp_path)
@@ -256,7 +251,6 @@ fi
 """
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_gpu_small_carries_weights_and_rows_in_parts_and_keeps_what_each_seed_has_found(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
@@ -310,7 +304,6 @@ def test_gpu_small_carries_weights_and_rows_in_parts_and_keeps_what_each_seed_ha
     assert (there / "found" / "small_full.jsonl").is_file()
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.skipif(not XSTEST.is_dir(), reason="XSTest's published labels are not here")
 def test_the_refusal_rules_have_the_weights_that_are_fitted_and_the_kappa_that_is_reported() -> None:

@@ -71,7 +71,6 @@ def large_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ogpsa.subspace.basis.GPU_PIECE", LARGE)
 
 
-@pytest.mark.slow
 @pytest.mark.smoke
 def test_a_step_of_each_procedure_at_the_widths_of_qwen2_5_7b(gpu: FakeCuda) -> None:
     model = OneModel(job("qwen2_5_7b:1"))

@@ -35,8 +35,6 @@ from ogpsa.utils.files import mark_complete, read_json, read_jsonl
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 
-LONG = [pytest.mark.slow, pytest.mark.long]
-
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data"
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -155,7 +153,10 @@ def work(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", MADE_UP)
-@pytest.mark.parametrize("ending", [".jsonl", pytest.param(".json", marks=LONG), pytest.param(".parquet", marks=LONG)])
+@pytest.mark.parametrize(
+    "ending",
+    [".jsonl", pytest.param(".json", marks=pytest.mark.long), pytest.param(".parquet", marks=pytest.mark.long)],
+)
 def test_a_local_copy_becomes_rows_that_a_run_reads(name: str, ending: str, work: Path) -> None:
     source = write(work / f"copy{ending}", MADE_UP[name])
     part, out = PARTS[name], work / "out"

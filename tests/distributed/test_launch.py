@@ -10,8 +10,6 @@ from ogpsa.distributed.launch import accumulation_steps, check_device, check_lau
 from ogpsa.distributed.processes import LAUNCHER_VARIABLES
 from ogpsa.utils.errors import UserError
 
-LONG = [pytest.mark.slow, pytest.mark.long]
-
 Refusals = Callable[..., list[str]]
 
 
@@ -38,9 +36,9 @@ def refusals(monkeypatch: pytest.MonkeyPatch) -> Refusals:
     "mode",
     [
         "ddp",
-        pytest.param("fsdp2", marks=LONG),
+        pytest.param("fsdp2", marks=pytest.mark.long),
         pytest.param("zero2", marks=pytest.mark.slow),
-        pytest.param("zero3", marks=LONG),
+        pytest.param("zero3", marks=pytest.mark.long),
     ],
 )
 def test_modes_need_torchrun(refusals: Refusals, mode: str) -> None:

@@ -17,8 +17,6 @@ from tests.endpoint_server import Reply, serve
 from tests.program import ROOT
 from tests.tiny import byte_tokenizer, tiny_model
 
-LONG = [pytest.mark.slow, pytest.mark.long]
-
 RULE = '''"""Whether the response has an even number of characters."""
 
 from eval.judging.judge import Item, RuleJudge, Verdict
@@ -180,17 +178,17 @@ def test_answers_in_a_file_are_judged_by_an_own_judge(own: Path, capsys: pytest.
             "eval.judge.weights.wildgard=x",
             "error: eval.judge.weights.wildgard: 'wildgard' is not a judge with local weights; "
             "allowed: harmbench, llama_guard_weights, strongreject_finetuned, wildguard; did you mean 'wildguard'?\n",
-            marks=LONG,
+            marks=pytest.mark.long,
         ),
         pytest.param(
             "eval.judge.prompt_file.friendlines=x",
             "error: eval.judge.prompt_file.friendlines: 'friendlines' is not a judge with a prompt to an endpoint; "
             "allowed: friendliness, helpfulness_pair, llama_guard, simpleqa_grader, strongreject_rubric, "
             "xstest_rubric; did you mean 'friendliness'?\n",
-            marks=LONG,
+            marks=pytest.mark.long,
         ),
         pytest.param("eval.judges.capitals=evennes", "did you mean 'evenness'?\n", marks=pytest.mark.slow),
-        pytest.param("eval.utility=[capital]", "did you mean 'capitals'?\n", marks=LONG),
+        pytest.param("eval.utility=[capital]", "did you mean 'capitals'?\n", marks=pytest.mark.long),
     ],
 )
 def test_names_are_checked_before_torch_is_imported(own: Path, override: str, message: str) -> None:

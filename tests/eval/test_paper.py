@@ -141,7 +141,6 @@ def test_the_judge_is_told_the_original_request(place: Path, tmp_path: Path, jud
         assert not (wrapped and any(line["prompt"] in request.text for request in judge.requests))
 
 
-@pytest.mark.slow
 @pytest.mark.smoke
 def test_generation_and_judging_can_be_two_calls(
     place: Path, tmp_path: Path, judge: EndpointServer, monkeypatch: pytest.MonkeyPatch

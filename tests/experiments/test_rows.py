@@ -337,7 +337,6 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_sweep_that_is_stopped_and_whose_worker_dies_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     """SIGTERM, then SIGKILL for the worker at its task: the other points run, and the same command does the rest."""
@@ -385,7 +384,6 @@ def test_a_sweep_that_is_stopped_and_whose_worker_dies_ends_as_an_undisturbed_on
         assert first["model.safetensors"] == second["model.safetensors"]
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_row_of_several_processes_is_stopped_and_resumes(tmp_path: Path, small: list[str]) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -438,7 +436,6 @@ def test_every_kind_of_row_runs_and_every_report_is_written(tmp_path: Path) -> N
             assert list((tmp_path / "reports").rglob(f"{name}.{ending}")), name
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_every_row_of_every_experiment_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As above, by the commands; the plan then counts all of them as done."""

@@ -51,7 +51,7 @@ def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return math.dist(*(torch.cat([part.flatten() for part in weights.values()]).tolist() for weights in (ours, theirs)))
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=[pytest.mark.slow, pytest.mark.long])])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_no_strength_changes_nothing(
     stage: str, train: Callable[..., dict[str, Tensor]], start: dict[str, Tensor]
 ) -> None:

@@ -32,7 +32,7 @@ def test_the_null_space_by_energy_is_what_the_memory_leaves(kept: float) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=[pytest.mark.slow, pytest.mark.long])])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_it_trains_as_nspo_with_its_settings_bit_for_bit(
     stage: str, small_config: Callable[..., Config], tmp_path: Path
 ) -> None:

@@ -25,8 +25,6 @@ from ogpsa.utils.files import COMPLETE_FILE, read_json
 from tests.stage import train_alone
 from tests.training.test_seam import on_refresh
 
-LONG = [pytest.mark.slow, pytest.mark.long]
-
 SHORT = ["method.samples=7", "method.refresh_every=4"]
 NF4 = "method.lora_quantize=nf4"
 ROWS = ["data.safety_rows=32", "stage.batch_size=8", "stage.micro_batch_size=4", "stage.log_every=1"]
@@ -82,7 +80,7 @@ DEFAULT = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all
         ),
     ],
 )
-@pytest.mark.parametrize("method", ["lora", pytest.param("ogpsa_lora", marks=LONG)])
+@pytest.mark.parametrize("method", ["lora", pytest.param("ogpsa_lora", marks=pytest.mark.long)])
 def test_adapter_of_each_stage(
     method: str, override: str, sft: dict[str, Any], dpo: dict[str, Any], base: Path
 ) -> None:
@@ -190,7 +188,7 @@ def test_only_the_named_layers_train_and_in_fp32(
         pytest.param("bf16", [], marks=pytest.mark.slow),
         pytest.param("fp32", ["method.lora_dora=true"], marks=pytest.mark.slow),
         ("fp32", [NF4]),
-        pytest.param("bf16", [NF4, "method.lora_dora=true"], marks=LONG),
+        pytest.param("bf16", [NF4, "method.lora_dora=true"], marks=pytest.mark.long),
     ],
 )
 def test_merged_model_is_the_one_that_was_trained(
@@ -304,8 +302,8 @@ class FirstLoss(TrainerCallback):
     [
         ("lora", []),
         pytest.param("ogpsa_lora", [], marks=pytest.mark.slow),
-        pytest.param("lora", [NF4], marks=LONG),
-        pytest.param("lora", ["method.lora_dora=true"], marks=LONG),
+        pytest.param("lora", [NF4], marks=pytest.mark.long),
+        pytest.param("lora", ["method.lora_dora=true"], marks=pytest.mark.long),
     ],
 )
 def test_reference_of_dpo_is_the_sft_policy(
@@ -375,7 +373,7 @@ def test_resumed_stage_equals_the_unbroken_one(
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("warmup_ratio", "first"), [pytest.param("0", 1, marks=LONG), ("0.1", 2)])
+@pytest.mark.parametrize(("warmup_ratio", "first"), [pytest.param("0", 1, marks=pytest.mark.long), ("0.1", 2)])
 def test_second_estimate_covers_what_the_first_move_woke(
     warmup_ratio: str, first: int, small_config: Configure, base: Path, tmp_path: Path
 ) -> None:

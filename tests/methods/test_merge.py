@@ -279,7 +279,6 @@ def test_killed_in_the_middle(merged_run: tuple[list[str], Path], small_config: 
     assert [name for name in after if after[name] != unbroken[name] and name not in own] == []
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_ogpsa_is_trained_and_then_averaged(small_config: Configure, tmp_path: Path) -> None:
     short = ["stage=sft", "stage.max_steps=2", "method.samples=8"]

@@ -287,9 +287,7 @@ def test_preflight_counts_the_chosen_layers_alone(overrides: list[str], pairs: i
     [
         pytest.param(["method.others=train"], marks=pytest.mark.slow),
         ["method.others=freeze"],
-        pytest.param(
-            ["method.others=freeze", "method.modules=[down_proj]"], marks=[pytest.mark.slow, pytest.mark.long]
-        ),
+        pytest.param(["method.others=freeze", "method.modules=[down_proj]"], marks=pytest.mark.long),
     ],
     ids=" ".join,
 )

@@ -57,7 +57,7 @@ def leaks(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[float]:
         pytest.param("sft", "paper", SGD, 0.0, 2e-5, marks=pytest.mark.slow),
         pytest.param("sft", "paper", ADAMW, 0.05, 0.4, marks=pytest.mark.slow),
         ("sft", "exact", ADAMW, 0.0, 2e-5),
-        pytest.param("dpo", "exact", ADAMW, 0.0, 2e-5, marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param("dpo", "exact", ADAMW, 0.0, 2e-5, marks=pytest.mark.long),
     ],
 )
 def test_large_directions_stay_but_for_what_adamw_leaks(

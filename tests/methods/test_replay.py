@@ -22,8 +22,6 @@ from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_json, read_jsonl, write_jsonl
 from tests.stage import train_alone
 
-LONG = [pytest.mark.slow, pytest.mark.long]
-
 Configure = Callable[..., Config]
 SHORT = ["stage.max_steps=3", "stage.batch_size=8", "stage.micro_batch_size=4"]
 
@@ -82,7 +80,7 @@ def weights(config: Config, data: Data, folder: Path) -> dict[str, torch.Tensor]
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=LONG)])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_training_is_the_baselines_on_the_rows_together(stage: Any, small_config: Configure, tmp_path: Path) -> None:
     config, baseline = (small_config(f"stage={stage}", f"method={name}", *SHORT) for name in ("replay", "baseline"))
     data = load_data(config)
@@ -94,7 +92,7 @@ def test_training_is_the_baselines_on_the_rows_together(stage: Any, small_config
     assert not all(torch.equal(ours[name], alone[name]) for name in ours)
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=LONG)])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_preflight_counts_the_general_rows(stage: str, small_config: Configure, tmp_path: Path) -> None:
     config = small_config(f"stage={stage}", "method=replay", "method.ratio=0.4", *SHORT[1:], "stage.epochs=2")
     data = load_data(config)

@@ -210,7 +210,7 @@ SEQUENCES = {
 }
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=[pytest.mark.slow, pytest.mark.long])])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_training_and_evaluation_share_an_answers_context(name: str, stage: str, tmp_path: Path) -> None:
     processor, template = SEQUENCES[name]

@@ -91,7 +91,7 @@ WAYS: dict[str, Callable[[], tuple[int, list[str]]]] = {
 }
 
 
-@pytest.mark.parametrize("way", ["sft", pytest.param("dpo", marks=[pytest.mark.slow, pytest.mark.long]), "preflight"])
+@pytest.mark.parametrize("way", ["sft", pytest.param("dpo", marks=pytest.mark.long), "preflight"])
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [

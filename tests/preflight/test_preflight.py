@@ -33,8 +33,6 @@ from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from tests.program import contents, run_here
 
-LONG = [pytest.mark.slow, pytest.mark.long]
-
 MODES: tuple[Mode, ...] = get_args(Mode)
 # Of one chosen micro-batch of 4 rows; r = 2 from as many references.
 SETUP = Setup(rows=4, length=2048, checkpointing=True, autocast=True, rank=2, references=2)
@@ -298,7 +296,7 @@ def test_paged_and_offloaded_tensors_count_on_the_host(qwen: ModelShape) -> None
     assert offloaded.activations < kept.activations
 
 
-@pytest.mark.parametrize("method", ["lora", pytest.param("osf", marks=LONG)])
+@pytest.mark.parametrize("method", ["lora", pytest.param("osf", marks=pytest.mark.long)])
 def test_merging_takes_the_host_memory_that_is_said(
     method: str, small_config: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -413,7 +411,9 @@ def test_a_named_model_needs_no_network(model: str, parameters: int, monkeypatch
     ("words", "offered"),
     [
         (["method=lora"], "model.dtype=bf16: "),
-        pytest.param(["method=lora", "model.precision=fp32"], "model.dtype=bf16 model.precision=bf16: ", marks=LONG),
+        pytest.param(
+            ["method=lora", "model.precision=fp32"], "model.dtype=bf16 model.precision=bf16: ", marks=pytest.mark.long
+        ),
         (["method=lora", "model.dtype=bf16"], None),
         (["method=baseline"], None),
     ],

@@ -148,7 +148,7 @@ INPUTS: dict[str, tuple[Change, str]] = {
         ),
         ("finished", "a safety row"),
         *(
-            pytest.param("finished", name, marks=[pytest.mark.slow, pytest.mark.long])
+            pytest.param("finished", name, marks=pytest.mark.long)
             for name in ("a reference row", "the weights", "a file more")
         ),
     ],

@@ -35,8 +35,6 @@ from tests.training.test_seam import (
     weights,
 )
 
-LONG = [pytest.mark.slow, pytest.mark.long]
-
 __all__ = ["build", "configured"]
 
 STAGES = ["sft", "dpo"]
@@ -68,7 +66,7 @@ def largest_angle(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=LONG)])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_streaming_at_k_one_is_a_refresh_every_step_bit_for_bit(stage: str, build: Build) -> None:
     results = []
     for streaming in ("true", "false"):
@@ -198,7 +196,11 @@ def test_projecting_sgd_s_update_is_projecting_its_gradient(build: Build) -> Non
 
 @pytest.mark.parametrize(
     ("dtype", "leak"),
-    [pytest.param("fp32", 1e-6, marks=pytest.mark.slow), pytest.param("bf16", 1e-3, marks=LONG), ("int8", 1e-2)],
+    [
+        pytest.param("fp32", 1e-6, marks=pytest.mark.slow),
+        pytest.param("bf16", 1e-3, marks=pytest.mark.long),
+        ("int8", 1e-2),
+    ],
 )
 def test_a_rounded_basis_leaks_little(dtype: str, leak: float, build: Build) -> None:
     trainer = build("sft", f"method.basis_dtype={dtype}", "method.refresh_every=1")

@@ -32,7 +32,7 @@ from ogpsa.testbed.world import (
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import build_folder, exclusive, is_complete
 
-SEEDS = [0, *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.long]) for seed in (1, 2))]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))]
 SIZES = {"safety_rows": 1248, "reference_rows": 400, "evaluation_rows": 100}
 EVERYTHING = {"safety_rows": 10**6, "reference_rows": 10**6, "evaluation_rows": 10**6}
 PAPER_SETS = ("helpfulness", "truthfulness", "preference")
@@ -279,7 +279,6 @@ def test_the_base_of_world_0_comes_with_the_package(tmp_path: Path, monkeypatch:
         assert file.read_bytes() == (base / file.name).read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_the_base_of_world_0_can_be_trained_again(tmp_path: Path) -> None:
     config = compose_config([])
@@ -347,7 +346,6 @@ ensure_base(compose_config(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_killed_training_is_not_mistaken_for_a_base(small: list[str], tmp_path: Path) -> None:
     overrides = [*small, f"cache_dir={tmp_path}"]

@@ -99,7 +99,7 @@ def check_equal(folder: Path, unbroken: Path) -> None:
         ("scheduler.pt", Path.unlink),
         ("COMPLETE.json", cut),
         *(pytest.param(name, cut, marks=pytest.mark.slow) for name in ("trainer_state.json", "model.safetensors")),
-        *(pytest.param(name, cut, marks=[pytest.mark.slow, pytest.mark.long]) for name in (
+        *(pytest.param(name, cut, marks=pytest.mark.long) for name in (
             "scheduler.pt", "rng_state.pth", "config.json", "tokenizer.json", "generation_config.json",
         )),
         pytest.param("optimizer.pt", change, marks=pytest.mark.slow),

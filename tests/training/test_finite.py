@@ -23,8 +23,6 @@ from ogpsa.utils.files import write_json, write_jsonl
 from tests.program import run_here
 from tests.tiny import byte_tokenizer, tiny_model
 
-LONG = [pytest.mark.slow, pytest.mark.long]
-
 Row = dict[str, str]
 TOKENIZER = byte_tokenizer()
 STEPS = ["stage.batch_size=2", "stage.micro_batch_size=2", "stage.log_every=1", "tracker=none", "stage.max_length=64"]
@@ -81,7 +79,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 OGPSA = ["method=ogpsa", "method.reference_sets=[general]", "method.samples=4", "method.rank=1"]
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=LONG)])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 @pytest.mark.parametrize("method", [["method=baseline"], OGPSA])
 def test_a_training_row_whose_gradient_is_not_a_number_is_named(stage: str, method: list[str]) -> None:
     model = poisoned()
@@ -95,7 +93,7 @@ def test_a_training_row_whose_gradient_is_not_a_number_is_named(stage: str, meth
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=LONG)])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_a_reference_row_whose_gradient_is_not_a_number_is_named(stage: str, chunks: int) -> None:
     with pytest.raises(UserError) as refused:
@@ -151,7 +149,7 @@ def evaluated(*marked: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["facts", *(pytest.param(name, marks=LONG) for name in BENCHMARKS[1:])])
+@pytest.mark.parametrize("name", ["facts", *(pytest.param(name, marks=pytest.mark.long) for name in BENCHMARKS[1:])])
 def test_logits_that_are_not_numbers_stop_an_evaluation_at_their_row(name: str, here: Path) -> None:
     save("model", poisoned())
     write_jsonl(Path("rows.jsonl"), rows())
@@ -238,9 +236,9 @@ KEYS = [
     [
         "nan",
         pytest.param("inf", marks=pytest.mark.slow),
-        pytest.param("-inf", marks=LONG),
-        pytest.param(".nan", marks=LONG),
-        pytest.param("1e999", marks=LONG),
+        pytest.param("-inf", marks=pytest.mark.long),
+        pytest.param(".nan", marks=pytest.mark.long),
+        pytest.param("1e999", marks=pytest.mark.long),
     ],
 )
 @pytest.mark.parametrize("key", KEYS)

@@ -33,8 +33,6 @@ from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import mark_complete
 from tests.tiny import tiny_model
 
-LONG = [pytest.mark.slow, pytest.mark.long]
-
 STAGES = ["sft", "dpo"]
 TOKENIZER = build_tokenizer(World(0).vocabulary())
 FEW_ROWS = [
@@ -256,7 +254,7 @@ def test_accumulation_gives_what_one_large_batch_gives(stage: str, build: Build)
     assert relative(weights_whole, flat(tied_model().parameters())) > 1e-2
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=LONG)])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_reference_gradients_do_not_depend_on_the_micro_batch(stage: str, build: Build) -> None:
     # 3 leaves a last micro-batch of one row.
     whole, others = (
@@ -397,7 +395,7 @@ class RefreshAgain(TrainerCallback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=LONG)])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_a_refresh_changes_nothing_but_the_basis(stage: str, build: Build) -> None:
     model = tied_model(0.1)
     # A model that draws from every generator, as augmentation would.
@@ -418,10 +416,10 @@ def test_a_refresh_changes_nothing_but_the_basis(stage: str, build: Build) -> No
 @pytest.mark.parametrize(
     ("refresh_every", "steps"),
     [
-        pytest.param("1", [0, 1, 2, 3, 4, 5], marks=LONG),
+        pytest.param("1", [0, 1, 2, 3, 4, 5], marks=pytest.mark.long),
         ("4", [0, 4]),
         pytest.param("never", [0], marks=pytest.mark.slow),
-        pytest.param("60%", [0, 3], marks=LONG),
+        pytest.param("60%", [0, 3], marks=pytest.mark.long),
         pytest.param("10%", [0], marks=pytest.mark.slow),
     ],
 )
@@ -436,7 +434,7 @@ def test_refreshes_come_every_k_optimizer_steps(refresh_every: str, steps: list[
     ("stage", "rank", "scope"),
     [
         ("sft", 2, "global"),
-        pytest.param("sft", 5, "global", marks=LONG),
+        pytest.param("sft", 5, "global", marks=pytest.mark.long),
         ("sft", 2, "tensor"),
         pytest.param("dpo", 1, "global", marks=pytest.mark.slow),
         pytest.param("dpo", 3, "tensor", marks=pytest.mark.slow),

@@ -138,7 +138,7 @@ def test_torchs_own_words_are_known(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["-m", "experiments", "list"], pytest.param([str(PROGRAM), "--help"], marks=[pytest.mark.slow, pytest.mark.long])],
+    [["-m", "experiments", "list"], pytest.param([str(PROGRAM), "--help"], marks=pytest.mark.long)],
 )
 def test_a_screen_that_is_a_file_on_a_full_disk(words: list[str]) -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:

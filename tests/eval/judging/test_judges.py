@@ -972,9 +972,7 @@ def test_llama_guards_answer(reply: str, value: float | None, hazards: list[str]
     assert (verdict.value, verdict.detail.get("hazards")) == (value, hazards)
 
 
-@pytest.mark.parametrize(
-    "content", ["content", pytest.param("content[0].text", marks=[pytest.mark.slow, pytest.mark.long])]
-)
+@pytest.mark.parametrize("content", ["content", pytest.param("content[0].text", marks=pytest.mark.long)])
 def test_llama_guard_reads_what_its_weights_say(content: str, tmp_path: Path) -> None:
     """Their chat template is given the conversation, in parts where it reads nothing else."""
     answers = {"sorry": "safe", "jar": "unsafe", "gibberish": "Agent"}
