@@ -75,7 +75,8 @@ def _front(experiment: Experiment, rows: Sequence[Row], against: str) -> Figure 
             if not close:
                 for row in own:
                     _draw_published(axes, row.name, styles[part][row.label][1], scores)
-                if own:
+                # Its mark is in the legend where rows have published points, too.
+                if own and shown:
                     _draw_published(axes, own[0].model, "x", scores)
             for row in own:
                 _draw_row(axes, row, *styles[part][row.label], scores)

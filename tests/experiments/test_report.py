@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 from safetensors.torch import save_file
 
 from eval.scores.finished import read_finished
@@ -26,7 +27,7 @@ from experiments.comparisons import (
 from experiments.costs import Cost, StageCost, costs
 from experiments.distance import Weights, relative_distance, weights_of
 from experiments.execute import tasks_of
-from experiments.figures import draw_over_refusal
+from experiments.figures import draw, draw_over_refusal
 from experiments.kept import RESULTS, read_kept, record_of, usable_here
 from experiments.outcomes import publication, published, read_rows, rival
 from experiments.paper_tables import level_tables
@@ -788,6 +789,20 @@ def test_a_legend_of_long_names_fits_its_figure(tmp_path: Path) -> None:
     assert figure is not None
     [legend] = figure.legends
     assert "goes on" in legend.texts[0].get_text() and legend.get_window_extent().width <= figure.bbox.width
+
+
+def test_every_mark_of_a_front_is_in_its_legend(tmp_path: Path) -> None:
+    """The untuned model's published point, too: these rows have none that it could be compared with."""
+    rows = ["rl/grpo", "rl/ogpsa"]
+    table = experiment(rows, {"seeds": 1}, name="rl", label="{row}", reference="rl/grpo", figure="front")
+    given = points(table, "testbed")
+    for point in given:
+        write_run(tmp_path, point, 0.9, 0.8)
+    figure = draw(table, read_rows(table, "testbed", given, tmp_path))
+    assert figure is not None
+    [axes], [legend] = figure.axes, figure.legends
+    explained = {handle.get_marker() for handle in legend.legend_handles if isinstance(handle, Line2D)}
+    assert {line.get_marker() for line in axes.lines} <= explained
 
 
 def test_parts_of_the_rows_are_drawn_apart_each_with_its_legend(tmp_path: Path) -> None:
