@@ -342,6 +342,15 @@ MISTAKES = {
     "model of the testbed without the testbed": files(
         "model.path: null is the base of data=testbed, but data=files; give a path", lambda: None, "model.path=null"
     ),
+    "revision of a folder": files(
+        "model.revision: main, but model.path model is a folder; allowed: null (only the hub has revisions)",
+        lambda: None,
+        "model.revision=main",
+    ),
+    "revision of the testbed's base": Mistake(
+        ["model.revision=main"],
+        ["model.revision: main, but the model is the testbed's own base; allowed: null (only the hub has revisions)"],
+    ),
     "model without config.json": files(
         "model.path: model holds no config.json; give a folder written by save_pretrained",
         remove("model/config.json"),

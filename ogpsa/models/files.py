@@ -34,9 +34,12 @@ def check_model(config: Config) -> None:
 
     Raises:
         UserError: ``model.path`` is neither a folder nor a hub id, a file in it is missing or damaged, or it is null
-            and the data bring no base.
+            and the data bring no base; or ``model.revision`` is set where nothing of the hub is read.
     """
     model = config.model
+    if model.revision is not None and (model.path is None or Path(model.path).is_dir()):
+        source = f"model.path {model.path} is a folder" if model.path else "the model is the testbed's own base"
+        raise UserError(f"model.revision: {model.revision}, but {source}; allowed: null (only the hub has revisions)")
     if model.path is None:
         config.testbed_base()
         return
