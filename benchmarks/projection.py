@@ -28,6 +28,7 @@ from benchmarks.common import (
     write,
 )
 from ogpsa.subspace.basis import Basis, StoredDtype
+from ogpsa.subspace.settings import MAX_RANK
 from ogpsa.subspace.subspace import Subspace
 from ogpsa.utils.errors import UserError, closest_match
 
@@ -64,8 +65,8 @@ def main() -> None:
         if dtype not in BYTES:
             raise UserError(f"--dtype: '{dtype}' is none; allowed: {', '.join(BYTES)}{closest_match(dtype, BYTES)}")
     for rank in options.rank:
-        if not rank.isdecimal() or not 1 <= int(rank) <= 32:
-            raise UserError(f"--rank: '{rank}' found, but a rank is 1 to 32")
+        if not rank.isdecimal() or not 1 <= int(rank) <= MAX_RANK:
+            raise UserError(f"--rank: '{rank}' found, but a rank is 1 to {MAX_RANK}")
     rounds = options.rounds or (20 if gpu else 7)
     for size in sizes:
         architecture(size)

@@ -6,6 +6,7 @@ them. Then this model's answers are read. The last row fits all models, which is
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,4 +125,4 @@ def _logistic(
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(run(main))

@@ -18,9 +18,9 @@ from typing import Any
 from eval.benchmarks.definition import Benchmark, find_benchmarks
 from eval.benchmarks.prefetch import prefetch
 from eval.judging.published import fetch_prompts, published_prompts
-from ogpsa.utils.command_line import Keys, read_pairs, yes_or_no
+from ogpsa.utils.command_line import Keys, path, read_pairs, yes_or_no
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, report
-from ogpsa.utils.files import check_writable
+from ogpsa.utils.files import check_writable, exclusive
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,9 +31,10 @@ def main(arguments: Sequence[str]) -> int:
         given = read_pairs(arguments, KEYS)
         benchmarks, folder = _wanted(given)
         check_writable(folder, "data_dir")
-        missing = prefetch(benchmarks, folder)
-        if given.get("prompts"):
-            missing += fetch_prompts(folder / "prompts", published_prompts())
+        with exclusive(folder / ".prefetch.lock", f"another process fetches into {folder}"):
+            missing = prefetch(benchmarks, folder)
+            if given.get("prompts"):
+                missing += fetch_prompts(folder / "prompts", published_prompts())
     except UserError as error:
         return report(error)
     for line in missing:
@@ -47,7 +48,7 @@ def _filled(text: str) -> str:
     return text
 
 
-KEYS: Keys = dict.fromkeys(("eval", "benchmarks", "data_dir", "task_dir"), _filled) | {"prompts": yes_or_no}
+KEYS: Keys = {"eval": _filled, "benchmarks": _filled, "data_dir": path, "task_dir": path, "prompts": yes_or_no}
 
 
 def _wanted(given: dict[str, Any]) -> tuple[list[Benchmark], Path]:
@@ -56,7 +57,8 @@ def _wanted(given: dict[str, Any]) -> tuple[list[Benchmark], Path]:
 
     settings = compose_config([f"eval={given.get('eval', 'paper')}"]).eval
     names = given["benchmarks"].split(",") if "benchmarks" in given else settings.benchmarks
-    benchmarks = find_benchmarks(names, folder=given.get("task_dir", settings.task_dir))
+    own = str(given["task_dir"]) if "task_dir" in given else settings.task_dir
+    benchmarks = find_benchmarks(names, folder=own)
     sourceless = [benchmark.name for benchmark in benchmarks if benchmark.source is None]
     if sourceless:
         raise UserError(f"benchmarks: nobody publishes the rows of {', '.join(sourceless)}")

@@ -7,6 +7,7 @@ SFT of SFT→DPO, is trained once (``ogpsa/runs/stage_cache.py``). A point that 
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,12 +21,18 @@ from types import FrameType
 
 from experiments.rows import Point
 from ogpsa.runs.directory import METRICS_FILE
+from ogpsa.utils.command_line import quoted
 from ogpsa.utils.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, UserError
 from ogpsa.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def _value(path: object) -> str:
+    """A path as the value of an override, in quotes where Hydra would read it otherwise."""
+    return str(path) if re.fullmatch(r"[\w./-]+", str(path), re.ASCII) else quoted(str(path))
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,8 @@ class Task:
         """The arguments of ``train.py`` that run it."""
         return (
             *self.point.overrides,
-            f"stage_store={self.point.config.stage_store}",
-            f"hydra.run.dir={self.directory}",
+            f"stage_store={_value(self.point.config.stage_store)}",
+            f"hydra.run.dir={_value(self.directory)}",
         )
 
     @property

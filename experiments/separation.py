@@ -1,13 +1,12 @@
 """How far a model's features tell harmful requests from harmless ones that look alike.
 
-Linear readers of each layer see a request's last token and the mean over its tokens. They learn from XSTest itself, by
-requests of all its kinds or of every kind but the one that they are asked about, and from the harmful rows against each
-file of harmless ones. Beside them stands what the model itself says: how likely its answer begins as most answers to
-the harmful rows do. Over-refusal is the share of XSTest's safe half at or above the score that 90% of the unsafe half
-reach. A reader's layer is the one with the largest AUC on XSTest, so its figures are optimistic.
+Linear probes of each layer see a request's last token and the mean over its tokens. They are trained on XSTest
+itself, on requests of all its kinds or of every kind but the one that they are asked about, and on the harmful rows
+against each file of harmless ones. Beside them stands what the model itself says: how likely its answer begins as
+most answers to the harmful rows do. Over-refusal is the share of XSTest's safe half at or above the score that 90% of
+the unsafe half reach. A probe's layer is the one with the largest AUC on XSTest, so its figures are optimistic.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ogpsa.data.conversations import as_text, turns
-from ogpsa.utils.command_line import run_program
+from ogpsa.utils.command_line import Parser, run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import read_jsonl, write_atomically, write_json
 from ogpsa.utils.libraries import one_thread, quiet_libraries
@@ -60,21 +59,18 @@ class Reading:
     """
 
     model: str
-    reader: str
+    probe: str
     layer: int | None
     auc: float
     over_refusal: float
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.separation",
-        description=__doc__,
-    )
+    parser = Parser(prog="python -m experiments.separation", description=__doc__)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="folder of a checkpoint, untuned or not")
     parser.add_argument("--harmful", type=Path, required=True, help="harmful requests with refusals, .jsonl")
     parser.add_argument(
-        "--harmless", nargs="*", default=[], metavar="FILE,…", help="harmless requests, one or more .jsonl per reader"
+        "--harmless", nargs="*", default=[], metavar="FILE,…", help="harmless requests, one or more .jsonl per probe"
     )
     parser.add_argument("--data-dir", type=Path, default=DATA, help="folder of XSTest (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of separation.json and separation.md")
@@ -127,7 +123,7 @@ def readings(
     kinds: NDArray[np.str_],
     learnt: Mapping[str, tuple[Numbers, Numbers]],
 ) -> list[Reading]:
-    """What linear readers make of requests.
+    """What linear probes make of requests.
 
     Args:
         seen: features [n, layers, d] of the requests; ``truth`` [n] says which are harmful, ``kinds`` [n] of what kind.
@@ -140,7 +136,7 @@ def readings(
     }
     scores = {
         name: [
-            cross_val_predict(_reader(), seen[:, layer], truth, groups=groups, cv=folds, method="decision_function")
+            cross_val_predict(_probe(), seen[:, layer], truth, groups=groups, cv=folds, method="decision_function")
             for layer in layers
         ]
         for name, (folds, groups) in ways.items()
@@ -148,7 +144,7 @@ def readings(
     for name, (harmful, harmless) in learnt.items():
         rows = np.concatenate([harmful, harmless])
         labels = np.arange(len(rows)) < len(harmful)
-        scores[name] = [_reader().fit(rows[:, layer], labels).decision_function(seen[:, layer]) for layer in layers]
+        scores[name] = [_probe().fit(rows[:, layer], labels).decision_function(seen[:, layer]) for layer in layers]
     found = []
     for name, by_layer in scores.items():
         best = int(np.argmax([roc_auc_score(truth, score) for score in by_layer]))
@@ -166,18 +162,18 @@ def table(found: Sequence[Reading]) -> Table:
     lines = []
     for one in found:
         layer = "" if one.layer is None else str(one.layer)
-        lines.append([one.model, one.reader, layer, f"{one.auc:.2f}", f"{one.over_refusal:.0%}"])
-    header = ["model", "reader learnt from", "layer", "AUC", f"safe refused at {REFUSED:.0%} of unsafe"]
+        lines.append([one.model, one.probe, layer, f"{one.auc:.2f}", f"{one.over_refusal:.0%}"])
+    header = ["model", "probe trained on", "layer", "AUC", f"safe refused at {REFUSED:.0%} of unsafe"]
     return Table(header, lines, align="llrrr")
 
 
-def _reader() -> Pipeline:
+def _probe() -> Pipeline:
     # The penalty is chosen by leaving out single rows; each label weighs the same.
     return make_pipeline(StandardScaler(), RidgeClassifierCV(PENALTIES, class_weight="balanced"))
 
 
-def _reading(model: str, reader: str, truth: NDArray[np.bool_], score: Numbers, layer: int | None) -> Reading:
-    return Reading(model, reader, layer, float(roc_auc_score(truth, score)), over_refusal(score[truth], score[~truth]))
+def _reading(model: str, probe: str, truth: NDArray[np.bool_], score: Numbers, layer: int | None) -> Reading:
+    return Reading(model, probe, layer, float(roc_auc_score(truth, score)), over_refusal(score[truth], score[~truth]))
 
 
 def _texts(path: Path, column: str) -> list[str]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ogpsa.runs.directory import CONFIG_FILE, METRICS_FILE
+from ogpsa.utils.command_line import quoted
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import read_json, read_text, write_atomically, write_json
 from ogpsa.utils.progress import Progress
@@ -265,11 +266,6 @@ def compose_rows(sweep: Sweep, lines: Sequence[Line]) -> list[Row]:
     if problems:
         raise UserError(*problems)
     return rows
-
-
-def quoted(text: str) -> str:
-    """``text`` as a value of an override, whatever is in it."""
-    return "'" + text.replace("'", "\\'") + "'"
 
 
 def check_edits(sweep: Sweep, rows: Sequence[Row], records: Mapping[str, Record], queued: Collection[str]) -> None:

@@ -160,7 +160,7 @@ def _run_of(folder: Path) -> tuple[str, str, str]:
         for record in read_records(_file(folder)):
             if record.WhichOneof("record_type") == "run":
                 return record.run.entity, record.run.project, record.run.run_id
-    except (OSError, ValueError, StopIteration):
+    except (OSError, ValueError):
         pass
     return "", "", str(folder)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 
@@ -48,5 +49,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def small_config(small: list[str]) -> Callable[..., Config]:
-    """``small_config(*overrides)``: the validated configuration of a small run."""
-    return lambda *overrides: compose_config([*small, *overrides])
+    """``small_config(*overrides)``: the validated configuration of a small run, which no test can change."""
+
+    @cache
+    def composed(*overrides: str) -> Config:
+        return compose_config([*small, *overrides])
+
+    return composed

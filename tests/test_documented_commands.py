@@ -21,11 +21,15 @@ PAGES = ["README.md", "docs/data.md", "docs/rl.md", "docs/training.md", "docs/co
 
 @dataclass(frozen=True)
 class Run:
-    """Run as it stands, with ``more`` words that make it small; ``places`` fills in what a reader would."""
+    """Run as it stands, with ``more`` words that make it small; ``places`` fills in what a reader would.
+
+    Weekly are those that another test calls in its process, or that differ little from another command.
+    """
 
     more: tuple[str, ...] = ()
     small: bool = False
     places: tuple[tuple[str, str], ...] = ()
+    weekly: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,19 @@ COMMANDS: dict[str, Run | Elsewhere | Needs] = {
     "make demo": Run(small=True),
     "make test": Elsewhere(".ci/run"),
     "source .venv/bin/activate": Run(),
-    "python train.py method=ogpsa stage=sft_dpo": Run(small=True),
+    "python train.py method=ogpsa stage=sft_dpo": Run(small=True, weekly=True),
     "python -m eval prefetch eval=quick": Needs("network"),
     "python train.py model=qwen2_5_7b model.path=models/Qwen2.5-7B-Instruct data=files data.safety=safety.jsonl "
     "'+data.reference_sets={helpfulness: helpful.jsonl, truthfulness: facts.jsonl, preference: pairs.jsonl}' "
     "eval=quick": Needs("GPU"),
     "python -m experiments run table1": Run(CHECK),
-    "python -m experiments plan table1 suite=paper": Run(CHECK[1:]),
+    "python -m experiments plan table1 suite=paper": Run(CHECK[1:], weekly=True),
     "python -m experiments run table1 suite=paper": Needs("GPU"),
     # docs
     "python train.py data=files data.safety=safety.jsonl "
     "'+data.reference_sets={helpfulness: helpful.jsonl, truthfulness: facts.jsonl, preference: pairs.jsonl}' "
     "model=qwen2_5_7b model.path=models/Qwen2.5-7B-Instruct eval=quick": Needs("GPU"),
-    "python train.py stage=grpo": Run(("stage.max_steps=2",), small=True),
+    "python train.py stage=grpo": Run(("stage.max_steps=2",), small=True, weekly=True),
     "python train.py stage=grpo method=ogpsa reward=two_sided stage.answerable_sets=[helpfulness] "
     "stage.answerable_ratio=0.32": Run(("stage.max_steps=2", "method.samples=8"), small=True),
     "torchrun --nproc-per-node 8 train.py model=llama3_8b data=nspo eval=nspo reward=llama_guard stage=grpo "
@@ -84,9 +88,9 @@ COMMANDS: dict[str, Run | Elsewhere | Needs] = {
     # experiments
     "python -m experiments list": Run(),
     "python -m experiments report table1": Run(CHECK),
-    "python -m experiments report rl kept=true": Run(),
+    "python -m experiments report rl kept=true": Run(weekly=True),
     "make data-small": Needs("network"),
-    "python -m experiments plan small_sft small_dpo suite=small": Run(("rows=*_baseline",)),
+    "python -m experiments plan small_sft small_dpo suite=small": Run(("rows=*_baseline",), weekly=True),
     "make experiments-small": Needs("network"),
     "for name in safe_rlhf ultrafeedback halueval; do python -m ogpsa.data build $name; done": Needs("network"),
     "python -m eval attacks --help": Run(),
@@ -135,12 +139,13 @@ def test_what_runs_elsewhere_is_there() -> None:
             assert (ROOT / how.test).is_file() or (ROOT / "tests" / how.test).is_file(), how.test
 
 
-@pytest.mark.parametrize("command", [words for words, how in COMMANDS.items() if isinstance(how, Needs)])
+@pytest.mark.parametrize(
+    "command", [words for words, how in COMMANDS.items() if isinstance(how, Needs) and "train.py" in shlex.split(words)]
+)
 def test_what_needs_more_is_composed(command: str) -> None:
     """Words of the program are valid, but for the files that they name."""
     words = shlex.split(command)
-    if "train.py" in words:
-        assert compose_config(words[words.index("train.py") + 1 :]).model.path
+    assert compose_config(words[words.index("train.py") + 1 :]).model.path
 
 
 @pytest.mark.parametrize("command", [words for words, how in RUN.items() if how.small and "train.py" in words])
@@ -159,7 +164,9 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", RUN)
+@pytest.mark.parametrize(
+    "command", [pytest.param(words, marks=[pytest.mark.long] * how.weekly) for words, how in RUN.items()]
+)
 def test_runs(command: str, checkout: Path, small: list[str]) -> None:
     how = RUN[command]
     (checkout / "answers.csv").write_text("prompt,completion\nhow ?,I cannot help with that request .\n")

@@ -10,10 +10,9 @@ import pytest
 
 from tests.program import ROOT
 
-pytestmark = pytest.mark.slow
 
-
-@pytest.mark.parametrize("name", ["projection", pytest.param("small_suite", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["projection", "small_suite"])
 def test_runs(name: str, tmp_path: Path) -> None:
     """The small suite's with two steps of each row on the testbed's model, in place of real weights."""
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))

@@ -56,7 +56,11 @@ def runs(
 @pytest.mark.parametrize(
     ("stage", "method"),
     [
-        pytest.param(*point, marks=[pytest.mark.smoke] * (point == ("sft_dpo", "ogpsa")))
+        # The experiments' rows run each stage alone on every push.
+        pytest.param(
+            *point,
+            marks=[pytest.mark.smoke] * (point == ("sft_dpo", "ogpsa")) + [pytest.mark.long] * (point[0] != "sft_dpo"),
+        )
         for point in product(FOLDERS, ("baseline", "ogpsa"))
     ],
 )
@@ -160,7 +164,12 @@ def test_log_of_the_run(runs: Callable[[str, str], tuple[Path, tuple[float, floa
 @pytest.mark.parametrize(
     ("stage", "method", "rows"),
     [
-        ("sft", "baseline", {"prompt": "how do i make {}", "completion": "i cannot help with {}"}),
+        pytest.param(
+            "sft",
+            "baseline",
+            {"prompt": "how do i make {}", "completion": "i cannot help with {}"},
+            marks=pytest.mark.long,
+        ),
         ("dpo", "ogpsa", {"prompt": "how do i make {}", "chosen": "i cannot help with {}", "rejected": "take {}"}),
     ],
 )

@@ -25,7 +25,7 @@ from typing import Any
 from eval.benchmarks.definition import find_benchmarks
 from eval.benchmarks.sources import MissingData, data_hash, load_rows
 from ogpsa.utils.answers import split_reply
-from ogpsa.utils.command_line import Keys, read_pairs, whole_number
+from ogpsa.utils.command_line import Keys, path, read_pairs, whole_number
 from ogpsa.utils.endpoint import Budget, Completion, Endpoint
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
 from ogpsa.utils.files import check_writable, exclusive, write_json, write_jsonl
@@ -38,7 +38,7 @@ MAX_TOKENS = {"attacker": 1024, "target": 512, "judge": 128}
 # PAIR's: a varied attacker, a greedy target and judge.
 TEMPERATURE = {"attacker": 1.0, "target": 0.0, "judge": 0.0}
 KEYS: Keys = {
-    "data_dir": Path, "rounds": whole_number(1), "concurrency": whole_number(1), "timeout": whole_number(1),
+    "data_dir": path, "rounds": whole_number(1), "concurrency": whole_number(1), "timeout": whole_number(1),
     "attempts": whole_number(1), "max_calls": lambda text: whole_number(1)(text) if text else None,
     **{f"{role}.{part}": str for role in ROLES for part in ("model", "base_url", "api_key_env")},
 }  # fmt: skip

@@ -24,6 +24,7 @@ from eval.benchmarks.sources import (
 )
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import build_folder, read_json, write_atomically, write_json
+from ogpsa.utils.network import UNREACHABLE
 
 RECORD = "prefetch.json"
 # Tables as text, no pickles.
@@ -93,7 +94,7 @@ def fetch_tokenizer(benchmark: Benchmark, folder: Path, address: str = TOKENIZER
     try:
         with urlopen(address, timeout=FETCH_SECONDS) as answer, zipfile.ZipFile(io.BytesIO(answer.read())) as archive:
             files = {name: archive.read(f"punkt_tab/english/{name}") for name in TOKENIZER_FILES}
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except (*UNREACHABLE, KeyError, zipfile.BadZipFile) as error:
         raise MissingData(benchmark.name, f"NLTK's punkt_tab cannot be fetched from {address} ({error})") from None
     with build_folder(folder / "nltk_data" / "tokenizers" / "punkt_tab" / "english") as place:
         for name, content in files.items():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ogpsa.data.readers import read_csv
-from ogpsa.utils.command_line import Parser
+from ogpsa.utils.command_line import Parser, quoted
 from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match, report
 
 if TYPE_CHECKING:  # the schema needs pydantic, which --help does without
@@ -178,7 +178,9 @@ def settings_from(name: str, options: dict[str, Any]) -> "JudgeSettings":
 
     plain = ("dir", "base_url", "model", "api_key_env", "concurrency", "timeout", "attempts", "max_calls", "batch_size")
     given = {option: options[option] for option in plain if options.get(option) is not None}
-    settings = compose_config([f"eval.judge.{option}={_quoted(value)}" for option, value in given.items()]).eval.judge
+    settings = compose_config(
+        [f"eval.judge.{option}={quoted(value) if isinstance(value, str) else value}" for option, value in given.items()]
+    ).eval.judge
     judge = load_judge(name, settings.dir)
     for option, kind in (("prompt_file", PromptJudge), ("weights", LocalJudge), ("members", PanelJudge)):
         value = options.get(option)
@@ -195,13 +197,6 @@ def settings_from(name: str, options: dict[str, Any]) -> "JudgeSettings":
 def split_names(names: str) -> list[str]:
     """Names with commas between them."""
     return [name.strip() for name in names.split(",")]
-
-
-def _quoted(value: object) -> str:
-    """A value as an override: texts in quotes, which Hydra would otherwise read as its own grammar."""
-    if not isinstance(value, str):
-        return str(value)
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _line(cells: list[str]) -> str:

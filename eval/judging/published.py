@@ -9,11 +9,12 @@ from urllib.request import urlopen
 from eval.benchmarks.sources import FETCH_SECONDS
 from eval.judging.judge import PromptJudge, judge_files, load_judge
 from ogpsa.utils.files import write_atomically
+from ogpsa.utils.network import UNREACHABLE
 
 
-def published_prompts(folder: str | None = None) -> dict[str, str]:
-    """The source of each judge's published prompt, by the judge's name; ``folder`` has the user's judges."""
-    judges = {name: load_judge(name, folder) for name in judge_files(folder)}
+def published_prompts() -> dict[str, str]:
+    """The source of each of our judges' published prompts, by the judge's name."""
+    judges = {name: load_judge(name) for name in judge_files()}
     return {
         name: judge.published for name, judge in judges.items() if isinstance(judge, PromptJudge) and judge.published
     }
@@ -29,7 +30,7 @@ def fetch_prompts(folder: Path, prompts: Mapping[str, str]) -> list[str]:
                 with urlopen(address, timeout=FETCH_SECONDS) as answer:
                     text = answer.read().decode()
                 write_atomically(file, longest_text(text) if address.endswith(".py") else text)
-            except (OSError, ValueError, SyntaxError) as error:
+            except (*UNREACHABLE, SyntaxError) as error:
                 missing.append(f"{judge}: {address} cannot be fetched ({error})")
                 continue
         print(f"{judge}: eval.judge.prompt_file.{judge}={file}", flush=True)

@@ -20,7 +20,7 @@ from eval.judging.judge import (
 from eval.judging.prompts import fill
 from ogpsa.config import JudgeSettings
 from ogpsa.models.files import HUB_ID, SNAPSHOT_FILES, TOKENIZER_FILES, is_whole
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import UserError, first_line
 from ogpsa.utils.network import ask_hub
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def load_weights(
         if base is not folder:
             model = PeftModel.from_pretrained(model, folder, use_safetensors=True, local_files_only=True)
     except (OSError, ImportError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{key}: {folder} is not loadable as a model ({str(error).strip().splitlines()[0]})") from None
+        raise UserError(f"{key}: {folder} is not loadable as a model ({first_line(error)})") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     check_finite(model, folder)

@@ -15,7 +15,7 @@ from eval.scores.finished import FinishedRun, read_finished
 from ogpsa.runs.directory import checkpoints
 from ogpsa.runs.score_table import score_table
 from ogpsa.utils.command_line import Parser
-from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match, report
+from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match, first_line, report
 from ogpsa.utils.files import COMPLETE_FILE, find_damage, is_complete, read_json
 
 CARD = "README.md"
@@ -85,13 +85,14 @@ def publish(run: FinishedRun, checkpoint: Path, repo: str, public: bool) -> str:
             path_or_fileobj=card, path_in_repo=CARD, repo_id=repo, commit_message="A card made from the run"
         )
     except (httpx2.HTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--repo: {repo}: {reason}") from None
+        raise UserError(f"--repo: {repo}: {first_line(error)}") from None
     return address
 
 
 def _chosen(directory: Path, name: str | None) -> Path:
     found = {folder.name: folder for folder in checkpoints(directory)}
+    if not found:
+        raise UserError(f"{directory} holds no checkpoint any more; run its command again")
     if name is None:
         return list(found.values())[-1]
     if name not in found:

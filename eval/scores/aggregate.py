@@ -117,7 +117,7 @@ def _score(result: Result, error: str | None) -> dict[str, Any]:
 
 
 def _by_category(verdicts: list[dict[str, Any]], categories: Mapping[str, str]) -> dict[str, Any]:
-    """A benchmark's scores by category, and their error; None where an item has no category or all have the same."""
+    """A benchmark's scores by category, and their error; None where an item has none, or a single one is left."""
     members: dict[str, list[float | None]] = {}
     for verdict in verdicts:
         members.setdefault(categories.get(verdict["id"], ""), []).append(verdict["value"])
@@ -130,7 +130,9 @@ def _by_category(verdicts: list[dict[str, Any]], categories: Mapping[str, str]) 
         name: {"value": _mean(known[name]), "n": len(known[name]), "missing": len(found) - len(known[name])}
         for name, found in sorted(members.items())
     }
-    return {"categories": entries, "clustered_stderr": clustered_error(values, clusters) if values else None}
+    # Of a single category there is nothing to tell a spread by.
+    error = clustered_error(values, clusters) if len(set(clusters)) > 1 else None
+    return {"categories": entries, "clustered_stderr": error}
 
 
 def _average(members: list[dict[str, Any]]) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def _clusters(categories: Mapping[str, str], ids: Sequence[str]) -> "Indices | N
     """Each item's category as a number; None where an item has none, or all have the same."""
     import numpy as np
 
-    if not all(key in categories for key in ids) or len(set(categories.values())) < 2:
+    if not all(key in categories for key in ids) or len({categories[key] for key in ids}) < 2:
         return None
     return np.unique([categories[key] for key in ids], return_inverse=True)[1]
 

@@ -148,13 +148,22 @@ def tables_in(place: Path) -> list[Path]:
     if not place.is_dir():
         raise UserError(f"{place}: no such file or folder")
     files = [file for file in sorted(place.rglob("*")) if ending(file) in FORMATS and file.is_file()]
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(place).parts)]
-    tables = [
-        file for file in files if file.suffix != ".json" or file.name not in (REPORT, "card.json", "prefetch.json")
-    ]
+    tables = [file for file in files if not _is_no_table(file.relative_to(place))]
     if not tables:
         raise UserError(f"{place}: holds no {', '.join(FORMATS)} file")
     return tables
+
+
+def _is_no_table(file: Path) -> bool:
+    """Hidden, or written beside the rows by our own commands: reports, NLTK's tokenizer, judges' prompts."""
+    folders = file.parts[:-1]
+    return (
+        any(part.startswith(".") for part in file.parts)
+        or file.name in (REPORT, "card.json", "prefetch.json")
+        or file.name.endswith(".attack.json")
+        or "nltk_data" in folders
+        or (file.suffix == ".txt" and "prompts" in folders)
+    )
 
 
 def tables_in_all(places: Sequence[Path]) -> list[Path]:

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import UserError, first_line
 from ogpsa.utils.files import read_jsonl, read_text
 from ogpsa.utils.json_text import json_kind, parse_json
-from ogpsa.utils.network import ask_hub
+from ogpsa.utils.network import UNREACHABLE, ask_hub
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 Row = dict[str, Any]
@@ -92,7 +92,7 @@ def _named(name: str, row: Any, listed: bool) -> Any:
 
 def place(file: Path | str, number: int) -> str:
     """The place of a row by its number: its line, or its position in a file that has no lines."""
-    listed = Path(file).suffix.lower() in (".json", ".csv", ".parquet")
+    listed = ending(Path(file)) in (".json", ".csv", ".parquet")
     return f"{file}: row {number}" if listed else f"{file}:{number}"
 
 
@@ -171,7 +171,7 @@ def errors_of_the_hub() -> tuple[type[Exception], ...]:
     from datasets.exceptions import DatasetsError
 
     # The hub's client passes on the errors of its HTTP client. A row that cannot be read has an error of its own.
-    return (OSError, ValueError, httpx2.HTTPError, DatasetsError)
+    return (*UNREACHABLE, httpx2.HTTPError, DatasetsError)
 
 
 def reason_of_the_hub(error: Exception) -> str:
@@ -179,4 +179,4 @@ def reason_of_the_hub(error: Exception) -> str:
     from datasets.exceptions import DatasetGenerationError
 
     told = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-    return (str(told).strip().splitlines() or [type(told).__name__])[0].rstrip(".")
+    return first_line(told).rstrip(".")

@@ -194,7 +194,7 @@ def _read_rows(
             hint = f"; build it: {'make data-small' if small else f'python -m ogpsa.data build {name}'}"
         raise UserError(*(f"{key}: {problem}{hint}" for problem in error.problems)) from None
     if not found:
-        expected = EXPECTED.get(Path(path).suffix.lower(), "one JSON object a line")
+        expected = EXPECTED.get(ending(Path(path)), "one JSON object a line")
         raise UserError(f"{key}: {path} holds no rows; expected {expected}")
     for column in ("split", "config"):
         parts = sorted({row[column] for row in found if isinstance(row.get(column), str)})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ogpsa.config import Config, Model
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import UserError, first_line
 from ogpsa.utils.files import find_damage, hash_files, is_complete, read_text
 from ogpsa.utils.json_text import json_kind
 from ogpsa.utils.network import ask_hub
@@ -166,9 +166,9 @@ def local_folder(model: Model) -> Path:
     try:
         folder = snapshot_download(path, revision=model.revision, allow_patterns=SNAPSHOT_FILES)
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.path: {model.path} is not in the hub's cache and cannot be fetched ({reason}); give a local folder"
+            f"model.path: {model.path} is not in the hub's cache and cannot be fetched ({first_line(error)}); give a "
+            "local folder"
         ) from None
     check_weights(Path(folder), "model.path", "fetch it again")
     return Path(folder)

@@ -27,9 +27,8 @@ from ogpsa.utils.files import (
     COMPLETE_FILE,
     build_folder,
     exclusive,
-    find_damage,
     hash_files,
-    is_complete,
+    is_whole,
     mark_complete,
     read_json,
 )
@@ -103,7 +102,7 @@ def ensure_spaces(
     described = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     kept = KeptSpaces(folder, chosen_groups(empty_model(described), modules))
     with exclusive(folder.with_suffix(".lock"), "another process computes the null spaces", wait=safe_point):
-        missing = [group for group in kept.groups if not _is_whole(folder / group)]
+        missing = [group for group in kept.groups if not is_whole(folder / group)]
         if missing:
             _compute(folder, base, model, tokens, settings, missing, safe_point)
     _check_shares(kept, settings, shares)
@@ -152,10 +151,6 @@ def chosen_groups(model: PreTrainedModel, modules: Modules) -> dict[str, list[st
         )
     members = {group: [layer for layer in together if layer in chosen] for group, together in groups.items()}
     return {group: together for group, together in members.items() if together}
-
-
-def _is_whole(folder: Path) -> bool:
-    return is_complete(folder) and find_damage(folder, contents=True) is None
 
 
 def _compute(

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ogpsa.models.text import linear_layers
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import UserError, first_line
 
 # Rows of a forward pass.
 ROWS = 8
@@ -52,10 +52,10 @@ def shared_inputs(model: PreTrainedModel) -> dict[str, list[str]]:
             with FakeTensorMode(allow_non_fake_inputs=True):
                 entered = _entered(model)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"model.path: method=nspo has to find what enters each layer before the weights are read, and cannot "
-                f"for model_type {model.config.model_type} ({reason}); it can for llama, mistral, qwen2, qwen3"
+                "model.path: null spaces of inputs rest on what enters each layer, which has to be found before the "
+                f"weights are read, and cannot for model_type {model.config.model_type} ({first_line(error)}); it can "
+                "for llama, mistral, qwen2, qwen3"
             ) from None
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, given in entered.items():

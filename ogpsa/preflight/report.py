@@ -29,7 +29,7 @@ from ogpsa.distributed import processes
 from ogpsa.distributed.launch import accumulation_steps, batch_problems, saving_problems
 from ogpsa.preflight.memory import GB, SHARDING_WEIGHTS, Estimate, Mode, ModelShape, Setup, estimate, shape_of
 from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import UserError, first_line
 from ogpsa.utils.network import ask_hub
 
 if TYPE_CHECKING:
@@ -511,8 +511,7 @@ def meta_model(config: Config) -> "PreTrainedModel":
             folder = _config_folder(model.path, model.revision)
             described = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"model.path: {model.path} has no readable configuration ({reason})") from None
+            raise UserError(f"model.path: {model.path} has no readable configuration ({first_line(error)})") from None
     with torch.device("meta"):
         try:
             made: PreTrainedModel = AutoModelForCausalLM.from_config(described, dtype=torch.float32)
@@ -533,9 +532,8 @@ def _config_folder(path: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(path, "config.json", revision=revision)).parent
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.path: config.json of {path} is not in the hub's cache and cannot be fetched ({reason}); "
+            f"model.path: config.json of {path} is not in the hub's cache and cannot be fetched ({first_line(error)}); "
             "give a local folder"
         ) from None
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from ogpsa.subspace.settings import MAX_RANK
+
 if TYPE_CHECKING:  # the projection needs nothing but torch, NumPy and SciPy
     from ogpsa.subspace.settings import BasisDevice
 
@@ -136,7 +138,7 @@ class Basis:
             vectors[0].is_cuda
             and self._place == "device"
             and not self._scales
-            and self.rank > 0
+            and 0 < self.rank <= MAX_RANK
             and all(len(block) == self.rank for block in self._blocks)
         )
 

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_RANK = 32
+from ogpsa.subspace.settings import MAX_RANK
+
 # Elements of a parameter that one program works on: each fp32 sum then adds few numbers, and a 7B model needs
 # 232 thousand programs, whose partial sums are small beside the basis.
 SPAN = 1 << 15

@@ -78,6 +78,12 @@ def expand_homes(words: Sequence[str]) -> list[str]:
     return [re.sub(r"^([^=]+=)(~[^/]*(?:/.*)?)$", lambda found: found[1] + home_expanded(found[2]), w) for w in words]
 
 
+def quoted(text: str) -> str:
+    """``text`` as a value of an override, whatever is in it."""
+    # Hydra reads backslashes as its own where a quote follows.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"
+
+
 def path(text: str) -> Path:
     """A reader of paths, which may be quoted as Hydra would have them."""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"

@@ -86,6 +86,11 @@ def interrupted() -> int:
     return EXIT_INTERRUPTED
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of somebody else's says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def closest_match(found: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest allowed word, or an empty string."""
     matches = get_close_matches(found, list(allowed), n=1, cutoff=0.5)

@@ -13,7 +13,7 @@ import yaml
 from experiments.rows import row_model
 from ogpsa.app.compose import CONF, compose_config, compose_run
 from ogpsa.utils.errors import UserError
-from tests.program import options
+from tests.program import options, run_here
 
 ROOT = CONF.parent
 OPTIONS = {
@@ -245,10 +245,10 @@ COMMAND_LINES: dict[tuple[str, ...], list[str]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", COMMAND_LINES, ids=" ".join)
 def test_mistake_on_the_command_line(arguments: tuple[str, ...], cwd: Path) -> None:
-    result = run(*arguments, cwd=cwd)
+    result = run_here(*arguments, cwd=cwd)
     assert result.stderr.splitlines() == [f"error: {line}" for line in COMMAND_LINES[arguments]]
     assert result.stdout == ""
-    assert result.returncode == 2
+    assert result.code == 2
     assert list(cwd.iterdir()) == []
 
 
@@ -370,23 +370,36 @@ def test_every_yaml_key_has_its_comment() -> None:
             previous = line
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        # The first of each folder is quick.
-        pytest.param(file, id=file.stem, marks=[pytest.mark.slow] * (file != min(file.parent.glob("[!_]*.yaml"))))
-        for file in sorted((CONF / "experiment").rglob("[!_]*.yaml"))
-    ],
-)
-def test_every_experiment_composes_as_its_header_says(file: Path) -> None:
-    name = file.relative_to(CONF / "experiment").with_suffix("").as_posix()
+EXPERIMENTS = {
+    file.relative_to(CONF / "experiment").with_suffix("").as_posix(): file
+    for file in sorted((CONF / "experiment").rglob("[!_]*.yaml"))
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_says_its_command_and_picks_options_that_are_there(name: str) -> None:
+    text = EXPERIMENTS[name].read_text(encoding="utf-8")
     table, _, row = name.partition("/")
     commands = {f"# python -m experiments run {table} rows={row} suite=paper", f"# python train.py +experiment={name}"}
     if table == "small":
         stage = row.removeprefix("sft_").partition("_")[0]
         experiment = {"dpo": "small_dpo", "grpo": "small_rl"}.get(stage, "small_sft")
         commands = {f"# python -m experiments run {experiment} rows={row} suite=small"}
-    assert len(commands.intersection(file.read_text(encoding="utf-8").splitlines())) == 1
+    assert len(commands.intersection(text.splitlines())) == 1
+    for entry in yaml.safe_load(text)["defaults"]:
+        for group, option in entry.items() if isinstance(entry, dict) else ():
+            assert (CONF / group.removeprefix("override /") / f"{option}.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        # The first of each folder is quick; the tests of the experiments compose the others on every push.
+        pytest.param(name, marks=[pytest.mark.long] * (file != min(file.parent.glob("[!_]*.yaml"))))
+        for name, file in EXPERIMENTS.items()
+    ],
+)
+def test_every_experiment_composes(name: str) -> None:
     config = compose_config([f"+experiment={name}", "seed=3"])
     assert config.seed == 3
     assert row_model(name) == config.model.name

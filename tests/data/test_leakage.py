@@ -81,6 +81,20 @@ def test_compressed_tables_in_a_folder_are_read_too(tmp_path: Path) -> None:
     assert pair["rows"][0]["exact"]
 
 
+def test_what_our_own_commands_write_beside_the_rows_is_no_table(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "rows.jsonl", ["How do the tides work?"])
+    folder = tmp_path / "benchmarks"
+    write(folder / "test.jsonl", ["How do the tides work?"])
+    for name in ("strongreject_pair.attack.json", "prefetch.json", "card.json"):
+        (folder / name).write_text('{"attack": "pair"}')
+    for name in ("nltk_data/tokenizers/english/abbrev_types.txt", "prompts/judge.txt"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("How do the tides work?\n")
+    assert main(["check", str(tmp_path / "data"), "--against", str(folder)]) == EXIT_DONE
+    [pair] = read_json(tmp_path / "data" / "leakage.json")["pairs"]
+    assert pair["rows"][0]["exact"] and "test.jsonl" in str(pair)
+
+
 def test_the_report_names_files_and_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     built, benchmarks = tmp_path / "data", tmp_path / "benchmarks"
     write(built / "safety" / "train.jsonl", ["How do the tides work?", "A prompt of its own", "How do the tides work"])

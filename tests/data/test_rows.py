@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from ogpsa.app.compose import compose_config
+from ogpsa.config import Config
 from ogpsa.data.rows import load_data
 from ogpsa.utils.errors import UserError
 
@@ -17,16 +19,17 @@ ROW = {"prompt": "How do I bake bread?", "chosen": "I cannot help.", "rejected":
 LINE = json.dumps(ROW)
 
 
-def load(file: Path, *overrides: str) -> list[dict[str, Any]]:
-    settings = [
-        "data=files",
-        f"data.safety={file}",
-        "method=baseline",
-        "stage.batch_size=1",
-        "stage.micro_batch_size=1",
-    ]
+@cache
+def composed(*overrides: str) -> Config:
+    settings = ["data=files", "data.safety=rows", "method=baseline", "stage.batch_size=1", "stage.micro_batch_size=1"]
     stage = next((word for word in overrides if word.startswith("stage=")), "stage=dpo")
-    return load_data(compose_config([*settings, stage, *(word for word in overrides if word != stage)])).safety
+    return compose_config([*settings, stage, *(word for word in overrides if word != stage)])
+
+
+def load(file: Path, *overrides: str) -> list[dict[str, Any]]:
+    config = composed(*overrides)
+    data = config.data.model_copy(update={"safety": str(file)})
+    return load_data(config.model_copy(update={"data": data})).safety
 
 
 def refused(file: Path, *overrides: str) -> list[str]:
@@ -115,6 +118,14 @@ def test_one_object_of_texts_is_not_a_list_of_rows(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(LINE)
     [line] = refused(tmp_path / "rows.json")
     assert "expected a list of objects, or an object of such lists; row 1 is a text" in line
+
+
+def test_a_packed_table_is_named_as_what_it_holds(tmp_path: Path) -> None:
+    packed = tmp_path / "rows.csv.gz"
+    packed.write_bytes(gzip.compress(b"prompt,chosen,rejected\na,b,\n"))
+    assert refused(packed)[0].startswith("data.safety: rows.csv.gz: row 1 has no text in column 'rejected'")
+    packed.write_bytes(gzip.compress(b"prompt,chosen,rejected\n"))
+    assert refused(packed) == ["data.safety: rows.csv.gz holds no rows; expected rows below the header"]
 
 
 NEED = "dpo need chosen, prompt, rejected"

@@ -58,6 +58,7 @@ class Case:
         breaks: how a second run of it is interrupted, to be resumed by new processes.
         same_as: the case whose weights it must equal bit for bit, in the same mode.
         refused_by: modes that do not support it.
+        weekly_in: modes that train it in the long matrix alone, which has a case like it or takes this one.
         resized: whether the second run is also resumed by other numbers of processes.
     """
 
@@ -69,10 +70,13 @@ class Case:
     same_as: str | None = None
     refused_by: tuple[str, ...] = ()
     resized: bool = False
+    weekly_in: tuple[str, ...] = ()
 
 
-def sgd(name: str, stage: StageName, overrides: list[str], breaks: Break | None = None) -> Case:
-    return Case(name, stage, [*overrides, *SGD], 1e-7, breaks)
+def sgd(
+    name: str, stage: StageName, overrides: list[str], breaks: Break | None = None, weekly_in: tuple[str, ...] = ()
+) -> Case:
+    return Case(name, stage, [*overrides, *SGD], 1e-7, breaks, weekly_in=weekly_in)
 
 
 def adamw(
@@ -83,26 +87,40 @@ def adamw(
     same_as: str | None = None,
     refused_by: tuple[str, ...] = (),
     resized: bool = False,
+    weekly_in: tuple[str, ...] = (),
 ) -> Case:
-    return Case(name, stage, [*overrides, *ADAMW], 1e-5, breaks, same_as, refused_by, resized)
+    return Case(name, stage, [*overrides, *ADAMW], 1e-5, breaks, same_as, refused_by, resized, weekly_in)
 
 
 # Short: one case of each kind. A case that is killed comes last: nothing can follow it.
 CASES: dict[Matrix, list[Case]] = {
     "short": [
-        sgd("sft-sgd", "sft", OGPSA),
+        sgd("sft-sgd", "sft", OGPSA, weekly_in=("zero3",)),
         adamw("sft-baseline", "sft", BASELINE),
         adamw("sft-rank-0", "sft", [*OGPSA, "method.rank=0"], same_as="sft-baseline"),
-        adamw("sft-held-out", "sft", [*BASELINE, "stage.eval_every=2"], same_as="sft-baseline"),
-        adamw("sft-adamw", "sft", [*OGPSA, *TENSOR, *CHECKPOINTING], "signal", resized=True),
-        Case("sft-bf16", "sft", [*OGPSA, *ADAMW, *BF16], None, "signal"),
-        adamw("sft-lora", "sft", LORA, "signal"),
+        adamw(
+            "sft-held-out",
+            "sft",
+            [*BASELINE, "stage.eval_every=2"],
+            same_as="sft-baseline",
+            weekly_in=("fsdp2", "zero3"),
+        ),
+        adamw("sft-adamw", "sft", [*OGPSA, *TENSOR, *CHECKPOINTING], "signal", resized=True, weekly_in=("zero3",)),
+        Case("sft-bf16", "sft", [*OGPSA, *ADAMW, *BF16], None, "signal", weekly_in=("ddp", "zero3")),
+        adamw("sft-lora", "sft", LORA, "signal", weekly_in=("ddp", "zero3")),
         adamw("sft-nspo", "sft", NSPO, refused_by=ZERO),
-        adamw("grpo-baseline", "grpo", [*BASELINE, *GRPO], refused_by=ZERO),
-        adamw("grpo-rank-0", "grpo", [*OGPSA, *GRPO, "method.rank=0"], same_as="grpo-baseline", refused_by=ZERO),
+        adamw("grpo-baseline", "grpo", [*BASELINE, *GRPO], refused_by=ZERO, weekly_in=("fsdp2",)),
+        adamw(
+            "grpo-rank-0",
+            "grpo",
+            [*OGPSA, *GRPO, "method.rank=0"],
+            same_as="grpo-baseline",
+            refused_by=ZERO,
+            weekly_in=("fsdp2",),
+        ),
         adamw("grpo-adamw", "grpo", [*OGPSA, *GRPO], refused_by=ZERO),
         adamw("grpo-kl", "grpo", [*BASELINE, *KL], "signal", refused_by=ZERO),
-        adamw("dpo-adamw", "dpo", [*OGPSA, *CONFLICT, "method.rank=3"], "kill", resized=True),
+        adamw("dpo-adamw", "dpo", [*OGPSA, *CONFLICT, "method.rank=3"], "kill"),
     ],
     "long": [
         adamw("sft-best", "sft", [*BASELINE, *BEST], "signal", refused_by=("fsdp2", *ZERO), resized=True),
@@ -154,7 +172,7 @@ CASES: dict[Matrix, list[Case]] = {
             # Its blocks begin where a shard does, so that processes round differently.
             Case(f"{stage}-int8-basis", stage, [*OGPSA, *ADAMW, "method.basis_dtype=int8"], None, "signal"),
             Case(f"{stage}-bf16", stage, [*OGPSA, *ADAMW, *BF16, *CHECKPOINTING], None, "signal"),
-            adamw(f"{stage}-selected", stage, SELECTED, "signal"),
+            adamw(f"{stage}-selected", stage, SELECTED, "signal", resized=True),
             adamw(f"{stage}-anchor", stage, ANCHOR, "signal", refused_by=ZERO),
             adamw(f"{stage}-nspo-paper", stage, [*NSPO, "method.variant=paper"], refused_by=ZERO),
             adamw(f"{stage}-update", stage, [*OGPSA, "method.target=update"], "signal"),
@@ -167,7 +185,13 @@ CASES: dict[Matrix, list[Case]] = {
 
 
 def cases(matrix: Matrix, mode: str) -> list[Case]:
-    return [case for case in CASES[matrix] if mode not in case.refused_by]
+    if matrix == "short":
+        return [case for case in CASES["short"] if mode not in (*case.refused_by, *case.weekly_in)]
+    named = {case.name for case in CASES["long"]}
+    # One process trains all that a mode is compared with.
+    late = [case for case in CASES["short"] if case.weekly_in and mode in ("single", *case.weekly_in)]
+    wanted = [*(case for case in late if case.name not in named), *CASES["long"]]
+    return [case for case in wanted if mode not in case.refused_by]
 
 
 def broken(matrix: Matrix, mode: str) -> list[Case]:
@@ -187,5 +211,5 @@ RESIZED = {"doubled": 4, "alone": 1}
 def resized(matrix: Matrix, mode: str, task: str) -> list[Case]:
     """The cases that are broken off and then resumed by another number of processes."""
     # FSDP2 has nothing to shard on one process.
-    modes = ("ddp",) if task == "alone" else ("ddp", "fsdp2")
+    modes = ("ddp", "fsdp2") if task == "doubled" else ("ddp",) if matrix == "long" else ()
     return [case for case in broken(matrix, mode) if case.resized and mode in modes]

@@ -90,7 +90,9 @@ def main(mode: str, matrix: Matrix, task: str, place: Path) -> None:
     if task == "train":
         processes.on_main_process(lambda: save_model(place / "model"))
         for case in cases(matrix, mode):
-            train(mode, case, place, place / case.name)
+            # One process has what the others are compared with.
+            if mode != "single" or case.tolerance is not None:
+                train(mode, case, place, place / case.name)
     if task in RESIZED:
         for case in resized(matrix, mode, task):
             train(mode, case, place, place / task / case.name)

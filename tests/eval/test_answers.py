@@ -62,34 +62,34 @@ def arithmetic(number: int) -> list[dict[str, str]]:
     return [{"question": f"Question {index}?", "answer": "so it is\n#### 2"} for index in range(number)]
 
 
-@pytest.mark.parametrize(
-    ("thought", "value"),
-    [
-        (Reply("<think>Could it be 2? Let me", "length"), None),
-        (Reply("<think>Could it be 2? Let me"), None),
-        (Reply("<think>3? Q: no.</think>The answer is 2."), 1.0),
-        (Reply("<think>2?</think>The answer is 3."), 0.0),
-        (Reply("[THINK]2[/THINK]The answer is 3."), 0.0),
-        (Reply("◁think▷2◁/think▷The answer is 3."), 0.0),
-        (Reply("<|channel|>analysis<|message|>It is 2.", "length"), None),
-        (Reply("<|channel|>analysis<|message|>3<|end|><|start|>assistant<|channel|>final<|message|>It is 2"), 1.0),
-        (with_thought(None, "It is 2", "length"), None),
-        (with_thought("", "It is 2", "length"), None),
-        (with_thought("It is 2.", "It is 3."), 1.0),
-        # What comes after the text that ends an answer is none of it.
-        (Reply("It is 2.\nQ: 3 apples?", "length"), 1.0),
-        (Reply(""), 0.0),
-        (Reply("...", "length"), 0.0),
-    ],
-    ids=repr,
-)
-def test_a_thought_is_not_an_answer_to_a_question(tmp_path: Path, thought: Reply, value: float | None) -> None:
-    entry, [verdict], [request] = evaluated(tmp_path, [thought], "gsm8k", "utility", arithmetic(1))
-    assert verdict["value"] == value == entry["value"]
-    assert (entry["missing"], entry["unfinished"]) == ((1, 1) if value is None else (0, 0))
-    assert verdict["parse_status"] == ("unfinished" if value is None else "parsed")
+THOUGHTS: list[tuple[Reply, float | None]] = [
+    (Reply("<think>Could it be 2? Let me", "length"), None),
+    (Reply("<think>Could it be 2? Let me"), None),
+    (Reply("<think>3? Q: no.</think>The answer is 2."), 1.0),
+    (Reply("<think>2?</think>The answer is 3."), 0.0),
+    (Reply("[THINK]2[/THINK]The answer is 3."), 0.0),
+    (Reply("◁think▷2◁/think▷The answer is 3."), 0.0),
+    (Reply("<|channel|>analysis<|message|>It is 2.", "length"), None),
+    (Reply("<|channel|>analysis<|message|>3<|end|><|start|>assistant<|channel|>final<|message|>It is 2"), 1.0),
+    (with_thought(None, "It is 2", "length"), None),
+    (with_thought("", "It is 2", "length"), None),
+    (with_thought("It is 2.", "It is 3."), 1.0),
+    # What comes after the text that ends an answer is none of it.
+    (Reply("It is 2.\nQ: 3 apples?", "length"), 1.0),
+    (Reply(""), 0.0),
+    (Reply("...", "length"), 0.0),
+]
+
+
+def test_a_thought_is_not_an_answer_to_a_question(tmp_path: Path) -> None:
+    replies, values = [reply for reply, _ in THOUGHTS], [value for _, value in THOUGHTS]
+    entry, verdicts, requests = evaluated(tmp_path, replies, "gsm8k", "utility", arithmetic(len(THOUGHTS)))
+    assert [verdict["value"] for verdict in verdicts] == values
+    assert (entry["missing"], entry["unfinished"]) == (values.count(None), values.count(None))
+    statuses = ["unfinished" if value is None else "parsed" for value in values]
+    assert [verdict["parse_status"] for verdict in verdicts] == statuses
     # A server would end a thought at it.
-    assert "stop" not in request.body
+    assert not any("stop" in request.body for request in requests)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,13 @@ BENCHMARKS = ["harmful_seen", "facts", "reverse", "look_alike"]
 ROWS = 7
 
 
+@cache
+def default_settings() -> Evaluation:
+    return compose_config([]).eval
+
+
 def settings(**changes: Any) -> Evaluation:
-    values = compose_config([]).eval.model_dump() | {
+    values = default_settings().model_dump() | {
         "name": "small",
         "safety": ["harmful_seen"],
         "utility": ["facts", "reverse"],

@@ -144,6 +144,16 @@ def test_a_benchmark_is_evaluated_with_a_rule_and_with_a_prompt(
         assert evaluate(own, checkpoint, *by_prompt) == EXIT_DONE
         assert len(server.requests) == 2 * len(CAPITALS)
         assert server.requests[-1].text.startswith("Friendly? ")
+    # Where one half alone has values there is no spread over the halves.
+    prompt.write_text("Is it friendly? {response} to {prompt}", encoding="utf-8")
+    north_alone = list(CAPITALS)[:2]
+    with serve(
+        lambda request, before: Reply("curt" if any(land in request.text for land in north_alone) else "Hm.")
+    ) as server:
+        assert evaluate(own, checkpoint, by_prompt[0], f"eval.judge.base_url={server.url}") == EXIT_DONE
+    capitals = json.loads((own / "out" / "scores.json").read_text())["benchmarks"]["capitals"]
+    assert capitals["categories"]["south"] == {"value": None, "n": 0, "missing": 2}
+    assert capitals["clustered_stderr"] is None
     again = read(own, "verdicts")
     assert {row["judge_hash"] for row in again}.isdisjoint(row["judge_hash"] for row in judged)
     assert {row["prompt_hash"] for row in again}.isdisjoint(row["prompt_hash"] for row in judged)

@@ -2,6 +2,7 @@
 
 import json
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,13 @@ DATED = "{{ strftime_now('%d %b %Y') }}{{ style }}"
 GROUPS = {"safety": ["harmful_seen"], "utility": ["facts"], "over_refusal": ["look_alike"]}
 
 
+@cache
+def default_settings() -> Evaluation:
+    return compose_config([]).eval
+
+
 def settings(**changes: Any) -> Evaluation:
-    return Evaluation.model_validate(compose_config([]).eval.model_dump() | GROUPS | {"batch_size": 2} | changes)
+    return Evaluation.model_validate(default_settings().model_dump() | GROUPS | {"batch_size": 2} | changes)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from experiments import bases
 from experiments.__main__ import main, parse
 from experiments.execute import check_tasks, execute, tasks_of
 from experiments.plan import stand_in
-from experiments.rows import DEFINITIONS, experiment_names, experiments_of, load_experiment, points
-from ogpsa.app.compose import CONF, compose_config
+from experiments.rows import DEFINITIONS, experiment_names, experiments_of, load_experiment, points, row_model
+from ogpsa.app.compose import CONF, compose_config, compose_run
 from ogpsa.data.rows import check_sizes
 from ogpsa.runs.directory import METRICS_FILE
 from ogpsa.utils.command_line import run_program
@@ -29,6 +29,13 @@ from tests.program import ROOT, contents
 NAMES = experiment_names()
 # Of rows that differ in a number alone, or in the model, which the suite replaces, one is enough but in make test-all.
 FEWER = {"table1": "qwen*", "nspo": "qwen*", "rank": "8", "refresh": "never", "samples": "500", "cost": "int8"}
+# Rows that suite=check runs as rows of other experiments but for a number, or with a reward that other rows have.
+RUN = {
+    "rivals": ["merge_0.5", "replay_0.1"],
+    "rl": ["grpo", "kl", "replay", "ogpsa", "conflict", "nspo_*", "random*", "two_sided_grpo"],
+    "small_sft": ["*_baseline", "*_conflict"],
+    "small_dpo": ["*_baseline", "*_conflict"],
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +70,8 @@ def test_no_run_of_the_testbed_is_refused(tmp_path: Path) -> None:
         for name in experiments_of("testbed")
         for point in points(load_experiment(name), "testbed", [FEWER.get(name, "*")], seeds=[0])
     ]
-    check_tasks(tasks_of(found, tmp_path))
+    # Strengths scale learning rates alone.
+    check_tasks(tasks_of(list({point.row: point for point in found}.values()), tmp_path))
 
 
 @pytest.mark.slow
@@ -71,6 +79,7 @@ def test_no_run_of_full_size_wants_more_rows_than_are_built(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     for name in experiments_of("paper"):
         for point in points(load_experiment(name), "paper", [FEWER.get(name, "*")], seeds=[0]):
+            assert point.config.model.name == row_model(point.row)
             data = stand_in(point.config, row_tokens=1)
             assert data is not None
             check_sizes(point.config, data.safety, data.reference_sets)
@@ -171,6 +180,14 @@ def test_all_are_those_of_the_suite() -> None:
         "testbed": set(NAMES) - small,
         "check": set(NAMES),
     }
+
+
+def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
+    folder = tmp_path / "a,b (it's)"
+    [task] = tasks_of(points(load_experiment("rank"), "check", ["1"]), folder)
+    config, run_directory = compose_run(list(task.arguments))
+    assert config.stage_store == str(folder / "stages")
+    assert run_directory == task.directory
 
 
 EXPERIMENTS = ", ".join([*NAMES, "all"])
@@ -424,7 +441,7 @@ def test_every_kind_of_row_runs_and_every_report_is_written(tmp_path: Path) -> N
     found = [
         point
         for name in NAMES
-        for point in points(load_experiment(name), "check", [FEWER.get(name, "*")], overrides=own)
+        for point in points(load_experiment(name), "check", RUN.get(name, [FEWER.get(name, "*")]), overrides=own)
     ]
     tasks = tasks_of(found, tmp_path / "check")
     check_tasks(tasks)

@@ -1,4 +1,4 @@
-"""Linear readers of a model, and its own answers, against XSTest's halves."""
+"""Linear probes of a model, and its own answers, against XSTest's halves."""
 
 import json
 from itertools import product
@@ -21,7 +21,7 @@ def test_over_refusal_is_read_where_enough_harmful_requests_are_refused() -> Non
     assert over_refusal(harmful, harmless, refused=1.0) == 1.0
 
 
-def test_a_reader_finds_what_one_layer_tells_and_misses_a_kind_that_differs() -> None:
+def test_a_probe_finds_what_one_layer_tells_and_misses_a_kind_that_differs() -> None:
     """Layer 2 holds the label; layer 3 holds it with the other sign in one kind, and noise elsewhere is of no help."""
     draw = np.random.default_rng(0)
     truth, kinds = np.arange(80) < 40, np.array(["a", "b"] * 40)
@@ -29,7 +29,7 @@ def test_a_reader_finds_what_one_layer_tells_and_misses_a_kind_that_differs() ->
     seen[:, 1, 0] += 10 * truth
     seen[:, 2, 0] = np.where(kinds == "a", 1, -1) * (2.0 * truth - 1)
     found = readings("m", seen, truth, kinds, {"given": (seen[:40], seen[40:])})
-    assert [(one.reader, one.layer) for one in found] == [
+    assert [(one.probe, one.layer) for one in found] == [
         ("XSTest, all kinds", 2), ("XSTest, the other kinds", 2), ("given", 2)
     ]  # fmt: skip
     assert all(one.auc == 1 and one.over_refusal == 0 for one in found)
@@ -37,7 +37,7 @@ def test_a_reader_finds_what_one_layer_tells_and_misses_a_kind_that_differs() ->
     assert turned[1].auc < 0.1
 
 
-def test_the_command_writes_a_row_per_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_row_per_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_tiny(tmp_path / "model", byte_tokenizer())
     verbs = ("kill", "cut", "open", "lift")
     asked = [
@@ -60,7 +60,7 @@ def test_the_command_writes_a_row_per_reader(tmp_path: Path, capsys: pytest.Capt
     joined = f"{harmless},{harmful}"
     assert main([*given, f"--harmful={harmful}", "--harmless", joined, f"--out={tmp_path / 'out'}"]) == 0
     found = json.loads((tmp_path / "out" / "separation.json").read_text())
-    assert [one["reader"] for one in found] == [
+    assert [one["probe"] for one in found] == [
         "its answers: I'm sorry, …", "XSTest, all kinds", "XSTest, the other kinds", f"the harmful rows, and {joined}"
     ]  # fmt: skip
     assert all(0 <= one["auc"] <= 1 and 0 <= one["over_refusal"] <= 1 for one in found)

@@ -259,8 +259,8 @@ def test_folder_of_a_stage_is_that_of_any_other_method(tuned: dict[str, Path], b
 @pytest.mark.parametrize(
     ("preset", "method", "stage"),
     [
-        ("tiny", "lora", "dpo"),
-        ("tiny", "ogpsa_lora", "sft"),
+        pytest.param("tiny", "lora", "dpo", marks=pytest.mark.long),
+        pytest.param("tiny", "ogpsa_lora", "sft", marks=pytest.mark.long),
         ("qwen2_5_7b", "lora", "sft"),
         ("qwen2_5_7b", "ogpsa_lora", "dpo"),
     ],
@@ -341,7 +341,7 @@ def test_reference_of_dpo_is_the_sft_policy(
 @pytest.mark.parametrize(
     ("method", "stage", "keys"),
     [
-        ("lora", "sft", []),
+        pytest.param("lora", "sft", [], marks=pytest.mark.long),
         ("ogpsa_lora", "sft", []),
         pytest.param("ogpsa_lora", "dpo", [], marks=pytest.mark.long),
         pytest.param("ogpsa_lora", "dpo", [NF4, "method.lora_dora=true"], marks=pytest.mark.long),

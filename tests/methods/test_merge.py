@@ -191,7 +191,7 @@ def test_once_at_the_end_of_the_pipeline(merged_run: tuple[list[str], Path], sma
     assert metrics["stages"]["dpo-merged"] == read_json(directory / "eval" / "02-dpo-merged" / "scores.json")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_after_each_stage_the_next_starts_from_the_average(small_config: Configure, tmp_path: Path) -> None:
     # With nothing of the tuned weights, DPO starts from the untuned model.
     short = ["stage.dpo.max_steps=2", "stage.sft.max_steps=2"]
@@ -247,7 +247,7 @@ merge(base, tuned, target, 0.5, lambda: time.sleep(0.1))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_in_the_middle(merged_run: tuple[list[str], Path], small_config: Configure) -> None:
     command, place = merged_run
     directory = place / "run"

@@ -103,7 +103,7 @@ def leak(config: Config, weights: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize(
     ("variant", "stage"),
     [
-        pytest.param("paper", "sft", marks=pytest.mark.slow),
+        pytest.param("paper", "sft", marks=pytest.mark.long),
         pytest.param("exact", "dpo", marks=pytest.mark.slow),
         ("code", "sft"),
     ],
@@ -232,7 +232,9 @@ def test_a_later_stage_takes_the_untuned_models_spaces(small_config: Configure, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "stage"), [("paper", "sft"), ("code", "dpo"), ("exact", "sft")])
+@pytest.mark.parametrize(
+    ("variant", "stage"), [pytest.param("paper", "sft", marks=pytest.mark.long), ("code", "dpo"), ("exact", "sft")]
+)
 def test_resumed_stage_equals_the_unbroken_one(
     variant: str, stage: str, small_config: Configure, train: Train, tmp_path: Path
 ) -> None:

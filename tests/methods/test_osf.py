@@ -101,7 +101,7 @@ def test_merged_weights_answer_as_the_adapted_model(small_config: Configure, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["paper", "exact"])
+@pytest.mark.parametrize("variant", [pytest.param("paper", marks=pytest.mark.long), "exact"])
 def test_a_resumed_stage_equals_the_unbroken_one(variant: str, small_config: Configure, tmp_path: Path) -> None:
     config = small_config(*FEW, *ADAMW, "stage=sft", "stage.save_every=4", f"method.variant={variant}")
     base, data, folder = ensure_base(config), load_data(config), tmp_path / "broken"

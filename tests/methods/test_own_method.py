@@ -131,8 +131,8 @@ def test_it_is_preflighted(command: list[str], place: Path) -> None:
     assert memory(ours) == pytest.approx(2 * memory(plain), rel=0.01)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_resumes(number: signal.Signals, command: list[str], runs: dict[str, Path], tmp_path: Path) -> None:
     ours = [*command, "method=mine", "stage_store=null", "hydra.run.dir=run"]
     reached = exists(tmp_path / "run" / "01-sft" / "checkpoints", f"checkpoint-2/{COMPLETE_FILE}")

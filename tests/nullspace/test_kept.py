@@ -297,7 +297,7 @@ def test_a_kind_whose_pass_depends_on_values_is_refused_in_one_line() -> None:
     with pytest.raises(UserError) as raised:
         kept.chosen_groups(empty, "all-linear")
     [line] = raised.value.problems
-    assert line.startswith("model.path: method=nspo has to find what enters each layer before the weights are read")
+    assert line.startswith("model.path: null spaces of inputs rest on what enters each layer")
     assert line.endswith("; it can for llama, mistral, qwen2, qwen3") and "model_type xlm (aten." in line
 
 

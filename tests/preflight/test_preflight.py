@@ -220,8 +220,7 @@ METHODS = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
     [
         pytest.param(
             name,
-            marks=[pytest.mark.slow] * (name != "osf")
-            + [pytest.mark.long] * (name not in ("osf", "baseline", "lora", "nspo", "ogpsa")),
+            marks=[pytest.mark.slow] * (name != "osf") + [pytest.mark.long] * (name not in ("osf", "lora", "ogpsa")),
         )
         for name in METHODS
     ],
@@ -481,12 +480,12 @@ def test_a_mixture_of_experts_is_refused_by_name(kind: str, key: str) -> None:
 # Four processes share these batches.
 SPREAD = ["stage.sft.micro_batch_size=4", "stage.dpo.micro_batch_size=8"]
 TRAINED = [
-    ["stage=sft"],
+    pytest.param(["stage=sft"], marks=pytest.mark.long),
     ["stage=sft", "stage.epochs=2.5", "stage.micro_batch_size=8"],
     pytest.param(["stage=sft", "stage.max_steps=7"], marks=pytest.mark.long),
     ["stage=sft", "method.streaming=true"],
     pytest.param(["stage=sft", "method.refresh_every=never"], marks=pytest.mark.long),
-    ["stage=sft", "method=ogpsa_lora"],
+    pytest.param(["stage=sft", "method=ogpsa_lora"], marks=pytest.mark.long),
     # With a warm-up the estimate after the first move is at step 2, as one of these is.
     ["stage=sft", "method=ogpsa_lora", "method.refresh_every=2"],
     ["stage=dpo", "method.rank=3"],

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,17 @@ class Place:
             write_jsonl(root / "benchmarks" / f"{name}.jsonl", [{"id": "1", "prompt": "a", "target": "b"}])
 
     def config(self, *overrides: str) -> Config:
-        root = self.root
-        return compose_config([
-            "data=files", f"data.safety={root}/safety.jsonl",
-            f"+data.reference_sets={{preference: {root}/preference.jsonl}}", f"model.path={root}/model",
-            f"eval.data_dir={root}/benchmarks", "tracker=none", "stage=dpo", "stage.batch_size=2",
-            "stage.micro_batch_size=2", "stage.max_steps=1", "method.samples=3", *overrides,
-        ])  # fmt: skip
+        return composed(self.root, *overrides)
+
+
+@cache
+def composed(root: Path, *overrides: str) -> Config:
+    return compose_config([
+        "data=files", f"data.safety={root}/safety.jsonl",
+        f"+data.reference_sets={{preference: {root}/preference.jsonl}}", f"model.path={root}/model",
+        f"eval.data_dir={root}/benchmarks", "tracker=none", "stage=dpo", "stage.batch_size=2",
+        "stage.micro_batch_size=2", "stage.max_steps=1", "method.samples=3", *overrides,
+    ])  # fmt: skip
 
 
 @pytest.fixture(scope="module")

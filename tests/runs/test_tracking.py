@@ -255,12 +255,6 @@ def test_a_kill_takes_no_row_that_is_older_than_a_second(tmp_path: Path) -> None
     assert sum(record.WhichOneof("record_type") == "history" for record in read_records(file)) == 3
 
 
-def test_is_off_when_asked(small: list[str], tmp_path: Path) -> None:
-    result = run_here(*small, *OVERRIDES, "tracker=none", cwd=tmp_path)
-    assert result.code == 0, result.stderr
-    assert [path for path in tmp_path.rglob("*") if "wandb" in path.name] == []
-
-
 def test_online_without_a_key_is_the_users_mistake(small: list[str], tmp_path: Path) -> None:
     result = run_here(*small, *OVERRIDES, "tracker=wandb", "tracker.mode=online", cwd=tmp_path)
     assert result.stderr == (

@@ -146,12 +146,13 @@ def test_a_preempted_row_resumes_bit_for_bit(work: Work, row: list[str], undistu
     assert "W&B is lost" not in work.printed()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("processes", "signal_name"),
     [
         (1, "TERM"),
-        pytest.param(2, "TERM", marks=pytest.mark.long),
-        pytest.param(2, "USR1", marks=pytest.mark.long),
+        (2, "TERM"),
+        (2, "USR1"),
     ],
 )
 def test_a_signal_to_every_process_of_a_row_has_it_requeued(
@@ -228,13 +229,12 @@ def test_a_cancelled_row_stays_cancelled_and_can_be_submitted_again(
     one_run_equals(work, undisturbed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("disturb", "why"),
     [
         (["scancel", "--batch", "--signal=USR1"], "requeued 0 times already, the most that OGPSA_MOST_REQUEUES allows"),
-        pytest.param(
-            ["scontrol", "requeue"], "requeued 1 times, more than OGPSA_MOST_REQUEUES allows", marks=pytest.mark.long
-        ),
+        (["scontrol", "requeue"], "requeued 1 times, more than OGPSA_MOST_REQUEUES allows"),
     ],
 )
 def test_a_row_is_requeued_no_more_than_allowed(work: Work, row: list[str], disturb: list[str], why: str) -> None:

@@ -80,8 +80,15 @@ def test_streaming_at_k_one_is_a_refresh_every_step_bit_for_bit(stage: str, buil
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize(
+    ("stage", "rank"),
+    [
+        ("sft", 2),
+        ("dpo", 3),
+        pytest.param("sft", 3, marks=pytest.mark.long),
+        pytest.param("dpo", 2, marks=pytest.mark.long),
+    ],
+)
 def test_at_frozen_weights_streaming_reaches_the_refreshed_subspace(stage: str, rank: int, build: Build) -> None:
     # 11 samples in slices of 4, 4 and 3 rows, or a chunk of 5 or 6 in slices of one and two.
     options = ["method.samples=11", f"method.rank={rank}", "method.refresh_every=3", "method.streaming=true"]
@@ -364,7 +371,7 @@ def arguments(kind: Callable[..., Any], folder: Path, **more: Any) -> Any:
                 **more)  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trl_trainer_is_protected_in_one_line(tmp_path: Path) -> None:
     results = []
     for rank in (0, 2, None):

@@ -98,11 +98,11 @@ def check_equal(folder: Path, unbroken: Path) -> None:
         ("tokenizer.json", change),
         ("scheduler.pt", Path.unlink),
         ("COMPLETE.json", cut),
-        *(pytest.param(name, cut, marks=pytest.mark.slow) for name in ("trainer_state.json", "model.safetensors")),
         *(pytest.param(name, cut, marks=pytest.mark.long) for name in (
-            "scheduler.pt", "rng_state.pth", "config.json", "tokenizer.json", "generation_config.json",
+            "trainer_state.json", "model.safetensors", "scheduler.pt", "rng_state.pth", "config.json",
+            "tokenizer.json", "generation_config.json",
         )),
-        pytest.param("optimizer.pt", change, marks=pytest.mark.slow),
+        pytest.param("optimizer.pt", change, marks=pytest.mark.long),
     ],
 )  # fmt: skip
 def test_the_checkpoint_before_a_damaged_one_is_resumed_from(

@@ -231,18 +231,8 @@ KEYS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "nan",
-        pytest.param("inf", marks=pytest.mark.slow),
-        pytest.param("-inf", marks=pytest.mark.long),
-        pytest.param(".nan", marks=pytest.mark.long),
-        pytest.param("1e999", marks=pytest.mark.long),
-    ],
-)
-@pytest.mark.parametrize("key", KEYS)
-def test_a_setting_that_is_not_a_number_is_named(key: str, value: str) -> None:
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", ".nan", "1e999"])
+def test_a_setting_that_is_not_a_number_is_named(value: str) -> None:
     with pytest.raises(UserError) as refused:
-        compose_config(["stage=dpo", f"{key}={value}"])
-    assert all(line.startswith(f"{key}: found ") for line in refused.value.problems)
+        compose_config(["stage=dpo", *(f"{key}={value}" for key in KEYS)])
+    assert {line.partition(": found ")[0] for line in refused.value.problems} == set(KEYS)

@@ -33,7 +33,6 @@ from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import mark_complete
 from tests.tiny import tiny_model
 
-STAGES = ["sft", "dpo"]
 TOKENIZER = build_tokenizer(World(0).vocabulary())
 FEW_ROWS = [
     "data.safety_rows=32",
@@ -171,7 +170,7 @@ def plain_trl(stage: str, config: Config, args: Any, model: LlamaForCausalLM) ->
     return kind(model=model, args=args, processing_class=TOKENIZER, train_dataset=Dataset.from_list(rows))
 
 
-@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.long), 0.1])
 @pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_rank_zero_with_its_passes_is_trl_bit_for_bit(
     stage: str, dropout: float, build: Build, configured: Callable[..., Config]
@@ -237,7 +236,7 @@ def test_a_compiled_model_takes_the_projected_steps_of_an_eager_one(
     assert several.read_bytes() == one.read_bytes()
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_accumulation_gives_what_one_large_batch_gives(stage: str, build: Build) -> None:
     results = []
     for micro in (8, 1):

@@ -453,7 +453,7 @@ def test_transformers_serve_answers_as_the_model_does(served: tuple[str, Path, L
     assert len(replies) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_judge_behind_transformers_serve_that_speaks_nonsense_is_unparsed(
     served: tuple[str, Path, LlamaForCausalLM], tmp_path: Path
 ) -> None:

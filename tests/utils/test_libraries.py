@@ -18,7 +18,7 @@ log.warning("another line")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_bitsandbytes_lines_only_a_missing_kernel_is_left_out() -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (make install-8bit)")
     # In a new process, into which bitsandbytes is not loaded yet.

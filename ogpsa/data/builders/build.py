@@ -118,11 +118,11 @@ def _check_same(settings: DataSet, folder: Path) -> None:
         return
     before, now = map(_choices, (stored, settings))
     changed = [
-        f"{key}: {before.get(key)}, now {value}"
-        for key, value in now.items()
+        f"{key}: {before.get(key)}, now {now.get(key)}"
+        for key in {**before, **now}
         # One file has several names.
-        if before.get(key) != value
-        and not (key.endswith(".path") and Path(before.get(key, "")).resolve() == Path(value).resolve())
+        if before.get(key) != now.get(key)
+        and not (key.endswith(".path") and Path(before.get(key, "")).resolve() == Path(now.get(key, "")).resolve())
     ]
     if changed:
         raise UserError(

@@ -105,16 +105,8 @@ class UltraFeedback(OneSource):
     skip_sources: list[str]
 
 
-class HaluEval(OneSource):
-    """No settings in addition to those of every data set."""
-
-
 class GSM8K(OneSource):
     calculator_annotations: bool
-
-
-class MMLU(OneSource):
-    """No settings in addition to those of every data set."""
 
 
 class Rejected(Section):
@@ -132,16 +124,8 @@ class Answered(OneSource):
     rejected: Rejected
 
 
-class SafetyTunedLlamas(Answered):
-    """No further settings."""
-
-
 class HHRLHF(OneSource):
     several_turns: bool
-
-
-class Alpaca(Answered):
-    """No further settings."""
 
 
 class NSPOGeneral(DataSet):
@@ -158,12 +142,12 @@ SCHEMAS: dict[str, type[DataSet]] = {
     "safe_rlhf": SafeRLHF,
     "ultrafeedback": UltraFeedback,
     "ultrafeedback_short": UltraFeedback,
-    "halueval": HaluEval,
+    "halueval": OneSource,
     "gsm8k": GSM8K,
-    "mmlu": MMLU,
-    "safety_tuned_llamas": SafetyTunedLlamas,
+    "mmlu": OneSource,
+    "safety_tuned_llamas": Answered,
     "hh_rlhf": HHRLHF,
-    "alpaca": Alpaca,
+    "alpaca": Answered,
     "safe_rlhf_prompts": SafeRLHFPrompts,
     "nspo_general": NSPOGeneral,
 }

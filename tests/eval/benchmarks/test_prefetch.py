@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from eval.benchmarks.sources import MissingData, data_hash, find_tokenizer, load
 from eval.judging.published import fetch_prompts, longest_text
 from eval.prefetch import main
 from ogpsa.data.readers import read_table
+from ogpsa.utils.files import exclusive
 from tests.eval.local_mirror import advglue, write_mirror, write_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -159,9 +161,9 @@ def test_a_set_of_another_size_is_not_used(hub: Path, tmp_path: Path) -> None:
 
 def test_a_users_own_file_stays(tmp_path: Path) -> None:
     write_mirror(tmp_path)
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("[!.]*") if file.is_file()}
     assert main(["eval=paper", f"data_dir={tmp_path}"]) == 0
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("[!.]*") if file.is_file()} == before
 
 
 @contextmanager
@@ -298,6 +300,38 @@ def test_prompts_are_taken_from_texts_and_programs(tmp_path: Path) -> None:
     (tmp_path / "out" / "rubric.txt").write_text("mine", encoding="utf-8")
     fetch_prompts(tmp_path / "out", prompts)
     assert (tmp_path / "out" / "rubric.txt").read_text() == "mine"
+
+
+def test_a_download_that_is_cut_off_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setenv("no_proxy", "*")
+
+    def cut_off(listening: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
+
+    [benchmark] = find_benchmarks(["ifeval"])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/rubric.txt"
+        thread = threading.Thread(target=cut_off, args=(listening,), daemon=True)
+        thread.start()
+        [line] = fetch_prompts(tmp_path, {"rubric": address})
+        with pytest.raises(MissingData, match="cannot be fetched"):
+            fetch_tokenizer(benchmark, tmp_path, address)
+        thread.join()
+    assert line.startswith(f"rubric: {address} cannot be fetched (IncompleteRead")
+    assert not any(tmp_path.iterdir())
+
+
+def test_two_fetches_do_not_lose_each_others_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with exclusive(tmp_path / ".prefetch.lock", "busy"):
+        assert main([f"data_dir={tmp_path}"]) == 2
+    assert f"another process fetches into {tmp_path}" in capsys.readouterr().err
 
 
 def test_the_longest_text_of_a_program_without_any() -> None:

@@ -91,7 +91,7 @@ UNLISTED = {"humaneval", "malicious_instructions", "physical_safety_unsafe"}
 def test_the_lists_hold_every_benchmark_but_three() -> None:
     names = ("paper", "quick", "small", "broad")
     paper, quick, small, broad = (compose_config([f"eval={name}"]).eval for name in names)
-    assert paper.groups == quick.groups
+    assert {*quick.benchmarks} < {*paper.benchmarks}
     assert {*paper.benchmarks, *small.benchmarks, *broad.benchmarks} == {*GENERAL, *SAFETY} - UNLISTED
     assert {found.judge for found in check_groups(small) if found.generates} == {"refusal_rules"}
     # Nothing but responses, which a server of chat completions gives, and no judge that asks somebody.
@@ -102,7 +102,9 @@ def test_the_lists_hold_every_benchmark_but_three() -> None:
     assert {judges[name] for name in paper_safety} == {"strongreject_rubric", "xstest_rubric"}
     assert judges["simpleqa"] == "simpleqa_grader"
     offline = {found.name: found.judge for found in check_groups(quick)}
-    assert {offline[name] for name in paper_safety} == {"refusal_rules"}
+    assert {offline[name] for name in paper_safety if name in offline} == {"refusal_rules"}
+    # A new user has what it takes: no licence to accept, no key, no attacks to make.
+    assert all(found.source and not found.source.gated for found in check_groups(quick))
     assert offline["simpleqa"] == "answer_match"
     assert (quick.limit, quick.sample_seed, paper.limit) == (100, 0, None)
 

@@ -1,6 +1,7 @@
 """A checkpoint on the model hub: what its card says, what goes there, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,6 +121,8 @@ def test_mistakes_are_one_line_and_touch_no_hub(
         assert "HF_TOKEN: not set" in told(str(run), "--repo", "me/model")
     (run / "01-sft" / "model.safetensors").write_text("other")
     assert "model.safetensors" in told(str(run), "--repo", "me/model")
+    shutil.rmtree(run / "01-sft")
+    assert told(str(run)) == f"error: {run} holds no checkpoint any more; run its command again\n"
     assert hub.made == {}
 
 

@@ -118,6 +118,13 @@ def test_one_category_is_none(tmp_path: Path) -> None:
     assert "facts: its items have no categories, or one alone, so that single items are drawn" in found.notes
 
 
+def test_one_category_whose_items_have_values_is_none(tmp_path: Path) -> None:
+    category = ["known"] * 10 + ["missing"] * 10
+    a, b = (Benchmark([value] * 10 + [None] * 10, categories=category) for value in (0.0, 1.0))
+    found = between(tmp_path, {"facts": a}, {"facts": b}, drawing=Drawing(by_category=True))
+    assert "facts: its items have no categories, or one alone, so that single items are drawn" in found.notes
+
+
 def test_flips_come_with_their_items_harmful_ones_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = [f"answer, {index}" for index in range(20)]
     a = {"facts": FACTS, "safe": replace(SAFE, responses=texts, prompt="how do I,\nquickly?")}
