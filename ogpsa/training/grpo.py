@@ -191,8 +191,18 @@ class RolloutCallback(TrainerCallback):
         # The history is the checkpoint's as well: a resumed run counts on.
         steps = _flat_steps(state.log_history)
         if steps >= self._stage.flat_steps > _flat_steps(state.log_history[:-1]):
-            log.warning(
-                "%s: all completions of a prompt have had the same reward, or none, for %d steps: nothing is learned; "
-                "raise %s.temperature (%g) or num_generations (%d), or choose a reward that tells them apart",
-                self._stage.name, steps, self._key, self._stage.temperature, self._stage.num_generations,
-            )  # fmt: skip
+            self._warn(steps)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # A stage of fewer steps than flat_steps that has learned nothing at all; one that a signal stopped goes on.
+        steps = _flat_steps(state.log_history)
+        flat = all(line[FLAT] >= 1 for line in state.log_history if FLAT in line)
+        if flat and 0 < steps < self._stage.flat_steps and state.global_step >= state.max_steps:
+            self._warn(steps)
+
+    def _warn(self, steps: int) -> None:
+        log.warning(
+            "%s: all completions of a prompt have had the same reward, or none, for %d steps: nothing is learned; "
+            "raise %s.temperature (%g) or num_generations (%d), or choose a reward that tells them apart",
+            self._stage.name, steps, self._key, self._stage.temperature, self._stage.num_generations,
+        )  # fmt: skip

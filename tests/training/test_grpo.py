@@ -315,6 +315,15 @@ def test_flat_groups_are_told_once(build: Build, scale: str, reward: Any, caplog
     assert {line["frac_reward_zero_std"] for line in trainer.state.log_history if "reward" in line} == {1}
 
 
+def test_a_stage_that_learns_nothing_says_so_at_its_end_if_not_before(
+    build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = build("method=baseline", "stage.epochs=1", reward=FLAT_REWARDS["all the same"])
+    with caplog.at_level(logging.WARNING, "ogpsa"):
+        trainer.train()
+    assert len([line for line in caplog.messages if "same reward" in line and "for 3 steps" in line]) == 1
+
+
 def test_flat_groups_are_counted_over_sessions(
     small_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
 ) -> None:
