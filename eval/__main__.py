@@ -1,6 +1,6 @@
 """Evaluate a checkpoint alone and print its scores, or run one of the evaluation layer's other commands.
 
-python -m eval checkpoint=DIR [eval=testbed|small|quick|paper|broad] [eval.KEY=VALUE ...] [output=DIR]
+python -m eval checkpoint=DIR [eval=testbed|small|quick|paper|broad|nspo] [eval.KEY=VALUE ...] [output=DIR]
                [until=generations|verdicts]
 python -m eval COMMAND ...                                  python -m eval COMMAND --help says more
 

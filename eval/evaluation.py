@@ -431,7 +431,7 @@ def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:
 
 
 def _journal(path: Path) -> Path:
-    """The folder of a file's finished pieces until it is whole."""
+    """Where the finished pieces of a file are kept."""
     return path.with_name(f".{path.stem}.journal")
 
 

@@ -1,7 +1,7 @@
 """The paper's tables and figures by name.
 
 python -m experiments list
-python -m experiments plan NAME…   [suite=testbed|paper|small|check] [rows=PATTERN,…] [seeds=…] [output=DIR]
+python -m experiments plan NAME…   [suite=SUITE] [rows=PATTERN,…] [seeds=…] [output=DIR]
 python -m experiments run NAME…    [suite=…] [rows=…] [seeds=…] [output=DIR] [workers=N] [slurm=true]
 python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=DIR] [out=DIR]
 python -m experiments keep NAME…   [suite=…] [rows=…] [seeds=…] [output=DIR]

@@ -146,6 +146,19 @@ def set_uses(config: Config, stage: OneStage, safety_rows: int) -> list[SetUse]:
     return uses
 
 
+def stage_sets(config: Config, stage: OneStage, data: Data) -> Iterator[tuple[str, list[Row], tuple[str, ...]]]:
+    """Each set that a stage reads: what messages call it, its rows, and the columns of their answers."""
+    yield "safety set", data.training(stage.name), SAFETY_COLUMNS[stage.name][1:]
+    for use in set_uses(config, stage, len(data.safety)):
+        answers = (SAFETY_COLUMNS if use.trained_on else COLUMNS)[stage.name][1:]
+        yield f"reference set '{use.name}'", data.reference_sets[use.name], answers
+    for use in config.method.prepared_from():
+        yield f"reference set '{use.name}'", data.reference_sets[use.name], COLUMNS["sft"][1:]
+    if stage.eval_every is not None:
+        for name, rows in data.held_out.items():
+            yield f"held-out set '{name}'", rows, COLUMNS[stage.name][1:]
+
+
 def all_uses(config: Config, safety_rows: int) -> list[tuple[StageName, SetUse]]:
     """The reference sets that a run reads, each with the stage whose columns it needs."""
     uses = [(stage.name, use) for stage in config.stages for use in set_uses(config, stage, safety_rows)]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ogpsa.config import Config, OneStage
+from ogpsa.config import Config
 from ogpsa.data.conversations import turns
-from ogpsa.data.rows import COLUMNS, SAFETY_COLUMNS, Data, Row, set_uses
+from ogpsa.data.rows import Data, Row, stage_sets
 from ogpsa.models.template import lost_turn
 from ogpsa.models.tokenizer import context_difference, context_length, load_tokenizer
 from ogpsa.preflight.unfit_rows import check_answers
@@ -39,7 +39,7 @@ def check_contexts(config: Config, data: Data, folder: Path) -> None:
         if context is not None and stage.max_length > context
     ]
     for stage in config.stages:
-        for name, rows, answers in _sets(config, stage, data):
+        for name, rows, answers in stage_sets(config, stage, data):
             problems += [f"{folder}: {name}, {line}" for line in _first_difference(tokenizer, answers, rows)]
     if problems:
         raise UserError(*dict.fromkeys(problems))
@@ -50,19 +50,6 @@ def check_contexts(config: Config, data: Data, folder: Path) -> None:
 def _tokenizer(folder: Path, template_kwargs: str, files: tuple[tuple[str, int], ...]) -> PreTrainedTokenizerBase:
     """Cached for the next run of a sweep, as long as the files are unchanged."""
     return load_tokenizer(folder, json.loads(template_kwargs))
-
-
-def _sets(config: Config, stage: OneStage, data: Data) -> Iterator[tuple[str, list[Row], tuple[str, ...]]]:
-    """Each set's name, rows and columns of answers."""
-    yield "safety set", data.training(stage.name), SAFETY_COLUMNS[stage.name][1:]
-    for use in set_uses(config, stage, len(data.safety)):
-        answers = (SAFETY_COLUMNS if use.trained_on else COLUMNS)[stage.name][1:]
-        yield f"reference set '{use.name}'", data.reference_sets[use.name], answers
-    for use in config.method.prepared_from():
-        yield f"reference set '{use.name}'", data.reference_sets[use.name], COLUMNS["sft"][1:]
-    if stage.eval_every is not None:
-        for name, rows in data.held_out.items():
-            yield f"held-out set '{name}'", rows, COLUMNS[stage.name][1:]
 
 
 def _first_difference(tokenizer: PreTrainedTokenizerBase, answers: tuple[str, ...], rows: list[Row]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ogpsa.config import Config, OneStage
 from ogpsa.data.conversations import conversation, turns
-from ogpsa.data.rows import COLUMNS, SAFETY_COLUMNS, Data, Row, set_uses
+from ogpsa.data.rows import Data, Row, stage_sets
 from ogpsa.models.tokenizer import common_beginning, conversation_tokens
 
 # Rows of a set that are shown, and characters at each end of a longer text.
@@ -16,14 +16,10 @@ MARKS = ("⟦", "⟧")
 
 
 def show_rows(config: Config, data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Text that shows the first rows of every stage's safety and reference sets, with the loss between marks."""
+    """Text that shows the first rows of every set of every stage, with the loss between marks."""
     lines = [f"The first rows as the model sees them; {MARKS[0]}loss{MARKS[1]}, ⏎ a line's end:"]
     for stage in config.stages:
-        sets = {"safety set": (data.safety, SAFETY_COLUMNS[stage.name][1:])}
-        for use in set_uses(config, stage, len(data.safety)):
-            answers = (SAFETY_COLUMNS if use.trained_on else COLUMNS)[stage.name][1:]
-            sets[f"reference set '{use.name}'"] = data.reference_sets[use.name], answers
-        for name, (rows, answers) in sets.items():
+        for name, rows, answers in stage_sets(config, stage, data):
             lines += ["", f"{stage.name}, {name}:"]
             lines += [line for row in rows[:ROWS] for line in _shown(tokenizer, stage, row, answers)]
     return "\n".join(lines)

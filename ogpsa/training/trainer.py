@@ -210,7 +210,7 @@ def _training_row(config: Config, data: Data, stage: StageName, number: int) -> 
 
 
 def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
-    """Arguments that both of TRL's configurations take."""
+    """Arguments that TRL's configurations share."""
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(output),

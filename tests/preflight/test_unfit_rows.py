@@ -12,6 +12,8 @@ from ogpsa.config import Config
 from ogpsa.data.rows import load_data
 from ogpsa.preflight.shown_rows import show_rows, tokens_of
 from ogpsa.preflight.unfit_rows import Unfit, check_answers, unfit_rows
+from ogpsa.testbed.tokenizer import build_tokenizer
+from ogpsa.testbed.world import World
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import write_jsonl
@@ -292,6 +294,16 @@ def test_the_first_rows_of_each_set_are_shown_with_their_loss() -> None:
     assert "aaaa" in safety[0] and "⟦ccc" in safety[0].replace("</s>", "") and safety[1].count("ddd") == 1
     assert " … " in safety[2] and len(safety[2]) < 1000
     assert lines[-2].startswith("  chosen: 13 tokens, 6 with loss: ")
+
+
+def test_sets_that_a_method_prepares_from_and_held_out_ones_are_shown_too() -> None:
+    config = compose_config(["stage=sft", "method=nspo", "stage.eval_every=2", "data.reference_rows=400"])
+    shown = show_rows(config, load_data(config), build_tokenizer(World(0).vocabulary())).splitlines()
+    assert [line for line in shown[1:] if line.endswith(":")] == [
+        "sft, safety set:",
+        *(f"sft, reference set '{use.name}':" for use in config.method.prepared_from()),
+        *(f"sft, held-out set '{name}':" for name in config.data.held_out_names),
+    ]
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
