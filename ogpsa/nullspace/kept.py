@@ -28,7 +28,7 @@ from ogpsa.utils.files import (
     build_folder,
     exclusive,
     hash_files,
-    is_whole,
+    is_undamaged,
     mark_complete,
     read_json,
 )
@@ -102,7 +102,7 @@ def ensure_spaces(
     described = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     kept = KeptSpaces(folder, chosen_groups(empty_model(described), modules))
     with exclusive(folder.with_suffix(".lock"), "another process computes the null spaces", wait=safe_point):
-        missing = [group for group in kept.groups if not is_whole(folder / group)]
+        missing = [group for group in kept.groups if not is_undamaged(folder / group)]
         if missing:
             _compute(folder, base, model, tokens, settings, missing, safe_point)
     _check_shares(kept, settings, shares)

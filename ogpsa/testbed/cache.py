@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ogpsa.config import Config
-from ogpsa.utils.files import build_folder, exclusive, hash_files, is_whole, mark_complete, read_json
+from ogpsa.utils.files import build_folder, exclusive, hash_files, is_undamaged, mark_complete, read_json
 
 # What of this package decides a base's weights.
 DETERMINING = ("base.py", "rows.py", "tokenizer.py", "world.py")
@@ -56,14 +56,14 @@ def ensure_base(config: Config, safe_point: Callable[[], None] = lambda: None) -
         UserError: the configuration names no testbed base, or its training does not reach the accuracy.
     """
     folder = Path(config.cache_dir) / "bases" / base_key(config)
-    if is_whole(folder):
+    if is_undamaged(folder):
         return folder
     with exclusive(folder.with_suffix(".lock"), "another process trains the base", wait=safe_point):
-        if not is_whole(folder) and is_shipped(config):
+        if not is_undamaged(folder) and is_shipped(config):
             with build_folder(folder) as temporary:
                 shutil.copytree(WEIGHTS, temporary, dirs_exist_ok=True)
                 mark_complete(temporary, recipe(config))
-        elif not is_whole(folder):
+        elif not is_undamaged(folder):
             train(config, folder, safe_point)
     return folder
 

@@ -14,7 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ogpsa.models.load import load_model
 from ogpsa.runs.directory import HISTORY_FILE
-from ogpsa.utils.files import COMPLETE_FILE, build_folder, is_whole, mark_complete, read_json
+from ogpsa.utils.files import COMPLETE_FILE, build_folder, is_undamaged, mark_complete, read_json
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def merge(base: Path, tuned: Path, target: Path, weight: float, safe_point: Call
         tuned: a stage's folder, trained from it.
         weight: in [0, 1]; at 0 the weights are ``base``'s bit for bit, at 1 ``tuned``'s.
     """
-    if is_whole(target):
+    if is_undamaged(target):
         return
     log.info("averaging %s with the untuned model, weight %g", tuned.name, weight)
     trained = tensor_files(tuned)

@@ -243,7 +243,7 @@ def find_damage(folder: Path, contents: bool) -> str | None:
     return next((f"{name} has other content than was written" for name in changed), None)
 
 
-def is_whole(folder: Path) -> bool:
+def is_undamaged(folder: Path) -> bool:
     """Whether ``folder`` was declared whole and still has every file as it was declared, hashes included."""
     return is_complete(folder) and find_damage(folder, contents=True) is None
 
