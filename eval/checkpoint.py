@@ -54,7 +54,8 @@ def run(arguments: Sequence[str]) -> None:
     until: Until = given.get("until", "metrics")
     checkpoint = _last_checkpoint(given["checkpoint"]) if "checkpoint" in given else None
     settings, own = _settings(checkpoint and checkpoint.parent, overrides)
-    beside = checkpoint
+    # A run's own rows, whoever holds the weights.
+    rows = (checkpoint or Path()).parent / "data" / "evaluation"
     if settings.backend.name == "server":
         # The server holds its weights; the artefacts hold its name.
         checkpoint = Path(str(settings.backend.model).replace("/", "_"))
@@ -62,8 +63,6 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError("checkpoint: no value given; name the folder of a checkpoint, checkpoint=outputs/…/02-dpo")
     if own is None and settings.data_dir is None:
         raise UserError(f"eval.data_dir: {checkpoint} lies in no run directory; name a folder with <benchmark>.jsonl")
-    # A run's own rows, whoever holds the weights.
-    rows = (beside or checkpoint).parent / "data" / "evaluation"
     output: Path = given.get("output") or _output(checkpoint, settings, own)
 
     check_writable(output, "output")
