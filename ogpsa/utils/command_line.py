@@ -86,8 +86,8 @@ def quoted(text: str) -> str:
 
 def path(text: str) -> Path:
     """A reader of paths, which may be quoted as Hydra would have them."""
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-    found = text[1:-1] if quoted else text
+    in_quotes = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    found = text[1:-1] if in_quotes else text
     if not found:
         raise argparse.ArgumentTypeError("found nothing; expected a path")
     return Path(home_expanded(found))
