@@ -28,8 +28,10 @@ ANSWERS = [
 
 
 @pytest.fixture(autouse=True)
-def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key, and a folder for what a command writes where it is started."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
