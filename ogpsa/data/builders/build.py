@@ -118,7 +118,7 @@ def _check_same(settings: DataSet, folder: Path) -> None:
         return
     before, now = map(_choices, (stored, settings))
     changed = [
-        f"{key}: {before.get(key)}, now {now.get(key)}"
+        f"{key}: {before.get(key, 'not there')}, now {now.get(key, 'left out')}"
         for key in {**before, **now}
         # One file has several names.
         if before.get(key) != now.get(key)
