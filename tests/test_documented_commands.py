@@ -84,7 +84,7 @@ COMMANDS: dict[str, Run | Elsewhere | Needs] = {
     "python -m eval compare A B": Elsewhere("eval/scores/test_compare.py"),
     "python -m eval side-by-side A B": Elsewhere("eval/report/test_side_by_side.py"),
     "python -m eval winrate RUN --base-url URL --model NAME": Elsewhere("eval/scores/test_winrate.py"),
-    "python -m eval.report outputs": Elsewhere("eval/report/test_report.py"),
+    "python -m eval report outputs": Elsewhere("eval/report/test_report.py"),
     # experiments
     "python -m experiments list": Run(),
     "python -m experiments report table1": Run(CHECK),
