@@ -108,6 +108,10 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
     scored: ScoredRollouts
     measures: bool = False
 
+    def __init__(self, model: PreTrainedModel, reward_funcs: ScoredRollouts, **kwargs: Any) -> None:
+        super().__init__(model, reward_funcs, **kwargs)
+        self.scored = reward_funcs
+
     def keep_start(self, stage: GRPOSettings) -> None:
         """Penalise and measure, as ``stage`` asks, the divergence from the policy as it is now.
 

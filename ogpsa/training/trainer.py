@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
 from trl import DPOConfig, GRPOConfig, SFTConfig, SFTTrainer
 
-from ogpsa.config import Config, DPOSettings, FileData, GRPOSettings, OneStage, Scorer, SFTSettings, StageName
+from ogpsa.config import Config, DPOSettings, FileData, GRPOSettings, Model, OneStage, Scorer, SFTSettings, StageName
 from ogpsa.data.conversations import turn, turns
 from ogpsa.data.rows import Data, Row, row_place, set_uses
 from ogpsa.distributed import processes
@@ -77,6 +78,16 @@ class StageGRPOTrainer(_StageTrainer, RolloutTrainer):
     """Group relative policy optimization."""
 
 
+@dataclass(frozen=True)
+class _Procedure:
+    """What is a stage's own: its trainer, its arguments beside the shared ones, and what else the trainer is given."""
+
+    trainer: type[Trainer]
+    configuration: type[SFTConfig] | type[DPOConfig] | type[GRPOConfig]
+    arguments: dict[str, Any]
+    given: dict[str, Any] = field(default_factory=dict)
+
+
 def build_trainer(
     config: Config,
     stage: OneStage,
@@ -96,45 +107,28 @@ def build_trainer(
         UserError: rows hold no answer within ``max_length``, or the method refuses the trainer.
         SystemExit: code 85, ``interruption`` asked for it while DPO's reference log-probabilities were computed.
     """
-    method = config.method
-    uses = set_uses(config, stage, len(data.safety))
-    sets = {"training": data.training(stage.name)}
-    sets |= {use.name: data.reference_sets[use.name] for use in uses if not use.trained_on}
-    if stage.eval_every is not None:
-        sets |= {f"{HELD_OUT}{name}": rows for name, rows in data.held_out.items()}
+    method, key = config.method, config.stage_key(stage.name)
+    sets = _sets(config, stage, data)
     rows = {name: _conversations(part, stage.name) for name, part in sets.items()}
-    arguments = _arguments(config, stage, output)
     processes.on_all_processes(lambda: method.freeze(model, stage.name))
     adapter = processes.on_all_processes(lambda: method.adapter(model, stage.name))
-    if isinstance(stage, SFTSettings) and stage.packing is not None:
-        # Reference and held-out rows stay by themselves; in a batch they are put behind each other as well.
-        arguments |= {"packing": True, "packing_strategy": stage.packing, "eval_packing": False}
-    base_class: type[Trainer] = StageSFTTrainer
-    arguments_class: type[SFTConfig] | type[DPOConfig] | type[GRPOConfig] = SFTConfig
-    reward: dict[str, Any] = {}
     if isinstance(stage, GRPOSettings):
         if scorer is None:
             raise ValueError("GRPO needs a scorer")
-        base_class, arguments_class = StageGRPOTrainer, GRPOConfig
-        arguments |= _rollout_arguments(stage, processes.world_size())
-        del arguments["max_length"], arguments["activation_offloading"]
         decoder = ReplyDecoder(tokenizer, end_tokens(model.generation_config, tokenizer))
         opened = template_opens_thought(partial(render, tokenizer))
-        scored = ScoredRollouts(scorer, decoder, opened, stage.num_generations)
-        reward = {"reward_funcs": scored}
-    if isinstance(stage, DPOSettings):
-        base_class, arguments_class = StageDPOTrainer, DPOConfig
-        # TRL then needs neither a second model nor a path to load one from.
-        arguments |= {"beta": stage.beta, "precompute_ref_log_probs": True}
-        arguments |= {"precompute_ref_batch_size": stage.micro_batch_size}
-        arguments |= {"loss_type": list(stage.losses), "loss_weights": list(stage.losses.values())}
-        arguments |= {"label_smoothing": stage.label_smoothing}
+        procedure = _grpo(stage, ScoredRollouts(scorer, decoder, opened, stage.num_generations))
+    elif isinstance(stage, DPOSettings):
+        procedure = _dpo(stage, config.model)
         rows = {name: shared_rows(part, output / "rows" / name) for name, part in rows.items()}
         if adapter is not None and config.distributed.name == "fsdp2" and torch.cuda.is_available():
             # TRL computes them on the GPU with this model, which FSDP brings there only when training begins.
             model.to("cuda")
+    else:
+        procedure = _sft(stage, config.model)
+    arguments = _arguments(config, stage, output) | procedure.arguments
     # A subclass of one of TRL's, which take adapters as well.
-    trainer_class: Any = method.trainer_class(base_class, stage.name)
+    trainer_class: Any = method.trainer_class(procedure.trainer, stage.name)
     with ExitStack() as held:
         if isinstance(stage, DPOSettings):
             facts = config.model.model_dump(mode="json", include={"attention", "precision", "dtype"})
@@ -143,50 +137,75 @@ def build_trainer(
             trainer_class = held.enter_context(cache.used_by(trainer_class))
         trainer: Trainer = trainer_class(
             model=model,
-            args=summing_in_fp32(arguments_class(**arguments)),
+            args=summing_in_fp32(procedure.configuration(**arguments)),
             train_dataset=rows.pop("training"),
             eval_dataset=rows or None,
             processing_class=tokenizer,
             peft_config=adapter,
-            **reward,
+            **procedure.given,
         )
     if method.quantization(stage.name) is not None:
         keep_in_fp32(cast(nn.Module, trainer.model))
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer, FiniteTrainer):
         trainer.row_place = partial(_training_row, config, data, stage.name)
+    packed = isinstance(stage, SFTSettings) and stage.packing is not None
+    # Packs are fewer than rows.
+    whole = {name: part for name, part in sets.items() if not (packed and name == "training")}
 
     def complete() -> None:
-        if isinstance(stage, SFTSettings) and stage.packing is not None:
-            # Packs are fewer than rows.
-            del sets["training"]
-        _check_nothing_dropped(f"{config.stage_key(stage.name)}.max_length", stage.max_length, trainer, sets)
+        _check_nothing_dropped(f"{key}.max_length", stage.max_length, trainer, whole)
         with settings_of(METHOD):
             method.attach(trainer, stage.name, config.seed)
 
     processes.on_all_processes(complete)
-    if isinstance(stage, SFTSettings) and stage.packing is not None:
-        key = f"{config.stage_key(stage.name)}.packing"
-        trainer.add_callback(StepCallback(on_train_begin=partial(check_rows_apart, trainer, key)))
+    if packed:
+        trainer.add_callback(StepCallback(on_train_begin=partial(check_rows_apart, trainer, f"{key}.packing")))
     if isinstance(stage, GRPOSettings) and isinstance(trainer, RolloutTrainer):
-        trainer.add_callback(RolloutCallback(trainer, stage, config.stage_key(stage.name)))
-        trainer.scored = scored
+        trainer.add_callback(RolloutCallback(trainer, stage, key))
         trainer.keep_start(stage)
     # Preparing the sets draws from the generators, more or less by method. Each process samples completions of its own.
     set_seed(_seed(config.seed, processes.rank()) if isinstance(stage, GRPOSettings) else config.seed)
     return trainer
 
 
-def _seed(seed: int, rank: int) -> int:
-    """The seed of a process: the run's own for the first, and for the others one that no other run has."""
-    return random.Random(f"{seed} {rank}").getrandbits(32) if rank else seed
+def _sets(config: Config, stage: OneStage, data: Data) -> dict[str, list[Row]]:
+    """The rows that the stage trains on, refers to and measures, by the name of their set."""
+    uses = set_uses(config, stage, len(data.safety))
+    sets = {"training": data.training(stage.name)}
+    sets |= {use.name: data.reference_sets[use.name] for use in uses if not use.trained_on}
+    if stage.eval_every is not None:
+        sets |= {f"{HELD_OUT}{name}": rows for name, rows in data.held_out.items()}
+    return sets
 
 
-def _rollout_arguments(stage: GRPOSettings, count: int) -> dict[str, Any]:
-    """GRPO's own arguments, with ``count`` processes."""
-    return {
+def _sft(stage: SFTSettings, model: Model) -> _Procedure:
+    arguments: dict[str, Any] = {"max_length": stage.max_length, "activation_offloading": model.activation_offload}
+    if stage.packing is not None:
+        # Reference and held-out rows stay by themselves; in a batch they are put behind each other as well.
+        arguments |= {"packing": True, "packing_strategy": stage.packing, "eval_packing": False}
+    return _Procedure(StageSFTTrainer, SFTConfig, arguments)
+
+
+def _dpo(stage: DPOSettings, model: Model) -> _Procedure:
+    arguments = {
+        "max_length": stage.max_length,
+        "activation_offloading": model.activation_offload,
+        "beta": stage.beta,
+        # TRL then needs neither a second model nor a path to load one from.
+        "precompute_ref_log_probs": True,
+        "precompute_ref_batch_size": stage.micro_batch_size,
+        "loss_type": list(stage.losses),
+        "loss_weights": list(stage.losses.values()),
+        "label_smoothing": stage.label_smoothing,
+    }
+    return _Procedure(StageDPOTrainer, DPOConfig, arguments)
+
+
+def _grpo(stage: GRPOSettings, reward: ScoredRollouts) -> _Procedure:
+    arguments = {
         "num_generations": stage.num_generations,
-        "steps_per_generation": accumulation_steps(stage, count) * stage.updates_per_generation,
+        "steps_per_generation": accumulation_steps(stage, processes.world_size()) * stage.updates_per_generation,
         "max_completion_length": stage.max_new_tokens,
         "temperature": stage.temperature,
         "top_p": stage.top_p,
@@ -199,6 +218,12 @@ def _rollout_arguments(stage: GRPOSettings, count: int) -> dict[str, Any]:
         # Rollouts are sampled in training mode.
         "disable_dropout": True,
     }
+    return _Procedure(StageGRPOTrainer, GRPOConfig, arguments, {"reward_funcs": reward})
+
+
+def _seed(seed: int, rank: int) -> int:
+    """The seed of a process: the run's own for the first, and for the others one that no other run has."""
+    return random.Random(f"{seed} {rank}").getrandbits(32) if rank else seed
 
 
 def _training_row(config: Config, data: Data, stage: StageName, number: int) -> str:
@@ -222,7 +247,6 @@ def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
         # A held-out loss is then a mean over rows, whatever the number of processes.
         "per_device_eval_batch_size": 1,
         "gradient_accumulation_steps": accumulation_steps(stage, processes.world_size()),
-        "max_length": stage.max_length,
         "warmup_steps": stage.warmup_ratio,
         # transformers' own constant leaves the warm-up out.
         "lr_scheduler_type": "constant_with_warmup" if stage.scheduler == "constant" else stage.scheduler,
@@ -232,7 +256,6 @@ def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
         "bf16": config.model.precision == "bf16",
         "use_cpu": not cuda,
         "activation_checkpointing": config.model.gradient_checkpointing,
-        "activation_offloading": config.model.activation_offload,
         "torch_compile": config.model.compile,
         "logging_steps": stage.log_every,
         "logging_nan_inf_filter": False,
