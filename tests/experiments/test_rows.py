@@ -174,7 +174,7 @@ def test_seeds_are_a_number_a_range_or_a_list(given: str, expected: list[int]) -
 
 @pytest.mark.slow
 def test_all_are_those_of_the_suite() -> None:
-    small = {"small_sft", "small_dpo", "small_rl"}
+    small = {"small_sft", "small_dpo", "small_ideas", "small_rl"}
     assert {suite: set(parse(["all", f"suite={suite}"]).names) for suite in ("small", "testbed", "check")} == {
         "small": small,
         "testbed": set(NAMES) - small,
