@@ -370,6 +370,7 @@ def test_every_yaml_key_has_its_comment() -> None:
             previous = line
 
 
+DEFINITIONS = CONF.parent / "experiments" / "definitions"
 EXPERIMENTS = {
     file.relative_to(CONF / "experiment").with_suffix("").as_posix(): file
     for file in sorted((CONF / "experiment").rglob("[!_]*.yaml"))
@@ -382,9 +383,10 @@ def test_every_experiment_says_its_command_and_picks_options_that_are_there(name
     table, _, row = name.partition("/")
     commands = {f"# python -m experiments run {table} rows={row} suite=paper", f"# python train.py +experiment={name}"}
     if table == "small":
-        stage = row.removeprefix("sft_").partition("_")[0]
-        experiment = {"dpo": "small_dpo", "grpo": "small_rl"}.get(stage, "small_sft")
-        commands = {f"# python -m experiments run {experiment} rows={row} suite=small"}
+        tables = [
+            table for table in DEFINITIONS.glob("small_*.yaml") if name in yaml.safe_load(table.read_text())["rows"]
+        ]
+        commands = {f"# python -m experiments run {table.stem} rows={row} suite=small" for table in tables}
     assert len(commands.intersection(text.splitlines())) == 1
     for entry in yaml.safe_load(text)["defaults"]:
         for group, option in entry.items() if isinstance(entry, dict) else ():
