@@ -33,7 +33,7 @@ from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.command_line import Parser, run_program
 from ogpsa.utils.errors import EXIT_DONE
 from ogpsa.utils.files import COMPLETE_FILE, write_atomically, write_json
-from ogpsa.utils.libraries import one_thread, quiet_libraries
+from ogpsa.utils.libraries import common_kernels, one_thread, quiet_libraries
 from ogpsa.utils.table import Table, markdown
 
 OUT = Path("outputs/reports/testbed/calibration")
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="folder of base.json and base.md (default: %(default)s)")
     parser.add_argument("--ship", action="store_true", help="put the base of world 0 into the package, and end")
     options = parser.parse_args(arguments)
+    common_kernels()
     quiet_libraries()
     if options.ship:
         ship()

@@ -20,6 +20,7 @@ from ogpsa.runs.score_table import table
 from ogpsa.runs.tracking import check_tracker
 from ogpsa.utils.errors import Problems
 from ogpsa.utils.files import check_writable
+from ogpsa.utils.libraries import common_kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,6 +74,8 @@ def run(
     with own(directory, config):
         metrics = processes.on_main_process(lambda: read_metrics(directory))
         if metrics is None:
+            if config.model.path is None:
+                common_kernels()
             from ogpsa.runs.run import Run
 
             with Run.start(config, directory, data, evaluate, judges, overrides) as started:

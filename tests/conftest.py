@@ -8,9 +8,11 @@ import pytest
 
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
+from ogpsa.utils.libraries import common_kernels
 
 # Before a library reads it, and inherited by every process that a test starts.
 os.environ["HF_HUB_OFFLINE"] = "1"
+common_kernels()
 
 
 @pytest.hookimpl(tryfirst=True)
