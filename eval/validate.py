@@ -17,7 +17,7 @@ from ogpsa.config import Config, RewardServices
 from ogpsa.data.rows import Data
 from ogpsa.pipeline import check as check_training
 from ogpsa.pipeline import check_files, check_tokenizer
-from ogpsa.runs.directory import METRICS_FILE
+from ogpsa.runs.directory import CONFIG_FILE, METRICS_FILE
 from ogpsa.utils.errors import Problems, UserError
 
 Key = TypeVar("Key")
@@ -70,14 +70,16 @@ def _check_reward(config: Config, data: Data) -> None:
 def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:
     """Problems that ``check_run`` would find in many runs, except in the processes that are to run them.
 
-    Runs that differ in nothing but the seed are looked at once; of their directories, each run looks at its own.
+    Of runs that differ in nothing but the seed, those that have not begun are looked at once.
 
     Returns:
         Every problem once, with the first run that has it.
     """
     different: dict[str, tuple[Key, Config, Path]] = {}
     for run in runs:
-        different.setdefault(run[1].model_copy(update={"seed": 0}).key(), run)
+        _, config, directory = run
+        begun = (directory / CONFIG_FILE).is_file()
+        different.setdefault(str(directory) if begun else config.model_copy(update={"seed": 0}).key(), run)
     problems: dict[str, Key] = {}
     with _each_warning_once():
         for key, config, directory in different.values():

@@ -29,8 +29,12 @@ if [[ -f $environment ]]; then
   # Modules and conda are not written for these.
   strict=$(set +o | grep -E 'errexit|nounset')
   set +eu
+  # Nor for arguments, which they would take for their own.
+  given=("$@")
+  set --
   # shellcheck source=/dev/null
   source "$environment"
+  set -- ${given[@]+"${given[@]}"}
   eval "$strict"
 fi
 python=${OGPSA_PYTHON:-$repository/.venv/bin/python}

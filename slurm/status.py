@@ -31,7 +31,7 @@ ERROR = re.compile(
 CONNECTION = re.compile(r"connection|NCCL|gloo", flags=re.IGNORECASE)
 # How a task's part of its log begins.
 BEGINNING = "slurm: task "
-STARTED = "started"
+QUEUED, STARTED = "queued", "started"
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 WIDEST = 100
 
@@ -42,7 +42,7 @@ class Event:
 
     Attributes:
         time: in seconds since 1970.
-        what: started, requeued, finished, failed, or ended, by SLURM.
+        what: queued, started, requeued, finished, failed, or ended, by SLURM.
         job: as SLURM writes it.
         restarts: of the job, until then.
         why: in words, or nothing.
@@ -56,14 +56,21 @@ class Event:
     why: str
 
 
+def note_queued(file: Path, job: str) -> None:
+    """Add to a row's events that ``job`` was queued for it."""
+    with file.open("a", encoding="utf-8") as handle:
+        handle.write(f"{time.time():.0f}\t{QUEUED}\t{job}\t\t0\t\n")
+
+
 def read_events(file: Path) -> list[Event]:
-    """The events of a row; an incomplete line is skipped."""
+    """The events of a row, a task's queueing only where it has said nothing itself; an incomplete line is skipped."""
     events = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         parts = line.split("\t")
         if len(parts) == 6 and parts[0].isdecimal() and parts[4].isdecimal():
             events.append(Event(float(parts[0]), parts[1], parts[2], parts[3], int(parts[4]), parts[5]))
-    return events
+    begun = {event.job for event in events if event.what != QUEUED}
+    return [event for event in events if event.what != QUEUED or event.job not in begun]
 
 
 def state_of(record: Record, events: Sequence[Event], task: Task | None, known: bool = True) -> str:
@@ -111,7 +118,8 @@ def seconds_of(record: Record, events: Sequence[Event], now: float | None) -> fl
     for event, after in zip_longest(events, events[1:]):
         if event.what == STARTED:
             killed = max(event.time, heard)
-            end = min(after.time, killed) if after and after.what == STARTED else after.time if after else now or killed
+            silent = after is not None and after.what in (QUEUED, STARTED)
+            end = min(after.time, killed) if silent else after.time if after else now or killed
             total += end - event.time
     return total
 

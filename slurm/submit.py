@@ -13,6 +13,7 @@ from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
 from ogpsa.utils.files import exclusive
 from slurm.squeue import Task, call, queue_of, write_words
+from slurm.status import note_queued
 from slurm.sweep import Record, Row, Sweep, check_edits, compose_rows, find_sweep, read_lines
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -45,8 +46,6 @@ NUMBERS = {"OGPSA_PROCESSES": 1, "OGPSA_ROWS_AT_ONCE": 1, "OGPSA_WARNING_SECONDS
 
 def main(arguments: Sequence[str]) -> int:
     try:
-        if not arguments:
-            raise UserError("SWEEP: not given; slurm/submit.sh --help says what it is")
         name, *options = arguments
         test_only = "--test-only" in options
         submit(find_sweep(name), [option for option in options if option != "--test-only"], test_only)
@@ -69,8 +68,8 @@ def submit(sweep: Sweep, options: Sequence[str], test_only: bool) -> None:
         raise UserError(*problems)
     nodes = node_count(options)
     rows = compose_rows(sweep, read_lines(sweep.file))
-    check_rows(sweep, [row for row in rows if not row.done], nodes)
-    with exclusive(sweep.folder / "slurm" / "submit.lock", "", wait=_Waiting(sweep)):
+    busy = f"{sweep.name} is being submitted by another process"
+    with exclusive(sweep.folder / "slurm" / "submit.lock", busy, wait=lambda: None):
         found: list[Task] = []
         directories: set[Path] = set()
         unknown = ""
@@ -84,6 +83,7 @@ def submit(sweep: Sweep, options: Sequence[str], test_only: bool) -> None:
         records = sweep.records()
         check_edits(sweep, rows, records, tasks)
         todo = [row for row in rows if not (row.done or row.name in tasks or row.directory.resolve() in directories)]
+        check_rows(sweep, todo, nodes)
         done = sum(row.done for row in rows)
         said = f"{len(rows)} rows: {done} done, {unknown or f'{len(rows) - done - len(todo)} queued or running'}"
         if test_only or not todo:
@@ -103,18 +103,6 @@ def _kept(rows: Sequence[Row], records: Mapping[str, Record], queued: Collection
     names = {one.name for one in here}
     gone = [replace(one, gone=True) for one in records.values() if one.begun or one.name in queued]
     return [*here, *(one for one in gone if one.name not in names)]
-
-
-class _Waiting:
-    """Says once that another submission is being waited for."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self._text: str | None = f"{sweep.name} is being submitted by another process; waiting"
-
-    def __call__(self) -> None:
-        if self._text is not None:
-            print(self._text, file=sys.stderr, flush=True)
-            self._text = None
 
 
 def option_problems(options: Sequence[str]) -> list[str]:
@@ -262,7 +250,7 @@ def _queue(sweep: Sweep, rows: Sequence[Row], nodes: int, options: Sequence[str]
     command = [
         "sbatch", "--parsable", f"--job-name={sweep.name}", f"--comment={submission}", f"--chdir={Path.cwd()}",
         f"--array=0-{len(rows) - 1}" + (f"%{at_once}" if at_once else ""),
-        f"--output={sweep.logs.resolve()}/%A_%a.log", "--open-mode=append", "--requeue",
+        f"--output={str(sweep.logs.resolve()).replace('%', '%%')}/%A_%a.log", "--open-mode=append", "--requeue",
         f"--signal=B:USR1@{os.environ.get('OGPSA_WARNING_SECONDS') or 300}",
         *options,
         str(REPOSITORY / "slurm" / ("multinode.sbatch" if nodes > 1 else "array.sbatch")),
@@ -271,6 +259,9 @@ def _queue(sweep: Sweep, rows: Sequence[Row], nodes: int, options: Sequence[str]
     said = call(command)
     if not (job := re.match(r"\d+", said)):
         raise UserError(f"sbatch: found no job's number in its answer: {' '.join(said.split())}")
+    for index, row in enumerate(rows):
+        # A task that dies before its first word is then known to have been queued.
+        note_queued(sweep.events(row.name), f"{job[0]}_{index}")
     return job[0]
 
 

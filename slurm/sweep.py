@@ -135,22 +135,29 @@ class Sweep:
         Raises:
             UserError: they are of another file that is called the same.
         """
-        if self.records_file.is_file() and (other := read_json(self.records_file)["file"]) != os.path.abspath(
-            self.file
-        ):
-            raise UserError(
-                f"SWEEP: {self.folder} holds the rows of {other}; rename {self.file}, or move {self.folder} away"
-            )
+        if self.records_file.is_file():
+            other = self.folder / read_json(self.records_file)["file"]
+            if other.exists() and not other.samefile(self.file):
+                raise UserError(
+                    f"SWEEP: {self.folder} holds the rows of {os.path.abspath(other)}; rename {self.file}, or move "
+                    f"{self.folder} away"
+                )
         return read_records(self.folder)
 
     def remember(self, records: Sequence[Record]) -> None:
         """Replace what is known by ``records``."""
         rows = {
-            one.name: {"line": one.line.number, "overrides": one.line.overrides, "directory": str(one.directory),
-                       "gone": one.gone}
+            one.name: {"line": one.line.number, "overrides": one.line.overrides,
+                       "directory": self._noted(one.directory), "gone": one.gone}
             for one in records
         }  # fmt: skip
-        write_json(self.records_file, {"file": os.path.abspath(self.file), "rows": rows})
+        write_json(self.records_file, {"file": self._noted(self.file), "rows": rows})
+
+    def _noted(self, path: Path) -> str:
+        """A path as it is noted: from the sweep's folder where both may move together, else the absolute one."""
+        here, folder = Path.cwd(), os.path.abspath(self.folder)
+        whole = os.path.abspath(path)
+        return os.path.relpath(whole, folder) if Path(whole).is_relative_to(here) else whole
 
 
 def is_done(directory: Path) -> bool:
@@ -165,7 +172,12 @@ def read_records(folder: Path) -> dict[str, Record]:
     """
     file = folder / RECORDS
     return {
-        name: Record(name, Line(one["line"], tuple(one["overrides"])), Path(one["directory"]), one["gone"])
+        name: Record(
+            name,
+            Line(one["line"], tuple(one["overrides"])),
+            Path(os.path.abspath(folder / one["directory"])),
+            one["gone"],
+        )
         for name, one in (read_json(file)["rows"] if file.is_file() else {}).items()
     }
 
@@ -286,7 +298,7 @@ def check_edits(sweep: Sweep, rows: Sequence[Row], records: Mapping[str, Record]
             continue
         state = "ran" if record.begun else "was queued"
         if (same := names.get(record.name)) is not None:
-            if (directory := same.directory.absolute()) != record.directory:
+            if (directory := Path(os.path.abspath(same.directory))) != record.directory:
                 problems.append(
                     f"{sweep.file}:{same.line.number}: hydra.run.dir: edited after it {state}; it was: "
                     f"{record.directory}; it is: {directory}; put the old one back, or move the run there when it has "

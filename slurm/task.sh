@@ -117,7 +117,8 @@ run() {
     requeue "warned before the run began"
   fi
   # Nothing but the run heeds these signals, which reach every process of a step: they would end torchrun.
-  srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
+  # Whatever sbatch exported, the step gets what env.sh has set up.
+  srun --export=ALL --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
     bash -c 'trap "" USR1 TERM; exec "$@"' _ "$@" &
   pid=$!
   # It may have come just now.

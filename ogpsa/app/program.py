@@ -20,7 +20,7 @@ from ogpsa import __version__
 from ogpsa.app.compose import COMPOSITION_ERRORS, Check, Composer, in_our_words, label, validate
 from ogpsa.distributed import processes
 from ogpsa.utils.command_line import expand_homes
-from ogpsa.utils.errors import EXIT_FAILURE, UserError, closest_match, interrupted, report
+from ogpsa.utils.errors import EXIT_FAILURE, UserError, closest_match, interrupted, report, unread
 from ogpsa.utils.system_errors import refusal
 
 if TYPE_CHECKING:  # the schema imports pydantic, which --help and --cfg do not need
@@ -87,6 +87,8 @@ class Program:
             sys.stdout.flush()  # a failed write shows here
         except KeyboardInterrupt:
             sys.exit(interrupted())
+        except BrokenPipeError:
+            sys.exit(unread())
         except Exception as error:
             if _as_users(error) is None:
                 raise

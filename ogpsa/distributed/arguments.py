@@ -40,8 +40,10 @@ def mode_arguments(config: Config) -> dict[str, Any]:
             return {}
 
 
-def summing_in_fp32(arguments: Arguments) -> Arguments:
-    """The arguments with a setting that has no key: without it FSDP2 would also sum the gradients in bf16."""
+def with_settings_without_keys(arguments: Arguments) -> Arguments:
+    """The arguments with what cannot be said in them: one GPU a process, and FSDP2's gradients summed in fp32."""
+    # transformers would spread a process over all GPUs that it sees, which TRL refuses.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     if arguments.fsdp and arguments.bf16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         arguments.fsdp_plugin_args = {**(arguments.fsdp_plugin_args or {}), "mixed_precision_policy": policy}

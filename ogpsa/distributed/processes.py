@@ -166,6 +166,9 @@ def _control() -> "ProcessGroup":
 
     if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if number >= gpus:
+                raise UserError(f"torchrun: process {number + 1} of this node has no GPU; it sees {gpus}, one for each")
+            torch.cuda.set_device(number)
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return cast("ProcessGroup", torch.distributed.new_group(backend="gloo", timeout=PATIENCE))

@@ -61,7 +61,11 @@ def _git(*arguments: str) -> str | None:
     try:
         with deaf_children():
             done = subprocess.run(
-                ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=False
+                # Of a checkout that belongs to somebody else git would say nothing.
+                ["git", "-c", "safe.directory=*", "-C", str(REPOSITORY), *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
             )
     except FileNotFoundError:
         return None

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, interrupted, report
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, interrupted, report, unread
 from ogpsa.utils.system_errors import refusal
 
 # What reads the value of each key, by ``ArgumentTypeError`` if it cannot.
@@ -143,6 +143,8 @@ def run_program(main: Callable[[], int]) -> int:
         return report(error)
     except KeyboardInterrupt:
         return interrupted()
+    except BrokenPipeError:
+        return unread()
     except Exception as error:
         refused = refusal(error)
         if refused is None:

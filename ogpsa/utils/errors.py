@@ -1,6 +1,7 @@
 """The one exception for a user's mistake, and the closest-match helper its messages use."""
 
 import io
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,8 @@ EXIT_USER_ERROR = 2
 EXIT_REQUEUE = 85
 # A shell's exit code after SIGINT.
 EXIT_INTERRUPTED = 130
+# And after SIGPIPE.
+EXIT_UNREAD = 141
 
 
 class UserError(Exception):
@@ -84,6 +87,12 @@ def interrupted() -> int:
     """Say that Ctrl-C ended the program and return its exit code."""
     print("\ninterrupted; the same command resumes with what is finished", file=sys.stderr, flush=True)
     return EXIT_INTERRUPTED
+
+
+def unread() -> int:
+    """Leave standard output, which nobody reads any more, as after ``| head``, and return the exit code for that."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_UNREAD
 
 
 def first_line(error: BaseException) -> str:

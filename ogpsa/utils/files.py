@@ -5,6 +5,7 @@ import fcntl
 import gzip
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
@@ -22,6 +24,8 @@ from typing import Any, TextIO
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.json_text import json_kind, parse_json
 from ogpsa.utils.system_errors import NO_SPACE, absent, naming
+
+log = logging.getLogger(__name__)
 
 COMPLETE_FILE = "COMPLETE.json"
 # Below a folder that is declared whole, but removed once it is.
@@ -301,17 +305,22 @@ def exclusive(path: Path, busy: str, wait: Callable[[], None] | None = None) -> 
 
     Args:
         busy: what it means that another process holds the lock.
-        wait: called once a second while it does; None refuses at once.
+        wait: called once a second while it does, which after the first is logged; None refuses at once.
 
     Raises:
         UserError: another process holds it and there is no waiting; its holder is named.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as handle:
-        while not _try_lock(handle):
+        for seconds in count():
+            if _try_lock(handle):
+                break
+            handle.seek(0)
+            held = f"{busy} ({handle.read().strip() or 'holder unknown'})"
             if wait is None:
-                handle.seek(0)
-                raise UserError(f"{busy} ({handle.read().strip() or 'holder unknown'})")
+                raise UserError(held)
+            if seconds == 1:
+                log.warning("waiting: %s", held)
             wait()
             time.sleep(1)
         handle.seek(0)

@@ -1,11 +1,15 @@
 """Processes and batches that do not fit are refused by name, before torch is there."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
+from trl import SFTConfig
 
 from ogpsa.app.compose import compose_config
 from ogpsa.distributed import launch, processes
+from ogpsa.distributed.arguments import with_settings_without_keys
 from ogpsa.distributed.launch import accumulation_steps, check_device, check_launch
 from ogpsa.distributed.processes import LAUNCHER_VARIABLES
 from ogpsa.utils.errors import UserError
@@ -186,3 +190,22 @@ def test_the_global_batch_is_the_same_on_any_world_size(processes: int) -> None:
     config = compose_config(["stage=sft", "stage.batch_size=16", "stage.micro_batch_size=2"])
     [stage] = config.stages
     assert stage.micro_batch_size * processes * accumulation_steps(stage, processes) == 16
+
+
+def test_a_process_without_a_gpu_of_its_own_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    processes._control.cache_clear()
+    with pytest.raises(UserError, match=r"^torchrun: process 2 of this node has no GPU; it sees 1, one for each$"):
+        processes.on_main_process(lambda: None)
+
+
+@pytest.mark.parametrize(("seen", "used"), [(8, 1), (1, 1), (0, 0)])
+def test_a_process_uses_one_gpu_of_those_that_it_sees(tmp_path: Path, seen: int, used: int) -> None:
+    arguments = SFTConfig(str(tmp_path), use_cpu=True, bf16=False)
+    # As transformers finds them.
+    arguments._n_gpu = seen
+    assert with_settings_without_keys(arguments).n_gpu == used

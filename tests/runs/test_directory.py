@@ -48,3 +48,22 @@ def test_waiting_does_not_change_a_run() -> None:
 )
 def test_a_runs_title_says_method_rank_k_and_seed(overrides: list[str], title: str) -> None:
     assert run_title(compose_config(overrides).identity()) == title
+
+
+def test_a_process_that_waits_for_another_says_for_whom(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    seconds = 0
+
+    def wait() -> None:
+        nonlocal seconds
+        seconds += 1
+        if seconds == 4:
+            raise InterruptedError
+
+    with (
+        exclusive(tmp_path / "key.lock", "another run makes the same stage"),
+        pytest.raises(InterruptedError),
+        exclusive(tmp_path / "key.lock", "another run makes the same stage", wait=wait),
+    ):
+        pass
+    [said] = caplog.messages
+    assert said.startswith("waiting: another run makes the same stage (host ")

@@ -111,9 +111,10 @@ class Work:
         return "".join(path.read_text(encoding="utf-8") for path in sorted(self.results.glob("slurm/logs/*.log")))
 
     def events(self) -> list[str]:
-        """What happened to the rows, in one word each."""
+        """What happened to the rows once they were queued, in one word each."""
         files = sorted(self.results.glob("slurm/events/*.tsv"))
-        return [line.split("\t")[1] for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+        words = [line.split("\t")[1] for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+        return [word for word in words if word != "queued"]
 
     def until(self, what: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Wait until ``what`` holds."""

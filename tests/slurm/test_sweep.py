@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
 from ogpsa.app.compose import compose_run
 from ogpsa.config.stage import StageName
@@ -182,8 +183,30 @@ def test_a_sweeps_name_is_one_that_paths_and_overrides_can_hold(tmp_path: Path) 
 def test_two_files_of_one_name_do_not_share_results(sweep: Sweep, tmp_path: Path) -> None:
     sweep.remember([])
     other = Sweep(tmp_path / "elsewhere" / "study.txt", sweep.folder)
+    other.file.parent.mkdir()
+    written(sweep, "seed=1")
+    written(other, "seed=2")
     with pytest.raises(UserError, match=r"holds the rows of .*study\.txt; rename"):
         other.records()
+
+
+@pytest.mark.parametrize("moved", ["project", "file"])
+def test_what_was_moved_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: str) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    sweep = written(Sweep(Path("study.txt"), Path("outputs/study")), "seed=1", "hydra.run.dir=outputs/own")
+    rows = compose_rows(sweep, read_lines(sweep.file))
+    sweep.remember([Record(row.name, row.line, row.directory.absolute()) for row in rows])
+    if moved == "project":
+        project.rename(tmp_path / "new")
+        monkeypatch.chdir(tmp_path / "new")
+    else:
+        Path("sweeps").mkdir()
+        sweep = Sweep(sweep.file.rename("sweeps/study.txt"), sweep.folder)
+    records = sweep.records()
+    assert [records[row.name].directory for row in rows] == [Path.cwd() / row.directory for row in rows]
+    check_edits(sweep, compose_rows(sweep, read_lines(sweep.file)), records, [row.name for row in rows])
 
 
 def test_records_are_read_as_they_were_written(sweep: Sweep) -> None:
@@ -365,6 +388,7 @@ def record_in(sweep: Sweep, *events: str, log: str = "", printed: str = "") -> R
 
 
 STARTED = "100\tstarted\t7_0\tn1\t0\t"
+QUEUED = "90\tqueued\t7_0\t\t0\t"
 
 
 @pytest.mark.parametrize(
@@ -378,6 +402,15 @@ STARTED = "100\tstarted\t7_0\tn1\t0\t"
         ([STARTED, "160\tended\t7_0\tn1\t0\t"], Task("row", "7_0", "PENDING", "", "BeginTime"), "requeued"),
         ([STARTED], None, "stopped"),
         ([], None, "not queued"),
+        # The task died before its first word; or it was queued again.
+        ([QUEUED], None, "stopped"),
+        (
+            [STARTED, "160\tended\t7_0\tn1\t0\t", QUEUED.replace("7_0", "8_0")],
+            Task("row", "8_0", "PENDING", "", ""),
+            "waiting",
+        ),
+        # It spoke before submit.sh noted that it was queued.
+        ([STARTED, "160\trequeued\t7_0\tn1\t0\t", QUEUED], Task("row", "7_0", "PENDING", "", "x"), "requeued"),
     ],
 )
 def test_a_rows_state_is_the_queues_word_or_its_last_event(
@@ -432,6 +465,13 @@ def test_the_last_error_is_the_programs_own(sweep: Sweep) -> None:
 def test_the_error_of_a_process_that_lost_another_counts_only_alone(sweep: Sweep, printed: str, told: str) -> None:
     record_in(sweep, STARTED, "160\tfailed\t7_0\tn1\t0\texit code 1", printed=f"slurm: task 7_0\n{printed}")
     assert error_of(sweep, read_events(sweep.events("row"))) == f"{told}; exit code 1"
+
+
+def test_a_task_that_died_before_its_first_word_is_listed_with_its_log(sweep: Sweep) -> None:
+    record_in(sweep, QUEUED, printed="slurm: task.sh: No such file or directory\nerror: it could not start\n")
+    [_, row, _, _] = status(sweep, [], True, 190.0).splitlines()
+    assert row.split()[:2] == ["row", "stopped"]
+    assert "it could not start; ended without a word" in row and row.endswith(str(sweep.logs / "7_0.log"))
 
 
 def test_a_row_that_waits_has_nothing_to_tell_but_why(sweep: Sweep) -> None:
@@ -520,6 +560,44 @@ def test_a_row_that_another_sweep_has_queued_is_left_out(
     assert submit.main([sweep.file.name, "--test-only"]) == 0
     assert capsys.readouterr().out == "2 rows: 0 done, 1 queued or running, 1 to queue\n"
     assert tasks_of(sweep) == []
+
+
+def test_a_row_that_runs_is_not_checked_when_others_are_submitted(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = written(Sweep(Path("study.txt"), Path("outputs/study")), "seed=1 tracker=none", "seed=2 tracker=none")
+    rows = compose_rows(sweep, read_lines(sweep.file))
+    submission = sweep.submissions.resolve() / "first"
+    submission.mkdir(parents=True)
+    write_words(submission / "0", [rows[0].name, "events", "1", str(rows[0].directory.absolute() / "metrics.json")])
+    # Begun with other code, which check_rows refuses.
+    write_json(rows[0].directory / "provenance.json", {"rests_on": {"code/ogpsa/training": "other"}})
+    settings = yaml.safe_dump(rows[0].config.model_dump(mode="json"))
+    (rows[0].directory / "config.yaml").write_text(settings, encoding="utf-8")
+    (tmp_path / "queue").write_text(f"7|0|RUNNING|n1|None|{submission}\n", encoding="utf-8")
+    monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", squeue=f"/bin/cat {tmp_path}/queue")))
+    assert submit.main([sweep.file.name, "--test-only"]) == 0
+    assert capsys.readouterr().out == "2 rows: 0 done, 1 queued or running, 1 to queue\n"
+    # It ended, and would be queued: its own directory is looked at, though it differs from row 2 in the seed alone.
+    (tmp_path / "queue").write_text("", encoding="utf-8")
+    written(sweep, "seed=2 tracker=none", "seed=1 tracker=none")
+    assert submit.main([sweep.file.name, "--test-only"]) == 2
+    assert "study.txt:2: " in (said := capsys.readouterr().err) and "began with other inputs" in said
+
+
+def test_what_sbatch_queued_is_noted(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "50%a"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    sweep = written(Sweep(Path("study.txt"), Path("outputs/study")), "method=baseline tracker=none")
+    sbatch = f'echo "$@" > {tmp_path}/asked; echo 7'
+    monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", squeue="", scontrol="", sbatch=sbatch)))
+    assert submit.main([sweep.file.name]) == 0
+    [record] = sweep.records().values()
+    assert state_of(record, read_events(sweep.events(record.name)), None) == "stopped"
+    # SLURM fills in %a by itself.
+    assert f"--output={tmp_path}/50%%a/outputs/study/slurm/logs/%A_%a.log" in (tmp_path / "asked").read_text()
 
 
 def test_an_answer_of_sbatch_without_a_job_is_said(

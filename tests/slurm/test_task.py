@@ -142,6 +142,15 @@ def test_a_warning_reaches_the_run_again_and_again_until_it_leaves(task: Task) -
     assert task.events() == ["started", "requeued saved and left"]
 
 
+def test_the_environment_sees_no_arguments_of_the_scripts(task: Task) -> None:
+    environment = task.folder / "env.sh"
+    # As conda's activate, which takes them for its own.
+    environment.write_text(f'echo "given $# $*" >> {task.folder}/asked\n', encoding="utf-8")
+    assert task('touch "$RESULT"', OGPSA_ENVIRONMENT=str(environment)) == 0
+    assert task.asked()[0] == "given 0 "
+    assert task.events() == ["started", "finished"]
+
+
 def test_the_environments_own_faults_are_not_the_tasks(task: Task) -> None:
     environment = task.folder / "env.sh"
     environment.write_text('echo "$not_set_by_anyone" > /dev/null\nfalse\n', encoding="utf-8")
