@@ -16,7 +16,7 @@ from eval.benchmarks.definition import find_benchmarks
 from ogpsa.app.compose import compose_config
 from ogpsa.runs.directory import LOCK_FILE
 from ogpsa.testbed.cache import ensure_base
-from ogpsa.utils.files import COMPLETE_FILE, exclusive, read_jsonl, write_jsonl
+from ogpsa.utils.files import COMPLETE_FILE, exclusive, read_jsonl, write_json, write_jsonl
 from tests.program import contents, options, run, run_here
 
 TESTBED = ["stage=sft", "hydra.run.dir=run"]
@@ -70,6 +70,12 @@ def write(path: str, content: bytes | str) -> Callable[[], None]:
         Path(path).write_bytes(data)
 
     return act
+
+
+def half_a_model() -> None:
+    first, second = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    Path("model/model.safetensors").rename(f"model/{first}")
+    write_json(Path("model/model.safetensors.index.json"), {"weight_map": {"a": first, "b": second}})
 
 
 def remove(*paths: str) -> Callable[[], None]:
@@ -290,9 +296,26 @@ MISTAKES = {
         "method.samples=2",
     ),
     "rows without the column": files(
-        "data.safety: rows.jsonl:1 has no text in column 'chosen' (columns found: choosen, prompt); "
-        "sft need chosen, prompt; did you mean 'choosen'?",
+        "data.safety: rows.jsonl:1 has no text in column 'completion' or 'chosen' (columns found: choosen, prompt); "
+        "sft need completion or chosen, prompt; did you mean 'choosen'?",
         rows({"prompt": "a", "choosen": "b"}),
+    ),
+    "rows with the name of another program": files(
+        "data.safety: rows.jsonl:1 has no text in column 'completion' or 'chosen' (columns found: Completion, prompt); "
+        "sft need completion or chosen, prompt; did you mean 'Completion'?",
+        rows({"prompt": "a", "Completion": "b"}),
+    ),
+    "rows in the file of a list": files(
+        "data.safety: rows.json: not readable as JSON (Extra data: line 2 column 1 (char 33)); expected a list of "
+        "objects, or an object of such lists; a file with an object a line is named .jsonl",
+        write("rows.json", '{"prompt": "a", "chosen": "b c"}\n{"prompt": "d", "chosen": "e f"}\n'),
+        "data.safety=rows.json",
+    ),
+    "rows of training and of a test by the hub's names": files(
+        "data.safety: rows.json holds the parts test_sft, train_sft, and all of it would be trained on; keep the rows "
+        "of 'test_sft' in another file",
+        write("rows.json", json.dumps({part: [{"prompt": "a", "chosen": "b"}] for part in ("train_sft", "test_sft")})),
+        "data.safety=rows.json",
     ),
     "rows without the column of DPO": files(
         "data.safety: rows.jsonl:1 has no text in column 'rejected' (columns found: chosen, completion, prompt); "
@@ -365,6 +388,11 @@ MISTAKES = {
     ),
     "model with pickled weights": files(
         "model.path: model holds no *.safetensors; convert the weights (pickled ones are not loaded)", pickled
+    ),
+    "model without one of its files of weights": files(
+        "model.path: model lacks model-00002-of-00002.safetensors, which model.safetensors.index.json names; write the "
+        "checkpoint again",
+        half_a_model,
     ),
     "model with truncated weights": files(
         "model.path: model/model.safetensors is damaged or truncated; write the checkpoint again",

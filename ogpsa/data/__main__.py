@@ -11,7 +11,8 @@ NAME is one of safe_rlhf, ultrafeedback, halueval, gsm8k, mmlu, safety_tuned_lla
 stage safe_rlhf_prompts, nspo_general, ultrafeedback_short.
 
 check compares the prompts of every file in FOLDER with each other's and with those named by --against, exactly after
-normalisation and by similarity, and writes leakage.json into FOLDER.
+normalisation and by similarity, and writes leakage.json into FOLDER. --column names the column of prompts in files
+that have none of the usual ones.
 """
 
 import sys

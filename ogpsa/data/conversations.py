@@ -82,19 +82,18 @@ def users_turns(value: Any) -> list[str]:
     ]
 
 
-def plain_row(row: dict[str, Any], columns: Sequence[str], cells: bool) -> dict[str, Any]:
+def plain_row(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     """The row with its prompt and answers in a run's form; a row without messages and ``system`` stays as it is.
 
     Args:
         columns: the needed ones of ``prompt``, ``chosen`` and ``rejected``; others are ignored.
-        cells: whether the row comes from a table of texts, which holds messages as JSON.
 
     Raises:
         ConversationError: messages are not of a form that is read, or contradict each other.
     """
-    if cells:
-        listed = [name for name in HOLDERS if isinstance(row.get(name), str) and CELL.match(row[name])]
-        row = row | {name: _from_json(name, row[name]) for name in listed}
+    # A table's cell, and the column of an exported one, hold messages as JSON.
+    listed = [name for name in HOLDERS if isinstance(row.get(name), str) and CELL.match(row[name])]
+    row = row | {name: _from_json(name, row[name]) for name in listed}
     answer = next((name for name in ("chosen", "completion", "messages") if row.get(name)), None)
     names = ["prompt"]
     if answer and ("chosen" in columns or not row.get("prompt")):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from ogpsa.data.conversations import users_turns
-from ogpsa.data.readers import FORMATS, Row, ending, read_table
+from ogpsa.data.readers import FORMATS, Row, ending, read_table, with_input
 from ogpsa.utils.errors import Problems, UserError, closest_match
 from ogpsa.utils.files import write_json
 
@@ -117,6 +117,9 @@ def _prefixes(sets: csr_array, threshold: float) -> csr_array:
 def prompts_of(file: Path, column: str | None = None) -> list[tuple[int, str]]:
     """The prompts in a file, each with its row's number from 1; of a conversation each user's turn.
 
+    Args:
+        column: where they stand in a file that has none of our own columns for them.
+
     Raises:
         UserError: it is not readable, or has no such column.
     """
@@ -125,16 +128,18 @@ def prompts_of(file: Path, column: str | None = None) -> list[tuple[int, str]]:
 
 
 def _prompts(file: Path, number: int, row: Row, column: str | None) -> list[str]:
-    names = PROMPTS if column is None else (column,)
-    for name in CONVERSATIONS if column is None else names:
+    own = () if column is None else (column,)
+    for name in (*CONVERSATIONS, *own):
         if asked := users_turns(row.get(name)):
             return asked
-    for name in names:
+    for name in (*PROMPTS, *own):
         if isinstance(row.get(name), str):
-            return [row[name]]
+            return [with_input(row[name], row) if name == "instruction" else row[name]]
     known = ", ".join(map(str, row)) or "none"
-    hint = closest_match(column, map(str, row)) if column else "; name one with --column"
-    raise UserError(f"{file}: row {number} has no text in {' or '.join(names)} (columns found: {known}){hint}")
+    hint = closest_match(column, map(str, row)) if column else "; call it 'prompt' (check also takes --column)"
+    raise UserError(
+        f"{file}: row {number} has no text in {' or '.join((*PROMPTS, *own))} (columns found: {known}){hint}"
+    )
 
 
 def tables_in(place: Path) -> list[Path]:

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ Row = dict[str, Any]
 LISTS = "a list of objects, or an object of such lists"
 # Cell separators of spreadsheets' other exports.
 SEPARATORS = (";", "\t", "|")
+# Parts of a data set that are not for training.
+HELD_OUT = {"test", "val", "valid", "validation", "dev", "eval", "evaluation", "heldout", "holdout"}
 
 
 def ending(file: Path) -> str:
@@ -53,6 +55,11 @@ def read_table(file: Path) -> list[Row]:
             raise UserError(f"{file}: no such file") from None
         except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
             raise UserError(f"{file}: not readable as Parquet ({error})") from None
+        except OSError as error:
+            # One of pyarrow's own, of a damaged page; the system's has a number.
+            if error.errno is not None:
+                raise
+            raise UserError(f"{file}: not readable as Parquet ({first_line(error)}); fetch it again") from None
         return rows
     if kind in (".tsv", ".tab") and file.is_file():
         raise UserError(f"{file}: cells separated by tabs are not read; save it as CSV with commas, or as JSON lines")
@@ -68,7 +75,8 @@ def parse_list(text: str, file: Path | str) -> list[Row]:
     try:
         content = parse_json(text)
     except ValueError as error:
-        raise UserError(f"{file}: not readable as JSON ({error}); expected {LISTS}") from None
+        lines = "; a file with an object a line is named .jsonl" if re.match(r"\s*\{.*\n\{", text) else ""
+        raise UserError(f"{file}: not readable as JSON ({error}); expected {LISTS}{lines}") from None
     if isinstance(content, dict):
         content = [
             _named(name, row, isinstance(rows, list))
@@ -88,6 +96,33 @@ def _named(name: str, row: Any, listed: bool) -> Any:
     if isinstance(row, dict):
         return {"config": name, **row}
     return {name: row} if isinstance(row, str) and listed else row
+
+
+def check_parts(rows: Iterable[Row], key: str, path: str) -> None:
+    """Refuse rows of a file or list that also holds a part to be tested on.
+
+    Raises:
+        UserError: names ``key`` and the parts.
+    """
+    for column in ("split", "config"):
+        parts = sorted({row[column] for row in rows if isinstance(row.get(column), str)})
+        held_out = [part for part in parts if _is_held_out(part)]
+        if held_out and len(parts) > len(held_out):
+            raise UserError(
+                f"{key}: {path} holds the parts {', '.join(parts)}, and all of it would be trained on; keep the rows "
+                f"of '{held_out[0]}' in another file"
+            )
+
+
+def _is_held_out(part: str) -> bool:
+    words = re.findall(r"[^\W_]+", part.lower())
+    return not HELD_OUT.isdisjoint([*words, "".join(words)])
+
+
+def with_input(instruction: str, row: Mapping[str, Any]) -> str:
+    """An instruction with what stands in ``input``, as in Alpaca's form."""
+    more = row.get("input")
+    return f"{instruction}\n\n{more}" if isinstance(more, str) and more else instruction
 
 
 def place(file: Path | str, number: int) -> str:

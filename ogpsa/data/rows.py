@@ -17,7 +17,7 @@ from typing import Any
 from ogpsa.config import Config, DPOSettings, FileData, GRPOSettings, OneStage, SetUse, StageName, mixed_in
 from ogpsa.data.builders.settings import SCHEMAS
 from ogpsa.data.conversations import ALLOWED, INVISIBLE, ConversationError, as_text, plain_row
-from ogpsa.data.readers import ending, place, read_table
+from ogpsa.data.readers import check_parts, ending, place, read_table
 from ogpsa.testbed.rows import Rows, build_rows
 from ogpsa.testbed.world import World
 from ogpsa.utils.answers import says_nothing, split_reply
@@ -44,7 +44,6 @@ UNREAD = frozenset((
     "message", "conversation", "dialog", "dialogue", "instruction", "question", "query", "chattemplatekwarg",
 ))  # fmt: skip
 # Parts of a data set that are kept from training.
-HELD_OUT = frozenset(("test", "val", "valid", "validation", "dev", "eval", "evaluation", "heldout", "holdout"))
 # What a file of each ending should hold.
 EXPECTED = {".csv": "rows below the header", ".json": "a list of objects", ".parquet": "a table with rows"}
 
@@ -183,6 +182,10 @@ def _read_files(
     held_out: dict[str, list[Row]] = {}
     for name, path in data.held_out.items() if measured else ():
         with problems.kept():
+            if path == data.safety:
+                raise UserError(
+                    f"data.held_out.{name}: {path} is also data.safety, which is trained on; name other rows"
+                )
             held_out[name] = _read_rows(config, path, f"data.held_out.{name}", measured, COLUMNS)
     problems.tell()
     return safety, reference_sets, held_out
@@ -209,14 +212,7 @@ def _read_rows(
     if not found:
         expected = EXPECTED.get(ending(Path(path)), "one JSON object a line")
         raise UserError(f"{key}: {path} holds no rows; expected {expected}")
-    for column in ("split", "config"):
-        parts = sorted({row[column] for row in found if isinstance(row.get(column), str)})
-        held_out = [part for part in parts if _plain(part) in HELD_OUT]
-        if held_out and len(parts) > len(held_out):
-            raise UserError(
-                f"{key}: {path} holds the parts {', '.join(parts)}, and all of it would be trained on; keep the rows "
-                f"of '{held_out[0]}' in another file"
-            )
+    check_parts(found, key, path)
     columns = sorted({column for stage in stages for column in needed[stage]})
     marked = "grpo" in stages and needed is SAFETY_COLUMNS
     cells = ending(Path(path)) == ".csv"
@@ -225,13 +221,14 @@ def _read_rows(
     rows = []
     for number, given in enumerate(found, start=1):
         try:
-            row = plain_row(given, columns, cells)
+            row = plain_row(given, columns)
         except ConversationError as wrong:
             mistakes.setdefault(wrong.kind, (wrong.told, []))[1].append(number)
             continue
         for fault, mistake in _mistakes(config, row, columns, stages):
             mistakes.setdefault(fault, (mistake, []))[1].append(number)
-        rows.append({column: row.get(column, row.get("completion")) for column in columns})
+        answer = row.get("completion") if row.get("chosen") is None else row["chosen"]
+        rows.append({column: answer if column == "chosen" else row.get(column) for column in columns})
         for name, kind, allowed in ROLLOUT_COLUMNS if marked else ():
             value = _cell(row.get(name), kind) if cells else row.get(name)
             if value is not None:
@@ -254,16 +251,22 @@ def _cell(text: str | None, kind: type) -> object:
 
 def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[StageName]) -> Iterator[tuple[str, str]]:
     """The mistakes in a row that stages would read, each with its kind."""
-    row = {"chosen": row["completion"], **row} if "completion" in row else row
-    needed = f"{' and '.join(sorted(stages))} need {', '.join(columns)}"
+    if "completion" in row:
+        row = row | {"chosen": row["completion"] if row.get("chosen") is None else row["chosen"]}
+    # The field's name of an answer that has no rejected one beside it comes first.
+    other = {} if "rejected" in columns or "chosen" in row else {"chosen": ("completion", "chosen")}
+    names = {column: other.get(column, (column,)) for column in columns}
+    needed = f"{' and '.join(sorted(stages))} need {', '.join(' or '.join(names[column]) for column in columns)}"
     whole = True
     for column in columns:
         value = row.get(column)
         if column not in row or (isinstance(value, str) and not value.strip(INVISIBLE)):
             whole = False
             known = ", ".join(map(str, sorted(row, key=str))) or "none"
-            hint = closest_match(column, map(str, row.keys() - {column}))
-            yield f"none {column}", f" has no text in column '{column}' (columns found: {known}); {needed}{hint}"
+            others = [str(name) for name in row.keys() - set(columns)]
+            hint = next(filter(None, (closest_match(name, others) for name in names[column])), "")
+            wanted = " or ".join(f"'{name}'" for name in names[column])
+            yield f"none {column}", f" has no text in column {wanted} (columns found: {known}); {needed}{hint}"
         # Of a prompt, messages that ``plain_row`` has read.
         elif not isinstance(value, str) and not (column == "prompt" and isinstance(value, list)):
             whole = False
@@ -291,7 +294,7 @@ def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[Stag
             yield column, f": column '{column}' is read by no stage; {remedy}, or take the column out"
     if "completion" in row and (row.get("label") is False or str(row.get("label")).lower() == "false"):
         yield "label", ": label is false, so that the completion is not an answer to learn; take the row out"
-    if "completion" in row and row["completion"] != row["chosen"]:
+    if row.get("completion") is not None and row["completion"] != row["chosen"]:
         yield "two answers", ": holds both 'chosen' and 'completion', and they differ; keep one"
     equal = whole and "dpo" in stages and row["chosen"].strip(INVISIBLE) == row["rejected"].strip(INVISIBLE)
     for stage in config.stages:
@@ -312,8 +315,9 @@ def _adds(value: Any, read: Sequence[str]) -> bool:
     """Whether a value adds something to the texts that are read; a number or a copy of them does not."""
     match value:
         case str():
-            own = re.compile(rf"(?<!\w){re.escape(value.strip(INVISIBLE))}(?!\w)")
-            return not any(own.search(text) for text in read)
+            said = value.strip(INVISIBLE)
+            own = re.compile(rf"(?<!\w){re.escape(said)}(?!\w)")
+            return bool(said) and not any(own.search(text) for text in read)
         case list():
             return any(_adds(entry, read) for entry in value)
         case dict():

@@ -104,6 +104,11 @@ def check_weights(folder: Path, key: str, remedy: str) -> None:
     for file in files:
         if not is_whole(file):
             raise UserError(f"{key}: {file} is damaged or truncated; {remedy}")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        named = _read_json(index, key, remedy).get("weight_map", {}).values()
+        if missing := sorted(set(named) - {file.name for file in files}):
+            raise UserError(f"{key}: {folder} lacks {missing[0]}, which {index.name} names; {remedy}")
 
 
 def adapter_problem(folder: Path) -> str:

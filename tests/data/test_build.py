@@ -275,6 +275,11 @@ def test_ultrafeedback_pairs_the_highest_with_the_lowest_score(work: Path) -> No
 
 def test_other_forms_of_the_same_data_sets(work: Path) -> None:
     flat = [{"instruction": f"q{n}", "chosen": "good", "rejected": "bad"} for n in range(3)]
+    # Rows of LLaMA-Factory differ in their input alone; what would have to stand before a prompt is left out.
+    alpaca = [
+        {"instruction": "Translate.", "input": word, "system": role, "chosen": "good", "rejected": "bad"}
+        for word, role in (("cat", ""), ("dog", None), ("cow", "Be brief."))
+    ]
     turns = [{"from": "human", "value": "q9"}, {"from": "gpt", "value": "a"}]
     shared = [
         {"conversations": turns[:count], "chosen": {"value": "good"}, "rejected": {"value": "bad"}} for count in (1, 2)
@@ -285,12 +290,20 @@ def test_other_forms_of_the_same_data_sets(work: Path) -> None:
     ]
     cases: list[tuple[str, list[Row], int, set[str]]] = [
         ("ultrafeedback", flat, 3, {"q0", "q1", "q2"}),
+        ("ultrafeedback", alpaca, 2, {"Translate.\n\ncat", "Translate.\n\ndog"}),
         ("ultrafeedback", shared, 1, {"q9"}),
         ("halueval", general, 2, {"query 0", "query 2"}),
     ]
     for name, rows, count, prompts in cases:
         build(name, write(work / "rows.jsonl", rows), work / "out", f"parts={{reference: {count}}}")
         assert {row["prompt"] for row in rows_of(work / "out", "reference")} == prompts
+
+
+def test_a_list_with_a_test_part_is_no_source(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = work / "rows.json"
+    source.write_text(json.dumps({"train": MADE_UP["gsm8k"][:6], "test": MADE_UP["gsm8k"][6:]}), encoding="utf-8")
+    assert main(arguments("gsm8k", source, work / "out", "parts.reference=8")) == EXIT_USER_ERROR
+    assert "source.path: " in (said := capsys.readouterr().err) and "holds the parts test, train" in said
 
 
 def test_gsm8k_and_mmlu_as_answers(work: Path) -> None:

@@ -116,9 +116,13 @@ def test_every_form_is_read_from_every_format(form: str, ending: str, tmp_path: 
     assert load(write(tmp_path / f"rows{ending}", [given]), stage) == [{name: wanted[name] for name in COLUMNS[stage]}]
 
 
-def test_a_prompt_that_is_the_text_of_a_list_stays_a_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet", ".csv"])
+def test_messages_that_an_export_has_made_a_text_are_messages(tmp_path: Path, ending: str) -> None:
     row = ONE | {"prompt": json.dumps(said("Hi"))}
-    assert load(write(tmp_path / "rows.jsonl", [row]), "dpo") == [row]
+    assert load(write(tmp_path / f"rows{ending}", [row]), "dpo") == [ONE | {"prompt": "Hi"}]
+    repr_of_python = ONE | {"prompt": str(said("Hi"))}
+    with pytest.raises(UserError, match=r"column 'prompt' .*not readable as JSON"):
+        load(write(tmp_path / f"wrong{ending}", [repr_of_python]), "dpo")
 
 
 IN_TURNS = "allowed: a system's turn first or none, then user and assistant in turns"

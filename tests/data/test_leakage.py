@@ -11,7 +11,7 @@ import pytest
 from ogpsa.data.__main__ import main
 from ogpsa.data.leakage import BLOCK, WIDTH, duplicates, normalised
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR
-from ogpsa.utils.files import read_json
+from ogpsa.utils.files import read_json, write_jsonl
 
 
 def shingles(text: str) -> set[str]:
@@ -125,6 +125,31 @@ def test_requests_in_one_list_and_lines_of_text_are_compared(tmp_path: Path) -> 
     assert main(["check", str(tmp_path / "data"), "--against", str(tmp_path / "benchmarks")]) == EXIT_DONE
     found = read_json(tmp_path / "data" / "leakage.json")["pairs"]
     assert [Path(pair["right"]).name for pair in found if pair["exact"]] == ["safe.json", "plain.txt"]
+
+
+def test_alpacas_form_is_compared_as_it_is_built(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "train.jsonl", ["Add the numbers.\n\n1 and 2", "Name a colour."])
+    rows = [
+        {"instruction": "Add the numbers.", "input": "1 and 2"},
+        {"instruction": "Add the numbers.", "input": "three hundred and four"},
+        {"instruction": "Name a colour.", "input": ""},
+    ]
+    write_jsonl(tmp_path / "alpaca.jsonl", rows)
+    against = ["--against", str(tmp_path / "alpaca.jsonl")]
+    assert main(["check", str(tmp_path / "data"), *against]) == EXIT_DONE
+    [pair] = read_json(tmp_path / "data" / "leakage.json")["pairs"]
+    assert [(row["left"], row["right"]) for row in pair["rows"]] == [(1, 1), (2, 3)]
+
+
+def test_a_column_is_that_of_files_without_one_of_ours(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "data" / "train.jsonl", [{"prompt": "What is it?", "chosen": "A bird"}])
+    human = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A cat"}]
+    for row in ({"query": "What is it?"}, {"query": human}):
+        write_jsonl(tmp_path / "own.jsonl", [row])
+        command = ["check", str(tmp_path / "data"), "--against", str(tmp_path / "own.jsonl"), "--column", "query"]
+        assert main(command) == EXIT_DONE
+        [pair] = read_json(tmp_path / "data" / "leakage.json")["pairs"]
+        assert pair["exact"] == 1
 
 
 def test_a_file_without_prompts_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.data.rows import load_data
 from ogpsa.utils.errors import UserError
+from ogpsa.utils.files import write_jsonl
 
 ROW = {"prompt": "How do I bake bread?", "chosen": "I cannot help.", "rejected": "Take flour."}
 LINE = json.dumps(ROW)
@@ -112,6 +113,32 @@ def test_a_file_that_holds_no_rows_is_named_with_its_line(content: bytes, proble
     (tmp_path / "rows.jsonl").write_bytes(content)
     [line] = refused(tmp_path / "rows.jsonl")
     assert line.startswith("data.safety: rows.jsonl") and problem in line
+
+
+def test_a_damaged_page_of_parquet_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    text = [{"prompt": f"p{n} " * 50, "chosen": f"c{n}", "rejected": f"r{n}"} for n in range(500)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(text), file, compression="gzip")
+    content = bytearray(file.read_bytes())
+    content[200:400] = bytes(200)
+    file.write_bytes(content)
+    [line] = refused(file)
+    assert line.startswith("data.safety: ") and "not readable as Parquet (" in line
+
+
+@pytest.mark.parametrize("empty", ["", " ", None, []])
+def test_an_empty_column_says_nothing(tmp_path: Path, empty: object) -> None:
+    row = {"prompt": "What is this", "chosen": "No idea", "rejected": "A"}
+    write_jsonl(tmp_path / "rows.jsonl", [row | {"input": empty, "tools": empty}])
+    assert load(tmp_path / "rows.jsonl") == [row]
+
+
+def test_an_answer_may_stand_under_either_name(tmp_path: Path) -> None:
+    # As where two data sets were joined.
+    rows = [{"prompt": "a", "completion": "b c", "chosen": None}, {"prompt": "d", "chosen": "e f", "completion": None}]
+    write_jsonl(tmp_path / "rows.jsonl", rows * 8)
+    config = compose_config(["data=files", f"data.safety={tmp_path}/rows.jsonl", "stage=sft", "method=baseline"])
+    assert [row["chosen"] for row in load_data(config).safety] == ["b c", "e f"] * 8
 
 
 def test_one_object_of_texts_is_not_a_list_of_rows(tmp_path: Path) -> None:

@@ -18,7 +18,16 @@ from ogpsa.data.builders.rejected import check_rejected, write_rejected
 from ogpsa.data.builders.settings import Answered, DataSet, OneSource, Rejected, SafeRLHF, Source
 from ogpsa.data.conversations import as_text
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
-from ogpsa.data.readers import FORMATS, Row, ending, errors_of_the_hub, read_hub, read_table, reason_of_the_hub
+from ogpsa.data.readers import (
+    FORMATS,
+    Row,
+    check_parts,
+    ending,
+    errors_of_the_hub,
+    read_hub,
+    read_table,
+    reason_of_the_hub,
+)
 from ogpsa.utils.dotted import flatten
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import check_writable, exclusive, hash_file, read_json, write_json, write_jsonl
@@ -321,7 +330,9 @@ def _read(source: Source, key: str) -> tuple[Iterable[Row], dict[str, Any]]:
     if path.is_file():
         if ending(path) not in FORMATS:
             raise UserError(f"{key}.path: {path} is no {', '.join(FORMATS)} file")
-        return read_table(path), facts | {"sha256": hash_file(path)}
+        local = read_table(path)
+        check_parts(local, f"{key}.path", source.path)
+        return local, facts | {"sha256": hash_file(path)}
     must_be_hub_id = "://" not in source.path and not path.is_dir()
     if must_be_hub_id and (ending(path) in FORMATS or not HUB_ID.fullmatch(source.path)):
         raise UserError(f"{key}.path: {path}: no such file or folder, and no hub id")

@@ -13,6 +13,7 @@ from typing import Any
 
 from ogpsa.data.builders.settings import GSM8K, HHRLHF, DataSet, NSPOGeneral, SafeRLHF, SafeRLHFPrompts, UltraFeedback
 from ogpsa.data.conversations import Message, turn
+from ogpsa.data.readers import with_input
 from ogpsa.utils.errors import UserError, closest_match
 
 Published = Mapping[str, Any]
@@ -102,7 +103,9 @@ def _ultrafeedback(settings: UltraFeedback, row: Published) -> Candidate | str:
 
 
 def _pair(settings: DataSet, row: Published) -> Candidate | str:
-    return Candidate(row["instruction"], row["chosen"], row["rejected"])
+    if row.get("system") or row.get("history"):
+        return "with a system prompt or earlier turns"
+    return Candidate(with_input(row["instruction"], row), row["chosen"], row["rejected"])
 
 
 def _sharegpt(settings: DataSet, row: Published) -> Candidate | str:
@@ -142,8 +145,7 @@ def _mmlu(settings: DataSet, row: Published) -> Candidate | str:
 
 
 def _instruction(settings: DataSet, row: Published) -> Candidate | str:
-    parts = [row["instruction"], row["input"]] if row["input"] else [row["instruction"]]
-    return Candidate("\n\n".join(parts), row["output"], None)
+    return Candidate(with_input(row["instruction"], row), row["output"], None)
 
 
 def _leetcode(settings: DataSet, row: Published) -> Candidate | str:
