@@ -33,6 +33,7 @@ from eval.judging.verdicts import (
     Estimate,
     Judgement,
     check_judge,
+    check_value,
     estimate,
     judge_responses,
     open_journal,
@@ -49,7 +50,7 @@ from ogpsa.models.files import fingerprint
 from ogpsa.runs.directory import SCORES_FILE
 from ogpsa.runs.inputs import package_digests
 from ogpsa.utils.endpoint import Budget, Endpoint, TooLongError
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import read_jsonl, write_json, write_jsonl
 from ogpsa.utils.health import FAULTS, faults
 from ogpsa.utils.journal import stamp_of
@@ -237,6 +238,8 @@ def _prepare(model: Path, works: Sequence[_Work], errors: dict[str, str], settin
     for work in works:
         with _noting(errors, work.benchmark, UserError):
             questions = prepare(backend, work.benchmark, work.rows)
+            if work.benchmark.judge == OWN_METRIC:
+                _check_metric(work.benchmark, work.rows, questions)
             stamped = replace(work, rows=[{**row, "rendered_hash": rendered_hash(questions)} for row in work.rows])
             calls.append((stamped, questions))
     for work, _ in calls:
@@ -390,8 +393,8 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
     assert benchmark.metric is not None
     rows = []
     for row, found in zip(answered, metrics, strict=True):
-        value = float(found[benchmark.metric])
         numbers = {name: number for name, number in found.items() if isinstance(number, bool | int | float)}
+        value = _own_value(benchmark, row["id"], found)
         for name, number in numbers.items():
             if not math.isfinite(number):
                 raise UserError(
@@ -404,6 +407,39 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
             verdict = verdict_on_none(answer.none, "accuracy")
         rows.append(_verdict_row(WITHHELD if was_withheld(row) else Judgement(verdict, None, None), row, answer))
     return rows
+
+
+def _own_value(benchmark: Benchmark, row: str, found: Mapping[str, Any]) -> float:
+    """The number that counts among those that the task has measured on a row.
+
+    Raises:
+        UserError: it is not among them, no number, or not a score.
+    """
+    metric = str(benchmark.metric)
+    if metric not in found:
+        known = ", ".join(found) or "nothing"
+        hint = closest_match(metric, found)
+        raise UserError(f"{benchmark.file}: metadata.metric: '{metric}' is not measured; found {known}{hint}")
+    value = found[metric]
+    if benchmark.measures_loss and isinstance(value, float):
+        return value
+    check_value(f"{benchmark.file}: {metric}: row '{row}'", value)
+    return float(value)
+
+
+def _check_metric(benchmark: Benchmark, rows: Sequence[Row], questions: "Sequence[Question]") -> None:
+    """Try the task's own metric on an answer that says nothing, before any is generated.
+
+    Raises:
+        UserError: as ``own_verdicts``.
+    """
+    texts = len(questions[0].requests)
+    nothing: Row = {"options": [-1.0] * texts, "greedy": [False] * texts}
+    if benchmark.generates:
+        nothing = {"response": "", "finish_reason": "stop"}
+    elif benchmark.measures_loss:
+        nothing |= {"tokens": [1]}
+    own_verdicts(benchmark, [{**rows[0], **nothing}])
 
 
 def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:

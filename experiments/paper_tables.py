@@ -63,6 +63,12 @@ SCORES_NOTE = (
     "Over-refusal: lower is better. Average gain: mean relative change of the benchmarks of both averages against the "
     "untuned model [inferred: so read here, not stated in the paper]; none where that scores 0 on one of them."
 )
+MISSING_NOTE = (
+    "A response without a verdict, mostly an empty one, counts in no score. Benchmarks with more than one in "
+    "twenty of them, at most: {}."
+)
+# Share of a benchmark's responses without a verdict from which a table says so [ours].
+MANY_MISSING = 0.05
 RATES_NOTE = "All rows at × {:g} of their learning rates."
 PUBLISHED_NOTE = (
     "Published: the paper's value with its source in brackets (abs: abstract, app: appendix, fig: read off its figure)"
@@ -174,6 +180,8 @@ def score_tables(experiment: Experiment, rows: Sequence[Row], comparisons: Seque
         tables.append(table_of(lines, group))
     rates = {row.strength for row in rows} - {1.0}
     notes = [*(RATES_NOTE.format(strength) for strength in rates), SCORES_NOTE, *([MOVED_NOTE] if distances else [])]
+    if absent := _missing(rows):
+        notes.append(MISSING_NOTE.format("; ".join(absent)))
     if shown:
         notes.append(PUBLISHED_NOTE + (SAME_MODEL if ours else OTHER_MODEL))
     if references:
@@ -424,6 +432,20 @@ def _words(score: str) -> str:
 
 def _untuned(**more: str) -> dict[str, str]:
     return {"pipeline": "", "row": "untuned"} | more
+
+
+def _missing(rows: Sequence[Row]) -> list[str]:
+    """Benchmarks of which a run lacks many verdicts, each with the run that lacks most."""
+    worst: dict[str, tuple[float, str]] = {}
+    for row in rows:
+        for seed, result in row.by_seed().items():
+            for name, entry in result.run.last["benchmarks"].items():
+                missing = entry.get("missing", 0)
+                total = missing + entry.get("n", 0)
+                if missing > MANY_MISSING * total:
+                    told = f"{name} {missing} of {total} ({row.name}, seed {seed})"
+                    worst[name] = max(worst.get(name, (0.0, "")), (missing / total, told))
+    return [told for _, (_, told) in sorted(worst.items())]
 
 
 def _seeds(row: Row) -> str:

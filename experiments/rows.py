@@ -175,6 +175,8 @@ def load_experiment(name: str) -> Experiment:
     if absent := [pattern for pattern in settings.rows if not _matching(pattern)]:
         raise UserError(f"{file}: rows: '{absent[0]}' matches nothing in {ROWS}")
     if settings.levels:
+        if not any(len({rate for grid in grids for rate in grid.strengths}) > 1 for grids in settings.suites.values()):
+            raise UserError(f"{file}: levels: no suite runs at two strengths, between which over-refusal is read off")
         _check_levels(settings.levels, rows[0], file)
     experiment = Experiment(name, settings, tuple(dict.fromkeys(rows)))
     if settings.panels:

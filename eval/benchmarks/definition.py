@@ -30,6 +30,8 @@ LISTED = "python -m eval benchmarks lists them"
 COLUMNS = ("id", "prompt", "target")
 # Instead of a judge's name: the verdict is the lm-eval task's own metric.
 OWN_METRIC = "lm_eval"
+# lm-eval's kinds of tasks that are read: a response, the likeliest of several texts, the likelihood of one.
+OUTPUT_TYPES = ("generate_until", "multiple_choice", "loglikelihood")
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,13 @@ _Loader.add_constructor("!function", _function)
 
 def _benchmark(path: Path, judge: str | None, max_new_tokens: int | None) -> Benchmark:
     task = _resolve(path)
+    kind = task.setdefault("output_type", "generate_until")
+    if kind not in OUTPUT_TYPES:
+        allowed = f"{', '.join(OUTPUT_TYPES)}{closest_match(str(kind), OUTPUT_TYPES)}"
+        raise UserError(f"{path}: output_type: found {kind!r}; allowed: {allowed}")
     settings = task.get("generation_kwargs", {})
+    if kind == "generate_until" and not isinstance(settings.get("max_gen_toks"), int):
+        raise UserError(f"{path}: generation_kwargs.max_gen_toks: not given; say how many tokens an answer may have")
     if max_new_tokens is not None and max_new_tokens < settings.get("max_gen_toks", 0):
         task["generation_kwargs"] = settings | {"max_gen_toks": max_new_tokens}
     metadata = task.get("metadata", {})

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
+from jinja2 import UndefinedError
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from eval.benchmarks.definition import Benchmark, Function
 from eval.generation.isolation import isolated_and_silent
+from ogpsa.utils.errors import UserError, first_line
 
 Row = Mapping[str, Any]
 # ``response``: the text with its thoughts, ``finish_reason``: ``stop`` or ``length``, ``in_thought`` where the prompt
@@ -63,17 +65,26 @@ class Questions:
 
     Args:
         chat_template: makes a prompt of the messages, unless the benchmark puts them as plain text.
+
+    Raises:
+        UserError: the task's YAML and the rows do not go together.
     """
 
     def __init__(self, benchmark: Benchmark, rows: Sequence[Row], chat_template: Callable[..., str]) -> None:
         chat = not benchmark.plain_text
-        with isolated_and_silent():
-            self._task = ConfigurableTask(config=task_config(benchmark, rows))
-            self._task.build_all_requests(
-                apply_chat_template=chat,
-                fewshot_as_multiturn=chat,
-                chat_template=chat_template if chat else None,
-            )
+        try:
+            with isolated_and_silent():
+                self._task = ConfigurableTask(config=task_config(benchmark, rows))
+                self._task.build_all_requests(
+                    apply_chat_template=chat,
+                    fewshot_as_multiturn=chat,
+                    chat_template=chat_template if chat else None,
+                )
+        except (UndefinedError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{benchmark.file}: lm-eval makes no question of a row with the columns {', '.join(map(str, rows[0]))} "
+                f"({type(error).__name__}: {first_line(error)}); see doc_to_text, doc_to_choice and doc_to_target"
+            ) from error
         requests: dict[int, list[Instance]] = {}
         for request in self._task.instances:
             requests.setdefault(int(request.doc_id or 0), []).append(request)

@@ -124,10 +124,10 @@ def _is_below(key: str, sections: Iterable[str]) -> bool:
 def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Variant, str], notes: list[str]) -> World:
     """Summarize one world's groups and find its fronts; remarks go to ``notes``."""
     bases = [member.run.base for member in members]
-    base = _combine(bases, mean)
+    base = _base_of([member.run for member in members])
     notes += [
         f"{name}: the runs disagree on the base's {key} by up to {spread:.2g}: the base is shown as the "
-        "mean over all runs, changes are against each run's own base"
+        "mean over seeds, changes are against each run's own base"
         for key, spread in _disagreements(bases)
         if len({member.run.seed for member in members}) > 1
     ]
@@ -144,7 +144,7 @@ def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Varian
         place = f"{name}: {same[0].pipeline}: {label}"
         runs = _one_a_seed([member.run for member in same], place, notes)
         _note_incomplete(place, {str(run): run.incomplete for run in runs}, notes)
-        groups.append(_summarize(same[0], label, runs, base))
+        groups.append(_summarize(same[0], label, runs))
     groups.sort(key=lambda group: (group.pipeline, natural_key(group.label)))
     parts = partition(groups, lambda group: group.pipeline)
     fronts = [(None, groups), *parts.items()]
@@ -153,8 +153,8 @@ def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Varian
         name,
         base,
         groups,
-        [_front(*part, base, "utility") for part in fronts],
-        [_front(*part, base, "over_refusal") for part in fronts] if measured else [],
+        [_front(*part, "utility", name, notes) for part in fronts],
+        [_front(*part, "over_refusal", name, notes) for part in fronts] if measured else [],
     )
 
 
@@ -196,13 +196,19 @@ def _one_a_seed(runs: Sequence[Run], place: str, notes: list[str]) -> list[Run]:
     return kept
 
 
-def _summarize(example: ConfiguredRun, label: str, runs: list[Run], base: Scores[float]) -> Group:
+def _base_of(runs: Sequence[Run]) -> Scores[float]:
+    """The runs' base: a mean over seeds, whichever of them more runs have."""
+    by_seed = partition(runs, lambda run: run.seed).values()
+    return _combine([_combine([run.base for run in same], mean) for same in by_seed], mean)
+
+
+def _summarize(example: ConfiguredRun, label: str, runs: list[Run]) -> Group:
     scores = _combine([run.scores for run in runs], summarize)
     change = _combine([_difference(run.scores, run.base) for run in runs], mean)
     group = Group(example.pipeline, example.method, label, example.settings, runs, scores, change, None)
     if (point := group.point()) is None:
         return group
-    return replace(group, hypervolume=known_hypervolume([base_point(base), point]))
+    return replace(group, hypervolume=known_hypervolume([base_point(_base_of(runs)), point]))
 
 
 def _difference(after: Scores[float], before: Scores[float]) -> Scores[float]:
@@ -213,9 +219,26 @@ def _difference(after: Scores[float], before: Scores[float]) -> Scores[float]:
     return Scores(**changes)
 
 
-def _front(pipeline: str | None, groups: Sequence[Group], base: Scores[float], against: Against) -> Front:
-    points = [base_point(base, against), *(group.point(against) for group in groups)]
+def _front(pipeline: str | None, groups: Sequence[Group], against: Against, name: str, notes: list[str]) -> Front:
+    """The front of the means over the seeds that all groups with both scores have: other seeds may have other bases."""
+    measured = [group for group in groups if group.point(against) is not None]
+    seeds = [{run.seed for run in group.runs} for group in measured]
+    common = set[int].intersection(*seeds) if seeds else set[int]()
+    if any(own != common for own in seeds):
+        over = f"over those that all have, {', '.join(map(str, sorted(common)))}" if common else "over none"
+        note = f"{name}: {pipeline or 'all pipelines'}: the groups have run with different seeds; the front is {over}"
+        notes += [note] * (note not in notes)
+    compared = [_of_seeds(group, common) for group in measured] if common else []
+    runs = [run for group in (compared if measured else groups) for run in group.runs]
+    base = base_point(_base_of(runs), against) if runs else None
+    points = [base, *(group.point(against) for group in compared)]
     standings = iter(pareto_front([point for point in points if point is not None]))
     base_on_front, *on_front = [point is not None and next(standings) for point in points]
-    members = [(group.pipeline, group.label) for group, on in zip(groups, on_front, strict=True) if on]
+    members = [(group.pipeline, group.label) for group, on in zip(compared, on_front, strict=True) if on]
     return Front(pipeline, members, base_on_front, known_hypervolume(points))
+
+
+def _of_seeds(group: Group, seeds: set[int]) -> Group:
+    """The group with the runs of these seeds alone."""
+    runs = [run for run in group.runs if run.seed in seeds]
+    return replace(group, runs=runs, scores=_combine([run.scores for run in runs], summarize))

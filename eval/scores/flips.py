@@ -106,7 +106,8 @@ def response_text(generation: Mapping[str, Any]) -> str:
 def flips_csv(flips: Sequence[Pair]) -> str:
     """All flips with their texts, one per line."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    # All in quotes, since the writer leaves a lone carriage return without.
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
     writer.writerows(asdict(flip) for flip in flips)
     return text.getvalue()

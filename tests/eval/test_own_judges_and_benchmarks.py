@@ -236,6 +236,16 @@ def test_a_run_is_refused_before_it_trains(tmp_path: Path) -> None:
             TASK.replace("capitals,", "capitals, source: {hub: a/b, split: test, licence: MIT, convert: gsm9k},"),
             "metadata.source.convert: found 'gsm9k'; allowed: ",
         ),
+        (
+            "tasks/capitals.yaml",
+            TASK.replace("generate_until", "generate"),
+            "output_type: found 'generate'; allowed: generate_until, multiple_choice, loglikelihood; did you mean",
+        ),
+        (
+            "tasks/capitals.yaml",
+            TASK.replace(", max_gen_toks: 8", "").replace("output_type: generate_until\n", ""),
+            "generation_kwargs.max_gen_toks: not given",
+        ),
     ],
 )
 def test_mistakes_in_own_files_are_named(
@@ -245,3 +255,46 @@ def test_mistakes_in_own_files_are_named(
     assert evaluate(own, own / "unread") == EXIT_USER_ERROR
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and str(own / file) in line and message in line
+
+
+MEASURE = "!function measure.points"
+OWN = TASK.replace("judge: evenness", "judge: lm_eval, metric: 'points,none'").replace(
+    "metric_list:", f"process_results: {MEASURE}\nmetric_list:"
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "points", "message"),
+    [
+        (OWN, "37.0", "points,none: row 'France': the value is 37.0; allowed: a number between 0 and 1"),
+        (OWN, "[0.5]", "points,none: row 'France': the value is [0.5]; allowed: a number between 0 and 1"),
+        (
+            OWN.replace("points,none", "point,none"),
+            "1.0",
+            "metadata.metric: 'point,none' is not measured; found points,none; did you mean 'points,none'?",
+        ),
+        (
+            OWN.replace("doc_to_text: prompt", 'doc_to_text: "{{question}}"'),
+            "1.0",
+            "lm-eval makes no question of a row with the columns id, prompt, target, half",
+        ),
+        (
+            OWN.replace("generate_until", "multiple_choice").replace(
+                "doc_to_text", "doc_to_choice: choices\ndoc_to_text"
+            ),
+            "1.0",
+            "lm-eval makes no question of a row with the columns id, prompt, target, half",
+        ),
+    ],
+)
+def test_a_task_that_cannot_be_scored_is_refused_before_anything_is_generated(
+    own: Path, checkpoint: Path, task: str, points: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own / "tasks" / "capitals.yaml").write_text(task, encoding="utf-8")
+    (own / "tasks" / "measure.py").write_text(
+        f"def points(row, answers):\n    return {{'points': {points}}}\n", encoding="utf-8"
+    )
+    assert evaluate(own, checkpoint) == EXIT_USER_ERROR
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {own / 'tasks' / 'capitals.yaml'}: ") and message in said
+    assert not (own / "out" / "generations").exists()

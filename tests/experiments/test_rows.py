@@ -237,13 +237,15 @@ def test_a_users_mistake_takes_one_line(words: str, line: str, capsys: pytest.Ca
         ({"safety": "xstest_unsave"}, r"levels: safety: found 'xstest_unsave'; .*did you mean 'xstest_unsafe'\?"),
         ({"over_refusal": "xstest_unsafe"}, "levels: over_refusal: found 'xstest_unsafe'; small/sft_baseline averages"),
         ({"at": [100]}, "levels.*100"),
+        ({"suites": {"small": [{"seeds": 3, "strengths": [1.0]}]}}, "levels: no suite runs at two strengths"),
     ],
 )
 def test_a_level_names_benchmarks_of_the_rows_evaluation(
     change: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     definition = yaml.safe_load((DEFINITIONS / "small_sft.yaml").read_text(encoding="utf-8"))
-    definition["levels"][0] |= change
+    for key, value in change.items():
+        (definition if key in definition else definition["levels"][0])[key] = value
     (tmp_path / "small_sft.yaml").write_text(yaml.safe_dump(definition), encoding="utf-8")
     monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path)
     with pytest.raises(UserError, match=message):

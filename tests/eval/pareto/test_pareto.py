@@ -325,6 +325,7 @@ def test_bases_that_disagree_within_a_seed_are_noted(tmp_path: Path) -> None:
     make_run(tmp_path / "a", "seed=1", 0.7)
     make_run(tmp_path / "b", "seed=1 method=baseline", 0.7, base=BASE | {"safety": 0.6})
     make_run(tmp_path / "c", "seed=2", 0.7)
+    make_run(tmp_path / "d", "seed=2 method=baseline", 0.7)
     [over_all, within] = collect([tmp_path]).notes
     assert "the runs disagree on the base's safety by up to 0.1" in over_all
     assert (
@@ -465,10 +466,10 @@ def test_safety_against_over_refusal_by_hand(tmp_path: Path) -> None:
 
 def test_fronts_and_hypervolumes_by_hand(tmp_path: Path) -> None:
     base = {"safety": 0.5, "utility": 1.0, "over_refusal": 0.0}
-    make_run(tmp_path / "a", "stage=sft method=baseline", 1.0, 0.25, base=base)
-    make_run(tmp_path / "b", "stage=sft method=ogpsa seed=0", 0.5, 0.75, base=base)
-    make_run(tmp_path / "c", "stage=sft method=ogpsa seed=1", 1.0, 0.75, base=base)
-    make_run(tmp_path / "d", "stage=dpo method=baseline", 0.75, 0.5, base=base)
+    for seed, safety in ((0, 0.5), (1, 1.0)):
+        make_run(tmp_path / f"a{seed}", f"stage=sft method=baseline seed={seed}", 1.0, 0.25, base=base)
+        make_run(tmp_path / f"b{seed}", f"stage=sft method=ogpsa seed={seed}", safety, 0.75, base=base)
+        make_run(tmp_path / f"c{seed}", f"stage=dpo method=baseline seed={seed}", 0.75, 0.5, base=base)
     world = only_world(tmp_path)
     # Means: sft baseline (1, 0.25), sft ogpsa (0.75, 0.75), dpo baseline (0.75, 0.5).
     assert standings(world) == {"dpo baseline": "pipeline", "sft baseline": "overall", "sft ogpsa": "overall"}
@@ -478,6 +479,26 @@ def test_fronts_and_hypervolumes_by_hand(tmp_path: Path) -> None:
         ("sft", True, 0.5 + 0.1875 + 0.0625),
     ]
     assert [group.hypervolume for group in world.groups] == [0.5 + 0.125, 0.5 + 0.125, 0.5 + 0.1875]
+
+
+def test_a_front_is_of_the_seeds_that_all_groups_have(tmp_path: Path) -> None:
+    better, worse = BASE | {"utility": 0.99}, BASE | {"utility": 0.8}
+    make_run(tmp_path / "a0", "method=baseline seed=0", 1.0, 0.98, base=better)
+    make_run(tmp_path / "a1", "method=baseline seed=1", 1.0, 0.79, base=worse)
+    # Better than naive tuning's mean, and worse on the seed that both have.
+    make_run(tmp_path / "b0", "method=ogpsa seed=0", 1.0, 0.97, base=better)
+    found = collect([tmp_path])
+    [world] = found.worlds
+    assert standings(world) == {"sft_dpo baseline": "overall", "sft_dpo ogpsa": ""}
+    assert world.base.utility == pytest.approx((0.99 + 0.8) / 2)
+    differ = "the groups have run with different seeds; the front is over"
+    assert [note.partition(": ")[2] for note in found.notes if differ in note] == [
+        f"all pipelines: {differ} those that all have, 0",
+        f"sft_dpo: {differ} those that all have, 0",
+    ]
+    make_run(tmp_path / "c2", "method=lora seed=2", 1.0, 0.9, base=worse)
+    [world] = collect([tmp_path]).worlds
+    assert (world.fronts[0].members, world.fronts[0].hypervolume) == ([], None)
 
 
 def test_the_base_can_dominate_a_group_and_be_dominated(tmp_path: Path) -> None:

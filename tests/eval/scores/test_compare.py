@@ -1,6 +1,7 @@
 """``python -m eval compare``: what is compared, what is refused, and what the table says."""
 
 import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from eval.scores.artefacts import open_evaluation, read_artefacts
 from eval.scores.compare import AS_USUAL, Comparison, Drawing, compare, main, render
 from eval.scores.equivalence import Flips
+from eval.scores.flips import Pair, flips_csv
 from eval.scores.statistics import unanimous_interval, wilson
 from ogpsa.utils.errors import UserError
 from tests.eval.handmade import Benchmark, make_older, write_evaluation, write_run
@@ -458,3 +460,9 @@ def test_bad_input_takes_one_line_each(
 def test_wrong_arguments_take_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_lone_carriage_return_stays_in_its_cell() -> None:
+    pair = Pair("worse", "facts", "a", "", "right", "wrong", 1.0, 0.0, "asked", "", "first\rsecond", "third")
+    [read] = csv.DictReader(io.StringIO(flips_csv([pair]), newline=""))
+    assert (read["response_a"], read["response_b"]) == ("first\rsecond", "third")
