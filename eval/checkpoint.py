@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from ogpsa.config import Evaluation, describe
+from ogpsa.config import Evaluation, Precision, describe
 from ogpsa.runs.directory import CONFIG_FILE, LOCK_FILE, checkpoints, read_stored_config
 from ogpsa.utils.command_line import Keys, one_of, path, read_pairs
 from ogpsa.utils.errors import UserError
@@ -85,7 +85,7 @@ def run(arguments: Sequence[str]) -> None:
         # Only in these two: the folder is the user's.
         for kind in ("generations", "verdicts"):
             remove_unfinished(output / kind)
-        scores = evaluate(checkpoint, rows, output, settings, until=until)
+        scores = evaluate(checkpoint, rows, output, settings, precision=_precision(rows.parent.parent), until=until)
     if until == "metrics":
         print(score_table({checkpoint.name: scores}))
     print(f"\n{output}")
@@ -141,6 +141,13 @@ def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation,
             target |= {last: source[last]} if last in source else {}
         return Evaluation.model_validate(tree), own
     return composed, own
+
+
+def _precision(directory: Path) -> Precision:
+    """The precision that the run in ``directory`` trained in; without a run bf16, as models are published."""
+    values = read_stored_config(directory / CONFIG_FILE) if (directory / CONFIG_FILE).is_file() else None
+    precision: Precision = "fp32" if values and values.get("model", {}).get("precision") == "fp32" else "bf16"
+    return precision
 
 
 def _output(checkpoint: Path, settings: Evaluation, own: Evaluation | None) -> Path:

@@ -45,7 +45,7 @@ from eval.judging.verdicts import (
 from eval.scores.aggregate import Result, aggregate
 from eval.scores.artefacts import content_hash
 from eval.scores.groups import check_groups
-from ogpsa.config import Evaluation
+from ogpsa.config import Evaluation, Precision
 from ogpsa.models.files import fingerprint
 from ogpsa.runs.directory import SCORES_FILE
 from ogpsa.runs.inputs import package_digests
@@ -83,6 +83,7 @@ def evaluate(
     output: Path,
     settings: Evaluation,
     safe_point: Callable[[], None] = _never_stop,
+    precision: Precision = "bf16",
     until: Until = "metrics",
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on the benchmarks that ``settings`` names and return what ``scores.json`` holds.
@@ -98,6 +99,7 @@ def evaluate(
         settings: benchmarks by group, rows per benchmark, who generates and who judges.
         safe_point: called before each batch, where the work may stop; what it raises ends the evaluation, finished
             pieces stay.
+        precision: of the weights on a GPU, as in training.
         until: ``generations`` or ``verdicts`` stops short of the rest, and returns the benchmarks without rows.
 
     Raises:
@@ -134,7 +136,7 @@ def evaluate(
                 # Nothing is generated for a judge that would not answer.
                 if pending and endpoint_judges(judge, settings.judge):
                     Endpoint.of("eval.judge", settings.judge, settings.judge.model).reach()
-    calls = _prepare(model, pending, errors, settings) if pending else []
+    calls = _prepare(model, pending, errors, settings, precision) if pending else []
     if unjudged:
         (output / SCORES_FILE).unlink(missing_ok=True)
     _generate_all(calls, errors, safe_point)
@@ -220,7 +222,9 @@ def _work(benchmark: Benchmark, folder: Path, output: Path, settings: Evaluation
 _Call = tuple[_Work, Callable[[Callable[[], None]], None]]
 
 
-def _prepare(model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation) -> list[_Call]:
+def _prepare(
+    model: Path, works: Sequence[_Work], errors: dict[str, str], settings: Evaluation, precision: Precision
+) -> list[_Call]:
     """The calls that make the generations, one per benchmark; one that cannot be asked is found before the first call.
 
     Raises:
@@ -233,7 +237,7 @@ def _prepare(model: Path, works: Sequence[_Work], errors: dict[str, str], settin
     if settings.backend.name == "server":
         backend: Answering = Server(settings.backend, settings.template_kwargs)
     else:
-        backend = local_model(model, settings)
+        backend = local_model(model, settings, precision)
     calls = []
     for work in works:
         with _noting(errors, work.benchmark, UserError):

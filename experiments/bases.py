@@ -92,7 +92,8 @@ def measure(world: int, seed: int) -> dict[str, Any]:
     base = ensure_base(halves["sft"])
     with tempfile.TemporaryDirectory() as folder, one_thread():
         load_data(halves["sft"]).write(Path(folder))
-        scores = evaluate(base, Path(folder) / "evaluation", Path(folder) / "eval", halves["sft"].eval)
+        place = Path(folder)
+        scores = evaluate(base, place / "evaluation", place / "eval", halves["sft"].eval, precision="fp32")
         agreement = {stage: half_agreement(config, base) for stage, config in halves.items()}
     return {"base": base.name, "scores": scores, "half_agreement": agreement}
 

@@ -13,7 +13,7 @@ from eval.benchmarks.definition import Benchmark
 from eval.generation.isolation import isolated_and_silent
 from eval.generation.likelihoods import SharingLM
 from eval.generation.questions import Answer, Question, Questions, Row
-from ogpsa.config import Evaluation
+from ogpsa.config import Evaluation, Precision
 from ogpsa.models.generate import Generator, NotFiniteLogitsError, ReplyDecoder, load_for_generation
 from ogpsa.models.template import Chat
 from ogpsa.models.tokenizer import end_tokens, load_tokenizer, stop_tokens
@@ -223,16 +223,16 @@ def _options(responses: list[Any]) -> Answer:
     return {"options": [float(value) for value, _ in responses], "greedy": [bool(top) for _, top in responses]}
 
 
-def local_model(checkpoint: Path, settings: Evaluation) -> LocalModel:
-    """A checkpoint in this process, or in vLLM.
+def local_model(checkpoint: Path, settings: Evaluation, precision: Precision) -> LocalModel:
+    """A checkpoint in this process, or in vLLM; on a GPU in ``precision``.
 
     Raises:
         UserError: the folder cannot be loaded, or vLLM is not installed.
     """
     if settings.backend.name == "vllm":
-        return _in_vllm(checkpoint, settings)
+        return _in_vllm(checkpoint, settings, precision)
     with isolated_and_silent():
-        model, tokenizer = load_for_generation(checkpoint, settings.template_kwargs)
+        model, tokenizer = load_for_generation(checkpoint, settings.template_kwargs, precision)
         lm = SharingLM(model, tokenizer, settings.batch_size)
     return LocalModel(lm, settings.batch_size, settings.batch_tokens, replies_by(lm))
 
@@ -249,7 +249,7 @@ def replies_by(lm: HFLM) -> Replying:
     return replies
 
 
-def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
+def _in_vllm(checkpoint: Path, settings: Evaluation, precision: Precision) -> LocalModel:
     from importlib.util import find_spec
 
     if find_spec("vllm") is None:
@@ -263,7 +263,7 @@ def _in_vllm(checkpoint: Path, settings: Evaluation) -> LocalModel:
     with deaf_children():
         lm = VLLM(
             pretrained=str(checkpoint), trust_remote_code=False, batch_size="auto", generation_config="vllm",
-            add_bos_token=False,
+            add_bos_token=False, dtype="bfloat16" if precision == "bf16" else "float32",
         )  # fmt: skip
     lm.tokenizer.chat_template = tokenizer.chat_template
     ends = stop_tokens(checkpoint, tokenizer)

@@ -20,7 +20,7 @@ from ogpsa.config.method import (
     set_name_problems,
     stage_value,
 )
-from ogpsa.config.model import BaseTraining, Model
+from ogpsa.config.model import BaseTraining, Model, Precision
 from ogpsa.config.problems import config_problems
 from ogpsa.config.reward import NO_JUDGES, Judges, Reward, RewardServices, Rollout, Scorer
 from ogpsa.config.run import Config
@@ -31,8 +31,8 @@ from ogpsa.config.tracker import Tracker
 __all__ = [
     "NO_JUDGES", "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed", "EndpointSettings",
     "Evaluation", "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Judges", "Method", "Model",
-    "ModelEndpoint", "OneStage", "PathText", "Quantization", "Reward", "RewardServices", "Rollout", "SFTSettings",
-    "Scorer", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker", "config_problems",
-    "describe", "identity_key", "identity_name", "identity_of", "is_inert", "missing_stage_values", "mixed_in",
-    "sample_problems", "set_name_problems", "stage_value", "without_inert",
+    "ModelEndpoint", "OneStage", "PathText", "Precision", "Quantization", "Reward", "RewardServices", "Rollout",
+    "SFTSettings", "Scorer", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker",
+    "config_problems", "describe", "identity_key", "identity_name", "identity_of", "is_inert",
+    "missing_stage_values", "mixed_in", "sample_problems", "set_name_problems", "stage_value", "without_inert",
 ]  # fmt: skip

@@ -11,6 +11,9 @@ from ogpsa.config.stage import Training
 HubKernel = Annotated[str, Field(pattern=r"^kernels-community/[A-Za-z0-9_.-]+(@[A-Za-z0-9_.-]+)?$")]
 
 
+Precision = Literal["fp32", "bf16"]
+
+
 class BaseTraining(Section):
     """Training of the testbed's base model from scratch (``ogpsa/testbed/base.py``)."""
 
@@ -119,7 +122,7 @@ class Model(Section):
     path: PathText | None = Field(min_length=1)
     revision: str | None = Field(min_length=1)
     attention: Literal["eager", "sdpa", "flash_attention_2"] | HubKernel
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     dtype: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
     # Runs of earlier revisions lack this and compile.

@@ -57,6 +57,8 @@ class Osf(Method):
 
         layers = linear_layers(model)
         chosen = selected_layers(layers, self.modules)
+        if not chosen:
+            raise UserError("method.modules: the model has no torch.nn.Linear layer, which OSF decomposes")
         least = min(min(layers[name].weight.shape) for name in chosen)
         if self.kept * least < 1:
             raise UserError(

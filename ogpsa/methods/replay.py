@@ -84,9 +84,7 @@ class ReplayedAnswers:
         random.Random(f"{seed} replay").shuffle(self._rows)
         settings: Any = trainer.args
         completions = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * settings.world_size
-        # The same number on each process, since all take part in each backward pass.
-        rows = round(ratio * completions / settings.num_generations) if self._rows else 0
-        self._each = -(-rows // settings.world_size)
+        self._count = round(ratio * completions / settings.num_generations) if self._rows else 0
         self._trainer = trainer
         self._weight = weight
 
@@ -97,14 +95,18 @@ class ReplayedAnswers:
         from ogpsa.training.answers import IGNORED, answer_batch, answer_step
 
         trainer: Any = self._trainer
-        count, size = self._each * trainer.args.world_size, trainer.args.per_device_train_batch_size
+        count, size = self._count, trainer.args.per_device_train_batch_size
         first = trainer.state.global_step * count
         rows = [self._rows[(first + position) % len(self._rows)] for position in range(count)] if count else []
         labels = answer_batch(trainer.processing_class, rows)["labels"] if rows else torch.zeros(0)
         items = (labels != IGNORED).sum() / self._weight if self._weight else torch.tensor(torch.inf)
         mine = rows[trainer.args.process_index :: trainer.args.world_size]
-        for start in range(0, len(mine), size):
-            batch = answer_batch(trainer.processing_class, mine[start : start + size])
+        # All take part in each backward pass: where there are no more rows, by one of which nothing is learned.
+        most = -(-count // trainer.args.world_size)
+        for start in range(0, most, size):
+            batch = answer_batch(trainer.processing_class, mine[start : start + size] or rows[:1])
+            if start >= len(mine):
+                batch["labels"].fill_(IGNORED)
             answer_step(trainer, trainer.model_wrapped, batch, items.to(trainer.args.device))
 
 

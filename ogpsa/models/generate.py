@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from ogpsa.config import Precision
 from ogpsa.models.load import load_model
 from ogpsa.models.rows import RowReader, Tokens, keeps_every_key, left_padded
 from ogpsa.models.template import Chat
@@ -34,11 +35,14 @@ class NotFiniteLogitsError(ArithmeticError):
 Messages = list[dict[str, str]]
 
 
-def load_for_generation(folder: Path, template_kwargs: Mapping[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A checkpoint on the GPU in bf16, or on the CPU in fp32; of its generation settings only the end tokens remain.
+def load_for_generation(
+    folder: Path, template_kwargs: Mapping[str, Any], precision: Precision = "bf16"
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A checkpoint on the GPU, or on the CPU in fp32; of its generation settings only the end tokens remain.
 
     Args:
         template_kwargs: pinned in the chat template.
+        precision: on a GPU. What a small learning rate has changed is lost in bf16, unless training rounded so, too.
 
     The model raises ``NotFiniteLogitsError`` if its logits hold NaN or Inf.
 
@@ -46,7 +50,7 @@ def load_for_generation(folder: Path, template_kwargs: Mapping[str, Any]) -> tup
         UserError: the folder cannot be loaded as a model.
     """
     cuda = torch.cuda.is_available()
-    dtype = torch.bfloat16 if cuda else torch.float32
+    dtype = torch.bfloat16 if cuda and precision == "bf16" else torch.float32
     loaded, tokenizer = load_model(folder, dtype, template_kwargs=template_kwargs)
     model: Any = loaded
     # The checkpoint's own sampling settings and penalties would change what greedy means.

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ogpsa.config import Config, Evaluation, GRPOSettings, Judges, OneStage, RewardServices, Scorer
+from ogpsa.config import Config, Evaluation, GRPOSettings, Judges, OneStage, Precision, RewardServices, Scorer
 from ogpsa.data.rows import Data
 from ogpsa.distributed import processes
 from ogpsa.models.files import local_folder
@@ -34,7 +34,7 @@ from ogpsa.utils.temporary import own_temporary_folder
 T = TypeVar("T")
 Scores = dict[str, Any]
 # evaluate(checkpoint, rows, output, settings, safe_point) -> scores; ``safe_point`` may stop it between benchmarks.
-Evaluate = Callable[[Path, Path, Path, Evaluation, Callable[[], None]], Scores]
+Evaluate = Callable[[Path, Path, Path, Evaluation, Callable[[], None], Precision], Scores]
 log = logging.getLogger(__name__)
 file_log = logging.getLogger("ogpsa.file")
 
@@ -197,7 +197,9 @@ class Run:
             self.safe_point()
             log.info("evaluating %s", name)
             rows = self.directory / "data" / "evaluation"
-            return self._evaluate(checkpoint, rows, output, self.config.eval, self.safe_point)
+            return self._evaluate(
+                checkpoint, rows, output, self.config.eval, self.safe_point, self.config.model.precision
+            )
 
     def _kept_evaluations(self, checkpoint: Path) -> Path | None:
         if self.config.stage_store is not None:

@@ -115,6 +115,7 @@ def evaluation_key(config: Config, data: Data, checkpoint: Path) -> str:
         {
             "checkpoint": fingerprint(checkpoint),
             "eval": config.eval.key(),
+            "precision": config.model.precision,
             "rows": digest_of(data.evaluation),
             "made_by": _made_by(),
         }

@@ -65,7 +65,8 @@ class ProjectionSettings:
         """The settings with K in place of ``share``, for a training of ``steps`` optimizer steps of ``rows`` each."""
         if self.share is None:
             return self
-        estimates = max(1, int(self.share * steps * rows / (len(self.reference_sets) * self.samples)))
+        estimates = int(self.share * steps * rows / (len(self.reference_sets) * self.samples))
+        estimates = max(1, estimates - self.refresh_after_first_step)
         return replace(self, share=None, refresh_every=-(-steps // estimates))
 
     @property

@@ -139,9 +139,7 @@ CASES: dict[Matrix, list[Case]] = {
         adamw("sft-nspo", "sft", NSPO, "signal", refused_by=ZERO, resized=True),
         sgd("dpo-tensor-rank-4-sgd", "dpo", [*OGPSA, *TENSOR]),
         adamw("grpo-conflict", "grpo", [*OGPSA, *CONFLICT, *TENSOR, *GRPO], refused_by=ZERO),
-        adamw(
-            "grpo-replay", "grpo", ["method=replay", "method.weight=0.5", "method.ratio=0.5", *GRPO], refused_by=ZERO
-        ),
+        adamw("grpo-replay", "grpo", ["method=replay", "method.weight=0.5", "method.ratio=1", *GRPO], refused_by=ZERO),
         adamw("grpo-nspo", "grpo", [*NSPO, *GRPO], refused_by=ZERO),
         adamw("grpo-kl-lora", "grpo", ["method=lora", "method.lora_dropout=0", *KL], refused_by=ZERO),
         # Each process samples its own completions, which the reward finds alike: only that it runs and resumes.

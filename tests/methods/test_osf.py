@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
@@ -148,3 +149,13 @@ def test_what_fits_no_layer_is_refused_by_name(small_config: Configure, tmp_path
         trainer_of(small_config(*FEW, "stage=sft", "method.kept=0.01"), tmp_path)
     with pytest.raises(UserError, match=r"method.modules: 'q_porj' fits no linear layer.*did you mean 'q_proj'\?"):
         trainer_of(small_config(*FEW, "stage=sft", "method.modules=[q_porj]"), tmp_path)
+
+
+def test_a_model_without_linear_layers_is_refused(small_config: Configure) -> None:
+    config = small_config(*FEW, "stage=sft")
+    # Its layers are Conv1D.
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=32, n_layer=1, n_head=2))
+    with pytest.raises(
+        UserError, match=r"^method.modules: the model has no torch.nn.Linear layer, which OSF decomposes"
+    ):
+        config.method.adapter(model, "sft")

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ import eval.evaluation
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config, SetUse
 from ogpsa.data.rows import Data, load_data
+from ogpsa.methods.replay import ReplayedAnswers
 from ogpsa.models.load import load_model
 from ogpsa.pipeline import run
 from ogpsa.preflight.report import count, report
 from ogpsa.testbed.cache import ensure_base
+from ogpsa.training import answers
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_json, read_jsonl, write_jsonl
@@ -176,3 +179,41 @@ def test_a_run_says_what_was_mixed_in(small_config: Configure, tmp_path: Path) -
         kept = read_jsonl(tmp_path / "run" / "data" / "general" / f"{stage}.jsonl")
         assert kept == data.general[stage]  # type: ignore[index]
     assert facts["safety"]["rows"] == 64
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_general_rows_of_a_step_of_grpo_do_not_depend_on_the_processes(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[list[int]] = []
+
+    def batch(_: object, rows: list[dict[str, int]]) -> dict[str, torch.Tensor]:
+        return {"labels": torch.tensor([[row["number"]] for row in rows])}
+
+    monkeypatch.setattr(answers, "answer_batch", batch)
+    monkeypatch.setattr(
+        answers, "answer_step", lambda _, __, given, items: passes.append([*given["labels"].flatten().tolist(), items])
+    )
+    taken = []
+    for world in (1, 2, 4, 8):
+        seen: list[int] = []
+        numbers = set()
+        for rank in range(world):
+            settings = SimpleNamespace(
+                per_device_train_batch_size=16 // world, gradient_accumulation_steps=1, world_size=world,
+                num_generations=1, process_index=rank, device="cpu",
+            )  # fmt: skip
+            trainer = SimpleNamespace(
+                eval_dataset={"general": [{"number": number} for number in range(40)]}, args=settings,
+                processing_class=None, model_wrapped=None, state=SimpleNamespace(global_step=7),
+            )  # fmt: skip
+            passes.clear()
+            ReplayedAnswers(cast(Any, trainer), 1.0, count / 16, 0).add()
+            numbers.add(len(passes))
+            seen += [row for *rows, items in passes for row in rows if row != answers.IGNORED]
+            assert all(items == count for *_, items in passes)
+        # Each backward pass is all processes'.
+        assert len(numbers) == 1
+        taken.append(sorted(seen))
+    assert len(taken[0]) == count
+    assert taken == [taken[0]] * 4

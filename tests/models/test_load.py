@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from ogpsa.config import Precision
+from ogpsa.models import generate
 from ogpsa.models.files import check_weights
 from ogpsa.models.load import load_model
 from ogpsa.utils.errors import UserError
@@ -99,3 +101,19 @@ def test_settings_of_sampling_that_do_not_say_so_are_saved(tmp_path: Path) -> No
         UserError, match=r"generation_config\.json: no checkpoint could be saved with it: .*early_stopping"
     ):
         load_model(folder, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "dtype"),
+    [(True, "fp32", torch.float32), (True, "bf16", torch.bfloat16), (False, "bf16", torch.float32)],
+)
+def test_a_gpu_answers_in_the_precision_of_the_training(
+    gpu: bool, precision: Precision, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(_: Path, found: torch.dtype, **settings: Any) -> None:
+        raise LookupError(found)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(generate, "load_model", loaded)
+    with pytest.raises(LookupError, match=str(dtype)):
+        generate.load_for_generation(Path("model"), {}, precision)

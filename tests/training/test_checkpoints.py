@@ -1,14 +1,23 @@
-"""Which checkpoint a stage is resumed from, and by how many processes."""
+"""Which checkpoint a stage is resumed from, and by how many processes; what its result says of itself."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch
 
 from ogpsa.app.compose import compose_config
+from ogpsa.config import Config
+from ogpsa.data.rows import load_data
+from ogpsa.models.load import load_model
+from ogpsa.testbed.cache import ensure_base
 from ogpsa.training.resume import last_complete_checkpoint
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import mark_complete
+from ogpsa.utils.files import mark_complete, read_json
+from tests.stage import train_alone
+from tests.tiny import tiny_model
 
 
 def saved(folder: Path, by: int) -> Path:
@@ -58,3 +67,19 @@ def test_what_is_bound_to_its_processes_is_refused(words: tuple[str, ...], why: 
         f"distributed.processes: {checkpoint} was saved by 8 processes, this run has 1, and {why}; start 8, or delete "
         f"{tmp_path} to train the stage from its beginning",
     )
+
+
+def test_the_next_stage_trains_the_embedding_of_the_token_that_pads(
+    small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = small_config("stage=sft", "method=baseline", "stage.max_steps=1")
+    _, tokenizer = load_model(ensure_base(config), torch.float32)
+    # As Llama-3: no padding of its own, so that the end token pads.
+    start = tmp_path / "start"
+    tiny_model(tokenizer, pad_token_id=None).save_pretrained(start)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(start)
+    train_alone(config, load_data(config), start, tmp_path / "stage")
+    assert read_json(tmp_path / "stage" / "config.json")["pad_token_id"] is None
+    model, _ = load_model(tmp_path / "stage", torch.float32)
+    assert cast(torch.nn.Embedding, model.get_input_embeddings()).padding_idx is None
