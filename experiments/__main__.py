@@ -1,15 +1,15 @@
 """The paper's tables and figures by name.
 
 python -m experiments list
-python -m experiments plan NAME…   [suite=SUITE] [rows=PATTERN,…] [seeds=…] [output=DIR]
-python -m experiments run NAME…    [suite=…] [rows=…] [seeds=…] [output=DIR] [workers=N] [slurm=true]
-python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=DIR] [out=DIR]
+python -m experiments plan NAME…   [suite=SUITE] [rows=PATTERN,…] [seeds=…] [output=DIR] [kept=true]
+python -m experiments run NAME…    [suite=…] [rows=…] [seeds=…] [output=DIR] [kept=true] [workers=N] [slurm=true]
+python -m experiments report NAME… [suite=…] [rows=…] [seeds=…] [output=DIR] [kept=true] [out=DIR]
 python -m experiments keep NAME…   [suite=…] [rows=…] [seeds=…] [output=DIR]
 
 list names the experiments and their suites; NAME may be all: every experiment of the suite. plan says what would run,
 what is done and what it takes. run does what is not done, and resumes where it was stopped; slurm=true adds the runs to
-slurm/sweeps/NAME.txt, one per line, in place of running. report prints the table and writes it as .md, .tex and .csv,
-also before anything has run, into <out>/<suite>/NAME; out=experiments/results is for what is committed.
+slurm/sweeps/NAME.txt, one per line, in place of running. report prints the table and writes it as .md, .tex, .csv and
+.json, also before anything has run, into <out>/<suite>/NAME; out=experiments/results is for what is committed.
 keep adds all that a report reads of the finished runs to experiments/results/<suite>/runs.jsonl, which is committed
 where the weights cannot be; with kept=true, report shows these runs, and plan and run count them as done where they
 began with the untuned model that is here (of the testbed's bases only the one that is shipped is the same everywhere).

@@ -98,7 +98,7 @@ def check(config: Config, directory: Path) -> Data:
 
 
 def check_files(config: Config, directory: Path) -> Data:
-    """Check data, model, directory and code, also before the processes are launched that are to run it.
+    """Check data, model, directory and code; also called before processes are launched.
 
     Raises:
         UserError: as ``check``.

@@ -49,7 +49,8 @@ def _line(benchmark: Benchmark, folder: Path) -> list[str]:
     address = urlsplit(hub)
     # Of an address the host and the repository.
     place = "/".join([address.netloc, *address.path.split("/")[1:3]]) if address.netloc else hub
-    parts = (place, *(() if address.netloc else (source.config, source.split)))
+    split = f"({source.split})" if hub != source.hub else source.split
+    parts = (place, *(() if address.netloc else (source.config, split)))
     where = " ".join(part for part in parts if part)
     count = "–" if source.count is None else str(source.count)
     file = rows_file(benchmark, folder)
