@@ -223,7 +223,7 @@ def _options(responses: list[Any]) -> Answer:
     return {"options": [float(value) for value, _ in responses], "greedy": [bool(top) for _, top in responses]}
 
 
-def local_model(checkpoint: Path, settings: Evaluation, precision: Precision) -> LocalModel:
+def local_model(checkpoint: Path, settings: Evaluation, precision: Precision = "bf16") -> LocalModel:
     """A checkpoint in this process, or in vLLM; on a GPU in ``precision``.
 
     Raises:
