@@ -145,9 +145,9 @@ def _settings(directory: Path | None, overrides: list[str]) -> tuple[Evaluation,
 
 def _precision(directory: Path) -> Precision:
     """The precision that the run in ``directory`` trained in; without a run bf16, as models are published."""
-    values = read_stored_config(directory / CONFIG_FILE) if (directory / CONFIG_FILE).is_file() else None
-    precision: Precision = "fp32" if values and values.get("model", {}).get("precision") == "fp32" else "bf16"
-    return precision
+    file = directory / CONFIG_FILE
+    model = (read_stored_config(file) or {}).get("model", {}) if file.is_file() else {}
+    return "fp32" if model.get("precision") == "fp32" else "bf16"
 
 
 def _output(checkpoint: Path, settings: Evaluation, own: Evaluation | None) -> Path:

@@ -398,14 +398,14 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
     rows = []
     for row, found in zip(answered, metrics, strict=True):
         numbers = {name: number for name, number in found.items() if isinstance(number, bool | int | float)}
-        value = _own_value(benchmark, row["id"], found)
+        value = _own_value(benchmark, f"row '{row['id']}'", found)
         for name, number in numbers.items():
             if not math.isfinite(number):
                 raise UserError(
                     f"{benchmark.name}: row '{row['id']}': lm-eval's {name} is {number}; a score must be finite"
                 )
         label = "loss" if benchmark.measures_loss else "right" if value else "wrong"
-        verdict = Verdict(label, value, detail=numbers)
+        verdict = missing("unparsed") if value is None else Verdict(label, value, detail=numbers)
         answer = answers.get(row["id"])
         if answer and answer.none:
             verdict = verdict_on_none(answer.none, "accuracy")
@@ -413,8 +413,8 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
     return rows
 
 
-def _own_value(benchmark: Benchmark, row: str, found: Mapping[str, Any]) -> float:
-    """The number that counts among those that the task has measured on a row.
+def _own_value(benchmark: Benchmark, place: str, found: Mapping[str, Any]) -> float | None:
+    """The number that counts among those that the task has measured at ``place``.
 
     Raises:
         UserError: it is not among them, no number, or not a score.
@@ -427,23 +427,32 @@ def _own_value(benchmark: Benchmark, row: str, found: Mapping[str, Any]) -> floa
     value = found[metric]
     if benchmark.measures_loss and isinstance(value, float):
         return value
-    check_value(f"{benchmark.file}: {metric}: row '{row}'", value)
-    return float(value)
+    check_value(f"{benchmark.file}: {metric}: {place}", value)
+    return None if value is None else float(value)
 
 
 def _check_metric(benchmark: Benchmark, rows: Sequence[Row], questions: "Sequence[Question]") -> None:
     """Try the task's own metric on an answer that says nothing, before any is generated.
 
     Raises:
-        UserError: as ``own_verdicts``.
+        UserError: the metric that counts is not measured, or is no score.
     """
+    from eval.generation.questions import Questions
+
     texts = len(questions[0].requests)
     nothing: Row = {"options": [-1.0] * texts, "greedy": [False] * texts}
     if benchmark.generates:
-        nothing = {"response": "", "finish_reason": "stop"}
+        nothing = {"response": ""}
     elif benchmark.measures_loss:
         nothing |= {"tokens": [1]}
-    own_verdicts(benchmark, [{**rows[0], **nothing}])
+    task = Questions(benchmark, rows[:1], lambda messages, **_: str(messages))
+    try:
+        [found] = task.metrics({rows[0]["id"]: nothing})
+    except Exception:  # noqa: BLE001  # the user's function may fail on such an answer, which no model need give
+        return
+    value = found.get(str(benchmark.metric))
+    if not (isinstance(value, float) and math.isnan(value)):
+        _own_value(benchmark, "an empty answer", found)
 
 
 def _verdict_row(judged: Judgement, row: Row, answer: Answer | None) -> Row:

@@ -14,8 +14,8 @@ keep adds all that a report reads of the finished runs to experiments/results/<s
 where the weights cannot be; with kept=true, report shows these runs, and plan and run count them as done where they
 began with the untuned model that is here (of the testbed's bases only the one that is shipped is the same everywhere).
 
-suite: testbed (default): every table in small, on a CPU; paper: full size; small: those called small_, on
-real weights and rows, on a CPU; small_full: small_sft at full size, on a GPU; check: two steps of every row.
+suite: testbed (default): every table in small, on a CPU; paper: full size; small: those whose names begin with
+small_, on real weights and rows, on a CPU; small_full: small_sft at full size, on a GPU; check: two steps of every row.
 rows: names of rows, * for any part of one, as rows=qwen2_5_7b_sft*. seeds: 3 for the first three, 5-9 or 0,2,4 for
 those. output: the folder of all runs (outputs); out: of all tables (<output>/reports). workers: runs at a time, each on
 one thread (as many as there are cores). Any other KEY=VALUE goes to every run, as eval=quick or distributed=zero2.

@@ -64,8 +64,8 @@ SCORES_NOTE = (
     "untuned model [inferred: so read here, not stated in the paper]; none where that scores 0 on one of them."
 )
 MISSING_NOTE = (
-    "A response without a verdict, mostly an empty one, counts in no score. Benchmarks with more than one in "
-    "twenty of them, at most: {}."
+    "A response without a verdict, mostly an empty one, counts in no score. Benchmarks where more than "
+    "one response in twenty has none, with the run that lacks most: {}."
 )
 # Share of a benchmark's responses without a verdict from which a table says so [ours].
 MANY_MISSING = 0.05

@@ -129,11 +129,16 @@ def requeues_of(events: Sequence[Event]) -> int:
     return sum(max(event.restarts for event in events if event.job == job) for job in {event.job for event in events})
 
 
+def _log(sweep: Sweep, events: Sequence[Event]) -> Path:
+    """What the row's last task printed."""
+    return sweep.logs / f"{events[-1].job}.log"
+
+
 def error_of(sweep: Sweep, events: Sequence[Event]) -> str:
     """The line of the last task's log that says what went wrong, and the task's own reason."""
     if not events:
         return ""
-    log = sweep.logs / f"{events[-1].job}.log"
+    log = _log(sweep, events)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     starts = [number for number, line in enumerate(lines) if line.startswith(BEGINNING)]
     # torchrun and srun add lines of their own below it.
@@ -171,7 +176,7 @@ def status(sweep: Sweep, tasks: Sequence[Task] | None, failed_only: bool, now: f
                 "requeues": str(requeues_of(events)) if events else "",
                 "node": task.node if task else events[-1].node if events else "",
                 "last error": damage or _cut(_why(sweep, state, task, events)),
-                "log": str(sweep.logs / f"{events[-1].job}.log") if failed_only and events else "",
+                "log": str(_log(sweep, events)) if failed_only and events and _log(sweep, events).is_file() else "",
             }
         )
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -199,8 +204,9 @@ def _why(sweep: Sweep, state: str, task: Task | None, events: Sequence[Event]) -
         return ""
     if task is not None:
         return "" if task.reason in ("None", "") else task.reason
+    silent = bool(events) and events[-1].what == QUEUED and not _log(sweep, events).is_file()
     ended = {
-        "stopped": "ended without a word; submit again to resume",
+        "stopped": f"{'never started' if silent else 'ended without a word'}; submit again to resume",
         "cancelled": "ended by SLURM, cancelled or out of time; submit again to resume",
         "unknown": f"last: {events[-1].what}" if events else "",
     }.get(state, "")

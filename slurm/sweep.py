@@ -136,11 +136,10 @@ class Sweep:
             UserError: they are of another file that is called the same.
         """
         if self.records_file.is_file():
-            other = self.folder / read_json(self.records_file)["file"]
+            other = Path(os.path.abspath(self.folder / read_json(self.records_file)["file"]))
             if other.exists() and not other.samefile(self.file):
                 raise UserError(
-                    f"SWEEP: {self.folder} holds the rows of {os.path.abspath(other)}; rename {self.file}, or move "
-                    f"{self.folder} away"
+                    f"SWEEP: {self.folder} holds the rows of {other}; rename {self.file}, or move {self.folder} away"
                 )
         return read_records(self.folder)
 
@@ -148,16 +147,18 @@ class Sweep:
         """Replace what is known by ``records``."""
         rows = {
             one.name: {"line": one.line.number, "overrides": one.line.overrides,
-                       "directory": self._noted(one.directory), "gone": one.gone}
+                       "directory": self._directory(one), "gone": one.gone}
             for one in records
         }  # fmt: skip
-        write_json(self.records_file, {"file": self._noted(self.file), "rows": rows})
+        # From the folder, since both may move together.
+        file = os.path.relpath(self.file, self.folder)
+        write_json(self.records_file, {"file": file, "rows": rows})
 
-    def _noted(self, path: Path) -> str:
-        """A path as it is noted: from the sweep's folder where both may move together, else the absolute one."""
-        here, folder = Path.cwd(), os.path.abspath(self.folder)
-        whole = os.path.abspath(path)
-        return os.path.relpath(whole, folder) if Path(whole).is_relative_to(here) else whole
+    def _directory(self, record: Record) -> str:
+        """The row's directory from the sweep's folder if it lies there, and then moves with it."""
+        folder = os.path.abspath(self.folder)
+        own = record.directory.is_relative_to(folder)
+        return str(record.directory.relative_to(folder) if own else record.directory)
 
 
 def is_done(directory: Path) -> bool:

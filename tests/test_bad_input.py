@@ -311,6 +311,11 @@ MISTAKES = {
         write("rows.json", '{"prompt": "a", "chosen": "b c"}\n{"prompt": "d", "chosen": "e f"}\n'),
         "data.safety=rows.json",
     ),
+    "rows with an empty completion": files(
+        "data.safety: rows.jsonl:1 has no text in column 'completion' or 'chosen' (columns found: completion, prompt); "
+        "sft need completion or chosen, prompt; did you mean 'completion'?",
+        rows({"prompt": "a", "completion": ""}),
+    ),
     "rows of training and of a test by the hub's names": files(
         "data.safety: rows.json holds the parts test_sft, train_sft, and all of it would be trained on; keep the rows "
         "of 'test_sft' in another file",
@@ -318,7 +323,7 @@ MISTAKES = {
         "data.safety=rows.json",
     ),
     "rows without the column of DPO": files(
-        "data.safety: rows.jsonl:1 has no text in column 'rejected' (columns found: chosen, completion, prompt); "
+        "data.safety: rows.jsonl:1 has no text in column 'rejected' (columns found: completion, prompt); "
         "dpo need chosen, prompt, rejected",
         rows({"prompt": "a", "completion": "b"}),
         "stage=dpo",

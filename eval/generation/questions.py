@@ -81,9 +81,10 @@ class Questions:
                     chat_template=chat_template if chat else None,
                 )
         except (UndefinedError, KeyError, ValueError) as error:
+            told = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(
-                f"{benchmark.file}: lm-eval makes no question of a row with the columns {', '.join(map(str, rows[0]))} "
-                f"({type(error).__name__}: {first_line(error)}); see doc_to_text, doc_to_choice and doc_to_target"
+                f"{benchmark.file}: lm-eval makes no questions of the rows ({told}); see doc_to_text, doc_to_choice "
+                "and doc_to_target"
             ) from error
         requests: dict[int, list[Instance]] = {}
         for request in self._task.instances:

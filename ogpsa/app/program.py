@@ -62,6 +62,8 @@ class Program:
                 print(place, label(overrides), "->", os.path.relpath(directory), file=sys.stderr, flush=True)
             try:
                 return function(validate(composed), directory, overrides)
+            except BrokenPipeError:
+                raise
             except Exception as error:
                 if settings.mode == RunMode.MULTIRUN and not self._points:
                     raise  # another sweeper or launcher handles failures itself

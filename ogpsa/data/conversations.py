@@ -82,18 +82,19 @@ def users_turns(value: Any) -> list[str]:
     ]
 
 
-def plain_row(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+def plain_row(row: dict[str, Any], columns: Sequence[str], cells: bool) -> dict[str, Any]:
     """The row with its prompt and answers in a run's form; a row without messages and ``system`` stays as it is.
 
     Args:
         columns: the needed ones of ``prompt``, ``chosen`` and ``rejected``; others are ignored.
+        cells: whether the row comes from a table of texts, which holds messages as JSON; elsewhere a text is messages
+            only if all of it is, as an export leaves them.
 
     Raises:
         ConversationError: messages are not of a form that is read, or contradict each other.
     """
-    # A table's cell, and the column of an exported one, hold messages as JSON.
     listed = [name for name in HOLDERS if isinstance(row.get(name), str) and CELL.match(row[name])]
-    row = row | {name: _from_json(name, row[name]) for name in listed}
+    row = row | {name: _from_json(name, row[name]) if cells else _if_messages(row[name]) for name in listed}
     answer = next((name for name in ("chosen", "completion", "messages") if row.get(name)), None)
     names = ["prompt"]
     if answer and ("chosen" in columns or not row.get("prompt")):
@@ -118,6 +119,18 @@ def plain_row(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     if prompt is not None:
         found["prompt"] = prompt[0]["content"] if len(prompt) == 1 else prompt
     return found
+
+
+def _if_messages(text: str) -> Any:
+    """The messages that a text is as JSON; the text itself where it is something else."""
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return text
+    whole = isinstance(value, list) and all(
+        isinstance(one, dict) and {"role", "content"} <= one.keys() for one in value
+    )
+    return value if whole else text
 
 
 def _shared(given: Any, prompts: Mapping[str, list[Message]]) -> list[Message] | None:

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def check_parts(rows: Iterable[Row], key: str, path: str) -> None:
     """
     for column in ("split", "config"):
         parts = sorted({row[column] for row in rows if isinstance(row.get(column), str)})
-        held_out = [part for part in parts if _is_held_out(part)]
+        held_out = [part for part in parts if _is_held_out(part, parts)]
         if held_out and len(parts) > len(held_out):
             raise UserError(
                 f"{key}: {path} holds the parts {', '.join(parts)}, and all of it would be trained on; keep the rows "
@@ -114,9 +114,11 @@ def check_parts(rows: Iterable[Row], key: str, path: str) -> None:
             )
 
 
-def _is_held_out(part: str) -> bool:
-    words = re.findall(r"[^\W_]+", part.lower())
-    return not HELD_OUT.isdisjoint([*words, "".join(words)])
+def _is_held_out(part: str, parts: Sequence[str]) -> bool:
+    """Whether a part is for testing by its name, or by that of another one: ``test_sft`` beside ``train_sft``."""
+    pieces = re.split(r"([\W_]+)", part.lower())
+    twins = ("".join([*pieces[:at], "train", *pieces[at + 1 :]]) for at, word in enumerate(pieces) if word in HELD_OUT)
+    return "".join(pieces[::2]) in HELD_OUT or not {one.lower() for one in parts}.isdisjoint(twins)
 
 
 def with_input(instruction: str, row: Mapping[str, Any]) -> str:

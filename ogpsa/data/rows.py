@@ -43,7 +43,6 @@ UNREAD = frozenset((
     "conversationhistory", "input", "tool", "function", "image", "video", "audio", "context", "document", "passage",
     "message", "conversation", "dialog", "dialogue", "instruction", "question", "query", "chattemplatekwarg",
 ))  # fmt: skip
-# Parts of a data set that are kept from training.
 # What a file of each ending should hold.
 EXPECTED = {".csv": "rows below the header", ".json": "a list of objects", ".parquet": "a table with rows"}
 
@@ -182,7 +181,7 @@ def _read_files(
     held_out: dict[str, list[Row]] = {}
     for name, path in data.held_out.items() if measured else ():
         with problems.kept():
-            if path == data.safety:
+            if Path(path).exists() and Path(data.safety).exists() and Path(path).samefile(data.safety):
                 raise UserError(
                     f"data.held_out.{name}: {path} is also data.safety, which is trained on; name other rows"
                 )
@@ -221,14 +220,13 @@ def _read_rows(
     rows = []
     for number, given in enumerate(found, start=1):
         try:
-            row = plain_row(given, columns)
+            row = plain_row(given, columns, cells)
         except ConversationError as wrong:
             mistakes.setdefault(wrong.kind, (wrong.told, []))[1].append(number)
             continue
         for fault, mistake in _mistakes(config, row, columns, stages):
             mistakes.setdefault(fault, (mistake, []))[1].append(number)
-        answer = row.get("completion") if row.get("chosen") is None else row["chosen"]
-        rows.append({column: answer if column == "chosen" else row.get(column) for column in columns})
+        rows.append({column: _answer(row) if column == "chosen" else row.get(column) for column in columns})
         for name, kind, allowed in ROLLOUT_COLUMNS if marked else ():
             value = _cell(row.get(name), kind) if cells else row.get(name)
             if value is not None:
@@ -251,10 +249,9 @@ def _cell(text: str | None, kind: type) -> object:
 
 def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[StageName]) -> Iterator[tuple[str, str]]:
     """The mistakes in a row that stages would read, each with its kind."""
-    if "completion" in row:
-        row = row | {"chosen": row["completion"] if row.get("chosen") is None else row["chosen"]}
+    given, row = row, row | {"chosen": _answer(row)} if "completion" in row else row
     # The field's name of an answer that has no rejected one beside it comes first.
-    other = {} if "rejected" in columns or "chosen" in row else {"chosen": ("completion", "chosen")}
+    other = {} if "rejected" in columns or "chosen" in given else {"chosen": ("completion", "chosen")}
     names = {column: other.get(column, (column,)) for column in columns}
     needed = f"{' and '.join(sorted(stages))} need {', '.join(' or '.join(names[column]) for column in columns)}"
     whole = True
@@ -262,7 +259,7 @@ def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[Stag
         value = row.get(column)
         if column not in row or (isinstance(value, str) and not value.strip(INVISIBLE)):
             whole = False
-            known = ", ".join(map(str, sorted(row, key=str))) or "none"
+            known = ", ".join(map(str, sorted(given, key=str))) or "none"
             others = [str(name) for name in row.keys() - set(columns)]
             hint = next(filter(None, (closest_match(name, others) for name in names[column])), "")
             wanted = " or ".join(f"'{name}'" for name in names[column])
@@ -294,7 +291,7 @@ def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[Stag
             yield column, f": column '{column}' is read by no stage; {remedy}, or take the column out"
     if "completion" in row and (row.get("label") is False or str(row.get("label")).lower() == "false"):
         yield "label", ": label is false, so that the completion is not an answer to learn; take the row out"
-    if row.get("completion") is not None and row["completion"] != row["chosen"]:
+    if not _blank(given.get("completion")) and not _blank(given.get("chosen")) and row["chosen"] != row["completion"]:
         yield "two answers", ": holds both 'chosen' and 'completion', and they differ; keep one"
     equal = whole and "dpo" in stages and row["chosen"].strip(INVISIBLE) == row["rejected"].strip(INVISIBLE)
     for stage in config.stages:
@@ -304,6 +301,16 @@ def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[Stag
                 ": chosen and rejected are equal, and a pair without a difference has no gradient; take it out, or "
                 f"allow it by {config.stage_key(stage.name)}.equal_answers=true",
             )
+
+
+def _blank(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip(INVISIBLE))
+
+
+def _answer(row: Row) -> Any:
+    """The answer to learn: ``chosen``, or where that says nothing ``completion``."""
+    other = "completion" in row and ("chosen" not in row or _blank(row["chosen"]))
+    return row["completion"] if other else row.get("chosen")
 
 
 def _plain(name: str) -> str:

@@ -40,8 +40,8 @@ def mode_arguments(config: Config) -> dict[str, Any]:
             return {}
 
 
-def with_settings_without_keys(arguments: Arguments) -> Arguments:
-    """The arguments with what cannot be said in them: one GPU a process, and FSDP2's gradients summed in fp32."""
+def one_gpu_and_fp32_sums(arguments: Arguments) -> Arguments:
+    """The arguments with two settings that have no key: one GPU a process, and FSDP2's gradients summed in fp32."""
     # transformers would spread a process over all GPUs that it sees, which TRL refuses.
     arguments._n_gpu = min(1, arguments.n_gpu)
     if arguments.fsdp and arguments.bf16:

@@ -167,8 +167,11 @@ def _control() -> "ProcessGroup":
     if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if number >= gpus:
-                raise UserError(f"torchrun: process {number + 1} of this node has no GPU; it sees {gpus}, one for each")
+            if number == gpus:
+                count = os.environ.get("LOCAL_WORLD_SIZE", "several")
+                raise UserError(f"torchrun: {count} processes on a node that shows {gpus} GPUs; start one for each GPU")
+            if number > gpus:
+                raise SystemExit(EXIT_USER_ERROR)
             torch.cuda.set_device(number)
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return cast("ProcessGroup", torch.distributed.new_group(backend="gloo", timeout=PATIENCE))

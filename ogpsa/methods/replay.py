@@ -101,7 +101,7 @@ class ReplayedAnswers:
         labels = answer_batch(trainer.processing_class, rows)["labels"] if rows else torch.zeros(0)
         items = (labels != IGNORED).sum() / self._weight if self._weight else torch.tensor(torch.inf)
         mine = rows[trainer.args.process_index :: trainer.args.world_size]
-        # All take part in each backward pass: where there are no more rows, by one of which nothing is learned.
+        # All take part in each backward pass: a process without rows passes one whose labels are all ignored.
         most = -(-count // trainer.args.world_size)
         for start in range(0, most, size):
             batch = answer_batch(trainer.processing_class, mine[start : start + size] or rows[:1])

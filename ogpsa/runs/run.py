@@ -33,7 +33,7 @@ from ogpsa.utils.temporary import own_temporary_folder
 
 T = TypeVar("T")
 Scores = dict[str, Any]
-# evaluate(checkpoint, rows, output, settings, safe_point) -> scores; ``safe_point`` may stop it between benchmarks.
+# evaluate(checkpoint, rows, output, settings, safe_point, precision) -> scores; ``safe_point`` may stop it.
 Evaluate = Callable[[Path, Path, Path, Evaluation, Callable[[], None], Precision], Scores]
 log = logging.getLogger(__name__)
 file_log = logging.getLogger("ogpsa.file")

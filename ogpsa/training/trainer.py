@@ -18,7 +18,7 @@ from ogpsa.config import Config, DPOSettings, FileData, GRPOSettings, Model, One
 from ogpsa.data.conversations import turn, turns
 from ogpsa.data.rows import Data, Row, row_place, set_uses
 from ogpsa.distributed import processes
-from ogpsa.distributed.arguments import mode_arguments, shared_rows, with_settings_without_keys
+from ogpsa.distributed.arguments import mode_arguments, one_gpu_and_fp32_sums, shared_rows
 from ogpsa.distributed.launch import accumulation_steps
 from ogpsa.models.adapters import keep_in_fp32
 from ogpsa.models.generate import ReplyDecoder
@@ -137,7 +137,7 @@ def build_trainer(
             trainer_class = held.enter_context(cache.used_by(trainer_class))
         trainer: Trainer = trainer_class(
             model=model,
-            args=with_settings_without_keys(procedure.configuration(**arguments)),
+            args=one_gpu_and_fp32_sums(procedure.configuration(**arguments)),
             train_dataset=rows.pop("training"),
             eval_dataset=rows or None,
             processing_class=tokenizer,

@@ -305,7 +305,7 @@ def exclusive(path: Path, busy: str, wait: Callable[[], None] | None = None) -> 
 
     Args:
         busy: what it means that another process holds the lock.
-        wait: called once a second while it does, which after the first is logged; None refuses at once.
+        wait: called once a second meanwhile; after a second the log says for whom. None refuses at once.
 
     Raises:
         UserError: another process holds it and there is no waiting; its holder is named.

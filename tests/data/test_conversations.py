@@ -120,9 +120,13 @@ def test_every_form_is_read_from_every_format(form: str, ending: str, tmp_path: 
 def test_messages_that_an_export_has_made_a_text_are_messages(tmp_path: Path, ending: str) -> None:
     row = ONE | {"prompt": json.dumps(said("Hi"))}
     assert load(write(tmp_path / f"rows{ending}", [row]), "dpo") == [ONE | {"prompt": "Hi"}]
-    repr_of_python = ONE | {"prompt": str(said("Hi"))}
-    with pytest.raises(UserError, match=r"column 'prompt' .*not readable as JSON"):
-        load(write(tmp_path / f"wrong{ending}", [repr_of_python]), "dpo")
+    for text in (str(said("Hi")), f"{json.dumps(said('Hi'))} <- parse this", '[{"role": 1}]'):
+        other = write(tmp_path / f"other{ending}", [ONE | {"prompt": text}])
+        if ending == ".csv":
+            with pytest.raises(UserError, match=r"column 'prompt'"):
+                load(other, "dpo")
+        else:
+            assert load(other, "dpo") == [ONE | {"prompt": text}]
 
 
 IN_TURNS = "allowed: a system's turn first or none, then user and assistant in turns"

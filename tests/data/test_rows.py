@@ -133,9 +133,13 @@ def test_an_empty_column_says_nothing(tmp_path: Path, empty: object) -> None:
     assert load(tmp_path / "rows.jsonl") == [row]
 
 
-def test_an_answer_may_stand_under_either_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nothing", [None, "", " "])
+def test_an_answer_may_stand_under_either_name(tmp_path: Path, nothing: str | None) -> None:
     # As where two data sets were joined.
-    rows = [{"prompt": "a", "completion": "b c", "chosen": None}, {"prompt": "d", "chosen": "e f", "completion": None}]
+    rows = [
+        {"prompt": "a", "completion": "b c", "chosen": nothing},
+        {"prompt": "d", "chosen": "e f", "completion": nothing},
+    ]
     write_jsonl(tmp_path / "rows.jsonl", rows * 8)
     config = compose_config(["data=files", f"data.safety={tmp_path}/rows.jsonl", "stage=sft", "method=baseline"])
     assert [row["chosen"] for row in load_data(config).safety] == ["b c", "e f"] * 8

@@ -9,7 +9,7 @@ from trl import SFTConfig
 
 from ogpsa.app.compose import compose_config
 from ogpsa.distributed import launch, processes
-from ogpsa.distributed.arguments import with_settings_without_keys
+from ogpsa.distributed.arguments import one_gpu_and_fp32_sums
 from ogpsa.distributed.launch import accumulation_steps, check_device, check_launch
 from ogpsa.distributed.processes import LAUNCHER_VARIABLES
 from ogpsa.utils.errors import UserError
@@ -199,8 +199,15 @@ def test_a_process_without_a_gpu_of_its_own_is_told_so(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     processes._control.cache_clear()
-    with pytest.raises(UserError, match=r"^torchrun: process 2 of this node has no GPU; it sees 1, one for each$"):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    said = r"^torchrun: 4 processes on a node that shows 1 GPUs; start one for each GPU$"
+    with pytest.raises(UserError, match=said):
         processes.on_main_process(lambda: None)
+    # One line for all of them.
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(SystemExit) as left:
+        processes.on_main_process(lambda: None)
+    assert left.value.code == 2
 
 
 @pytest.mark.parametrize(("seen", "used"), [(8, 1), (1, 1), (0, 0)])
@@ -208,4 +215,4 @@ def test_a_process_uses_one_gpu_of_those_that_it_sees(tmp_path: Path, seen: int,
     arguments = SFTConfig(str(tmp_path), use_cpu=True, bf16=False)
     # As transformers finds them.
     arguments._n_gpu = seen
-    assert with_settings_without_keys(arguments).n_gpu == used
+    assert one_gpu_and_fp32_sums(arguments).n_gpu == used

@@ -266,8 +266,8 @@ OWN = TASK.replace("judge: evenness", "judge: lm_eval, metric: 'points,none'").r
 @pytest.mark.parametrize(
     ("task", "points", "message"),
     [
-        (OWN, "37.0", "points,none: row 'France': the value is 37.0; allowed: a number between 0 and 1"),
-        (OWN, "[0.5]", "points,none: row 'France': the value is [0.5]; allowed: a number between 0 and 1"),
+        (OWN, "37.0", "points,none: an empty answer: the value is 37.0; allowed: a number between 0 and 1"),
+        (OWN, "[0.5]", "points,none: an empty answer: the value is [0.5]; allowed: a number between 0 and 1"),
         (
             OWN.replace("points,none", "point,none"),
             "1.0",
@@ -276,14 +276,14 @@ OWN = TASK.replace("judge: evenness", "judge: lm_eval, metric: 'points,none'").r
         (
             OWN.replace("doc_to_text: prompt", 'doc_to_text: "{{question}}"'),
             "1.0",
-            "lm-eval makes no question of a row with the columns id, prompt, target, half",
+            "lm-eval makes no questions of the rows (",
         ),
         (
             OWN.replace("generate_until", "multiple_choice").replace(
                 "doc_to_text", "doc_to_choice: choices\ndoc_to_text"
             ),
             "1.0",
-            "lm-eval makes no question of a row with the columns id, prompt, target, half",
+            "lm-eval makes no questions of the rows (",
         ),
     ],
 )
@@ -298,3 +298,13 @@ def test_a_task_that_cannot_be_scored_is_refused_before_anything_is_generated(
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {own / 'tasks' / 'capitals.yaml'}: ") and message in said
     assert not (own / "out" / "generations").exists()
+
+
+@pytest.mark.parametrize("points", ["None", "1 / len(answers[0])"])
+def test_a_task_may_have_no_score_for_an_empty_answer(own: Path, checkpoint: Path, points: str) -> None:
+    (own / "tasks" / "capitals.yaml").write_text(OWN, encoding="utf-8")
+    code = f"def points(row, answers):\n    return {{'points': {points}}}\n"
+    (own / "tasks" / "measure.py").write_text(code, encoding="utf-8")
+    assert evaluate(own, checkpoint) == EXIT_DONE
+    expected = [None if points == "None" else 1 / len(row["response"]) for row in read(own, "generations")]
+    assert [row["value"] for row in read(own, "verdicts")] == pytest.approx(expected)

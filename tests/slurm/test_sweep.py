@@ -195,7 +195,7 @@ def test_what_was_moved_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     project = tmp_path / "project"
     project.mkdir()
     monkeypatch.chdir(project)
-    sweep = written(Sweep(Path("study.txt"), Path("outputs/study")), "seed=1", "hydra.run.dir=outputs/own")
+    sweep = written(Sweep(Path("study.txt"), Path("outputs/study")), "seed=1", "seed=2")
     rows = compose_rows(sweep, read_lines(sweep.file))
     sweep.remember([Record(row.name, row.line, row.directory.absolute()) for row in rows])
     if moved == "project":
