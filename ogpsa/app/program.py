@@ -89,8 +89,8 @@ class Program:
             sys.stdout.flush()  # a failed write shows here
         except KeyboardInterrupt:
             sys.exit(interrupted())
-        except BrokenPipeError:
-            sys.exit(unread())
+        except BrokenPipeError as error:
+            sys.exit(unread(error))
         except Exception as error:
             if _as_users(error) is None:
                 raise

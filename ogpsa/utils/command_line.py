@@ -143,8 +143,8 @@ def run_program(main: Callable[[], int]) -> int:
         return report(error)
     except KeyboardInterrupt:
         return interrupted()
-    except BrokenPipeError:
-        return unread()
+    except BrokenPipeError as error:
+        return unread(error)
     except Exception as error:
         refused = refusal(error)
         if refused is None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ EXIT_REQUEUE = 85
 EXIT_INTERRUPTED = 130
 # And after SIGPIPE.
 EXIT_UNREAD = 141
+STDOUT = 1
 
 
 class UserError(Exception):
@@ -89,9 +91,18 @@ def interrupted() -> int:
     return EXIT_INTERRUPTED
 
 
-def unread() -> int:
-    """Leave standard output, which nobody reads any more, as after ``| head``, and return the exit code for that."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def unread(error: BrokenPipeError) -> int:
+    """Leave standard output where nobody reads it any more, as after ``| head``, and return the exit code for that.
+
+    Raises:
+        BrokenPipeError: ``error``, of another pipe.
+    """
+    state = select.poll()
+    # Asked for nothing, it tells of errors alone: here that the pipe has no reader.
+    state.register(STDOUT, 0)
+    if not state.poll(0):
+        raise error
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
     return EXIT_UNREAD
 
 
