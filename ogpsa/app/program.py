@@ -62,8 +62,6 @@ class Program:
                 print(place, label(overrides), "->", os.path.relpath(directory), file=sys.stderr, flush=True)
             try:
                 return function(validate(composed), directory, overrides)
-            except BrokenPipeError:
-                raise
             except Exception as error:
                 if settings.mode == RunMode.MULTIRUN and not self._points:
                     raise  # another sweeper or launcher handles failures itself
@@ -89,10 +87,8 @@ class Program:
             sys.stdout.flush()  # a failed write shows here
         except KeyboardInterrupt:
             sys.exit(interrupted())
-        except BrokenPipeError as error:
-            sys.exit(unread(error))
         except Exception as error:
-            if _as_users(error) is None:
+            if _as_users(error) is None and not isinstance(error, BrokenPipeError):
                 raise
             sys.exit(_report(error))
         finally:
@@ -156,7 +152,9 @@ def _inform(main: Callable[[], None], composer: Composer, overrides: list[str]) 
 
 
 def _report(error: Exception) -> int:
-    """Print an error, with its traceback unless the user caused it, and return its exit code."""
+    """Print an error that anybody reads, with its traceback unless the user caused it, and return its exit code."""
+    if (left := unread(error)) is not None:
+        return left
     mistake = _as_users(error)
     if mistake is not None:
         return report(mistake)

@@ -143,9 +143,9 @@ def run_program(main: Callable[[], int]) -> int:
         return report(error)
     except KeyboardInterrupt:
         return interrupted()
-    except BrokenPipeError as error:
-        return unread(error)
     except Exception as error:
+        if (left := unread(error)) is not None:
+            return left
         refused = refusal(error)
         if refused is None:
             raise

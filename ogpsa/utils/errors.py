@@ -91,17 +91,19 @@ def interrupted() -> int:
     return EXIT_INTERRUPTED
 
 
-def unread(error: BrokenPipeError) -> int:
-    """Leave standard output where nobody reads it any more, as after ``| head``, and return the exit code for that.
+def unread(error: Exception) -> int | None:
+    """Leave standard output if nobody reads it any more, as after ``| head``, and return the exit code for that.
 
-    Raises:
-        BrokenPipeError: ``error``, of another pipe.
+    Returns:
+        None: ``error`` is another one, or of another pipe.
     """
+    if not isinstance(error, BrokenPipeError):
+        return None
     state = select.poll()
     # Asked for nothing, it tells of errors alone: here that the pipe has no reader.
     state.register(STDOUT, 0)
     if not state.poll(0):
-        raise error
+        return None
     os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
     return EXIT_UNREAD
 
