@@ -156,7 +156,7 @@ def test_what_cannot_be_meant_is_refused(
 
 
 @pytest.mark.slow
-def test_piqa_is_what_it_was(tmp_path: Path) -> None:
+def test_piqa_is_within_two_points_of_the_published_figure(tmp_path: Path) -> None:
     for needed in (REAL_MODEL, PIQA):
         if not needed.exists():
             pytest.skip(f"no {needed}")
@@ -164,5 +164,5 @@ def test_piqa_is_what_it_was(tmp_path: Path) -> None:
     groups = ["eval.safety=[]", "eval.over_refusal=[]", "eval.reported=[]", "eval.utility=[piqa]"]
     place = [f"checkpoint={REAL_MODEL}", f"eval.data_dir={tmp_path}", f"output={tmp_path / 'out'}"]
     assert command.main([*place, "eval=small", "eval.limits.piqa=null", *groups]) == EXIT_DONE
-    # Of these weights, which are unpacked from 4 bits, on 1,500 rows; published of the hub's: 0.663 on 1,838.
-    assert json.loads((tmp_path / "out" / "scores.json").read_text())["utility"] == pytest.approx(0.619, abs=0.005)
+    # Published of SmolLM2-135M-Instruct.
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["utility"] == pytest.approx(0.663, abs=0.02)
