@@ -46,6 +46,8 @@ NUMBERS = {"OGPSA_PROCESSES": 1, "OGPSA_ROWS_AT_ONCE": 1, "OGPSA_WARNING_SECONDS
 
 def main(arguments: Sequence[str]) -> int:
     try:
+        if not arguments:
+            raise UserError("SWEEP: not given; slurm/submit.sh --help says what it is")
         name, *options = arguments
         test_only = "--test-only" in options
         submit(find_sweep(name), [option for option in options if option != "--test-only"], test_only)
