@@ -23,7 +23,6 @@ from experiments.rows import Point
 from ogpsa.runs.directory import METRICS_FILE
 from ogpsa.utils.command_line import quoted
 from ogpsa.utils.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, UserError
-from ogpsa.utils.libraries import common_kernels
 from ogpsa.utils.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -108,8 +107,6 @@ def execute(tasks: Sequence[Task], workers: int) -> list[str]:
         SystemExit: code 85 after SIGTERM or SIGUSR1, 130 after SIGINT, with all that was under way saved.
     """
     waiting = [task for task in tasks if not task.done]
-    if any(task.point.config.model.path is None for task in waiting):
-        common_kernels()
     alone = [task for task in waiting if task.point.config.distributed.name != "single"]
     waiting = [task for task in waiting if task not in alone]
     failed = [f"{task.point.name}: {problem}" for task in alone if (problem := _torchrun(task))]
