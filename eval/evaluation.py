@@ -435,7 +435,7 @@ def _check_metric(benchmark: Benchmark, rows: Sequence[Row], questions: "Sequenc
     """Try the task's own metric on an answer that says nothing, before any is generated.
 
     Raises:
-        UserError: the metric that counts is not measured, or is no score.
+        UserError: the task does not measure the metric that counts, or its value is no score.
     """
     from eval.generation.questions import Questions
 

@@ -225,9 +225,9 @@ def _front(pipeline: str | None, groups: Sequence[Group], against: Against, name
     seeds = [{run.seed for run in group.runs} for group in measured]
     common = set[int].intersection(*seeds) if seeds else set[int]()
     if any(own != common for own in seeds):
-        all_have = f"the front is over those that all have, {', '.join(map(str, sorted(common)))}"
-        told = all_have if common else "no seed is common to all, so there is no front"
-        note = f"{name}: {pipeline or 'all pipelines'}: the groups have run with different seeds; {told}"
+        shared = ", ".join(map(str, sorted(common)))
+        front = f"the front is over those that all have, {shared}" if common else "no seed is in all: there is no front"
+        note = f"{name}: {pipeline or 'all pipelines'}: the groups have run with different seeds; {front}"
         notes += [note] * (note not in notes)
     compared = [_of_seeds(group, common) for group in measured] if common else []
     runs = [run for group in (compared if measured else groups) for run in group.runs]

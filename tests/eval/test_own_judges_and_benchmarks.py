@@ -263,6 +263,13 @@ OWN = TASK.replace("judge: evenness", "judge: lm_eval, metric: 'points,none'").r
 )
 
 
+def scored_by(own: Path, points: str, task: str = OWN) -> None:
+    """Have the benchmark give ``points`` for an answer, an expression in ``row`` and ``answers``."""
+    (own / "tasks" / "capitals.yaml").write_text(task, encoding="utf-8")
+    code = f"def points(row, answers):\n    return {{'points': {points}}}\n"
+    (own / "tasks" / "measure.py").write_text(code, encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("task", "points", "message"),
     [
@@ -290,10 +297,7 @@ OWN = TASK.replace("judge: evenness", "judge: lm_eval, metric: 'points,none'").r
 def test_a_task_that_cannot_be_scored_is_refused_before_anything_is_generated(
     own: Path, checkpoint: Path, task: str, points: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (own / "tasks" / "capitals.yaml").write_text(task, encoding="utf-8")
-    (own / "tasks" / "measure.py").write_text(
-        f"def points(row, answers):\n    return {{'points': {points}}}\n", encoding="utf-8"
-    )
+    scored_by(own, points, task)
     assert evaluate(own, checkpoint) == EXIT_USER_ERROR
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {own / 'tasks' / 'capitals.yaml'}: ") and message in said
@@ -302,9 +306,7 @@ def test_a_task_that_cannot_be_scored_is_refused_before_anything_is_generated(
 
 @pytest.mark.parametrize("points", ["None", "1 / len(answers[0])"])
 def test_a_task_may_have_no_score_for_an_empty_answer(own: Path, checkpoint: Path, points: str) -> None:
-    (own / "tasks" / "capitals.yaml").write_text(OWN, encoding="utf-8")
-    code = f"def points(row, answers):\n    return {{'points': {points}}}\n"
-    (own / "tasks" / "measure.py").write_text(code, encoding="utf-8")
+    scored_by(own, points)
     assert evaluate(own, checkpoint) == EXIT_DONE
     expected = [None if points == "None" else 1 / len(row["response"]) for row in read(own, "generations")]
     assert [row["value"] for row in read(own, "verdicts")] == pytest.approx(expected)
