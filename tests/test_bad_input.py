@@ -124,11 +124,22 @@ MISTAKES = {
     ),
     "type": Mistake(
         ["stage.batch_size=many"],
-        ["stage.batch_size: found 'many'; allowed is a valid integer"],
+        ["stage.batch_size: found 'many'; allowed is an integer"],
+    ),
+    "no value": Mistake(
+        ["method.rank=null"],
+        ["method.rank: found null; allowed is an integer, or 'per_set', or a mapping by stage"],
+    ),
+    "a switch": Mistake(
+        ["method.streaming=perhaps", "stage.batch_size=true"],
+        [
+            "stage.batch_size: found true; allowed is an integer",
+            "method.streaming: found 'perhaps'; allowed is true or false, or a mapping by stage",
+        ],
     ),
     "rank": Mistake(
         ["method.rank=33"],
-        ["method.rank: found 33; allowed is less than or equal to 32, or 'per_set', or a valid dictionary"],
+        ["method.rank: found 33; allowed is less than or equal to 32, or 'per_set', or a mapping by stage"],
     ),
     "streaming without a period": Mistake(
         ["method.streaming=true", "method.refresh_every=never"],
@@ -148,7 +159,7 @@ MISTAKES = {
     "a target that was retired": Mistake(
         ["method.target=gradient+momentum"],
         [
-            "method.target: found 'gradient+momentum'; allowed is 'gradient' or 'update', or a valid dictionary; "
+            "method.target: found 'gradient+momentum'; allowed is 'gradient' or 'update', or a mapping by stage; "
             "did you mean 'gradient'?"
         ],
     ),
@@ -176,13 +187,13 @@ MISTAKES = {
     ),
     "rank negative": Mistake(
         ["method.rank=-1"],
-        ["method.rank: found -1; allowed is greater than or equal to 0, or 'per_set', or a valid dictionary"],
+        ["method.rank: found -1; allowed is greater than or equal to 0, or 'per_set', or a mapping by stage"],
     ),
     "refresh_every zero": Mistake(
         ["method.refresh_every=0"],
         [
             "method.refresh_every: found 0; allowed is greater than or equal to 1, or 'never', or a share of the "
-            "training's rows such as '10%', or a valid dictionary"
+            "training's rows such as '10%', or a mapping by stage"
         ],
     ),
     "refresh_every zero in one stage": Mistake(

@@ -9,6 +9,16 @@ from pydantic_core import ErrorDetails
 
 from ogpsa.utils.errors import closest_match
 
+# pydantic's names of what it expects, as a user of YAML knows them.
+_KINDS = {
+    "a valid integer": "an integer",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "a text",
+    "a valid list": "a list",
+    "a valid dictionary": "a mapping",
+}
+
 
 def describe(error: ValidationError, raw: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[str]:
     """One line for each key at fault: the key, what was found, what is allowed."""
@@ -35,9 +45,10 @@ def _line(path: tuple[str, ...], siblings: list[str], errors: list[ErrorDetails]
         tags, found = re.findall(r"'([^']*)'", first["ctx"]["expected_tags"]), first["ctx"]["tag"]
         name = first["ctx"]["discriminator"].strip("'")
         return f"{key}.{name}: found '{found}'; allowed: {', '.join(tags)}{closest_match(found, tags)}"
-    messages = dict.fromkeys(
-        details["msg"].removeprefix("Input should be ").partition(", unable to")[0] for details in errors
-    )
+    allowed = (details["msg"].removeprefix("Input should be ").partition(", unable to")[0] for details in errors)
+    messages = dict.fromkeys(_KINDS.get(kind, kind) for kind in allowed)
+    if path[:1] == ("method",) and len(messages) > 1:
+        messages = dict.fromkeys(kind.replace("a mapping", "a mapping by stage") for kind in messages)
     options = [
         word
         for details in errors
@@ -50,7 +61,12 @@ def _line(path: tuple[str, ...], siblings: list[str], errors: list[ErrorDetails]
     if first["type"] == "string_type" and isinstance(first["input"], list | dict | bool | int | float):
         text = f"{first['input']}" if isinstance(first["input"], int | float) else "…"
         hint = f"; a text that reads as something else takes quotes: '{key}=\"{text}\"'"
-    return f"{key}: found {first['input']!r}; allowed is {', or '.join(messages)}{hint}"
+    return f"{key}: found {_shown(first['input'])}; allowed is {', or '.join(messages)}{hint}"
+
+
+def _shown(value: object) -> str:
+    """A value as YAML writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _locate(location: tuple[str | int, ...], raw: Mapping[str, Any], absent: bool) -> tuple[list[str], list[str]]:

@@ -161,8 +161,8 @@ MISTAKES: dict[tuple[str, ...], list[str]] = {
     ],
     ("method={rnak: 4}",): [f"method.rnak: unknown key; allowed: {METHOD_KEYS}; did you mean 'rank'?"],
     ("method.rank=-1", "seed=one"): [
-        "seed: found 'one'; allowed is a valid integer",
-        "method.rank: found -1; allowed is greater than or equal to 0, or 'per_set', or a valid dictionary",
+        "seed: found 'one'; allowed is an integer",
+        "method.rank: found -1; allowed is greater than or equal to 0, or 'per_set', or a mapping by stage",
     ],
     ("method.rank={sft:4",): [
         "invalid override 'method.rank={sft:4' (no viable alternative at input '{sft:4'); "

@@ -101,7 +101,7 @@ def test_resumed_stage_equals_the_unbroken_one(
 
 REFUSED: dict[tuple[str, ...], str] = {
     ("method.strength=-1",): (
-        "method.strength: found -1; allowed is greater than or equal to 0, or a valid dictionary"
+        "method.strength: found -1; allowed is greater than or equal to 0, or a mapping by stage"
     ),
     ("method.strength.dpo=2e4", "stage.dpo.learning_rate=1e-4"): (
         "method.strength: 20000 pulls past the starting weights of dpo, whose stage.dpo.learning_rate is 0.0001; "

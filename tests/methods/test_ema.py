@@ -75,7 +75,7 @@ def test_a_resumed_stage_equals_the_unbroken_one(
 
 
 REFUSED = {
-    ("method.decay=1",): "method.decay: found 1; allowed is less than 1, or a valid dictionary",
+    ("method.decay=1",): "method.decay: found 1; allowed is less than 1, or a mapping by stage",
     ("distributed=zero3",): (
         "distributed: zero3 is not supported with method=ema, since DeepSpeed keeps the weights that it updates to "
         "itself; allowed: single, ddp, fsdp2"

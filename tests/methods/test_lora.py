@@ -108,7 +108,7 @@ def test_learning_rate_that_is_given_is_taken(method: str) -> None:
 
 REFUSED: dict[tuple[str, ...], str] = {
     ("method=lora", "method.lora_rank=0"): (
-        "method.lora_rank: found 0; allowed is greater than or equal to 1, or a valid dictionary"
+        "method.lora_rank: found 0; allowed is greater than or equal to 1, or a mapping by stage"
     ),
     ("method=lora", "method.rank=4"): (
         "method.rank: unknown key; allowed: name, recipe_rate, lora_rank, lora_alpha, lora_dropout, "

@@ -141,7 +141,7 @@ REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("method.general_sets=[chat,chat]",): "method.general_sets: a set is named twice for sft: give each once",
     ("method.ratio=-1",): (
-        "method.ratio: found -1; allowed is greater than or equal to 0, or a valid dictionary"
+        "method.ratio: found -1; allowed is greater than or equal to 0, or a mapping by stage"
     ),
 }  # fmt: skip
 

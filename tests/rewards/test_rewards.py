@@ -169,7 +169,7 @@ def test_a_reward_of_ones_own_stands_beside_its_yaml(tmp_path: Path) -> None:
          [f"reward.safety.name: unknown reward 'lama_guard'; allowed: {options('reward')}; did you mean "
           "'llama_guard'?"]),
         (["weighted_sum", "reward.parts.guard.zero=low", "+reward.parts.refusals.refusal.x=1"],
-         ["reward.parts.guard.zero: found 'low'; allowed is a valid number",
+         ["reward.parts.guard.zero: found 'low'; allowed is a number",
           "reward.parts.refusals.refusal.x: unknown key; allowed: name, refused, complied"]),
         (["weighted_sum", "~reward.weights.guard"],
          ["reward: weights has refusals; expected one for each of parts: guard, refusals"]),
