@@ -19,7 +19,7 @@ from eval.benchmarks.definition import Benchmark, find_benchmarks
 from eval.benchmarks.prefetch import prefetch
 from eval.judging.published import fetch_prompts, published_prompts
 from ogpsa.utils.command_line import Keys, path, read_pairs, yes_or_no
-from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, report
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from ogpsa.utils.files import check_writable, exclusive
 
 
@@ -27,16 +27,13 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return EXIT_DONE
-    try:
-        given = read_pairs(arguments, KEYS)
-        benchmarks, folder = _wanted(given)
-        check_writable(folder, "data_dir")
-        with exclusive(folder / ".prefetch.lock", f"another process fetches into {folder}"):
-            missing = prefetch(benchmarks, folder)
-            if given.get("prompts"):
-                missing += fetch_prompts(folder / "prompts", published_prompts())
-    except UserError as error:
-        return report(error)
+    given = read_pairs(arguments, KEYS)
+    benchmarks, folder = _wanted(given)
+    check_writable(folder, "data_dir")
+    with exclusive(folder / ".prefetch.lock", f"another process fetches into {folder}"):
+        missing = prefetch(benchmarks, folder)
+        if given.get("prompts"):
+            missing += fetch_prompts(folder / "prompts", published_prompts())
     for line in missing:
         print(f"missing: {line}", file=sys.stderr, flush=True)
     return EXIT_USER_ERROR if missing else EXIT_DONE

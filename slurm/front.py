@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ogpsa.utils.command_line import Parser, run_program
-from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import build_folder, exclusive
 from slurm.sweep import RECORDS, read_records
 
@@ -68,11 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Refresh the front, print its place, and return the exit code."""
     parser = Parser(prog="python -m slurm.front", description="The front of a sweep's finished rows.")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="of the sweep: outputs/<sweep>")
-    try:
-        folder = parser.parse_args(arguments).folder.resolve()
-        count = refresh(folder)
-    except UserError as error:
-        return report(error)
+    folder = parser.parse_args(arguments).folder.resolve()
+    count = refresh(folder)
     print(f"{folder / 'pareto.md'}: {f'{count} rows' if count else 'another process refreshes it'}")
     return EXIT_DONE
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ogpsa.app.compose import Composer
 from ogpsa.utils.command_line import Parser, run_program
-from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE
 from slurm.sweep import Line, add_lines
 
 
@@ -20,15 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m slurm.grid", description="Write a sweep, one row a line, from a grid of values.")
     parser.add_argument("grid", metavar="KEY=VALUE,VALUE", nargs="+", help="a key of train.py and its values")
     parser.add_argument("--out", metavar="FILE", type=Path, help="add the rows to this file")
-    try:
-        options = parser.parse_args(arguments)
-        found = [Line(0, tuple(point)) for point in Composer().sweep_points(options.grid)]
-        if options.out is None:
-            print("\n".join(line.text for line in found))
-            return EXIT_DONE
-        added, there = add_lines(options.out, found)
-    except UserError as error:
-        return report(error)
+    options = parser.parse_args(arguments)
+    found = [Line(0, tuple(point)) for point in Composer().sweep_points(options.grid)]
+    if options.out is None:
+        print("\n".join(line.text for line in found))
+        return EXIT_DONE
+    added, there = add_lines(options.out, found)
     print(f"{options.out}: {added} rows added, {there} were there")
     return EXIT_DONE
 

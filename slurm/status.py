@@ -15,7 +15,7 @@ from typing import Any, get_args
 from ogpsa.config.stage import StageName
 from ogpsa.runs.directory import read_metrics
 from ogpsa.utils.command_line import Parser, run_program
-from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import is_full
 from slurm.squeue import Task, tasks_of
 from slurm.sweep import Record, Sweep, find_sweep, read_lines
@@ -241,17 +241,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="slurm/status.sh", description="A sweep's rows as they stand.")
     parser.add_argument("sweep", metavar="SWEEP", help="the file of its rows, or its name in slurm/sweeps")
     parser.add_argument("--failed", action="store_true", help="only rows that failed or stopped")
+    options = parser.parse_args(arguments)
+    sweep = find_sweep(options.sweep)
+    tasks = None
     try:
-        options = parser.parse_args(arguments)
-        sweep = find_sweep(options.sweep)
-        tasks = None
-        try:
-            tasks = tasks_of(sweep)
-        except UserError as error:
-            print(f"{error}: states from files alone", file=sys.stderr)
-        print(status(sweep, tasks, options.failed, time.time()))
+        tasks = tasks_of(sweep)
     except UserError as error:
-        return report(error)
+        print(f"{error}: states from files alone", file=sys.stderr)
+    print(status(sweep, tasks, options.failed, time.time()))
     return EXIT_DONE
 
 

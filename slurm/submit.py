@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ogpsa.runs.directory import METRICS_FILE, check_directory
 from ogpsa.utils.command_line import run_program
-from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import exclusive
 from slurm.squeue import Task, call, queue_of, write_words
 from slurm.status import note_queued
@@ -45,14 +45,11 @@ NUMBERS = {"OGPSA_PROCESSES": 1, "OGPSA_ROWS_AT_ONCE": 1, "OGPSA_WARNING_SECONDS
 
 
 def main(arguments: Sequence[str]) -> int:
-    try:
-        if not arguments:
-            raise UserError("SWEEP: not given; slurm/submit.sh --help says what it is")
-        name, *options = arguments
-        test_only = "--test-only" in options
-        submit(find_sweep(name), [option for option in options if option != "--test-only"], test_only)
-    except UserError as error:
-        return report(error)
+    if not arguments:
+        raise UserError("SWEEP: not given; slurm/submit.sh --help says what it is")
+    name, *options = arguments
+    test_only = "--test-only" in options
+    submit(find_sweep(name), [option for option in options if option != "--test-only"], test_only)
     return EXIT_DONE
 
 

@@ -14,7 +14,7 @@ from eval.benchmarks.definition import OWN_METRIC, TASKS, Benchmark, find_benchm
 from eval.benchmarks.own_files import named_files
 from eval.benchmarks.sources import BUILT_HERE, MADE_HERE, rows_file
 from ogpsa.utils.command_line import Keys, path, read_pairs
-from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE
 from ogpsa.utils.table import Table, aligned
 
 KEYS: Keys = {"data_dir": path, "task_dir": path}
@@ -25,12 +25,9 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return EXIT_DONE
-    try:
-        given = read_pairs(arguments, KEYS)
-        own = str(given["task_dir"]) if "task_dir" in given else None
-        found = find_benchmarks(named_files("[!_]*.yaml", TASKS, own, "task_dir"), folder=own)
-    except UserError as error:
-        return report(error)
+    given = read_pairs(arguments, KEYS)
+    own = str(given["task_dir"]) if "task_dir" in given else None
+    found = find_benchmarks(named_files("[!_]*.yaml", TASKS, own, "task_dir"), folder=own)
     print(listing(found, given.get("data_dir", Path("outputs/benchmarks"))), end="")
     return EXIT_DONE
 

@@ -9,7 +9,7 @@ from eval.pareto.collect import collect
 from eval.pareto.collection import Collection
 from eval.pareto.tables import latex, markdown, records
 from ogpsa.utils.command_line import Parser
-from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE
 from ogpsa.utils.files import check_writable, write_atomically, write_json
 from ogpsa.utils.table import comma_separated
 
@@ -48,12 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("directories", metavar="DIR", nargs="+", type=Path, help="searched for run directories")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="where pareto.* are written (default: first DIR)")
-    try:
-        options = parser.parse_args(arguments)
-        collection = collect(options.directories)
-        paths = write(collection, options.out or options.directories[0])
-    except UserError as error:
-        return report(error)
+    options = parser.parse_args(arguments)
+    collection = collect(options.directories)
+    paths = write(collection, options.out or options.directories[0])
     print(next(path for path in paths if path.suffix == ".md").read_text(encoding="utf-8"), end="")
     for line in [*collection.notes, *(f"left out: {run}" for run in collection.left_out)]:
         print(line, file=sys.stderr)

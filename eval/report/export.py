@@ -19,7 +19,7 @@ from eval.scores.flips import response_text
 from ogpsa import __version__
 from ogpsa.runs.directory import CONFIG_FILE, SCORES_FILE, read_stored_config
 from ogpsa.utils.command_line import Parser
-from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match, report
+from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match
 from ogpsa.utils.files import check_writable, write_atomically, write_json
 
 TABLE = "results.parquet"
@@ -226,17 +226,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--inspect", metavar="FOLDER", type=Path, help="write Inspect's logs there: inspect view --log-dir FOLDER"
     )
-    try:
-        options = parser.parse_args(arguments)
-        out = options.out or options.directory / TABLE
-        evaluations = find_evaluations(options.directory)
-        check_writable(out.parent, "--out")
-        if options.inspect:
-            check_writable(options.inspect, "--inspect")
-        write_table(evaluations, out)
-        print(out)
-        if options.inspect:
-            print(f"{options.inspect}: {write_inspect(evaluations, options.inspect)} logs")
-    except UserError as error:
-        return report(error)
+    options = parser.parse_args(arguments)
+    out = options.out or options.directory / TABLE
+    evaluations = find_evaluations(options.directory)
+    check_writable(out.parent, "--out")
+    if options.inspect:
+        check_writable(options.inspect, "--inspect")
+    write_table(evaluations, out)
+    print(out)
+    if options.inspect:
+        print(f"{options.inspect}: {write_inspect(evaluations, options.inspect)} logs")
     return EXIT_DONE

@@ -24,7 +24,7 @@ from ogpsa.config import Tracker, identity_of
 from ogpsa.runs.directory import CONFIG_FILE, HISTORY_FILE, PROVENANCE_FILE, read_metrics, read_stored_config
 from ogpsa.runs.tracking import WandbRun, check_tracker, held_out_losses, run_id, training_values
 from ogpsa.utils.command_line import Parser
-from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import check_writable, read_json, read_jsonl
 from ogpsa.utils.progress import track
 
@@ -162,11 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--mode", choices=["auto", "online", "offline"], default="auto", help="auto: online where there is a key"
     )
-    try:
-        options = parser.parse_args(arguments)
-        ids, left_out = mirror(options.directory, options.mode)
-    except UserError as error:
-        return report(error)
+    options = parser.parse_args(arguments)
+    ids, left_out = mirror(options.directory, options.mode)
     for run in left_out:
         print(f"left out: {run}", file=sys.stderr)
     print(f"{len(ids)} W&B runs: {', '.join(ids)}")

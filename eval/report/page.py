@@ -17,7 +17,7 @@ from eval.report.sections import TITLES, Chart, Example, Section, category_rows,
 from eval.scores.aggregate import AVERAGES
 from eval.scores.statistics import RESAMPLES
 from ogpsa.utils.command_line import Parser, whole_number
-from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE
 from ogpsa.utils.files import check_writable, write_atomically
 
 PAGE = Path(__file__).with_name("page_files")
@@ -96,13 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--examples", metavar="N", type=whole_number(0), default=EXAMPLES, help="a benchmark; default: %(default)s"
     )
-    try:
-        options = parser.parse_args(arguments)
-        out = options.out or options.directory / "report.html"
-        page = build(options.directory, examples=options.examples)
-        check_writable(out.parent, "--out")
-        write_atomically(out, page)
-    except UserError as error:
-        return report(error)
+    options = parser.parse_args(arguments)
+    out = options.out or options.directory / "report.html"
+    page = build(options.directory, examples=options.examples)
+    check_writable(out.parent, "--out")
+    write_atomically(out, page)
     print(out)
     return EXIT_DONE

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ogpsa.runs.directory import HISTORY_FILE
 from ogpsa.utils.command_line import Parser
-from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import check_writable, read_jsonl, write_atomically
 
 if TYPE_CHECKING:
@@ -117,13 +117,10 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(prog="python -m eval diagnostics", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a finished run")
     parser.add_argument("--out", type=Path, help="folder of the picture (default: the run directory)")
-    try:
-        arguments = parser.parse_args(words)
-        folder = arguments.out or arguments.run
-        stages = read_history(arguments.run)
-        check_writable(folder, "--out")
-    except UserError as error:
-        return report(error)
+    arguments = parser.parse_args(words)
+    folder = arguments.out or arguments.run
+    stages = read_history(arguments.run)
+    check_writable(folder, "--out")
     figure = draw(stages)
     for kind in ("png", "pdf"):
         buffer = io.BytesIO()

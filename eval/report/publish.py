@@ -15,7 +15,7 @@ from eval.scores.finished import FinishedRun, read_finished
 from ogpsa.runs.directory import checkpoints
 from ogpsa.runs.score_table import score_table
 from ogpsa.utils.command_line import Parser
-from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match, first_line, report
+from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match, first_line
 from ogpsa.utils.files import COMPLETE_FILE, find_damage, is_complete, read_json
 
 CARD = "README.md"
@@ -114,17 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint", metavar="NAME", help="as 01-sft; default: the last")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
+    options = parser.parse_args(arguments)
     try:
-        options = parser.parse_args(arguments)
-        try:
-            run = read_finished(options.run)
-        except UserError as error:
-            raise UserError(*(f"{options.run}: {problem}" for problem in error.problems)) from None
-        checkpoint = _chosen(options.run, options.checkpoint)
-        if options.repo is None:
-            sys.stdout.write(model_card(run, checkpoint))
-        else:
-            print(publish(run, checkpoint, options.repo, options.public), flush=True)
+        run = read_finished(options.run)
     except UserError as error:
-        return report(error)
+        raise UserError(*(f"{options.run}: {problem}" for problem in error.problems)) from None
+    checkpoint = _chosen(options.run, options.checkpoint)
+    if options.repo is None:
+        sys.stdout.write(model_card(run, checkpoint))
+    else:
+        print(publish(run, checkpoint, options.repo, options.public), flush=True)
     return EXIT_DONE

@@ -17,7 +17,7 @@ from eval.scores.alike import add_sides, check_items, differing, shared_benchmar
 from eval.scores.artefacts import Artefacts, open_evaluation
 from eval.scores.flips import Pair, find_pairs
 from ogpsa.utils.command_line import Parser
-from ogpsa.utils.errors import EXIT_DONE, Problems, UserError, report
+from ogpsa.utils.errors import EXIT_DONE, Problems, UserError
 from ogpsa.utils.files import check_writable, write_atomically
 
 DEFAULT_FILE = Path("side_by_side.html")
@@ -62,12 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_sides(parser)
     parser.add_argument("--out", metavar="FILE", type=Path, default=DEFAULT_FILE, help="default: %(default)s")
-    try:
-        options = parser.parse_args(arguments)
-        page = build(open_evaluation(options.a), open_evaluation(options.b))
-        check_writable(options.out.parent, "--out")
-        write_atomically(options.out, page)
-    except UserError as error:
-        return report(error)
+    options = parser.parse_args(arguments)
+    page = build(open_evaluation(options.a), open_evaluation(options.b))
+    check_writable(options.out.parent, "--out")
+    write_atomically(options.out, page)
     print(options.out)
     return EXIT_DONE

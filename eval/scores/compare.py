@@ -23,7 +23,7 @@ from eval.scores.flips import find_flips, flips_csv, flips_text
 from eval.scores.statistics import RESAMPLES, Gain, average_gain, flipped_means, p_text, resampled_means
 from ogpsa.runs.score_table import GROUPS, METRICS
 from ogpsa.utils.command_line import Parser, positive_number, whole_number
-from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import check_writable, write_atomically
 from ogpsa.utils.table import Table, aligned
 
@@ -339,19 +339,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         ALLOW, action="store_true", help="compare even if the judge, its model, prompt or version, or the task differs"
     )
-    try:
-        options = parser.parse_args(arguments)
-        drawing = Drawing(
-            options.resamples, options.seed, options.by_category, options.margin, options.allow_different_judges
-        )
-        a, b = open_evaluation(options.a), open_evaluation(options.b)
-        comparison = compare(a, b, drawing)
-        flips = find_flips(a, b, [name for name in comparison.benchmarks if a.parts(name) == [name]])
-        if options.flips_file:
-            check_writable(options.flips_file.parent, "--flips-file")
-            write_atomically(options.flips_file, flips_csv(flips))
-    except UserError as error:
-        return report(error)
+    options = parser.parse_args(arguments)
+    drawing = Drawing(
+        options.resamples, options.seed, options.by_category, options.margin, options.allow_different_judges
+    )
+    a, b = open_evaluation(options.a), open_evaluation(options.b)
+    comparison = compare(a, b, drawing)
+    flips = find_flips(a, b, [name for name in comparison.benchmarks if a.parts(name) == [name]])
+    if options.flips_file:
+        check_writable(options.flips_file.parent, "--flips-file")
+        write_atomically(options.flips_file, flips_csv(flips))
     print(render(comparison, a.folder, b.folder, drawing), end="")
     if shown := flips_text(flips, options.flips):
         print(shown)

@@ -15,6 +15,7 @@ import yaml
 
 from ogpsa.app.compose import compose_run
 from ogpsa.config.stage import StageName
+from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import exclusive, write_json
 from slurm import front, grid, submit
@@ -357,7 +358,7 @@ def test_values_are_separated_as_hydra_separates_them(
     ],
 )
 def test_an_invalid_grid_is_refused(word: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert grid.main([word]) == 2
+    assert run_program(lambda: grid.main([word])) == 2
     assert capsys.readouterr().err.startswith(f"error: {problem}")
 
 
@@ -582,7 +583,7 @@ def test_a_row_that_runs_is_not_checked_when_others_are_submitted(
     # It ended, and would be queued: its own directory is looked at, though it differs from row 2 in the seed alone.
     (tmp_path / "queue").write_text("", encoding="utf-8")
     written(sweep, "seed=2 tracker=none", "seed=1 tracker=none")
-    assert submit.main([sweep.file.name, "--test-only"]) == 2
+    assert run_program(lambda: submit.main([sweep.file.name, "--test-only"])) == 2
     assert "study.txt:2: " in (said := capsys.readouterr().err) and "began with other inputs" in said
 
 
@@ -606,12 +607,12 @@ def test_an_answer_of_sbatch_without_a_job_is_said(
     written(sweep, "method=baseline tracker=none")
     monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", squeue="", scontrol="", sbatch="echo Usage: sbatch")))
     with chdir(tmp_path):
-        assert submit.main([sweep.file.name]) == 2
+        assert run_program(lambda: submit.main([sweep.file.name])) == 2
     assert capsys.readouterr().err == "error: sbatch: found no job's number in its answer: Usage: sbatch\n"
 
 
 def test_a_folder_without_a_sweep_has_no_front(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    assert front.main([str(sweep.folder)]) == 2
+    assert run_program(lambda: front.main([str(sweep.folder)])) == 2
     assert capsys.readouterr().err == f"error: FOLDER: {sweep.folder}: no sweep was submitted here\n"
     assert not sweep.folder.exists()
 
@@ -623,7 +624,7 @@ def test_a_front_that_another_row_refreshes_is_left_to_it(sweep: Sweep, capsys: 
     assert "another process refreshes it" in capsys.readouterr().out
     # That one looks again.
     assert (sweep.folder / "slurm" / "front.due").exists()
-    assert front.main([str(sweep.folder)]) == 2
+    assert run_program(lambda: front.main([str(sweep.folder)])) == 2
     assert not (sweep.folder / "slurm" / "front.due").exists()
 
 
@@ -656,5 +657,5 @@ def test_test_only_needs_no_slurm(
     assert submit.main([str(sweep.file), "--test-only"]) == 0
     assert capsys.readouterr().out == said.format("no contact")
     written(sweep, "stage=stf")
-    assert submit.main([str(sweep.file), "--test-only"]) == 2
-    assert submit.main([str(sweep.file)]) == 2
+    assert run_program(lambda: submit.main([str(sweep.file), "--test-only"])) == 2
+    assert run_program(lambda: submit.main([str(sweep.file)])) == 2

@@ -29,6 +29,7 @@ from eval.benchmarks.sources import MissingData, data_hash, find_tokenizer, load
 from eval.judging.published import fetch_prompts, longest_text
 from eval.prefetch import main
 from ogpsa.data.readers import read_table
+from ogpsa.utils.command_line import run_program
 from ogpsa.utils.files import exclusive
 from tests.eval.local_mirror import advglue, write_mirror, write_tokenizer
 
@@ -104,7 +105,7 @@ def test_all_benchmarks_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture
     ]  # fmt: skip
     assert found["advbench"][4] == "raw.githubusercontent.com/llm-attacks/llm-attacks"
     assert found["facts"][-1] == ""
-    assert listing.main(["data-dir=x"]) == 2
+    assert run_program(lambda: listing.main(["data-dir=x"])) == 2
     assert "did you mean 'data_dir'?" in capsys.readouterr().err
 
 
@@ -270,7 +271,7 @@ def test_without_a_network_nothing_is_asked_for(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
+    assert run_program(lambda: main(arguments)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
@@ -280,7 +281,7 @@ def test_what_is_missing_at_the_end_is_the_exit_code(tmp_path: Path, capsys: pyt
     write_mirror(tmp_path)
     (tmp_path / "gpqa.csv").unlink()
     (tmp_path / "strongreject_pair.jsonl").unlink()
-    assert main([f"data_dir={tmp_path}"]) == 2
+    assert run_program(lambda: main([f"data_dir={tmp_path}"])) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [["missing", "strongreject_pair"], ["missing", "gpqa"]]
 
@@ -331,7 +332,7 @@ def test_a_download_that_is_cut_off_is_missing(tmp_path: Path, monkeypatch: pyte
 
 def test_two_fetches_do_not_lose_each_others_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with exclusive(tmp_path / ".prefetch.lock", "busy"):
-        assert main([f"data_dir={tmp_path}"]) == 2
+        assert run_program(lambda: main([f"data_dir={tmp_path}"])) == 2
     assert f"another process fetches into {tmp_path}" in capsys.readouterr().err
 
 

@@ -21,6 +21,7 @@ from eval.pareto.collection import Group, World
 from eval.pareto.command import main, write
 from eval.scores.statistics import Summary, hypervolume, pareto_front, summarize
 from ogpsa.app.validate import load_config
+from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -605,20 +606,20 @@ def test_users_mistakes_take_one_line_each_and_exit_code_2(tmp_path: Path, capsy
     make_run(tmp_path / "table1" / "a")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    assert main([str(tmp_path / name) for name in ("tabel1", "empty", "file", "table1")]) == 2
+    assert run_program(lambda: main([str(tmp_path / name) for name in ("tabel1", "empty", "file", "table1")])) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"error: DIR: {tmp_path / 'tabel1'}: no such directory; expected a directory of runs; did you mean 'table1'?",
         f"error: DIR: {tmp_path / 'empty'}: holds no run; expected directories with a config.yaml",
         f"error: DIR: {tmp_path / 'file'}: is a file; expected a directory of runs; did you mean 'file'?",
     ]
-    assert main([str(tmp_path / "table1"), "--out", str(tmp_path / "file" / "x")]) == 2
+    assert run_program(lambda: main([str(tmp_path / "table1"), "--out", str(tmp_path / "file" / "x")])) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"lies below {tmp_path / 'file'}, which is a file" in line
 
 
 @pytest.mark.parametrize("arguments", [[], ["runs", "--outt", "x"]])
 def test_a_wrong_command_line_takes_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
+    assert run_program(lambda: main(arguments)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
 

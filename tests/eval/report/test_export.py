@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval.report.export import main
+from ogpsa.utils.command_line import run_program
 from tests.eval.handmade import Benchmark, write_evaluation, write_run
 from tests.program import ROOT
 
@@ -116,5 +117,5 @@ def test_bad_input_takes_one_line(
     Path("unjudged").mkdir()
     write_evaluation(Path("unjudged"), {"safe": replace(SAFE, values=[], error="no rows")})
     Path("file").write_text("")
-    assert main(arguments) == 2
+    assert run_program(lambda: main(arguments)) == 2
     assert capsys.readouterr().err == f"error: {message}\n"

@@ -16,6 +16,7 @@ from eval.scores.artefacts import read_artefacts
 from ogpsa.app.validate import load_config
 from ogpsa.runs.directory import read_stored_config
 from ogpsa.runs.tracking import run_id, tracker
+from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_json
 from tests.eval.handmade import Benchmark, write_evaluation, write_run
@@ -161,7 +162,7 @@ def test_evaluations_outside_runs_are_mirrored_too(runs: Path, capsys: pytest.Ca
     # Alone, it is mirrored without a front, under the same id.
     assert mirror(folder) == ([ids[-1]], [])
     assert read_back(offline(folder / FOLDER, ids[-1]))["name"] == "02-dpo-quick-12345678"
-    assert main([str(runs / "eval"), "--mode", "online"]) == 2
+    assert run_program(lambda: main([str(runs / "eval"), "--mode", "online"])) == 2
     assert capsys.readouterr().err.startswith("error: tracker.mode: online needs WANDB_API_KEY")
 
 
@@ -175,7 +176,7 @@ def test_evaluations_are_mirrored_where_no_run_is_finished(runs: Path) -> None:
 
 
 def test_online_without_a_key_is_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(runs), "--mode", "online"]) == 2
+    assert run_program(lambda: main([str(runs), "--mode", "online"])) == 2
     assert capsys.readouterr().err.startswith("error: tracker.mode: online needs WANDB_API_KEY")
     assert not (runs / FOLDER).exists()
 

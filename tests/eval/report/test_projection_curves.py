@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from eval.report.projection_curves import PANELS, draw, main, read_history
+from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR
 from ogpsa.utils.files import write_jsonl
 
@@ -43,6 +44,6 @@ def test_the_picture_is_written_beside_the_run(run: Path, capsys: pytest.Capture
 
 def test_a_folder_without_projection_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "01-sft" / "history.jsonl").unlink()
-    assert main([str(run)]) == EXIT_USER_ERROR
+    assert run_program(lambda: main([str(run)])) == EXIT_USER_ERROR
     assert "no projection in 02-dpo; give the directory of a finished run" in capsys.readouterr().err
-    assert main([str(run / "absent")]) == EXIT_USER_ERROR
+    assert run_program(lambda: main([str(run / "absent")])) == EXIT_USER_ERROR

@@ -15,6 +15,7 @@ from eval.report.page import build, main
 from eval.report.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, plot
 from eval.report.sections import Section, category_rows, charts, examples_of, find_sections
 from eval.scores.statistics import Interval, normal_interval, wilson
+from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import UserError
 from tests.eval.browser import browser, in_browser
 from tests.eval.handmade import Benchmark, make_older, write_evaluation, write_run
@@ -313,7 +314,7 @@ def test_an_average_of_one_evaluation_is_never_without_a_spread(tmp_path: Path) 
 def test_verdicts_that_are_not_the_scores_own_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verdicts = write_evaluation(tmp_path / "one", BASE) / "verdicts" / "facts.jsonl"
     verdicts.write_text(verdicts.read_text() + "\n")
-    assert main([str(tmp_path / "one")]) == 2
+    assert run_program(lambda: main([str(tmp_path / "one")])) == 2
     line = f"{verdicts}: not the verdicts that scores.json was computed from; delete both and evaluate again\n"
     assert capsys.readouterr().err == f"error: {line}"
 
@@ -464,7 +465,7 @@ def test_bad_input_takes_one_line(
     monkeypatch.chdir(runs.parent)
     Path("empty").mkdir()
     Path("file").write_text("")
-    assert main(arguments) == 2
+    assert run_program(lambda: main(arguments)) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 

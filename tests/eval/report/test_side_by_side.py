@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from eval.report.side_by_side import main
+from ogpsa.utils.command_line import run_program
 from tests.eval.browser import browser, in_browser
 from tests.eval.handmade import Benchmark, write_evaluation
 
@@ -70,7 +71,7 @@ def test_bad_input_takes_one_line(
     write_evaluation(Path("b"), {"facts": FACTS})
     write_evaluation(Path("d"), {"harmful": replace(SAFE, data_hash="e" * 16)})
     write_evaluation(Path("e"), {"harmful": replace(SAFE, judge="refusal_rules")})
-    assert main(sides) == 2
+    assert run_program(lambda: main(sides)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 

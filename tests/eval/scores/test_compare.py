@@ -13,6 +13,7 @@ from eval.scores.compare import AS_USUAL, Comparison, Drawing, compare, main, re
 from eval.scores.equivalence import Flips
 from eval.scores.flips import Pair, flips_csv
 from eval.scores.statistics import unanimous_interval, wilson
+from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import UserError
 from tests.eval.handmade import Benchmark, make_older, write_evaluation, write_run
 
@@ -341,7 +342,7 @@ def test_another_judge_or_task_is_refused_unless_allowed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], one: Benchmark, other: Benchmark, differing: str
 ) -> None:
     sides = [str(write_evaluation(tmp_path / name, {"facts": given})) for name, given in (("a", one), ("b", other))]
-    assert main(sides) == 2
+    assert run_program(lambda: main(sides)) == 2
     line = f"facts: not asked and judged alike: {differing}"
     assert capsys.readouterr().err == f"error: {line}; --allow-different-judges compares them nevertheless\n"
     assert main([*sides, "--allow-different-judges"]) == 0
@@ -410,7 +411,7 @@ def test_verdicts_that_the_scores_do_not_rest_on_are_refused(
         stored = json.loads(scores.read_text())
         stored["benchmarks"]["facts"]["verdicts_hash"] = None
         scores.write_text(json.dumps(stored))
-    assert main([str(side) for side in sides]) == 2
+    assert run_program(lambda: main([str(side) for side in sides])) == 2
     assert capsys.readouterr().err == (
         f"error: {verdicts}: not the verdicts that scores.json was computed from; delete both and evaluate again\n"
     )
@@ -449,7 +450,7 @@ def test_bad_input_takes_one_line_each(
     elif verb:
         content, _, name = rest.rpartition(" ")
         Path(name).write_text(content.strip("'") + "\n")
-    assert main(arguments) == 2
+    assert run_program(lambda: main(arguments)) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(f"error: {message}")
@@ -458,7 +459,7 @@ def test_bad_input_takes_one_line_each(
 
 @pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "--resamples", "0"], ["a", "b", "--seed", "x"]])
 def test_wrong_arguments_take_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    assert main(arguments) == 2
+    assert run_program(lambda: main(arguments)) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
