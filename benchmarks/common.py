@@ -6,7 +6,6 @@ Needs torch alone, so that it runs on a GPU machine without this project's envir
 import argparse
 import ctypes
 import gc
-import json
 import os
 import platform
 import sys
@@ -18,7 +17,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from ogpsa.utils.command_line import whole_number
 from ogpsa.utils.errors import EXIT_DONE, UserError, report
+from ogpsa.utils.files import write_atomically, write_json
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "triton", "numpy", "transformers", "trl", "accelerate", "deepspeed")
@@ -26,6 +27,9 @@ GIB = 2**30
 
 Row = dict[str, Any]
 Result = TypeVar("Result")
+
+# Reads an argument that counts something.
+positive = whole_number(1)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -42,14 +46,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=positive, default=None, help="measured rounds; by default the benchmark's own")
     made.add_argument("--smoke", action="store_true", help="tiny settings: shows that it runs, measures nothing")
     return made
-
-
-def positive(text: str) -> int:
-    """An argument that counts something."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
-    return value
 
 
 def listed(text: str) -> list[str]:
@@ -210,16 +206,9 @@ def write(
     lines += [f"- {note}" for note in notes]
     text = "\n".join(lines).rstrip() + "\n"
     content = {"benchmark": name, "machine": facts, "settings": settings, "tables": dict(tables)}
-    out.mkdir(parents=True, exist_ok=True)
-    _replace(out / f"{name}.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
-    _replace(out / f"{name}.md", text)
+    write_json(out / f"{name}.json", content)
+    write_atomically(out / f"{name}.md", text)
     sys.stdout.write(text)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _markdown(rows: Sequence[Row]) -> list[str]:

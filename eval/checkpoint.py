@@ -1,10 +1,4 @@
-"""Evaluating a checkpoint alone: ``python -m eval checkpoint=DIR …``.
-
-A checkpoint inside a run directory is evaluated as its run was, on the run's own rows; all but eval=testbed read theirs
-from eval.data_dir. A model behind a server needs no checkpoint: eval.backend.name=server
-eval.backend.base_url=URL eval.backend.model=NAME. A second call resumes where a first one was killed; until= stops
-after that artefact, so that a node without a network can generate and another one judge.
-"""
+"""Evaluating a checkpoint alone: ``python -m eval checkpoint=DIR …``, whose ``--help`` says how."""
 
 import hashlib
 import json

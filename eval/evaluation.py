@@ -73,16 +73,12 @@ WITHHELD = Judgement(missing("withheld"), None, None)
 Until = Literal["generations", "verdicts", "metrics"]
 
 
-def _never_stop() -> None:
-    """The default ``safe_point``: nothing stops an evaluation."""
-
-
 def evaluate(
     checkpoint: Path,
     rows: Path,
     output: Path,
     settings: Evaluation,
-    safe_point: Callable[[], None] = _never_stop,
+    safe_point: Callable[[], None] = lambda: None,
     precision: Precision = "bf16",
     until: Until = "metrics",
 ) -> dict[str, Any]:

@@ -31,13 +31,6 @@ def weights_of(config: Config, directory: Path) -> Weights | None:
     return Weights(base, tuned[-1]) if untuned_digest(directory) in (None, folder_digest(base)) else None
 
 
-def trained_here(config: Config) -> bool:
-    """Whether the untuned model is a base that each machine trains for itself."""
-    from ogpsa.testbed.cache import is_shipped
-
-    return config.model.path is None and not is_shipped(config)
-
-
 def untuned_folder(config: Config) -> Path | None:
     """Where the untuned model is or, on the testbed, would be trained; None for one that has not been fetched."""
     if config.model.path is not None:

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from eval.scores.aggregate import AVERAGES
 from eval.scores.finished import FinishedRun
-from experiments.distance import trained_here, untuned_folder
+from experiments.distance import untuned_folder
 from experiments.rows import Point
 from ogpsa.config import Config, Section, StageName, describe
 from ogpsa.runs.inputs import folder_digest
@@ -48,8 +48,7 @@ class Record(Section):
     Attributes:
         run: its name (``Config.run_name``). row, seed, strength: those it was run as; another experiment may list it
             under another row.
-        untuned: digest of the untuned model's files; None where it is not known. Up to revision 628b262 none was noted:
-            it was filled in later from the base that comes with the package, or from runs on the same base.
+        untuned: digest of the untuned model's files; None where the run noted none.
         seconds: of the session that finished it; interrupted: there were others before it.
         moved: distance of the last weights from the untuned model's in percent; direction: cosine of their displacement
             with naive tuning's; None where the experiment does not show it, or weights were not available.
@@ -133,8 +132,6 @@ def usable_here(records: Mapping[str, Record], points: Iterable[Point]) -> dict[
         folder = untuned_folder(config)
         if folder is None:
             return True
-        if record.untuned is None:
-            return not trained_here(config)
         return folder.is_dir() and digest(folder) == record.untuned
 
     named = {point.config.run_name(): point.config for point in points}

@@ -1,6 +1,5 @@
 """Outcomes of an experiment's finished points: scores in percent, the paper's unit, and courses of training."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -101,11 +100,6 @@ class Result:
     scores: dict[str, float]
     base: dict[str, float]
     weights: Weights | None = None
-
-    @property
-    def base_text(self) -> str:
-        """The untuned model's scores as a text, to four digits: two processors round differently."""
-        return json.dumps({name: f"{value:.4g}" for name, value in self.base.items()}, sort_keys=True)
 
     @property
     def refused(self) -> float | None:
@@ -263,27 +257,20 @@ def _from_one_model(rows: Sequence[Row]) -> list[Row]:
     """The rows, with the results set apart that began with another untuned model than most of their seed in the group.
 
     A testbed's base has other weights on another machine. Runs that lie here count before those of which a record is
-    kept. Where no digest is recorded, scores tell models apart, but for rounding.
+    kept.
     """
-    known: dict[tuple[str, int, str], str] = {}
-    for row in rows:
-        known |= {(row.group, one.point.seed, one.base_text): one.run.untuned for one in row.results if one.run.untuned}
-
-    def start(row: Row, one: Result) -> str:
-        return one.run.untuned or known.get((row.group, one.point.seed, one.base_text), one.base_text)
-
-    here: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
-    recorded: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
+    here: dict[tuple[str, int], Counter[str | None]] = defaultdict(Counter)
+    recorded: dict[tuple[str, int], Counter[str | None]] = defaultdict(Counter)
     for row in rows:
         for one in row.results:
             counts = recorded if isinstance(one.run, KeptRun) else here
-            counts[row.group, one.point.seed][start(row, one)] += 1
+            counts[row.group, one.point.seed][one.run.untuned] += 1
     most = {place: counts.most_common(1)[0][0] for place, counts in (recorded | here).items()}
     split = []
     for row in rows:
         parts: dict[bool, list[Result]] = {True: [], False: []}
         for one in row.results:
-            parts[start(row, one) == most[row.group, one.point.seed]].append(one)
+            parts[one.run.untuned == most[row.group, one.point.seed]].append(one)
         split.append(replace(row, results=parts[True], apart=parts[False]))
     return split
 

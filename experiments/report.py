@@ -234,6 +234,5 @@ def _draw(experiment: Experiment, rows: Sequence[Row], out: Path) -> list[Path]:
         if figure is not None:
             paths += [out / f"{name}.png", out / f"{name}.pdf"]
             save(figure, paths[-2])
-            # Without its date the file is the same whenever the results are.
-            save(figure, paths[-1], metadata={"CreationDate": None})
+            save(figure, paths[-1])
     return paths

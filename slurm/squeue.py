@@ -30,15 +30,6 @@ class Task:
     reason: str
 
 
-def tasks_of(sweep: Sweep) -> list[Task]:
-    """The sweep's tasks that are queued, running or ending.
-
-    Raises:
-        UserError: as ``queue_of``.
-    """
-    return queue_of(sweep)[0]
-
-
 def queue_of(sweep: Sweep) -> tuple[list[Task], set[Path]]:
     """The sweep's tasks that are queued, running or ending, and the run directories of all such tasks in ``outputs``.
 

@@ -17,7 +17,7 @@ from ogpsa.runs.directory import read_metrics
 from ogpsa.utils.command_line import Parser, run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import is_full
-from slurm.squeue import Task, tasks_of
+from slurm.squeue import Task, queue_of
 from slurm.sweep import Record, Sweep, find_sweep, read_lines
 
 # Lines of the trainer's log, or of the run's, that tell its progress.
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sweep = find_sweep(options.sweep)
     tasks = None
     try:
-        tasks = tasks_of(sweep)
+        tasks = queue_of(sweep)[0]
     except UserError as error:
         print(f"{error}: states from files alone", file=sys.stderr)
     print(status(sweep, tasks, options.failed, time.time()))

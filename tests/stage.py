@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 from ogpsa.config import NO_JUDGES, Config, Judges
-from ogpsa.data.rows import Data
+from ogpsa.data.rows import Data, load_data
 from ogpsa.runs.run import Run
 from ogpsa.runs.tracking import NoTracker, Tracker
+from ogpsa.testbed.cache import ensure_base
 from ogpsa.training.stage import train_stage
+from ogpsa.utils.files import read_jsonl
 from ogpsa.utils.signals import Interruption
 
 
@@ -24,6 +29,13 @@ def train_alone(
     run = run_alone(config, data, folder.parent, interruption, tracker, judges)
     config.method.prepare(start, run)
     train_stage(run, config.stages[0], start, folder)
+
+
+def trained(config: Config, place: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The weights of the first stage, trained from the base into a new folder of ``place``, and what it logged."""
+    folder = place / str(len(list(place.iterdir())))
+    train_alone(config, load_data(config), ensure_base(config), folder)
+    return load_file(folder / "model.safetensors"), read_jsonl(folder / "history.jsonl")
 
 
 def run_alone(

@@ -268,15 +268,15 @@ def _shipped(name: str) -> Path:
     return Path(package.origin).parent.parent / name
 
 
-def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
-    """The first ``limit`` rows of a benchmark, or all of them; at least the columns ``id``, ``prompt`` and ``target``.
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a benchmark; at least the columns ``id``, ``prompt`` and ``target``.
 
     Raises:
         UserError: no such file, no rows, a column that is missing or no text, or an id that occurs twice.
     """
     rows = read_jsonl(path)
     check_rows(path, rows)
-    return rows[:limit]
+    return rows
 
 
 def check_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

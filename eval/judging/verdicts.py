@@ -75,10 +75,6 @@ class Estimate:
         return f"{self.calls} calls, about {self.tokens_in} tokens in, at most {self.tokens_out} out"
 
 
-def _never_stop() -> None:
-    """The default ``safe_point``: nothing stops the judging."""
-
-
 def check_judge(name: str, settings: JudgeSettings, section: str = SECTION, compares: bool = False) -> None:
     """Refuse a judge that cannot start, before anything is generated or paid for.
 
@@ -161,7 +157,7 @@ def judge_responses(
     settings: JudgeSettings,
     journal: Journal,
     label: str,
-    safe_point: Callable[[], None] = _never_stop,
+    safe_point: Callable[[], None] = lambda: None,
     budget: Budget | None = None,
     section: str = SECTION,
     opened: Callable[[str], ReadyJudge] | None = None,

@@ -1,6 +1,6 @@
 """Finding and reading finished runs, grouping them, and comparing the groups."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -37,7 +37,7 @@ from ogpsa.utils.errors import UserError, closest_match
 
 REQUIRED_SETTINGS = ("seed", "stage.name", "method.name", "eval.name", *BASE_SETTINGS)
 # In addition to inert keys: the recipe, which shows in the stage's own keys, and a base's seed, which its scores show.
-IGNORED_SECTIONS = ("model.recipe", "model.base.seed")
+IGNORED_SECTIONS = ("model.recipe.", "model.base.seed.")
 # Base values that differ by less differ in the order of summation alone.
 BASE_TOLERANCE = 1e-9
 
@@ -110,15 +110,13 @@ def _settings(stored: Mapping[str, Any]) -> Settings:
     for section, value in stored.items():
         whole = section == "method" and isinstance(value, Mapping)
         flat |= {f"method.{key}": own for key, own in value.items()} if whole else flatten(value, str(section))
-    settings = {key: value for key, value in flat.items() if not (is_inert(key) or _is_below(key, IGNORED_SECTIONS))}
+    settings = {
+        key: value for key, value in flat.items() if not (is_inert(key) or f"{key}.".startswith(IGNORED_SECTIONS))
+    }
     for key in REQUIRED_SETTINGS:
         if settings.get(key) is None:
             raise UserError(f"{CONFIG_FILE}: {key} is missing")
     return settings
-
-
-def _is_below(key: str, sections: Iterable[str]) -> bool:
-    return any(f"{key}.".startswith(f"{section}.") for section in sections)
 
 
 def _compare(name: str, members: Sequence[ConfiguredRun], labels: Mapping[Variant, str], notes: list[str]) -> World:

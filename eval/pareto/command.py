@@ -35,8 +35,7 @@ def write(collection: Collection, folder: Path) -> list[Path]:
     paths |= {f"{name}.{ending}": folder / f"{name}.{ending}" for name in drawn for ending in ("png", "pdf")}
     for name, figure in drawn.items():
         save(figure, paths[f"{name}.png"])
-        # Without its date the file is the same whenever the results are.
-        save(figure, paths[f"{name}.pdf"], metadata={"CreationDate": None})
+        save(figure, paths[f"{name}.pdf"])
     return list(paths.values())
 
 

@@ -6,7 +6,6 @@ from itertools import cycle
 from math import ceil
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -170,8 +169,8 @@ def _limits(intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def save(figure: Figure, path: Path, **options: Any) -> None:
-    """Write a picture atomically, in the format that its suffix names."""
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture atomically, in the format of its suffix and undated, so that equal results are equal files."""
     picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:], **options)
+    figure.savefig(picture, format=path.suffix[1:], metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     write_atomically(path, picture.getvalue())

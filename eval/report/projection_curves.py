@@ -6,7 +6,6 @@ sets, effective rank, age of the basis, seconds spent. Thin lines show the numbe
 Writes ``diagnostics.png`` and ``diagnostics.pdf`` into the run directory.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ogpsa.runs.directory import HISTORY_FILE
 from ogpsa.utils.command_line import Parser
 from ogpsa.utils.errors import EXIT_DONE, UserError
-from ogpsa.utils.files import check_writable, read_jsonl, write_atomically
+from ogpsa.utils.files import check_writable, read_jsonl
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,6 +113,8 @@ def _draw_panel(axes: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
 
 def main(words: Sequence[str]) -> int:
     """Write the picture, print its paths, and return the exit code."""
+    from eval.pareto.plot import save
+
     parser = Parser(prog="python -m eval diagnostics", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a finished run")
     parser.add_argument("--out", type=Path, help="folder of the picture (default: the run directory)")
@@ -123,8 +124,6 @@ def main(words: Sequence[str]) -> int:
     check_writable(folder, "--out")
     figure = draw(stages)
     for kind in ("png", "pdf"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind)
-        write_atomically(folder / f"diagnostics.{kind}", buffer.getvalue())
+        save(figure, folder / f"diagnostics.{kind}")
         print(folder / f"diagnostics.{kind}")
     return EXIT_DONE

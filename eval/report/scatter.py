@@ -7,7 +7,6 @@ marks have hints and take the focus, their numbers name the rows of the table, a
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
-from statistics import fmean
 
 from eval.pareto.front import AXES
 from eval.report.sections import TITLES, Cell, Checkpoint, Section
@@ -109,16 +108,12 @@ def _badges(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _apart(wanted: Sequence[float]) -> list[float]:
     """The heights nearest to the wanted ones (in order) that are a gap apart and within the plot."""
+    from scipy.optimize import isotonic_regression
+
     low, high = TOP + GAP / 2, HEIGHT - BOTTOM - GAP / 2
     gap = min(GAP, (high - low) / max(1, len(wanted) - 1))
-    # Without the gaps, what is left is to be in order: those that are not share their mean.
-    pools: list[list[float]] = []
-    for position, y in enumerate(wanted):
-        pools.append([y - position * gap])
-        while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
-            last = pools.pop()
-            pools[-1] += last
-    level = [fmean(pool) for pool in pools for _ in pool]
+    # Without the gaps, what is left is to be in order.
+    level = isotonic_regression([y - position * gap for position, y in enumerate(wanted)]).x
     highest = high - (len(wanted) - 1) * gap
     return [min(max(one, low), highest) + position * gap for position, one in enumerate(level)]
 

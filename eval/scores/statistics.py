@@ -75,19 +75,18 @@ def _dominates(one: Point, other: Point) -> bool:
     return one[0] >= other[0] and one[1] >= other[1] and one != other
 
 
-def hypervolume(points: Sequence[Point], reference: Point = (0.0, 0.0)) -> float:
-    """Area that ``points`` dominate above ``reference``, both coordinates being maximised.
+def hypervolume(points: Sequence[Point]) -> float:
+    """Area that ``points`` dominate above the reference point (0, 0), both coordinates being maximised.
 
     The area of the union of the rectangles between the reference point and each point: dominated points
-    and duplicates add nothing, and neither does a point that does not exceed the reference in both
-    coordinates. No points: 0. For points in the unit square and the default reference: between 0 and 1.
+    and duplicates add nothing, and neither does a point with a coordinate of at most 0. No points: 0. For points in
+    the unit square: between 0 and 1.
     """
-    area = 0.0
-    height = reference[1]
+    area = height = 0.0
     # From right to left, each point adds the strip by which it rises above all points to its right.
     for x, y in sorted(points, reverse=True):
-        if x > reference[0] and y > height:
-            area += (x - reference[0]) * (y - height)
+        if x > 0 and y > height:
+            area += x * (y - height)
             height = y
     return area
 
@@ -299,11 +298,11 @@ def average_gain(scores: Mapping[str, float], base: Mapping[str, float]) -> Gain
     return Gain(fmean(changes) if changes else None, included, [name for name in scores if base[name] == 0])
 
 
-def hypervolumes(points: "Array", reference: Point = (0.0, 0.0)) -> "Array":
+def hypervolumes(points: "Array") -> "Array":
     """``hypervolume`` of every resample: ``points`` has shape (points, 2, resamples), the result (resamples,)."""
     import numpy as np
 
-    x, y = points[:, 0] - reference[0], points[:, 1] - reference[1]
+    x, y = points[:, 0], points[:, 1]
     order = np.argsort(-x, axis=0, kind="stable")
     x, y = np.take_along_axis(x, order, 0), np.take_along_axis(y, order, 0)
     height = np.maximum.accumulate(np.maximum(y, 0), axis=0)

@@ -17,7 +17,7 @@ from ogpsa.testbed.cache import ensure_base
 from ogpsa.training.resume import CompletionCallback
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
-from tests.stage import train_alone
+from tests.stage import train_alone, trained
 
 Configure = Callable[..., Config]
 ROWS = ["data.safety_rows=32", "stage.batch_size=8", "stage.micro_batch_size=4", "stage.max_steps=4"]
@@ -29,13 +29,10 @@ CONSTANT = ["stage.scheduler=constant", "stage.warmup_ratio=0", f"stage.learning
 def train(small_config: Configure, tmp_path: Path) -> Callable[..., dict[str, Tensor]]:
     """``train(stage, method, *overrides)``: the weights of a finished stage."""
 
-    def trained(stage: str, method: str, *overrides: str) -> dict[str, Tensor]:
-        config = small_config(f"stage={stage}", f"method={method}", *ROWS, *overrides)
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        train_alone(config, load_data(config), ensure_base(config), folder)
-        return load_file(folder / "model.safetensors")
+    def weights(stage: str, method: str, *overrides: str) -> dict[str, Tensor]:
+        return trained(small_config(f"stage={stage}", f"method={method}", *ROWS, *overrides), tmp_path)[0]
 
-    return trained
+    return weights
 
 
 @pytest.fixture

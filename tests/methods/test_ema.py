@@ -16,7 +16,7 @@ from ogpsa.testbed.cache import ensure_base
 from ogpsa.training.resume import CompletionCallback
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
-from tests.stage import train_alone
+from tests.stage import train_alone, trained
 
 Configure = Callable[..., Config]
 FEW = [
@@ -29,13 +29,10 @@ FEW = [
 def train(small_config: Configure, tmp_path: Path) -> Callable[..., dict[str, Tensor]]:
     """``train(stage, method, *overrides)``: the weights of a finished stage."""
 
-    def trained(stage: str, method: str, *overrides: str) -> dict[str, Tensor]:
-        config = small_config(f"stage={stage}", f"method={method}", *FEW, *overrides)
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        train_alone(config, load_data(config), ensure_base(config), folder)
-        return load_file(folder / "model.safetensors")
+    def weights(stage: str, method: str, *overrides: str) -> dict[str, Tensor]:
+        return trained(small_config(f"stage={stage}", f"method={method}", *FEW, *overrides), tmp_path)[0]
 
-    return trained
+    return weights
 
 
 @pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
-from ogpsa.data.rows import load_data
 from ogpsa.nullspace.space import null_space
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.errors import UserError
-from tests.stage import train_alone
+from tests.stage import trained
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.9, 0.97])
@@ -42,10 +41,7 @@ def test_it_trains_as_nspo_with_its_settings_bit_for_bit(
     ]  # fmt: skip
 
     def train(*overrides: str) -> dict[str, Tensor]:
-        config = small_config(*few, *overrides)
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        train_alone(config, load_data(config), ensure_base(config), folder)
-        return load_file(folder / "model.safetensors")
+        return trained(small_config(*few, *overrides), tmp_path)[0]
 
     ours = train("method=gpm")
     spelled = ["method.variant=paper", "method.rule=energy", "method.threshold=0.03", "method.others=freeze"]

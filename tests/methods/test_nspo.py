@@ -32,7 +32,7 @@ from ogpsa.training.resume import CompletionCallback
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl
-from tests.stage import train_alone
+from tests.stage import train_alone, trained
 from tests.tiny import LFM2, QWEN3_NEXT, byte_tokenizer, other_kind, save_tiny
 
 Configure = Callable[..., Config]
@@ -55,14 +55,11 @@ def train(small_config: Configure, tmp_path_factory: pytest.TempPathFactory) -> 
     place = tmp_path_factory.mktemp("trained")
 
     @cache
-    def trained(*overrides: str) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-        config = small_config(*ROWS, *overrides)
-        folder = place / str(len(list(place.iterdir())))
-        train_alone(config, load_data(config), ensure_base(config), folder)
-        steps = [row for row in read_jsonl(folder / "history.jsonl") if "loss" in row]
-        return load_file(folder / "model.safetensors"), steps
+    def once(*overrides: str) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+        weights, history = trained(small_config(*ROWS, *overrides), place)
+        return weights, [row for row in history if "loss" in row]
 
-    return trained
+    return once
 
 
 def prepared(config: Config, base: Path) -> Nspo:

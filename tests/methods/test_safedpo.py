@@ -7,16 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
-from ogpsa.data.rows import load_data
-from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import read_jsonl
-from tests.stage import train_alone
+from tests.stage import trained
 
 FEW = [
     "data.safety_rows=16", "stage.batch_size=8", "stage.micro_batch_size=4", "stage.max_steps=2", "stage.log_every=1",
@@ -29,13 +25,7 @@ Train = Callable[..., tuple[dict[str, Tensor], list[dict[str, Any]]]]
 def train(small_config: Callable[..., Config], tmp_path: Path) -> Train:
     """``train(*overrides)``: the weights of a finished DPO stage, and what it logged."""
 
-    def trained(*overrides: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        config = small_config("stage=dpo", *FEW, *overrides)
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        train_alone(config, load_data(config), ensure_base(config), folder)
-        return load_file(folder / "model.safetensors"), read_jsonl(folder / "history.jsonl")
-
-    return trained
+    return lambda *overrides: trained(small_config("stage=dpo", *FEW, *overrides), tmp_path)
 
 
 def test_no_margin_is_dpo_bit_for_bit_and_one_asks_for_more(train: Train) -> None:

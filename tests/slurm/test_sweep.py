@@ -19,13 +19,13 @@ from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import exclusive, write_json
 from slurm import front, grid, submit
-from slurm.squeue import Task, read_words, tasks_of, write_words
+from slurm.squeue import Task, queue_of, read_words, write_words
 from slurm.status import error_of, read_events, requeues_of, seconds_of, state_of, status
 from slurm.submit import check_rows, node_count, option_problems, processes_per_node
 from slurm.sweep import Line, Record, Sweep, check_edits, compose_rows, find_sweep, read_lines
 from tests.program import ROOT
 
-SCRIPTS = ["submit.sh", "status.sh", "sync_wandb.sh", "array.sbatch", "multinode.sbatch"]
+SCRIPTS = ["submit.sh", "status.sh", "sync_wandb.sh"]
 
 
 @pytest.fixture
@@ -509,7 +509,7 @@ def test_the_table_says_where_a_row_is_and_what_is_not_submitted(sweep: Sweep, s
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help_needs_no_environment(script: str, option: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [ROOT / "slurm" / script, option] if script.endswith(".sh") else ["bash", ROOT / "slurm" / script, option],
+        [ROOT / "slurm" / script, option],
         cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
@@ -540,10 +540,10 @@ def test_tasks_are_told_by_their_comment_whatever_other_jobs_say(
     lines = f"7|3|RUNNING|n1|None|{submission}\n8|N/A|RUNNING|n1|None|two\nlines \377\n9|1|PENDING||Priority|(null)\n"
     monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", squeue=f"/bin/cat {tmp_path}/queue")))
     (tmp_path / "queue").write_bytes(lines.encode("latin-1"))
-    assert tasks_of(sweep) == [Task("row", "7_3", "RUNNING", "n1", "None")]
+    assert queue_of(sweep)[0] == [Task("row", "7_3", "RUNNING", "n1", "None")]
     (submission / "3").unlink()
     with pytest.raises(UserError, match=r"first/3: removed, but job 7_3 still needs it; scancel 7$"):
-        tasks_of(sweep)
+        queue_of(sweep)[0]
 
 
 def test_a_row_that_another_sweep_has_queued_is_left_out(
@@ -560,7 +560,7 @@ def test_a_row_that_another_sweep_has_queued_is_left_out(
     monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", squeue=f"/bin/cat {tmp_path}/queue")))
     assert submit.main([sweep.file.name, "--test-only"]) == 0
     assert capsys.readouterr().out == "2 rows: 0 done, 1 queued or running, 1 to queue\n"
-    assert tasks_of(sweep) == []
+    assert queue_of(sweep)[0] == []
 
 
 def test_a_row_that_runs_is_not_checked_when_others_are_submitted(

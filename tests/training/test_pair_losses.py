@@ -6,17 +6,13 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.config.stage import SMOOTHED, PairLoss
-from ogpsa.data.rows import load_data
-from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.errors import UserError
-from ogpsa.utils.files import read_jsonl
-from tests.stage import train_alone
+from tests.stage import trained
 
 Configure = Callable[..., Config]
 ROWS = [
@@ -32,13 +28,7 @@ ROWS = [
 def train(small_config: Configure, tmp_path: Path) -> Callable[..., tuple[dict[str, Tensor], list[dict[str, Any]]]]:
     """``train(*overrides)``: the weights of a finished DPO stage, and what it logged."""
 
-    def trained(*overrides: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        config = small_config("stage=dpo", *ROWS, *overrides)
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        train_alone(config, load_data(config), ensure_base(config), folder)
-        return load_file(folder / "model.safetensors"), read_jsonl(folder / "history.jsonl")
-
-    return trained
+    return lambda *overrides: trained(small_config("stage=dpo", *ROWS, *overrides), tmp_path)
 
 
 def chosen(loss: str) -> list[str]:

@@ -110,10 +110,6 @@ def test_hypervolume_by_hand(points: list[tuple[float, float]], area: float) -> 
     assert hypervolume(points) == area
 
 
-def test_hypervolume_is_measured_from_the_reference_point() -> None:
-    assert hypervolume([(0.75, 0.5), (0.25, 1)], reference=(0.5, 0.25)) == 0.0625
-
-
 def test_front_and_hypervolume_agree_with_a_count_of_grid_cells() -> None:
     generator = random.Random(0)
     size = 16

@@ -168,8 +168,6 @@ def test_hypervolumes_and_front_of_every_resample() -> None:
     points = generator.integers(-2, 9, size=(6, 2, 300)) / 8
     one_by_one = [[(float(x), float(y)) for x, y in points[:, :, draw]] for draw in range(300)]
     assert hypervolumes(points) == pytest.approx([hypervolume(draw) for draw in one_by_one])
-    reference = (0.25, 0.125)
-    assert hypervolumes(points, reference) == pytest.approx([hypervolume(draw, reference) for draw in one_by_one])
     assert front_shares(points) == pytest.approx(np.mean([pareto_front(draw) for draw in one_by_one], axis=0))
 
 
