@@ -137,11 +137,11 @@ def evaluate(
         (output / SCORES_FILE).unlink(missing_ok=True)
     _generate_all(calls, errors, safe_point)
     if calls and settings.backend.name != "server":
-        from ogpsa.models.load import release_memory
+        from accelerate.utils.memory import clear_device_cache
 
         # The model goes before judges with weights of their own come.
         calls.clear()
-        release_memory()
+        clear_device_cache(garbage_collection=True)
     works = [work for work in works if work.benchmark.name not in errors]
     for work in works:
         _journal(work.generations).unlink(missing_ok=True)

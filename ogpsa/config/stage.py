@@ -9,19 +9,9 @@ from ogpsa.config.section import Section
 StageName = Literal["sft", "dpo", "grpo"]
 # TRL's names of DPO's losses, except those that compare the pairs of a micro-batch with each other.
 PairLoss = Literal[
-    "sigmoid",
-    "sigmoid_norm",
-    "hinge",
-    "ipo",
-    "robust",
-    "exo_pair",
-    "nca_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-]
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down",
+    "discopop", "sft",
+]  # fmt: skip
 # Losses that read label_smoothing.
 SMOOTHED = {"robust", "exo_pair"}
 

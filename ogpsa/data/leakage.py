@@ -4,7 +4,6 @@ Near duplicates are found by an exact set-similarity join over character shingle
 (Bayardo, Ma & Srikant, WWW 2007): no pair above the threshold is missed.
 """
 
-import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from scipy.sparse import csr_array
 from ogpsa.data.conversations import users_turns
 from ogpsa.data.readers import FORMATS, Row, ending, read_table, with_input
 from ogpsa.utils.errors import Problems, UserError, closest_match
-from ogpsa.utils.files import write_json
+from ogpsa.utils.files import hash_file, write_json
 
 REPORT = "leakage.json"
 WIDTH = 5
@@ -227,10 +226,7 @@ def check_leakage(folder: Path, against: Sequence[Path], threshold: float, colum
         "threshold": threshold,
         "shingle": WIDTH,
         "files": {
-            str(file): {
-                "rows": len({row for row, _ in prompts}),
-                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-            }
+            str(file): {"rows": len({row for row, _ in prompts}), "sha256": hash_file(file)}
             for file, prompts in files.items()
         },
         "pairs": pairs,

@@ -95,16 +95,13 @@ def on_all_processes(work: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return work()
-    import torch.distributed
-
     result: Any = None
     problems: tuple[str, ...] = ()
     try:
         result = work()
     except UserError as error:
         problems = error.problems
-    gathered: list[Any] = [()] * world_size()
-    torch.distributed.all_gather_object(gathered, problems, group=_control())
+    gathered = gather(problems)
     if any(gathered):
         raise UserError(*dict.fromkeys(chain(*gathered))) if is_main() else SystemExit(EXIT_USER_ERROR)
     return cast(T, result)

@@ -13,8 +13,6 @@ from pydantic import Field
 from ogpsa.config import ExtraMemory, Method, StageName, stage_value
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
     from torch.nn import Module
     from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
@@ -76,18 +74,13 @@ class Average:
 
     def begin(self, model: "Module", args: "TrainingArguments", state: "TrainerState", **event: object) -> None:
         """Start from the weights, or from the average in the checkpoint that the trainer resumed from."""
-        from safetensors.torch import load_file
-
         from ogpsa.subspace.shards import ParameterShards, read_part
         from ogpsa.training.seam import checkpoint_folder
 
         self._shards = ParameterShards(model)
         self._average = [weight.clone() for weight in self._shards.weights()]
         if state.global_step:
-            folder = checkpoint_folder(args, state)
-            kept = (
-                read_part(folder, STEM, self._shards) if self._shards.sharded else load_file(self._file(folder, args))
-            )
+            kept = read_part(checkpoint_folder(args, state), STEM, self._shards)
             for index, average in enumerate(self._average):
                 average.copy_(kept[str(index)])
 
@@ -100,22 +93,17 @@ class Average:
         """Write the average into the checkpoint; every process calls it."""
         from safetensors.torch import save_file
 
+        from ogpsa.subspace.shards import file_of
         from ogpsa.training.seam import checkpoint_folder
 
         if self._shards.sharded or args.process_index == 0:
-            file = self._file(checkpoint_folder(args, state), args)
+            file = file_of(checkpoint_folder(args, state), STEM, self._shards)
             save_file({str(index): average for index, average in enumerate(self._average)}, file)
 
     def take(self, **event: object) -> None:
         """Replace the weights by the average."""
         for weight, average in zip(self._shards.weights(), self._average, strict=True):
             weight.copy_(average)
-
-    def _file(self, checkpoint: "Path", args: "TrainingArguments") -> "Path":
-        from ogpsa.subspace.shards import part_of
-
-        sharded = self._shards.sharded
-        return checkpoint / (part_of(STEM, args.process_index, args.world_size) if sharded else f"{STEM}.safetensors")
 
 
 METHOD = Ema

@@ -1,6 +1,5 @@
 """From a checked folder to a model in memory: safetensors only, no remote code, nothing fetched."""
 
-import gc
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,13 +23,6 @@ from ogpsa.utils.errors import UserError
 
 # Weights that a message names.
 NAMED = 3
-
-
-def release_memory() -> None:
-    """Free what models that nothing refers to any more still hold on the device."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def load_model(

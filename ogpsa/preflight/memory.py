@@ -157,7 +157,6 @@ class Estimate:
         activations: what one micro-batch holds at its peak; ``last_activations``: when the gradients are complete.
         answers: the same two of a micro-batch of references or replayed answers.
         temporaries: of the optimizer's step.
-        passes: reference gradients of a refresh.
         generation: keys and values of the sequences that are generated at once, or those of their prompts while a block
             reads these, all in one pass.
     """
@@ -175,11 +174,8 @@ class Estimate:
     last_activations: float
     answers: tuple[float, float]
     temporaries: float
-    passes: int
     generation: float
-    answers_first: bool
-    accumulates: bool
-    reference_accumulates: bool
+    setup: Setup
 
     @property
     def moments(self) -> dict[str, float]:
@@ -190,20 +186,21 @@ class Estimate:
             before = self.gradients if accumulates else 0
             return max(before + activations, self.gradients + last_activations)
 
-        accumulates = self.accumulates or self.answers_first
+        setup = self.setup
+        accumulates = setup.accumulates or setup.answers_first
         moments = {
             "backward": kept + self.basis + backward(accumulates, self.activations, self.last_activations),
             "optimizer step": kept + self.basis + self.gradients + self.temporaries,
         }
         if self.generation:
-            moments["generation"] = kept + self.basis + self.generation + self.answers_first * self.gradients
-        if self.answers_first:
+            moments["generation"] = kept + self.basis + self.generation + setup.answers_first * self.gradients
+        if setup.answers_first:
             moments["answers"] = kept + self.basis + backward(True, *self.answers)
         if self.streams:
-            moments["streaming"] = kept + backward(self.reference_accumulates, *self.answers)
-        elif self.passes:
-            moments["refresh"] = kept + self.references + backward(self.reference_accumulates, *self.answers)
-        if self.passes:
+            moments["streaming"] = kept + backward(setup.reference_accumulates, *self.answers)
+        elif setup.references:
+            moments["refresh"] = kept + self.references + backward(setup.reference_accumulates, *self.answers)
+        if setup.references:
             moments["estimate"] = kept + self.references + self.orthonormalization
         return moments
 
@@ -281,11 +278,8 @@ def estimate(shape: ModelShape, setup: Setup) -> Estimate:
         last_activations=last,
         answers=answers,
         temporaries=temporaries,
-        passes=setup.references,
         generation=generation,
-        answers_first=setup.answers_first,
-        accumulates=setup.accumulates,
-        reference_accumulates=setup.reference_accumulates,
+        setup=setup,
     )
 
 

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from ogpsa.runs import provenance
 from ogpsa.runs.directory import METRICS_FILE, PROVENANCE_FILE, SCORES_FILE, stage_folder
 from ogpsa.runs.inputs import check_unchanged, code_digests, model_digests, record_inputs
 from ogpsa.runs.score_table import table
-from ogpsa.runs.stage_cache import StageCache, evaluation_key, stage_key
+from ogpsa.runs.stage_cache import evaluation_key, shared, stage_key
 from ogpsa.runs.tracking import NoTracker, Tracker, tracker
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.errors import UserError
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 file_log = logging.getLogger("ogpsa.file")
 
 
+@dataclass(eq=False)
 class Run:
     """The services of a run to its pipeline; every process calls every method.
 
@@ -47,23 +49,13 @@ class Run:
         tracker: the mirror; on other processes than the main one it keeps nothing.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        directory: Path,
-        data: Data,
-        evaluate: Evaluate,
-        judges: Judges,
-        interruption: Interruption,
-        tracker: Tracker,
-    ) -> None:
-        self.config = config
-        self.directory = directory
-        self.data = data
-        self.interruption = interruption
-        self.tracker = tracker
-        self._evaluate = evaluate
-        self._judges = judges
+    config: Config
+    directory: Path
+    data: Data
+    _evaluate: Evaluate
+    _judges: Judges
+    interruption: Interruption
+    tracker: Tracker
 
     @classmethod
     @contextmanager
@@ -100,11 +92,7 @@ class Run:
                 raise
 
     def safe_point(self) -> None:
-        """Stop here if a signal asked for it: everything finished so far is on disk.
-
-        Raises:
-            SystemExit: with code 85.
-        """
+        """As ``Interruption.safe_point``."""
         self.interruption.safe_point()
 
     def on_main_process(self, work: Callable[[], T]) -> T:
@@ -138,12 +126,11 @@ class Run:
         folder = stage_folder(self.directory, self.config, stage.name)
         with ExitStack() as held:
             if self.config.stage_store is not None:
-                cache = StageCache(Path(self.config.stage_store))
                 key = self.on_main_process(
                     lambda: stage_key(self.config, stage, self.data, start, self._reward_digests())
                 )
-                shared = cache.shared(key, folder, COMPLETE_FILE, self.safe_point)
-                self.on_main_process(partial(held.enter_context, shared))
+                made = shared(Path(self.config.stage_store), key, folder, COMPLETE_FILE, self.safe_point)
+                self.on_main_process(partial(held.enter_context, made))
             train(folder)
         return folder
 
@@ -193,7 +180,7 @@ class Run:
             place = self._kept_evaluations(checkpoint)
             if place is not None:
                 key = evaluation_key(self.config, self.data, checkpoint)
-                held.enter_context(StageCache(place).shared(key, output, SCORES_FILE, self.safe_point))
+                held.enter_context(shared(place, key, output, SCORES_FILE, self.safe_point))
             self.safe_point()
             log.info("evaluating %s", name)
             rows = self.directory / "data" / "evaluation"

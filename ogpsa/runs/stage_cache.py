@@ -26,39 +26,33 @@ log = logging.getLogger(__name__)
 KEY_FILE = "stage.key"
 
 
-class StageCache:
-    """Finished folders by key, below ``root``."""
+@contextmanager
+def shared(root: Path, key: str, folder: Path, marker: str, safe_point: Callable[[], None]) -> Iterator[None]:
+    """Make ``folder`` by linking what another run made under ``key``, or keep what the block makes.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    The key is noted in the folder before it is made. A folder begun under another key, by other code or on other
+    rows, is finished but not kept for other runs. One run at a time makes a key; ``safe_point`` is called while
+    another does.
 
-    @contextmanager
-    def shared(self, key: str, folder: Path, marker: str, safe_point: Callable[[], None]) -> Iterator[None]:
-        """Make ``folder`` by linking what another run made under ``key``, or keep what the block makes.
-
-        The key is noted in the folder before it is made. A folder begun under another key, by other code or on other
-        rows, is finished but not kept for other runs. One run at a time makes a key; ``safe_point`` is called while
-        another does.
-
-        Args:
-            marker: name of the file that says that a folder is whole.
-        """
-        kept = self._root / key
-        with exclusive(kept.with_name(f"{key}.lock"), "another run makes the same stage", wait=safe_point):
-            if kept.is_dir() and (damage := find_damage(kept, contents=True) if is_complete(kept) else None):
-                log.warning("%s: %s; removed", kept, damage)
-                shutil.rmtree(kept)
-            if (kept / marker).is_file() and not (folder / marker).is_file():
-                log.info("%s: as another run made it (%s)", folder.name, kept)
-                _link(kept, folder)
-            elif not folder.exists():
-                write_atomically(folder / KEY_FILE, key)
-            yield
-            if not (kept / marker).is_file() and _begun_under(key, folder):
-                try:
-                    _link(folder, kept)
-                except OSError as error:  # the run itself has what it needs
-                    log.warning("%s: could not be kept in %s for other runs: %s", folder.name, self._root, error)
+    Args:
+        marker: name of the file that says that a folder is whole.
+    """
+    kept = root / key
+    with exclusive(kept.with_name(f"{key}.lock"), "another run makes the same stage", wait=safe_point):
+        if kept.is_dir() and (damage := find_damage(kept, contents=True) if is_complete(kept) else None):
+            log.warning("%s: %s; removed", kept, damage)
+            shutil.rmtree(kept)
+        if (kept / marker).is_file() and not (folder / marker).is_file():
+            log.info("%s: as another run made it (%s)", folder.name, kept)
+            _link(kept, folder)
+        elif not folder.exists():
+            write_atomically(folder / KEY_FILE, key)
+        yield
+        if not (kept / marker).is_file() and _begun_under(key, folder):
+            try:
+                _link(folder, kept)
+            except OSError as error:  # the run itself has what it needs
+                log.warning("%s: could not be kept in %s for other runs: %s", folder.name, root, error)
 
 
 def _begun_under(key: str, folder: Path) -> bool:

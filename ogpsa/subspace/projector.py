@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,7 +29,7 @@ from ogpsa.subspace.references import (
 )
 from ogpsa.subspace.selection import most_opposed
 from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
-from ogpsa.subspace.shards import Shards, part_of, read_part
+from ogpsa.subspace.shards import Shards, file_of, read_part
 from ogpsa.subspace.streaming import StreamedReferences
 from ogpsa.subspace.subspace import Layout, NotFiniteError, Subspace
 from ogpsa.utils.errors import SettingError, UserError
@@ -291,7 +291,7 @@ class Projector:
         state = {f"subspace.{name}": tensor.contiguous() for name, tensor in self.subspace.state_dict().items()}
         state |= {f"streamed.{name}": tensor for name, tensor in self._streamed.state_dict().items()}
         if self._shards.sharded or self._trainer.args.process_index == 0:
-            file = checkpoint / self._file_name()
+            file = file_of(checkpoint, STEM, self._shards)
             whole = file.with_name(f".{file.name}")
             rows = [list(chunk.rows) for chunk in self.chunks]
             save_file(state, whole, metadata={"refreshed_at": str(self._refreshed_at), "rows": json.dumps(rows)})
@@ -301,8 +301,7 @@ class Projector:
     def _restore(self, checkpoint: Path) -> None:
         file = self._saved_in(checkpoint)
         parts: dict[str, dict[str, Tensor]] = {"subspace": {}, "streamed": {}}
-        stored_here = read_part(checkpoint, STEM, self._shards) if self._shards.sharded else load_file(file)
-        for name, tensor in stored_here.items():
+        for name, tensor in read_part(checkpoint, STEM, self._shards).items():
             part, _, key = name.partition(".")
             parts[part][key] = tensor
         # Where the gradients are: FSDP2 may keep them on the host.
@@ -328,7 +327,7 @@ class Projector:
 
     def _saved_in(self, checkpoint: Path) -> Path:
         """A file whose notes are this process's, which are the same in all parts."""
-        file = checkpoint / self._file_name()
+        file = file_of(checkpoint, STEM, self._shards)
         if self._shards.sharded and not file.is_file():
             file = next(iter(sorted(checkpoint.glob(f"{STEM}-*-of-*.safetensors"))), file)
         if not file.is_file():
@@ -336,12 +335,6 @@ class Projector:
                 f"{checkpoint}: holds no {file.name}, so it was not saved by this projection; delete it to start over"
             )
         return file
-
-    def _file_name(self) -> str:
-        """One file where every process holds the whole basis, one per process where each holds its shards."""
-        if not self._shards.sharded:
-            return f"{STEM}.safetensors"
-        return part_of(STEM, self._trainer.args.process_index, self._trainer.args.world_size)
 
 
 def check_trained(trainer: "Trainer", weights: Iterable[tuple[str, Tensor]]) -> None:

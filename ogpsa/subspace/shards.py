@@ -84,13 +84,20 @@ def shard_like(weight: Tensor, whole: Tensor) -> Tensor:
     return whole.view(-1)
 
 
+def file_of(checkpoint: Path, stem: str, shards: Shards) -> Path:
+    """This process's file: one where every process holds the whole, one per process where each holds its shards."""
+    if not shards.sharded:
+        return checkpoint / f"{stem}.safetensors"
+    return checkpoint / part_of(stem, torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
 def part_of(stem: str, rank: int, processes: int) -> str:
     """The name of a process's own file beside those of the others."""
     return f"{stem}-{rank + 1:05d}-of-{processes:05d}.safetensors"
 
 
 def read_part(checkpoint: Path, stem: str, shards: Shards) -> dict[str, Tensor]:
-    """This process's part of what all processes saved as ``part_of(stem, …)``, whatever their number was.
+    """This process's part of what was saved as ``file_of(…, stem, …)``, whatever the number of processes was.
 
     A tensor ``<name>.<index>`` holds elements [… , n] of the local piece of the parameter with that index. Where other
     processes cut the parameters, it is put together from their pieces; what has no index is the same in all parts.
@@ -99,6 +106,8 @@ def read_part(checkpoint: Path, stem: str, shards: Shards) -> dict[str, Tensor]:
     Raises:
         UserError: there are no such files, or they cannot be re-sharded.
     """
+    if not shards.sharded:
+        return load_file(file_of(checkpoint, stem, shards))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     files = sorted(checkpoint.glob(f"{stem}-*-of-*.safetensors"))
     own = checkpoint / part_of(stem, rank, world)

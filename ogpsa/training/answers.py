@@ -1,11 +1,11 @@
 """Cross-entropy on given answers in a trainer whose own loss is on rollouts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from ogpsa.models.tokenizer import common_beginning, conversation_tokens
 
@@ -23,16 +23,12 @@ def answer_batch(
     """
     prompts = conversation_tokens(tokenizer, [row["prompt"] for row in rows], ask=True)
     wholes = conversation_tokens(tokenizer, [[*row["prompt"], *row["completion"]] for row in rows])
-    padding: Any = tokenizer.pad_token_id
-    shape = len(rows), max(map(len, wholes))
-    tokens, labels = torch.full(shape, padding), torch.full(shape, IGNORED)
-    mask = torch.zeros(shape, dtype=torch.long)
-    for row, (prompt, whole) in enumerate(zip(prompts, wholes, strict=True)):
-        begun = common_beginning(prompt, whole)
-        tokens[row, : len(whole)] = torch.tensor(whole)
-        labels[row, begun : len(whole)] = tokens[row, begun : len(whole)]
-        mask[row, : len(whole)] = 1
-    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    begun = map(common_beginning, prompts, wholes)
+    labels = [[IGNORED] * start + whole[start:] for start, whole in zip(begun, wholes, strict=True)]
+    pad: Any = DataCollatorForLanguageModeling(cast(int, tokenizer.pad_token_id))
+    padded = zip(wholes, labels, strict=True)
+    batch: dict[str, Tensor] = pad([{"input_ids": tokens, "labels": learned} for tokens, learned in padded])
+    return batch
 
 
 def answer_step(trainer: Trainer, model: nn.Module, batch: dict[str, Tensor], items: Any) -> Tensor:

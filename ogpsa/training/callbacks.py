@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ogpsa.distributed import processes
 from ogpsa.runs.tracking import Tracker, held_out_losses, training_values
@@ -81,31 +81,23 @@ class ReportCallback(TrainerCallback):
         self._progress = Progress(1, stage)
         self._latest = ""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **event: Any) -> None:
         self._progress = Progress(state.max_steps, self._stage, start=state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if processes.is_main() and sys.stderr.isatty():
             self._progress.show(state.global_step, self._latest)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **event: Any) -> None:
         found = held_out_losses(event["metrics"])
         shown = ", ".join(f"{name} {loss:.4g}" for name, loss in found.items())
         step_log.info("%s %d/%d: held-out loss: %s", self._stage, state.global_step, state.max_steps, shown)
         numbers = {f"held_out/{name}": loss for name, loss in found.items()}
         self._tracker.log(training_values(self._stage, state.global_step, numbers))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs is None or "loss" not in logs:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **event: Any) -> None:
+        logs: dict[str, float] = event["logs"]
+        if "loss" not in logs:
             return
         # None is the mean of a metric that no row had.
         found = {name: value for name, value in logs.items() if value is not None}

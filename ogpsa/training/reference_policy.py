@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +37,10 @@ class ReferencePolicyCache:
         self._pairs, self._done = pairs, 0
         self._progress = Progress(pairs, "dpo: log-probabilities of the reference policy")
 
-    def __enter__(self) -> "ReferencePolicyCache":
-        if processes.is_main():
-            self._progress.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if processes.is_main():
-            self._progress.__exit__()
-
     @contextmanager
     def used_by(self, trainer_class: type["KeptReferenceTrainer"]) -> Iterator[type["KeptReferenceTrainer"]]:
         """A subclass whose passes go through this cache while its trainer is made, which is when TRL takes them."""
-        with self:
+        with self._progress if processes.is_main() else nullcontext():
             cached: type[KeptReferenceTrainer] = type(trainer_class.__name__, (trainer_class,), {"passes": self})
             yield cached
             cached.passes = None

@@ -45,19 +45,15 @@ class ProjectedTrainer(Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        loss = self.plain_training_step(model, inputs, num_items_in_batch)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
             self.projector.project()
         return loss
 
-    def plain_training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
-        """The trainer's own training step, without the projection."""
+    def reference_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
+        """Backward of the loss on reference rows: the trainer's own training step, without the projection."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
-
-    def reference_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
-        """Backward of the loss on reference rows: the trainer's own."""
-        return self.plain_training_step(model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs | self.projector.recorder.means() if "loss" in logs else logs, start_time)
@@ -135,12 +131,9 @@ class _ProjectionCallback(TrainerCallback):
             trainer.projector.project()
             trainer.projector.before_step()
 
-        def after_engine_steps() -> None:
-            trainer.projector.after_step()
-
         # First, since building the projector may take reference passes.
         trainer.accelerator.deepspeed_engine_wrapped = SteppedEngine(
-            engine, pieces, before_engine_steps, after_engine_steps
+            engine, pieces, before_engine_steps, lambda: trainer.projector.after_step()
         )
         trainer.projector = Projector(trainer, self._settings, self._rows, pieces, trainer.resumed_from)
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ogpsa.config import GRPOSettings, OneStage
 from ogpsa.distributed import processes
 from ogpsa.distributed.arguments import save_weights
 from ogpsa.models.adapters import dequantized, merged_model
-from ogpsa.models.load import load_model, release_memory
+from ogpsa.models.load import load_model
 from ogpsa.runs.directory import HISTORY_FILE, REWARDS
 from ogpsa.runs.run import Run
 from ogpsa.training.callbacks import ReportCallback
@@ -35,7 +36,7 @@ def train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     """
     _train_stage(run, stage, start, folder)
     # Trainer and model refer to each other, and hold the device's memory until they are collected.
-    release_memory()
+    clear_device_cache(garbage_collection=True)
 
 
 def _train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:

@@ -25,10 +25,10 @@ from ogpsa.models.generate import ReplyDecoder
 from ogpsa.models.template import render
 from ogpsa.models.tokenizer import end_tokens
 from ogpsa.runs.tracking import HELD_OUT
+from ogpsa.subspace.references import preserved_random_state
 from ogpsa.training.callbacks import StepCallback
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
-from ogpsa.training.held_out import HeldOutTrainer
 from ogpsa.training.packing import check_rows_apart
 from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePolicyCache
 from ogpsa.utils.answers import template_opens_thought
@@ -62,15 +62,28 @@ class _StageTrainer(Trainer):
         left = self.state.global_step < self.state.max_steps
         return super().get_batch_samples(epoch_iterator, num_batches if left else 0, device)
 
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure the held-out sets alone, drawing no random number: ``eval_held_out_<set>_loss``, a mean over rows."""
+        trainer: Any = super()
+        if eval_dataset is not None or not isinstance(self.eval_dataset, dict):
+            measured: dict[str, float] = trainer.evaluate(eval_dataset, *args, **kwargs)
+            return measured
+        found: dict[str, float] = {}
+        with preserved_random_state():
+            for name in self.eval_dataset:
+                if str(name).startswith(HELD_OUT):
+                    found |= trainer.evaluate(name, *args, **kwargs | {"metric_key_prefix": f"eval_{name}"})
+        return found
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: the run directory describes the model."""
 
 
-class StageSFTTrainer(FiniteTrainer, HeldOutTrainer, _StageTrainer, SFTTrainer):
+class StageSFTTrainer(FiniteTrainer, _StageTrainer, SFTTrainer):
     """Supervised fine-tuning."""
 
 
-class StageDPOTrainer(FiniteTrainer, HeldOutTrainer, _StageTrainer, KeptReferenceTrainer):
+class StageDPOTrainer(FiniteTrainer, _StageTrainer, KeptReferenceTrainer):
     """Direct preference optimization."""
 
 

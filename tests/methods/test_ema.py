@@ -11,12 +11,9 @@ from torch import Tensor
 from ogpsa.app.compose import compose_config
 from ogpsa.config import Config
 from ogpsa.data.rows import load_data
-from ogpsa.models.load import load_model
 from ogpsa.testbed.cache import ensure_base
-from ogpsa.training.resume import CompletionCallback
-from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
-from tests.stage import train_alone, trained
+from tests.stage import train_alone, train_and_tear, trained
 
 Configure = Callable[..., Config]
 FEW = [
@@ -60,12 +57,7 @@ def test_a_resumed_stage_equals_the_unbroken_one(
     whole = train("sft", "ema")
     config = small_config("stage=sft", "method=ema", *FEW)
     base, data, folder = ensure_base(config), load_data(config), tmp_path / "broken"
-    model, tokenizer = load_model(base, torch.float32)
-    trainer = build_trainer(config, config.stages[0], model, tokenizer, data, folder / "checkpoints")
-    trainer.add_callback(CompletionCallback(trainer))
-    trainer.train()
-    # The last checkpoint is torn, so that the stage resumes from the first.
-    (folder / "checkpoints" / "checkpoint-3" / "COMPLETE.json").unlink()
+    train_and_tear(config, folder, 3)
     train_alone(config, data, base, folder)
     resumed = load_file(folder / "model.safetensors")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

@@ -28,11 +28,10 @@ from ogpsa.testbed.cache import ensure_base
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
 from ogpsa.training.callbacks import StepCallback
-from ogpsa.training.resume import CompletionCallback
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import read_jsonl
-from tests.stage import train_alone, trained
+from tests.stage import train_alone, train_and_tear, trained
 from tests.tiny import LFM2, QWEN3_NEXT, byte_tokenizer, other_kind, save_tiny
 
 Configure = Callable[..., Config]
@@ -240,12 +239,8 @@ def test_resumed_stage_equals_the_unbroken_one(
     config = small_config(*ROWS, *overrides)
     base, data, folder = ensure_base(config), load_data(config), tmp_path / "broken"
     prepared(config, base)
-    model, tokenizer = load_model(base, torch.float32)
-    trainer = build_trainer(config, config.stages[0], model, tokenizer, data, folder / "checkpoints")
-    trainer.add_callback(CompletionCallback(trainer))
-    trainer.train()
-    # The last checkpoint is torn, so that the stage resumes from step 4, between two retractions of ``code``.
-    (folder / "checkpoints" / "checkpoint-7" / "COMPLETE.json").unlink()
+    # So that the stage resumes from step 4, between two retractions of ``code``.
+    train_and_tear(config, folder, 7)
     train_alone(config, data, base, folder)
     weights = load_file(folder / "model.safetensors")
     assert all(torch.equal(weights[name], whole[name]) for name in whole)

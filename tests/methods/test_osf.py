@@ -17,10 +17,9 @@ from ogpsa.models.adapters import merged_model
 from ogpsa.models.load import load_model
 from ogpsa.preflight.report import stage_shapes
 from ogpsa.testbed.cache import ensure_base
-from ogpsa.training.resume import CompletionCallback
 from ogpsa.training.trainer import build_trainer
 from ogpsa.utils.errors import UserError
-from tests.stage import train_alone
+from tests.stage import train_alone, train_and_tear
 
 Configure = Callable[..., Config]
 FEW = [
@@ -107,10 +106,7 @@ def test_a_resumed_stage_equals_the_unbroken_one(variant: str, small_config: Con
     config = small_config(*FEW, *ADAMW, "stage=sft", "stage.save_every=4", f"method.variant={variant}")
     base, data, folder = ensure_base(config), load_data(config), tmp_path / "broken"
     train_alone(config, data, base, tmp_path / "whole")
-    trainer = trainer_of(config, folder / "checkpoints")
-    trainer.add_callback(CompletionCallback(trainer))
-    trainer.train()
-    (folder / "checkpoints" / "checkpoint-7" / "COMPLETE.json").unlink()
+    train_and_tear(config, folder, 7)
     train_alone(config, data, base, folder)
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

@@ -19,6 +19,7 @@ from ogpsa.nullspace.moments import empty_model, in_portions, linear_layers, sec
 from ogpsa.nullspace.projector import describe
 from ogpsa.nullspace.settings import Modules, Rule, SpaceSettings
 from ogpsa.utils.errors import UserError
+from tests.program import KilledError, killed_after
 from tests.tiny import LFM2, QWEN3_NEXT, byte_tokenizer, other_kind, save_tiny, tiny_model
 
 SETTINGS = SpaceSettings(rule="energy", threshold=0.05, skip_first_token=True, max_length=24)
@@ -122,14 +123,8 @@ def test_an_interrupted_computation_is_resumed_and_a_damaged_space_made_again(
     spaces: Spaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept, "MOMENTS_BYTES", 0)
-    calls = iter(range(7))
-
-    def stop() -> None:
-        if next(calls, None) is None:
-            raise SystemExit(85)
-
-    with pytest.raises(SystemExit):
-        spaces(safe_point=stop)
+    with pytest.raises(KilledError):
+        spaces(safe_point=killed_after(7))
     part = spaces(["q_proj"])
     before = written(part)
     assert 0 < len(before) < 8

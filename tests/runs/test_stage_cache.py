@@ -17,7 +17,7 @@ from ogpsa.config.identity import LATER
 from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
 from ogpsa.runs.directory import METRICS_FILE
-from ogpsa.runs.stage_cache import StageCache, stage_key
+from ogpsa.runs.stage_cache import shared, stage_key
 from ogpsa.testbed.cache import ensure_base
 from ogpsa.utils.dotted import flatten
 from ogpsa.utils.errors import UserError
@@ -244,28 +244,28 @@ def test_a_stage_of_other_code_is_kept_for_no_one_and_what_follows_by_its_conten
 
 
 def test_what_was_begun_under_another_key_is_kept_for_no_one(tmp_path: Path) -> None:
-    store, folder = StageCache(tmp_path / "store"), tmp_path / "01-sft"
-    with suppress(SystemExit), store.shared("rows a", folder, COMPLETE_FILE, lambda: None):
+    store, folder = tmp_path / "store", tmp_path / "01-sft"
+    with suppress(SystemExit), shared(store, "rows a", folder, COMPLETE_FILE, lambda: None):
         (folder / "checkpoints").mkdir()
         raise SystemExit(85)
-    with store.shared("rows b", folder, COMPLETE_FILE, lambda: None):
+    with shared(store, "rows b", folder, COMPLETE_FILE, lambda: None):
         (folder / COMPLETE_FILE).write_text("{}")
     assert not (tmp_path / "store/rows a").exists()
     assert not (tmp_path / "store/rows b").exists()
-    with store.shared("rows b", tmp_path / "new", COMPLETE_FILE, lambda: None):
+    with shared(store, "rows b", tmp_path / "new", COMPLETE_FILE, lambda: None):
         assert not (tmp_path / "new" / COMPLETE_FILE).exists()
 
 
 def test_an_interrupted_making_leaves_nothing_to_share(tmp_path: Path) -> None:
-    store, folder = StageCache(tmp_path / "store"), tmp_path / "01-sft"
-    with suppress(SystemExit), store.shared("key", folder, COMPLETE_FILE, lambda: None):
+    store, folder = tmp_path / "store", tmp_path / "01-sft"
+    with suppress(SystemExit), shared(store, "key", folder, COMPLETE_FILE, lambda: None):
         raise SystemExit(85)
     assert not (tmp_path / "store/key").exists()
     # A stage that another run has finished since replaces the half-made one in the run's own folder.
     (folder / "checkpoints").mkdir()
-    with store.shared("key", tmp_path / "other", COMPLETE_FILE, lambda: None):
+    with shared(store, "key", tmp_path / "other", COMPLETE_FILE, lambda: None):
         (tmp_path / "other" / COMPLETE_FILE).write_text("{}")
-    with store.shared("key", folder, COMPLETE_FILE, lambda: None):
+    with shared(store, "key", folder, COMPLETE_FILE, lambda: None):
         assert read_json(folder / COMPLETE_FILE) == {}
         assert not (folder / "checkpoints").exists()
 
@@ -277,11 +277,11 @@ def test_a_journal_that_runs_share_is_written_by_each_on_its_own(
     name: str, torn: bytes, stamp: dict[str, str], tmp_path: Path
 ) -> None:
     store, made, taken = (tmp_path / name for name in ("store", "made", "taken"))
-    with StageCache(store).shared("key", made, COMPLETE_FILE, lambda: None):
+    with shared(store, "key", made, COMPLETE_FILE, lambda: None):
         Journal(made / name, {"holds": "replies"}).keep({"a": 1})
         (made / name).write_bytes(before := (made / name).read_bytes() + torn)
         (made / COMPLETE_FILE).write_text("{}")
-    with StageCache(store).shared("key", taken, COMPLETE_FILE, lambda: None):
+    with shared(store, "key", taken, COMPLETE_FILE, lambda: None):
         assert (taken / name).samefile(made / name)
     Journal(taken / name, stamp).keep({"b": 2})
     assert (made / name).read_bytes() == (store / "key" / name).read_bytes() == before

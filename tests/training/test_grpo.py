@@ -23,7 +23,7 @@ from ogpsa.config import Config, GRPOSettings, Rollout
 from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
 from ogpsa.runs.run import Run
-from ogpsa.runs.stage_cache import StageCache
+from ogpsa.runs.stage_cache import shared
 from ogpsa.subspace.references import ReferenceChunk
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
@@ -457,7 +457,7 @@ def test_a_judge_is_asked_nothing_twice_and_what_it_said_stays_with_the_stage(
             given = ["method=baseline", "reward=llama_guard", f"reward.endpoint.base_url={judge.url}"]
             config = small_config(*FEW, *given, "stage.epochs=1")
             key = "undisturbed" if judge is undisturbed else "key"
-            with StageCache(tmp_path / "store").shared(key, folder, COMPLETE_FILE, lambda: None):
+            with shared(tmp_path / "store", key, folder, COMPLETE_FILE, lambda: None):
                 train_alone(config, load_data(config), start, folder, judges=JUDGES)
 
         train(whole, undisturbed)

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from ogpsa import __version__
 from ogpsa.data.builders.candidates import Candidate, find_form, read_candidate
 from ogpsa.data.builders.refusals import check_refusals, write_refusals
-from ogpsa.data.builders.rejected import check_rejected, write_rejected
+from ogpsa.data.builders.rejected import write_rejected
+from ogpsa.data.builders.replies import check_writer
 from ogpsa.data.builders.settings import Answered, DataSet, OneSource, Rejected, SafeRLHF, Source
 from ogpsa.data.conversations import as_text
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
@@ -73,7 +74,7 @@ def build(settings: DataSet) -> dict[str, Any]:
         check_refusals(settings.refusals)
     elif isinstance(settings, Answered) and settings.rejected.way == "model":
         _check_parts(settings)
-        check_rejected(settings.rejected)
+        check_writer("rejected", settings.rejected.model)
     with exclusive(folder / "build.lock", f"output: another process builds in {folder}"):
         _check_same(settings, folder)
         drawn = draw(settings)

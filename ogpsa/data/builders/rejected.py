@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ogpsa.data.builders.candidates import Candidate
-from ogpsa.data.builders.replies import answer, check_writer, local_replies
+from ogpsa.data.builders.replies import answer, local_replies
 from ogpsa.data.builders.settings import Rejected
 from ogpsa.models.files import fingerprint
 from ogpsa.utils.answers import says_nothing
@@ -14,16 +14,6 @@ from ogpsa.utils.journal import Journal
 from ogpsa.utils.refusal_rules import declines
 
 STAMP = {"holds": "rejected answers"}
-SECTION = "rejected"
-
-
-def check_rejected(settings: Rejected) -> None:
-    """Refuse a writer that could not start.
-
-    Raises:
-        UserError: as ``check_writer``.
-    """
-    check_writer(SECTION, settings.model)
 
 
 def write_rejected(

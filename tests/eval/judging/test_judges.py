@@ -38,6 +38,7 @@ from ogpsa.models.rows import Read, RowReader
 from ogpsa.utils.endpoint import Budget
 from ogpsa.utils.errors import UserError
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
+from tests.program import KilledError, killed_after
 from tests.tiny import tiny_model
 
 PROMPT_JUDGES = {
@@ -575,24 +576,16 @@ def test_several_calls_may_share_a_budget(tmp_path: Path) -> None:
 
 
 def test_a_stop_between_replies_keeps_what_came_in(tmp_path: Path) -> None:
-    class StopError(Exception):
-        pass
-
-    calls = [0]
-
-    def check() -> None:
-        calls[0] += 1
-        if calls[0] == 3:
-            raise StopError
-
     def script(request: Request, before: int) -> Reply:
         return Reply("2_full_refusal")
 
     items = [Item(str(number), "p", str(number), "") for number in range(8)]
     with serve(script) as server:
         chosen = settings(server, concurrency=1)
-        with pytest.raises(StopError):
-            judge_responses("xstest_rubric", items, chosen, open_journal(tmp_path / "journal"), "judging", check)
+        with pytest.raises(KilledError):
+            judge_responses(
+                "xstest_rubric", items, chosen, open_journal(tmp_path / "journal"), "judging", killed_after(2)
+            )
         assert len(server.requests) == 3
         found = judge_responses("xstest_rubric", items, chosen, open_journal(tmp_path / "journal"), "judging")
         assert len(server.requests) == 8
@@ -819,19 +812,11 @@ def test_finished_batches_need_no_weights(
     items = [Item(str(number), "a jar", word, "") for number, word in enumerate(FILLER[:6])]
     expected = judged_scores(folder, items, tmp_path / "whole")
 
-    class KilledError(Exception):
-        pass
-
-    batches = [0]
-
-    def check() -> None:
-        batches[0] += 1
-        if batches[0] == 2:
-            raise KilledError
-
     chosen = settings(weights={"strongreject_finetuned": str(folder)}, batch_size=2)
     with pytest.raises(KilledError):
-        judge_responses("strongreject_finetuned", items, chosen, open_journal(tmp_path / "journal"), "judging", check)
+        judge_responses(
+            "strongreject_finetuned", items, chosen, open_journal(tmp_path / "journal"), "judging", killed_after(1)
+        )
     kept = (tmp_path / "journal").read_bytes()
     assert judged_scores(folder, items, tmp_path / "journal") == expected
     assert (tmp_path / "journal").read_bytes().startswith(kept)
