@@ -92,7 +92,10 @@ COMMANDS: dict[str, Run | Elsewhere | Needs] = {
     "make data-small": Needs("network"),
     "python -m experiments plan small_sft small_dpo suite=small": Run(("rows=*_baseline",), weekly=True),
     "make experiments-small": Needs("network"),
-    "for name in safe_rlhf ultrafeedback halueval; do python -m ogpsa.data build $name; done": Needs("network"),
+    "models=Qwen/Qwen2.5-7B-Instruct,meta-llama/Llama-3.1-8B-Instruct": Needs("network"),
+    "for model in ${models//,/ }; do hf download $model; done": Needs("network"),
+    'for name in safe_rlhf ultrafeedback halueval; do python -m ogpsa.data build $name "fits.tokenizers=[$models]"; '
+    "done": Needs("network"),
     "python -m eval attacks --help": Run(),
     # community
     "python -m eval checkpoint=outputs/models/smollm2_135m eval=small": Needs("network"),

@@ -146,10 +146,19 @@ def here_already(model: Model) -> Path | None:
         return Path(model.path)
     if (copy := local_copy(model)) is not None:
         return copy
+    return cached_folder(model.path, model.revision)
+
+
+def cached_folder(hub_id: str, revision: str | None = None) -> Path | None:
+    """The snapshot of a model in the hub's local cache, if its configuration and tokenizer are there."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     names = ("config.json", "tokenizer_config.json")
-    cached = [try_to_load_from_cache(model.path, name, revision=model.revision) for name in names]
+    try:
+        cached = [try_to_load_from_cache(hub_id, name, revision=revision) for name in names]
+    except HFValidationError:
+        return None
     found = [Path(file).parent for file in cached if isinstance(file, str)]
     return found[0] if len(found) == len(names) else None
 

@@ -30,6 +30,7 @@ from ogpsa.data.builders.settings import FOLDER, SCHEMAS, load_settings
 from ogpsa.data.rows import load_data
 from ogpsa.models.files import fingerprint
 from ogpsa.models.load import load_model
+from ogpsa.preflight.unfit_rows import check_answers
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from ogpsa.utils.files import mark_complete, read_json, read_jsonl
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
@@ -940,3 +941,54 @@ def test_what_make_data_small_writes_is_enough_for_every_row(work: Path) -> None
                 wanted = stage.answerable_ratio if stage.answerable_sets else 0.0
             share = len(data.general.get(stage.name, [])) / len(data.safety)
             assert share == pytest.approx(wanted, abs=0.01)
+
+
+def test_rows_that_a_model_could_not_train_on_are_left_out(work: Path) -> None:
+    model = work / "model"
+    save_tiny(model, byte_tokenizer())
+    rows = [
+        {"question": "Kept?", "answer": "yes"},
+        {"question": "Long?", "answer": "x" * 30},
+        {"question": "Wide?", "answer": "\u6f22" * 10},
+        {"question": "Marked?", "answer": "a<end>b"},
+        {"question": "p" * 60, "answer": "y"},
+    ]
+    source = write(work / "rows.jsonl", rows)
+    fits = [f"fits.tokenizers=[{model}]", "fits.max_tokens=32", "parts={reference: 1}"]
+    card = build("gsm8k", source, work / "out", *fits)
+    assert card["counts"]["dropped"] == {
+        f"with a mark of the model's turns ({model})": 1, f"of more than 32 tokens ({model})": 3,
+    }  # fmt: skip
+    assert [row["prompt"] for row in rows_of(work / "out", "reference")] == ["Kept?"]
+    given = ["data=files", f"data.safety={work}/out/reference.jsonl", f"model.path={model}", "method=baseline"]
+    config = compose_config(
+        [*given, "stage=sft", "stage.max_length=32", "stage.batch_size=1", "stage.micro_batch_size=1"]
+    )
+    check_answers(config, load_data(config), byte_tokenizer())
+    build("gsm8k", source, work / "out", "parts={reference: 5}")
+    with pytest.raises(UserError) as refused:
+        check_answers(config, load_data(config), byte_tokenizer())
+    assert all("take the rows out (python -m ogpsa.data build does, given fits.tokenizers)" in line
+               for line in refused.value.problems)  # fmt: skip
+
+
+def test_prompts_alone_and_pairs_are_measured_by_every_tokenizer(work: Path) -> None:
+    for name in ("one", "two"):
+        save_tiny(work / name, byte_tokenizer())
+    both = f"fits.tokenizers=[{work}/one,{work}/two]"
+    pairs = [feedback_row(f"Tides {n}", (9.0, 1.0), (1.0, 1.0)) for n in range(3)]
+    pairs[1]["completions"][1]["response"] = "w" * 90
+    card = build("ultrafeedback", write(work / "pairs.jsonl", pairs), work / "pairs", both, "fits.max_tokens=40",
+                 "parts={reference: 2}")  # fmt: skip
+    assert card["counts"]["dropped"] == {f"of more than 40 tokens ({work}/one)": 1}
+    source = write(work / "prompts.jsonl", [*safe_rows(4), safe_row("q" * 50, ("No.", True, 0), ("Yes.", False, 1))])
+    card = build("safe_rlhf_prompts", source, work / "prompts", both, "fits.max_tokens=40", "parts={train: 4}")
+    assert card["counts"]["dropped"] == {f"of more than 40 tokens ({work}/one)": 1}
+
+
+def test_a_tokenizer_that_is_not_here_is_one_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(work / "rows.jsonl", [{"question": "a", "answer": "b"}])
+    assert main(arguments("gsm8k", source, work / "out", "fits.tokenizers=[no/model]")) == EXIT_USER_ERROR
+    assert capsys.readouterr().err.splitlines() == [
+        "error: fits.tokenizers: no/model is neither a folder nor a model in the local hub cache"
+    ]

@@ -151,7 +151,7 @@ def test_what_a_key_allows_is_counted_in_the_log(caplog: pytest.LogCaptureFixtur
 def test_marks_of_turns_inside_a_text_are_named(change: Row, mark: str) -> None:
     assert problems(files([row(), row() | change], *DPO)) == [
         "safety set: a text holds a mark of the model's own turns, as if a turn ended there, in 1 of the 2 rows, "
-        f"rows.jsonl:2 ({mark!r}); take the marks out"
+        f"rows.jsonl:2 ({mark!r}); take the rows out, or the marks"
     ]
     assert problems(files([row()], *DPO, reference=[row() | change]))[0].startswith("reference set 'general': a text")
 

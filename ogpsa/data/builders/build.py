@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from ogpsa import __version__
 from ogpsa.data.builders.candidates import Candidate, find_form, read_candidate
+from ogpsa.data.builders.fitting import fitting
 from ogpsa.data.builders.refusals import check_refusals, write_refusals
 from ogpsa.data.builders.rejected import write_rejected
 from ogpsa.data.builders.replies import check_writer
-from ogpsa.data.builders.settings import Answered, DataSet, OneSource, Rejected, SafeRLHF, Source
+from ogpsa.data.builders.settings import CARD, Answered, DataSet, OneSource, Rejected, SafeRLHF, Source
 from ogpsa.data.conversations import as_text
 from ogpsa.data.leakage import duplicates, normalised, prompts_of, tables_in_all
 from ogpsa.data.readers import (
@@ -33,7 +34,6 @@ from ogpsa.utils.dotted import flatten
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import check_writable, exclusive, hash_file, read_json, write_json, write_jsonl
 
-CARD = "card.json"
 JOURNAL = "refusals.journal"
 # The part that serves as a benchmark, which no other part may resemble.
 HELD_OUT = "heldout"
@@ -185,7 +185,7 @@ def draw(settings: DataSet) -> Drawn:
     for name, (key, source) in settings.published().items():
         published, sources[name] = _read(source, key)
         read[name] = _add_eligible(name, settings, source.path, published, kept, dropped)
-    eligible = list(kept.values())
+    eligible = fitting(settings.fits, list(kept.values()), dropped)
     excluded = tables_in_all([Path(place) for place in settings.exclude])
     if excluded:
         asked = [(number, text) for number, candidate in enumerate(eligible) for text in candidate.asked]

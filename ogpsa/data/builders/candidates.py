@@ -48,6 +48,11 @@ class Candidate:
         return [turn(role, text) for role, text in zip(cycle(("user", "assistant")), self.turns, strict=False)]
 
     @property
+    def asked_turns(self) -> list[Message]:
+        """The messages before the last answer."""
+        return self.messages or [turn("user", self.prompt)]
+
+    @property
     def asked(self) -> list[str]:
         """What the user says in each turn, without the text that all prompts of the data set share."""
         return list(self.turns[::2]) or [self.question or self.prompt]

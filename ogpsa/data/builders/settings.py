@@ -13,6 +13,8 @@ from ogpsa.utils.command_line import read_pairs
 from ogpsa.utils.errors import UserError, closest_match
 
 FOLDER = Path(__file__).with_name("recipes")
+# The data card.
+CARD = "card.json"
 
 
 class Source(Section):
@@ -25,6 +27,14 @@ class Source(Section):
     licence: str
     # Only hh_rlhf names one.
     data_dir: str | None = None
+
+
+class Fits(Section):
+    """The models that rows must fit, as the check before a run measures it (``ogpsa/data/fit.py``)."""
+
+    tokenizers: list[PathText] = Field(default_factory=list)
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    max_tokens: int = Field(default=2048, ge=1)
 
 
 class DataSet(Section):
@@ -44,6 +54,8 @@ class DataSet(Section):
     ] = Field(min_length=1)
     about: dict[str, int] = Field(default_factory=dict)
     max_characters: int | None = Field(ge=1)
+    # Absent from cards of earlier revisions.
+    fits: Fits = Field(default_factory=Fits)
     exclude: list[PathText]
     similarity: float = Field(gt=0, le=1)
 
