@@ -75,8 +75,10 @@ def keys_page() -> str:
     parts = [
         "# Every key\n",
         "Made by `make docs` from the comments of `conf/` and from the schema that checks them (`ogpsa/config`). A "
-        "value is the file's; `${…}` is that of another key. Sources: (paper) is arXiv 2602.07892, [nspo] arXiv "
-        "2512.11391; [inferred] follows from what they say; (ours) and [ours] were chosen here.\n",
+        "value is the file's; `${…}` is that of another key. Sources: (paper) is arXiv 2602.07892, of "
+        "which [abs] is the abstract and [app] the appendix; [readme] and [code] are its authors' repository, "
+        "github.com/SunGL001/OGPSA; [nspo] is arXiv 2512.11391, where [code] is github.com/ivanniu/NSPO; [inferred] "
+        "follows from what they say; (ours) and [ours] were chosen here.\n",
         f"## Of the run\n\n{_table(_keys(CONF / 'config.yaml'), Config)}",
     ]
     for group in GROUPS:

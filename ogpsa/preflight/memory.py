@@ -5,7 +5,7 @@ real peaks by ``benchmarks/memory.py``, but for GRPO's generation, its judges an
 shapes alone. Needs nothing heavy. All sizes are bytes; 1 GB is 1e9.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from ogpsa.subspace.settings import BasisDevice, BasisDtype
@@ -175,7 +175,7 @@ class Estimate:
     answers: tuple[float, float]
     temporaries: float
     generation: float
-    setup: Setup
+    setup: Setup = field(compare=False)
 
     @property
     def moments(self) -> dict[str, float]:

@@ -163,6 +163,14 @@ def _stage_report(
             f"merge: {shape.merging / GB:.3g} GB of the main process's host memory after the stage, for its start in "
             "fp32 with the adapters"
         )
+    loaded = (2 if config.model.dtype == "bf16" else 4) * whole.elements
+    if isinstance(stage, GRPOSettings) and (stage.beta or stage.measure_kl) and not config.method.trains_adapters:
+        # The copy from which the divergence is measured.
+        loaded *= 2
+    lines.append(
+        f"loading: {loaded / GB:.3g} GB of host memory per process, {processes * loaded / GB:.3g} GB in all, until the "
+        "weights are on the GPUs"
+    )
     lines.append(
         f"GB per GPU, {processes} process{'es' if processes > 1 else ''}, micro-batches of {stage.micro_batch_size} "
         f"{'pairs' if own.pairs else 'rows'} of {stage.max_length} tokens:"
