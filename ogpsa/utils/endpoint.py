@@ -43,7 +43,14 @@ NOTICE = 5.0
 # Of English, in estimates of what a text takes [ours].
 CHARACTERS_PER_TOKEN = 4
 # What servers call a reply that met the cap on tokens.
-CUT = ("length", "max_tokens", "max_length", "model_length", "token_limit", "max_output_tokens", "max_new_tokens")
+CUT = (
+    "length", "max_tokens", "max_length", "model_length", "token_limit", "max_output_tokens", "max_new_tokens",
+    "model_context_window_exceeded",
+)  # fmt: skip
+# One that a filter kept back (Azure and Bedrock begin with content_filter; Gemini, z.ai).
+WITHHELD = re.compile(r"content_filter.*|safety|recitation|prohibited_content|blocklist|spii|sensitive", re.I | re.S)
+# One that ended because the server failed (OpenRouter, z.ai, DeepSeek, vLLM and SGLang).
+BROKEN_OFF = ("error", "network_error", "insufficient_system_resource", "abort", "cancelled")
 # The parameter that some models take instead of another; None: they take neither.
 IN_PLACE_OF = {"max_tokens": "max_completion_tokens", "temperature": None}
 
@@ -342,7 +349,7 @@ class _Session:
             raise _TryAgainError(f"{error} ({type(error.__cause__ or error).__name__})") from None
         try:
             return _completion(json.loads(response.content))
-        except (ValueError, TypeError, KeyError, IndexError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             raise _TryAgainError("the reply is not a chat completion in JSON") from None
 
     def _turned_away(self, error: "APIStatusError") -> Completion:
@@ -404,9 +411,17 @@ def _completion(body: Any) -> Completion:
     """The first choice of a response's body.
 
     Raises:
-        ValueError, TypeError, KeyError, IndexError: the body is not a chat completion.
+        _TryAgainError: the server failed before the model had ended.
+        ValueError, TypeError, KeyError, IndexError, AttributeError: the body is not a chat completion.
     """
     choice = body["choices"][0]
+    finish_reason = str(choice.get("finish_reason") or "stop")
+    if choice.get("error") or finish_reason.lower() in BROKEN_OFF:
+        raise _TryAgainError(f"the server broke the reply off: {choice.get('error') or finish_reason}")
+    if finish_reason.lower() in CUT:
+        finish_reason = "length"
+    elif WITHHELD.fullmatch(finish_reason):
+        finish_reason = "content_filter"
     message = choice["message"]
     usage = body.get("usage") or {}
     charged: dict[str, Any] = {"tokens_in": usage.get("prompt_tokens"), "tokens_out": usage.get("completion_tokens")}
@@ -420,9 +435,6 @@ def _completion(body: Any) -> Completion:
         text = "".join(part["text"] for part in text if part["type"] == "text")
     if not isinstance(text, str):
         raise TypeError(text)
-    finish_reason = str(choice.get("finish_reason") or "stop")
-    if finish_reason.lower() in CUT:
-        finish_reason = "length"
     spent = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
     return Completion(_whole(text), finish_reason, bool(thought or spent) and not text.strip(), **charged)
 

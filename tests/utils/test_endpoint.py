@@ -95,9 +95,20 @@ def test_half_a_character_in_a_reply_is_replaced(name: str) -> None:
         Reply(body=b"[]"),
         Reply(body=b'{"choices": []}'),
         Reply(body=b'{"choices": null}'),
+        Reply(body=b'{"choices": ["text"]}'),
+        Reply(body=b'{"choices": [{"message": null, "finish_reason": "stop"}]}'),
+        Reply(body=b'{"choices": [{"message": "text", "finish_reason": "stop"}]}'),
         Reply(body=b'{"choices": [{"message": {"content": [1]}}]}'),
         Reply(body=b'{"error": "with status 200"}'),
         Reply(body=b"<html>", headers={"content-type": "text/html"}),
+        # The model's words so far, of a server that failed.
+        *(
+            Reply("half a", finish_reason=reason)
+            for reason in ["error", "ERROR", "network_error", "insufficient_system_resource", "abort", "cancelled"]
+        ),
+        Reply(
+            body=b'{"choices": [{"message": {"content": "half a"}, "finish_reason": "stop", "error": {"code": 502}}]}'
+        ),
     ],
     ids=repr,
 )
@@ -172,6 +183,7 @@ def test_a_key_that_is_not_known_is_refused() -> None:
         (Reply(status=500, text="broken"), "500, "),
         (Reply(reset=True), "Connection error."),
         (Reply(body=b"not JSON"), "the reply is not a chat completion in JSON (3 tries)"),
+        (Reply("half a", finish_reason="network_error"), "the server broke the reply off: network_error (3 tries)"),
     ],
     ids=repr,
 )
@@ -260,6 +272,12 @@ def test_requests_under_way_all_find_out_for_themselves() -> None:
     assert len(server.requests) <= 8 + 2 * 4
 
 
+WITHHELD = [
+    "content_filter", "content_filter: PROHIBITED_CONTENT", "content_filtered", "SAFETY", "RECITATION",
+    "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "sensitive",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("reply", "completion"),
     [
@@ -267,7 +285,11 @@ def test_requests_under_way_all_find_out_for_themselves() -> None:
         (Reply(None, refusal="I will not."), Completion("I will not.", "refusal")),
         (Reply(None), Completion("", "stop")),
         (Reply("seven tokens", tokens=(7, 2)), Completion("seven tokens", "stop", tokens_in=7, tokens_out=2)),
-        (Reply("", finish_reason="content_filter"), Completion("", "content_filter")),
+        *(
+            (Reply("half a", finish_reason=reason), Completion("half a", "length"))
+            for reason in ["MAX_TOKENS", "model_context_window_exceeded"]
+        ),
+        *((Reply("", finish_reason=reason), Completion("", "content_filter")) for reason in WITHHELD),
         (
             Reply(status=400, body=json.dumps({"error": {"message": "no", "code": "content_filter"}}).encode()),
             Completion("", "content_filter"),
