@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from httpx2 import Response
     from openai import APIStatusError, AsyncOpenAI
 
     from ogpsa.config import EndpointSettings
@@ -337,6 +338,7 @@ class _Session:
                     messages=list(messages),  # type: ignore[arg-type]
                     **options,
                 )
+            return _reply_in(response.http_response)
         except TimeoutError:
             raise _TryAgainError(f"no reply within {endpoint.timeout:g} s") from None
         except APIStatusError as error:
@@ -347,10 +349,6 @@ class _Session:
             return await self._try(messages)
         except APIConnectionError as error:
             raise _TryAgainError(f"{error} ({type(error.__cause__ or error).__name__})") from None
-        try:
-            return _completion(json.loads(response.content))
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            raise _TryAgainError("the reply is not a chat completion in JSON") from None
 
     def _turned_away(self, error: "APIStatusError") -> Completion:
         """Meaning of an HTTP status other than success.
@@ -404,7 +402,42 @@ def _refused_parameter(error: "APIStatusError", options: Mapping[str, Any]) -> s
 def _message_of(error: "APIStatusError") -> str:
     """The server's code and message."""
     message = error.body.get("message") if isinstance(error.body, dict) else error.response.text
-    return f"{error.code or ''} {message or error.message}".strip()
+    # Some repeat the status as the code.
+    code = "" if str(error.code) == str(error.status_code) else error.code or ""
+    return f"{code} {message or error.message}".strip()
+
+
+def _reply_in(response: "Response") -> Completion:
+    """What a successful status came with.
+
+    Raises:
+        APIStatusError: an error, of the HTTP status that it names.
+        _TryAgainError: an error without one, a reply that broke off, or no chat completion.
+    """
+    try:
+        body = json.loads(response.content)
+        if body.get("error"):
+            raise _error_of(body["error"], response)
+        return _completion(body)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        raise _TryAgainError("the reply is not a chat completion in JSON") from None
+
+
+def _error_of(told: Any, response: "Response") -> Exception:
+    """What the client raises under the HTTP status that an error's code names; without one, another try."""
+    from openai import APIStatusError
+
+    code = told.get("code") if isinstance(told, dict) else None
+    if not re.fullmatch("[45][0-9][0-9]", str(code)):
+        return _TryAgainError(f"an error in place of a reply: {_error_text(told)}")
+    response.status_code = int(str(code))
+    return APIStatusError(response.reason_phrase, response=response, body=told)
+
+
+def _error_text(told: Any) -> str:
+    """The code and message of an error in a reply; all of it where it has another form."""
+    parts = [str(told[name]) for name in ("code", "message") if told.get(name)] if isinstance(told, dict) else []
+    return " ".join(parts) or str(told)
 
 
 def _completion(body: Any) -> Completion:
@@ -417,12 +450,13 @@ def _completion(body: Any) -> Completion:
     choice = body["choices"][0]
     finish_reason = str(choice.get("finish_reason") or "stop")
     if choice.get("error") or finish_reason.lower() in BROKEN_OFF:
-        raise _TryAgainError(f"the server broke the reply off: {choice.get('error') or finish_reason}")
+        raise _TryAgainError(f"the server broke the reply off: {_error_text(choice.get('error') or finish_reason)}")
     if finish_reason.lower() in CUT:
         finish_reason = "length"
     elif WITHHELD.fullmatch(finish_reason):
         finish_reason = "content_filter"
-    message = choice["message"]
+    # A filter's word may come without a message; the end of an answer does not.
+    message = {} if choice.get("message") is None and finish_reason != "stop" else choice["message"]
     usage = body.get("usage") or {}
     charged: dict[str, Any] = {"tokens_in": usage.get("prompt_tokens"), "tokens_out": usage.get("completion_tokens")}
     if message.get("refusal"):

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def first(fault: Reply) -> Script:
     return lambda request, before: fault if before == 0 else echo(request, before)
 
 
+def told(error: Any, **rest: Any) -> Reply:
+    """An error under the status of a success."""
+    return Reply(body=json.dumps({"error": error, **rest}).encode())
+
+
 def test_each_request_gets_its_reply_and_no_more_run_at_once_than_allowed() -> None:
     with serve(lambda request, before: Reply(f"reply to {request.text}", delay=0.02)) as server:
         replies = ask(endpoint(server, concurrency=3), 20)
@@ -95,12 +101,17 @@ def test_half_a_character_in_a_reply_is_replaced(name: str) -> None:
         Reply(body=b"[]"),
         Reply(body=b'{"choices": []}'),
         Reply(body=b'{"choices": null}'),
+        Reply(body=b'{"choices": [{"text": "a completion of another protocol", "finish_reason": "stop"}]}'),
         Reply(body=b'{"choices": ["text"]}'),
         Reply(body=b'{"choices": [{"message": null, "finish_reason": "stop"}]}'),
         Reply(body=b'{"choices": [{"message": "text", "finish_reason": "stop"}]}'),
         Reply(body=b'{"choices": [{"message": {"content": [1]}}]}'),
         Reply(body=b'{"error": "with status 200"}'),
         Reply(body=b"<html>", headers={"content-type": "text/html"}),
+        told({"message": "slow down", "code": 429}, choices=None),
+        told({"message": "upstream", "code": 502}),
+        told({"message": "busy", "code": "1302"}),
+        told({"message": "no code"}),
         # The model's words so far, of a server that failed.
         *(
             Reply("half a", finish_reason=reason)
@@ -128,6 +139,9 @@ def test_a_late_reply_counts_as_lost(fault: Reply) -> None:
 
 
 @pytest.mark.parametrize(
+    "fault", [Reply(status=429), told({"message": "slow down", "code": 429})], ids=["status", "body"]
+)
+@pytest.mark.parametrize(
     ("header", "least"),
     [
         (lambda: {"retry-after": "1"}, 1.0),
@@ -137,10 +151,12 @@ def test_a_late_reply_counts_as_lost(fault: Reply) -> None:
         pytest.param(lambda: {"retry-after": formatdate(time.time() + 2, usegmt=True)}, 0.9, marks=pytest.mark.slow),
     ],
 )
-def test_everybody_waits_as_long_as_the_server_asks(header: Callable[[], dict[str, str]], least: float) -> None:
+def test_everybody_waits_as_long_as_the_server_asks(
+    header: Callable[[], dict[str, str]], least: float, fault: Reply
+) -> None:
     def script(request: Request, before: int) -> Reply:
         if len(server.requests) == 1:
-            return Reply(status=429, headers=header())
+            return replace(fault, headers=header())
         return Reply("reply", delay=0.2)
 
     with serve(script) as server:
@@ -183,6 +199,9 @@ def test_a_key_that_is_not_known_is_refused() -> None:
         (Reply(status=500, text="broken"), "500, "),
         (Reply(reset=True), "Connection error."),
         (Reply(body=b"not JSON"), "the reply is not a chat completion in JSON (3 tries)"),
+        (told({"message": "busy", "code": "1302"}), "an error in place of a reply: 1302 busy (3 tries)"),
+        (told({"message": "upstream died", "code": 502}), "502, upstream died (3 tries)"),
+        (told("gone"), "an error in place of a reply: gone (3 tries)"),
         (Reply("half a", finish_reason="network_error"), "the server broke the reply off: network_error (3 tries)"),
     ],
     ids=repr,
@@ -211,6 +230,9 @@ def test_a_fault_that_stays_ends_in_one_line(fault: Reply, message: str) -> None
             "insufficient_quota",
         ),
         (Reply(status=429, headers={"retry-after": "86400"}), "429, asks to wait 86400 s"),
+        (told({"message": "Insufficient credits", "code": 402}), ": 402, Insufficient credits"),
+        (Reply(status=402, body=told({"message": "pay", "code": 402}).body), ": 402, pay"),
+        (told({"message": f"no such key: {KEY}", "code": 401}), "401, the key in JUDGE_KEY is not accepted"),
     ],
     ids=repr,
 )
@@ -294,6 +316,12 @@ WITHHELD = [
             Reply(status=400, body=json.dumps({"error": {"message": "no", "code": "content_filter"}}).encode()),
             Completion("", "content_filter"),
         ),
+        (told({"message": "Content Exists Risk", "code": 400}), Completion("", "content_filter")),
+        (told({"message": "the request exceeds the available context size", "code": 400}), Completion("", "too_long")),
+        (
+            Reply(body=b'{"choices": [{"finish_reason": "content_filter", "index": 0}]}'),
+            Completion("", "content_filter"),
+        ),
         (
             Reply(status=400, text="This model's maximum context length is 64 tokens."),
             Completion("", "too_long"),
@@ -344,8 +372,9 @@ def test_the_cap_on_calls_holds_and_what_was_paid_is_handed_over() -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_being_turned_away_for_the_rate_is_not_charged() -> None:
-    with serve(first(Reply(status=429))) as server:
+@pytest.mark.parametrize("fault", [Reply(status=429), told({"message": "slow down", "code": 429})], ids=repr)
+def test_being_turned_away_for_the_rate_is_not_charged(fault: Reply) -> None:
+    with serve(first(fault)) as server:
         assert len(ask(endpoint(server, budget=Budget(5)), 5)) == 5
     assert len(server.requests) == 10
 
