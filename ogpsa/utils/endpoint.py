@@ -55,6 +55,9 @@ BROKEN_OFF = ("error", "network_error", "insufficient_system_resource", "abort",
 # The parameter that some models take instead of another; None: they take neither.
 IN_PLACE_OF = {"max_tokens": "max_completion_tokens", "temperature": None}
 
+# Names of environment variables as people write them, which no provider's keys look like.
+VARIABLE = re.compile(r"[A-Z]+(_[A-Z0-9]+)*")
+
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -80,8 +83,23 @@ class Completion:
 
 def public_address(base_url: str | None) -> str:
     """An endpoint's address without the user and password that it may hold; OpenAI's own for None."""
+    if not _is_address(base_url or OPENAI):
+        return str(base_url).rpartition("@")[2]
     parts = urlsplit(base_url or OPENAI)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+
+
+def _is_address(text: str) -> bool:
+    """Whether a request can be sent there; HTTP clients fail on other texts in many ways, some with a traceback."""
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+        # As the system does where it looks the name up.
+        host.encode("idna")
+    except ValueError:
+        return False
+    named = parts.scheme in ("http", "https") and re.fullmatch(r"[\w.:%-]+", host) and port != 0
+    return bool(named) and text.isprintable() and " " not in text
 
 
 @dataclass
@@ -128,9 +146,13 @@ class Endpoint:
         Raises:
             UserError: the variable holds no key, or the address is none.
         """
-        parts = urlsplit(self.base_url or OPENAI)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"{self.section}.base_url: found '{self.base_url}'; expected http://… or https://…")
+        if not _is_address(self.base_url or OPENAI):
+            # Within a line, whatever it holds.
+            found = repr(public_address(self.base_url))[1:-1]
+            raise UserError(
+                f"{self.section}.base_url: found '{found}'; expected http://… or https://… with a host, and a port up "
+                "to 65535 if any"
+            )
         self._key()
 
     def reach(self) -> None:
@@ -230,9 +252,17 @@ class Endpoint:
             return "none"
         key = os.environ.get(self.api_key_env, "").strip()
         if not key:
+            # Some type the key itself, which no log may hold.
+            shown = VARIABLE.fullmatch(self.api_key_env)
+            name = self.api_key_env if shown else "of that name (not shown, for it may be the key itself)"
             raise UserError(
-                f"{self.section}.api_key_env: the environment variable {self.api_key_env} holds no key; "
+                f"{self.section}.api_key_env: the environment variable {name} holds no key; "
                 f"set it, or name none ({self.section}.api_key_env='') where the server needs no key"
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(
+                f"{self.section}.api_key_env: the key in {self.api_key_env} holds a character that no key has, as a "
+                "line break or one beyond ASCII; copy the key again"
             )
         return key
 

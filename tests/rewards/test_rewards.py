@@ -233,7 +233,8 @@ def test_a_thought_that_the_template_begins_is_no_answer() -> None:
          "reward.endpoint.api_key_env: the environment variable OPENAI_API_KEY holds no key; set it, or name none "
          "(reward.endpoint.api_key_env='') where the server needs no key"),
         (["weighted_sum", "reward.parts.guard.endpoint.base_url=here"], ROWS,
-         "reward.parts.guard.endpoint.base_url: found 'here'; expected http://… or https://…"),
+         "reward.parts.guard.endpoint.base_url: found 'here'; expected http://… or https://… with a host, and a port "
+         "up to 65535 if any"),
     ],
 )  # fmt: skip
 def test_what_cannot_start_is_refused_in_one_line(

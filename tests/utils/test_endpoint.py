@@ -22,7 +22,7 @@ from transformers import GenerationConfig, LlamaForCausalLM
 from eval.judging.judge import Item
 from eval.judging.verdicts import judge_responses, open_journal
 from ogpsa.app.compose import compose_config
-from ogpsa.utils.endpoint import Budget, Completion, Endpoint
+from ogpsa.utils.endpoint import Budget, Completion, Endpoint, public_address
 from ogpsa.utils.errors import UserError
 from tests.endpoint_server import EndpointServer, Reply, Request, Script, serve
 from tests.tiny import byte_tokenizer, tiny_model
@@ -425,6 +425,28 @@ def test_without_a_key_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.requests == []
 
 
+@pytest.mark.parametrize("key", ["sk-caf\u00e9", "sk-one\nsk-two", "sk-\u200bone", "sk-one\ttwo", "sk-\x7f"])
+def test_a_key_that_no_request_can_hold_is_named_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with serve(echo) as server:
+        for use in (endpoint(server).reach, lambda: ask(endpoint(server))):
+            with pytest.raises(
+                UserError, match=r"api_key_env: the key in JUDGE_KEY holds a character[^\n]+\Z"
+            ) as caught:
+                use()
+            assert "sk-" not in str(caught.value)
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "key", ["sk-proj-aB3_x", "gsk_0aZ", "hf_abc", "AIzaSyD3", "AKIAIOSFODNN7EXAMPLE", "0123abcd", "sk-a\nb"]
+)
+def test_a_key_in_the_place_of_its_variables_name_is_not_shown(key: str) -> None:
+    with serve(echo) as server, pytest.raises(UserError, match=r"api_key_env: [^\n]+ holds no key[^\n]+\Z") as caught:
+        endpoint(server, api_key_env=key).check()
+    assert key not in str(caught.value)
+
+
 def test_a_server_may_need_no_key() -> None:
     with serve(echo) as server:
         assert len(ask(endpoint(server, api_key_env=""))) == 1
@@ -441,9 +463,25 @@ def test_the_key_is_in_no_text_about_the_endpoint(capsys: pytest.CaptureFixture[
     assert KEY not in warning
 
 
-@pytest.mark.parametrize("base_url", ["127.0.0.1:8000", "ftp://host/v1", "https://", "v1"])
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "127.0.0.1:8000", "ftp://host/v1", "https://", "v1", "http://localhost:8O00/v1", "http://localhost:80000/v1",
+        "http://localhost:0/v1", "http://localhost:-1/v1", "http://[::1:8000/v1", "http://::1:8000/v1", "http://[zz]/v1",
+        "http://a..b/v1", f"http://{'a' * 64}/v1", "http://\u2603.net/v1", "http://local host/v1", " http://localhost/v1",
+        "http://local\nhost/v1", "http://localhost/v1\ud800",
+    ],
+)  # fmt: skip
 def test_an_invalid_address_is_named(base_url: str) -> None:
-    with serve(echo) as server, pytest.raises(UserError, match=r"eval\.judge\.base_url: found"):
+    with serve(echo) as server, pytest.raises(UserError, match=r"eval\.judge\.base_url: found '[^\n]+'; .*\Z"):
+        endpoint(server, base_url=base_url).check()
+    # It is part of a judge's identity, which is asked for before the judge is.
+    assert public_address(base_url)
+
+
+@pytest.mark.parametrize("base_url", ["http://[::1]:8000/v1", "https://my_host.example.", "http://m\u00fcnchen.de/v1"])
+def test_other_addresses_are_accepted(base_url: str) -> None:
+    with serve(echo) as server:
         endpoint(server, base_url=base_url).check()
 
 
@@ -454,9 +492,10 @@ def test_nobody_at_the_address_ends_in_one_line() -> None:
         ask(asked)
 
 
-def test_a_password_in_the_address_is_not_repeated() -> None:
+@pytest.mark.parametrize("path", ["", " with a blank"])
+def test_a_password_in_the_address_is_not_repeated(path: str) -> None:
     with serve(lambda request, before: Reply(status=404)) as server, pytest.raises(UserError) as caught:
-        ask(endpoint(server, base_url=server.url.replace("//", "//user:secret@")))
+        ask(endpoint(server, base_url=server.url.replace("//", "//user:secret@") + path))
     assert "secret" not in str(caught.value)
 
 

@@ -333,6 +333,10 @@ def test_a_bad_file_is_named(
         (["--judge", "wildguard", "--in", "ANSWERS", "--out", "b"], "--weights: allenai/wildguard is not in the hub"),
         (["--judge", "xstest_rubric", "--in", "ANSWERS", "--out", "b", "--timeout", "0"], "--timeout: found 0"),
         (["--judge", "xstest_rubric", "--in", "ANSWERS", "--out", "b", "--base-url", "x'"], "--base-url: found 'x''"),
+        (["--judge", "xstest_rubric", "--in", "ANSWERS", "--out", "b", "--base-url", "http://[::1:8000/v1"],
+         "--base-url: found 'http://[::1:8000/v1'"),
+        (["--judge", "xstest_rubric", "--in", "ANSWERS", "--out", "b", "--api-key-env", "sk-proj-aB3"],
+         "--api-key-env: the environment variable of that name (not shown, for it may be the key itself) holds no key"),
         (["--judge", "xstest_rubric", "--in", "ANSWERS", "--out", "b", "--prompt-file", "none"], "--prompt-file: none"),
     ],
 )  # fmt: skip
