@@ -174,8 +174,10 @@ def _wildchat(published: Iterable[Published]) -> Iterator[Row]:
         if not moderation["flagged"] or not scores or not text or text in seen or _minors(moderation["categories"]):
             continue
         seen.add(text)
-        category = max(WILDCHAT_CATEGORIES, key=lambda name, scores=scores: scores[name])  # type: ignore[misc]
-        entry = (float(scores[category]), row["conversation_hash"], text)
+        # Some are null.
+        numbers = {name: float(scores[name] or 0.0) for name in WILDCHAT_CATEGORIES}
+        category = max(numbers, key=numbers.__getitem__)
+        entry = (numbers[category], row["conversation_hash"], text)
         if len(found[category]) < WILDCHAT_ROWS:
             heapq.heappush(found[category], entry)
         else:

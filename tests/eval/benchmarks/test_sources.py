@@ -247,6 +247,12 @@ def test_wildchat_keeps_the_most_toxic_opening_requests() -> None:
     assert {row["category"] for row in rows} == {"hate"}
 
 
+def test_a_moderation_score_of_wildchat_that_is_null_counts_as_none() -> None:
+    scores = {"harassment": None, "hate": None, "self-harm": 0.1, "sexual": None, "violence": 0.2}
+    [row] = converted("wildchat", [wildchat_row(1, flags={"category_scores": scores})])
+    assert (row["id"], row["category"]) == ("wildchat-0001", "violence")
+
+
 def test_ifeval_forgets_arguments_that_are_not_meant(mirror: Path) -> None:
     rows = load_rows(benchmark("ifeval"), mirror)
     assert rows[0]["kwargs"] == [{}, {"num_sentences": 2, "relation": "at least"}]
