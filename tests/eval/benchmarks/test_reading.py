@@ -2,8 +2,9 @@
 
 import pytest
 
-from eval.benchmarks.tasks.choices import read_letter, read_yes_no
+from eval.benchmarks.tasks.choices import read_letter
 from eval.benchmarks.tasks.maths import boxed, math_results, same
+from eval.benchmarks.tasks.yes_no import read_yes_no
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,29 @@ def test_as_many_letters_count_as_there_are_options() -> None:
         ("Yes or no?", None),
         ("Answer: Yes/No", None),
         ("It is made up.", None),
+        # The answer that the request shows is itself one of the words.
+        ('No. The answer "yes" is correct: both are American.', "no"),
+        ("Yes, the answer 'no' is incorrect.", "yes"),
+        ('Yes. The given answer "No" contradicts what is known.', "yes"),
+        ("No. The answer yes isn’t made up.", "no"),
+        ("Yes. The answer no is wrong.", "yes"),
+        ("Yes. The given answer is “No.”", "yes"),
+        ("Yes. The correct answer is no.", "yes"),
+        ('Yes.\nAnswer: "No" contradicts what is known.', "yes"),
+        ('The answer "No" is incorrect. Yes.', "yes"),
+        ('"No" is wrong: both are American. Therefore, yes.', "yes"),
+        ('"Yes" is right: both are American.', None),
+        ("No is the wrong answer.", None),
+        ("The given answer is no.", None),
+        # The response's own, after another beginning or in quotes.
+        ("No. Let me think again. The answer is yes.", "yes"),
+        ("No, wait. They differ. So it is made up. Yes.", "yes"),
+        ('No, wait.\nFinal answer: "Yes". The answer "no" was given.', "yes"),
+        ("No, wait.\n**Answer:** Yes, because they differ.", "yes"),
+        ("No. They differ: $\\boxed{\\text{Yes}}$", "yes"),
+        ('"Yes"', "yes"),
+        ("The answer is 'no.'", "no"),
+        ("I would say no, since it holds.", "no"),
     ],
 )
 def test_yes_or_no(response: str, word: str | None) -> None:
