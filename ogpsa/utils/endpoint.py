@@ -89,6 +89,15 @@ def public_address(base_url: str | None) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
+def _address(section: str, base_url: str | None) -> str | None:
+    """The address; of ``$NAME`` what that environment variable holds, so that a run does not rest on where it leads."""
+    if base_url is None or not base_url.startswith("$"):
+        return base_url
+    if not (address := os.environ.get(base_url[1:], "").strip()):
+        raise UserError(f"{section}.base_url: the environment has no variable {base_url[1:]}; set it to the address")
+    return address
+
+
 def _is_address(text: str) -> bool:
     """Whether a request can be sent there; HTTP clients fail on other texts in many ways, some with a traceback."""
     try:
@@ -181,10 +190,14 @@ class Endpoint:
 
     @classmethod
     def of(cls, section: str, settings: "EndpointSettings", model: str, budget: Budget | None = None) -> "Endpoint":
-        """The endpoint that a section of the configuration describes."""
+        """The endpoint that a section of the configuration describes.
+
+        Raises:
+            UserError: the address is ``$NAME``, and the environment has no such variable.
+        """
         return cls(
             section,
-            base_url=settings.base_url,
+            base_url=_address(section, settings.base_url),
             model=model,
             api_key_env=settings.api_key_env,
             concurrency=settings.concurrency,

@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from eval.judging.judge import Item
+from eval.judging.judge import Item, judge_hash, judge_model
 from eval.judging.verdicts import judge_responses, open_journal
 from ogpsa.app.compose import compose_config
 from ogpsa.utils.endpoint import Budget, Completion, Endpoint, public_address
@@ -555,3 +555,20 @@ def test_a_judge_behind_transformers_serve_that_speaks_nonsense_is_unparsed(
     assert [judged.verdict.value for judged in found] == [None, None]
     assert {judged.verdict.parse_status for judged in found} <= {"unparsed", "truncated"}
     assert all(judged.verdict.detail["reply"] for judged in found)
+
+
+def test_an_address_can_be_named_by_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rests on the judge stays the same when its server moves."""
+    settings = compose_config(["eval.judge.base_url=$JUDGE", "eval.judge.api_key_env=JUDGE_KEY"]).eval.judge
+    hashes, model = set(), "gpt-4o-mini at $JUDGE"
+    for _ in range(2):
+        with serve(echo) as server:
+            monkeypatch.setenv("JUDGE", server.url)
+            assert ask(Endpoint.of("eval.judge", settings, settings.model))[0].text == "reply to request 0"
+            hashes.add(judge_hash("xstest_rubric", settings))
+            assert judge_model("xstest_rubric", settings) == model
+    assert len(hashes) == 1
+    monkeypatch.delenv("JUDGE")
+    with pytest.raises(UserError) as refused:
+        Endpoint.of("eval.judge", settings, settings.model)
+    assert str(refused.value) == "eval.judge.base_url: the environment has no variable JUDGE; set it to the address"

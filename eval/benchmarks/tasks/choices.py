@@ -1,4 +1,4 @@
-"""Functions of the benchmarks that are answered in words: which letter, or which of yes and no, a response comes to."""
+"""Functions of the benchmarks that are answered with a letter: which one a response comes to."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,6 @@ LAST = (
 LITTLE = r".{0,200}?"
 LAST_CHARACTERS = 200
 REASON = r"(?:because|since|as)\b"
-# "No one" and "no longer" say no no, "yes or no" neither.
-YES_NO = r"(?i:\b(yes|no)\b(?!\s+(?:one|longer|more|such)\b|\s*(?:/|or\b)\W*(?:yes|no)\b))"
 
 
 def letter_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -42,12 +40,6 @@ def letter_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[
     found = read_letter(results[0], len(options))
     # GPQA's targets stand in parentheses.
     return {"acc": float(found == document["target"].strip("()")), "read": float(found is not None)}
-
-
-def yes_no_results(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Whether the yes or no that a response comes to is the right one, and whether one could be read at all."""
-    found = read_yes_no(results[0])
-    return {"acc": float(found == document["target"]), "read": float(found is not None)}
 
 
 def read_letter(response: str, options: int) -> str | None:
@@ -79,16 +71,6 @@ def read_letter(response: str, options: int) -> str | None:
         if first and not {label[1].upper() for label in labels if label} - {first[1].upper()}:
             return first[1].upper()
     return None
-
-
-def read_yes_no(response: str) -> str | None:
-    """``yes`` or ``no``, whichever a response names last as its answer or ends with as a sentence; else the one that it
-    begins with.
-    """
-    text = "\n".join(_lines(response))
-    named = [*re.finditer(LEAD + YES_NO, text), *_last(text, YES_NO)]
-    found = named[-1] if named else re.match(rf"\W*{YES_NO}", text)
-    return found[1].lower() if found else None
 
 
 def _lines(response: str) -> list[str]:
