@@ -42,9 +42,9 @@ def trained(config: Config, place: Path) -> tuple[dict[str, Tensor], list[dict[s
     return load_file(folder / "model.safetensors"), read_jsonl(folder / "history.jsonl")
 
 
-def train_and_tear(config: Config, folder: Path, step: int) -> None:
+def train_and_tear(config: Config, folder: Path, step: int, start: Path | None = None) -> None:
     """Train the first stage as far as its last checkpoint, that at ``step``, and tear it: the one before counts."""
-    model, tokenizer = load_model(ensure_base(config), torch.float32)
+    model, tokenizer = load_model(start or ensure_base(config), torch.float32)
     trainer = build_trainer(config, config.stages[0], model, tokenizer, load_data(config), folder / "checkpoints")
     trainer.add_callback(CompletionCallback(trainer))
     trainer.train()

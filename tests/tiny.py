@@ -73,6 +73,20 @@ def other_kind(kind: str, tokenizer: PreTrainedTokenizerBase, **settings: Any) -
     return model
 
 
+def image_reader(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A random Gemma 3 with a vision tower."""
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
+    text = heads | {
+        "model_type": "gemma3_text", "vocab_size": len(tokenizer), "num_key_value_heads": 1, "head_dim": 16,
+        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    vision = heads | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, so that it knows every text; a turn ends with ``<end>``."""
     special = ["<pad>", "<user>", "<assistant>", "<system>", "<end>"]

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from datasets import Dataset
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ogpsa.config import Config
 from ogpsa.distributed import processes
@@ -14,7 +14,7 @@ from ogpsa.distributed import processes
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-def mode_arguments(config: Config) -> dict[str, Any]:
+def mode_arguments(config: Config, model: PreTrainedModel) -> dict[str, Any]:
     """Arguments of ``TrainingArguments`` for ``distributed``.
 
     Raises:
@@ -26,9 +26,13 @@ def mode_arguments(config: Config) -> dict[str, Any]:
             # Every parameter takes part in the loss, and a model's buffers are constants.
             return {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
         case "fsdp2":
-            # The layer class to wrap is the model's _no_split_modules. Checkpointing activations is left to
-            # transformers: accelerate's way of it for FSDP2 would draw other dropout masks in the recomputation.
-            return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
+            # Checkpointing activations is left to transformers: accelerate's way of it for FSDP2 would draw other
+            # dropout masks in the recomputation.
+            settings = {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}
+            # Of the layers that the model's kind names; accelerate refuses those of a part that this one lacks.
+            present = {type(module).__name__ for module in model.modules()}
+            layers = sorted(present.intersection(model._no_split_modules or ()))
+            return {"fsdp": True, "fsdp_config": settings | {"transformer_layer_cls_to_wrap": layers}}
         case "zero2" | "zero3" as name:
             from ogpsa.distributed.deepspeed import check_deepspeed, deepspeed_config
 

@@ -55,7 +55,7 @@ def _train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     )
     # TRL notes the tokenizer's padding there, and the next stage's embedding would leave out the token that pads.
     settings = model.config.get_text_config()
-    padding = settings.pad_token_id
+    padding, generation = settings.pad_token_id, model.generation_config
     # Not inside the checkpoints, which are deleted at the end: what was paid for stays with the result.
     scorer = run.scorer(stage, folder / REWARDS)
     trainer = build_trainer(config, stage, model, tokenizer, run.data, checkpoints, run.interruption, scorer)
@@ -74,7 +74,7 @@ def _train_stage(run: Run, stage: OneStage, start: Path, folder: Path) -> None:
     if trainer.state.global_step < trainer.state.max_steps:
         log.info("%s: saved at step %d and stopped, as a signal asked", stage.name, trainer.state.global_step)
         raise SystemExit(EXIT_REQUEUE)
-    settings.pad_token_id = padding
+    settings.pad_token_id, model.generation_config = padding, generation
     adapter = checkpoints / "adapter"
     save_weights(trainer, adapter if config.method.trains_adapters else folder)
     # Left behind by ZeRO-3, it would spread the next model that is loaded over processes that do not take part.

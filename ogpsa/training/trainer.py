@@ -11,7 +11,14 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    set_seed,
+)
 from trl import DPOConfig, GRPOConfig, SFTConfig, SFTTrainer
 
 from ogpsa.config import Config, DPOSettings, FileData, GRPOSettings, Model, OneStage, Scorer, SFTSettings, StageName
@@ -47,7 +54,11 @@ OPTIMIZERS = {
 
 
 class _StageTrainer(Trainer):
-    """What the trainers of all stages do: name the method's settings in full, end at the last step, write no card."""
+    """What the trainers of all stages do: name the method's settings in full, end at the last step, write no card, and
+    read every weight of a checkpoint.
+    """
+
+    _differ = False
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; what the method refuses only now is reported as at ``attach``."""
@@ -74,6 +85,35 @@ class _StageTrainer(Trainer):
                 if str(name).startswith(HELD_OUT):
                     found |= trainer.evaluate(name, *args, **kwargs | {"metric_key_prefix": f"eval_{name}"})
         return found
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._differ = False
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._read_again(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._differ = False
+        super()._load_best_model()
+        self._read_again(str(self.state.best_model_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Note that a checkpoint's weights were left out by name, of which transformers only warns."""
+        weights = cast(nn.Module, self.model).state_dict(keep_vars=True)
+        read = {id(weight) for name, weight in weights.items() if name not in load_result.missing_keys}
+        # A tied weight is saved under one of its names.
+        lost = [name for name in load_result.missing_keys if id(weights[name]) not in read]
+        self._differ = bool(lost or load_result.unexpected_keys)
+
+    def _read_again(self, checkpoint: str) -> None:
+        """Read a checkpoint whose names are not the model's.
+
+        Models that read images and mixtures of experts are saved as they are published, under names that their class
+        alone takes.
+        """
+        if self._differ:
+            model = cast(PreTrainedModel, self.model)
+            found = type(model).from_pretrained(checkpoint, dtype=model.dtype, local_files_only=True)
+            model.load_state_dict(found.state_dict())
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: the run directory describes the model."""
@@ -128,7 +168,10 @@ def build_trainer(
     if isinstance(stage, GRPOSettings):
         if scorer is None:
             raise ValueError("GRPO needs a scorer")
-        decoder = ReplyDecoder(tokenizer, end_tokens(model.generation_config, tokenizer))
+        ends = end_tokens(model.generation_config, tokenizer)
+        decoder = ReplyDecoder(tokenizer, ends)
+        # transformers would take whatever TRL does not set, as min_p, from the model's own settings.
+        model.generation_config = GenerationConfig(eos_token_id=ends)
         opened = template_opens_thought(partial(render, tokenizer))
         procedure = _grpo(stage, ScoredRollouts(scorer, decoder, opened, stage.num_generations))
     elif isinstance(stage, DPOSettings):
@@ -139,7 +182,7 @@ def build_trainer(
             model.to("cuda")
     else:
         procedure = _sft(stage, config.model)
-    arguments = _arguments(config, stage, output) | procedure.arguments
+    arguments = _arguments(config, stage, output, model) | procedure.arguments
     # A subclass of one of TRL's, which take adapters as well.
     trainer_class: Any = method.trainer_class(procedure.trainer, stage.name)
     with ExitStack() as held:
@@ -247,7 +290,7 @@ def _training_row(config: Config, data: Data, stage: StageName, number: int) -> 
     return f"row {number - len(data.safety) + 1} of the general rows (data/general/{stage}.jsonl)"
 
 
-def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
+def _arguments(config: Config, stage: OneStage, output: Path, model: PreTrainedModel) -> dict[str, Any]:
     """Arguments that TRL's configurations share."""
     cuda = torch.cuda.is_available()
     return {
@@ -278,7 +321,7 @@ def _arguments(config: Config, stage: OneStage, output: Path) -> dict[str, Any]:
         "log_level_replica": "error",
         "dataloader_pin_memory": cuda,
         **_measuring_arguments(stage),
-        **mode_arguments(config),
+        **mode_arguments(config, model),
     }
 
 

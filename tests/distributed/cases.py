@@ -60,6 +60,7 @@ class Case:
         refused_by: modes that do not support it.
         weekly_in: modes that train it in the long matrix alone, which has a case like it or takes this one.
         resized: whether the second run is also resumed by other numbers of processes.
+        model: the folder of the model that is trained: of words, or one that reads images too.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Case:
     refused_by: tuple[str, ...] = ()
     resized: bool = False
     weekly_in: tuple[str, ...] = ()
+    model: Literal["model", "images"] = "model"
 
 
 def sgd(
@@ -120,6 +122,7 @@ CASES: dict[Matrix, list[Case]] = {
         ),
         adamw("grpo-adamw", "grpo", [*OGPSA, *GRPO], refused_by=ZERO),
         adamw("grpo-kl", "grpo", [*BASELINE, *KL], "signal", refused_by=ZERO),
+        Case("sft-images", "sft", [*OGPSA, *ADAMW], 1e-5, "signal", weekly_in=("ddp", *ZERO), model="images"),
         adamw("dpo-adamw", "dpo", [*OGPSA, *CONFLICT, "method.rank=3"], "kill"),
     ],
     "long": [

@@ -90,7 +90,7 @@ def steps(folder: Path) -> list[dict[str, float]]:
 def test_equals_one_process(mode: str, matrix: Matrix, case: Case, results: Results) -> None:
     assert case.tolerance is not None
     one, several = (results(name, matrix) / case.name for name in ("single", mode))
-    start = load_file(results("single", matrix) / "model" / "model.safetensors")
+    start = load_file(results("single", matrix) / case.model / "model.safetensors")
     wanted, found = (load_file(folder / "model.safetensors") for folder in (one, several))
     assert found.keys() == wanted.keys()
     moved = max(float((wanted[name] - start[name]).abs().max()) for name in wanted)

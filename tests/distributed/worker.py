@@ -28,7 +28,7 @@ from ogpsa.utils.signals import Interruption
 from tests.distributed.cases import BREAK_AT, COMMON, RESIZED, Case, Matrix, broken, cases, resized
 from tests.distributed.shims import allow
 from tests.stage import train_alone
-from tests.tiny import tiny_model
+from tests.tiny import image_reader, tiny_model
 
 
 class AtStep:
@@ -45,11 +45,15 @@ class AtStep:
         pass
 
 
-def save_model(folder: Path) -> None:
-    """A random model with tied embeddings."""
+def save_models(place: Path) -> None:
+    """Random models with tied embeddings."""
     tokenizer = build_tokenizer(World(0).vocabulary())
-    tiny_model(tokenizer, tie_word_embeddings=True).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    for name, model in (
+        ("model", tiny_model(tokenizer, tie_word_embeddings=True)),
+        ("images", image_reader(tokenizer)),
+    ):
+        model.save_pretrained(place / name)
+        tokenizer.save_pretrained(place / name)
 
 
 def train(mode: str, case: Case, place: Path, folder: Path, break_off: bool = False) -> None:
@@ -67,7 +71,7 @@ def train(mode: str, case: Case, place: Path, folder: Path, break_off: bool = Fa
     with pytest.MonkeyPatch.context() as patch:
         if case.tolerance is not None:
             patch.setattr(GRPOTrainer, "_generate_single_turn", same_completions)
-        train_alone(config, load_data(config), place / "model", folder, interruption, tracker)
+        train_alone(config, load_data(config), place / case.model, folder, interruption, tracker)
 
 
 def same_completions(
@@ -88,7 +92,7 @@ def main(mode: str, matrix: Matrix, task: str, place: Path) -> None:
     quiet_libraries()
     allow(mode)
     if task == "train":
-        processes.on_main_process(lambda: save_model(place / "model"))
+        processes.on_main_process(lambda: save_models(place))
         for case in cases(matrix, mode):
             # One process has what the others are compared with.
             if mode != "single" or case.tolerance is not None:

@@ -5,29 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from ogpsa.app.compose import compose_config
 from ogpsa.models.load import load_model
 from ogpsa.models.text import language_model, linear_layers
 from ogpsa.preflight.memory import shape_of
 from ogpsa.preflight.report import meta_model
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, image_reader, tiny_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Gemma 3 with a vision tower."""
     tokenizer = byte_tokenizer()
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
-    text = heads | {
-        "model_type": "gemma3_text", "vocab_size": len(tokenizer), "num_key_value_heads": 1, "head_dim": 16,
-        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
-    vision = heads | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14}
-    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=1)
     made = tmp_path_factory.mktemp("nested") / "model"
-    AutoModelForCausalLM.from_config(config).save_pretrained(made)
+    image_reader(tokenizer).save_pretrained(made)
     tokenizer.save_pretrained(made)
     return made
 

@@ -4,8 +4,9 @@ import copy
 import itertools
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainerState, set_seed
+from transformers import GenerationConfig, PreTrainedTokenizerBase, TrainerState, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from eval.judging.reward import JUDGES
@@ -31,7 +32,7 @@ from ogpsa.training.answers import IGNORED, answer_batch
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer
 from ogpsa.training.resume import CompletionCallback, newest_whole
 from ogpsa.training.trainer import StageGRPOTrainer, build_trainer
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import EXIT_REQUEUE, UserError
 from ogpsa.utils.files import COMPLETE_FILE, find_damage, read_jsonl
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
 from tests.stage import run_alone, train_alone
@@ -65,11 +66,13 @@ def build(small_config: Callable[..., Config], tmp_path: Path) -> Build:
         *overrides: str,
         reward: Callable[[Sequence[Rollout]], list[float | None]] = lengths,
         tokenizer: PreTrainedTokenizerBase = TOKENIZER,
+        generation: Mapping[str, Any] = MappingProxyType({}),
     ) -> RolloutTrainer:
         config = small_config(*FEW, *overrides)
         data, output = load_data(config), tmp_path / f"checkpoints_{next(numbers)}"
         config.method.prepare(start, run_alone(config, data, tmp_path))
         model = tiny_model(tokenizer, tie_word_embeddings=True)
+        model.generation_config.update(**generation)
         trainer = build_trainer(config, config.stages[0], model, tokenizer, data, output, scorer=reward)
         assert isinstance(trainer, RolloutTrainer)
         return trainer
@@ -206,6 +209,54 @@ def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop:
     for key in ("reward", "entropy", "projection/leak"):
         courses = [[entry[key] for entry in one.state.log_history if key in entry] for one in (unbroken, resumed)]
         assert courses[0] == courses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [["method=baseline"], OGPSA, pytest.param(["method=replay"], marks=pytest.mark.long)]
+)
+def test_a_stop_while_a_reward_is_asked_keeps_every_step(build: Build, method: list[str]) -> None:
+    unbroken = build(*method, "stage.save_every=12")
+    whole = trained(unbroken)
+    asked = itertools.count(1)
+
+    def interrupted(rollouts: Sequence[Rollout]) -> list[float | None]:
+        # A judge's reply came after the signal: the fourth generation stands before the seventh step.
+        if next(asked) == 4:
+            raise SystemExit(EXIT_REQUEUE)
+        return lengths(rollouts)
+
+    broken = build(*method, "stage.save_every=12", reward=interrupted)
+    broken.add_callback(CompletionCallback(broken))
+    with pytest.raises(SystemExit):
+        broken.train()
+    checkpoint = newest_whole(Path(str(broken.args.output_dir)))
+    assert checkpoint is not None and checkpoint.name == "checkpoint-6"
+    set_seed(7)
+    resumed = build(*method, "stage.save_every=12")
+    resumed.add_callback(CompletionCallback(resumed, checkpoint))
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert torch.equal(weights(resumed), whole)
+    for key in ("reward", "entropy", "num_tokens", "projection/norm_retained"):
+        courses = [[entry[key] for entry in one.state.log_history if key in entry] for one in (unbroken, resumed)]
+        assert courses[0] == courses[1]
+
+
+@pytest.mark.parametrize("generation", [{"min_p": 1.0}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": [5, 6, 7]}])
+def test_rollouts_are_sampled_as_the_stage_says_and_not_as_the_model_does(
+    build: Build, generation: dict[str, Any]
+) -> None:
+    few = ("method=baseline", "stage.epochs=1", "stage.max_steps=2")
+    assert torch.equal(trained(build(*few, generation=generation)), trained(build(*few)))
+
+
+@pytest.mark.slow
+def test_a_models_own_settings_of_generation_stay_with_it(small_config: Callable[..., Config], tmp_path: Path) -> None:
+    start = save_tiny(tmp_path / "start", TOKENIZER)
+    GenerationConfig(do_sample=True, min_p=0.5, eos_token_id=TOKENIZER.eos_token_id).save_pretrained(start)
+    config = small_config(*FEW, "method=baseline", "stage.epochs=1")
+    train_alone(config, load_data(config), start, tmp_path / "01-grpo")
+    assert GenerationConfig.from_pretrained(tmp_path / "01-grpo").min_p == 0.5
 
 
 @pytest.mark.slow
