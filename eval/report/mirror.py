@@ -7,6 +7,7 @@ folder, with its table of benchmarks and its averages. Without WANDB_API_KEY all
 which is rebuilt each time, for ``wandb sync``.
 """
 
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -169,5 +170,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(ids)} W&B runs: {', '.join(ids)}")
     kept = sorted((options.directory / FOLDER / "wandb").glob("offline-run-*"))
     if kept:
-        print(f"kept offline: for run in {options.directory / FOLDER}/wandb/offline-run-*; do wandb sync $run; done")
+        place = shlex.quote(str(options.directory / FOLDER / "wandb"))
+        print(f'kept offline: for run in {place}/offline-run-*; do wandb sync "$run"; done')
     return EXIT_DONE

@@ -175,6 +175,17 @@ def test_evaluations_are_mirrored_where_no_run_is_finished(runs: Path) -> None:
     assert left_out[:2] == [f"{runs / name}: no metrics.json: the run is not finished" for name in "ab"]
 
 
+def test_the_line_to_sync_them_is_a_shells_whatever_the_folder_is_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "it's $HOME; two  words"
+    write_evaluation(place / "alone", {"safe": SAFE})
+    assert main([str(place)]) == 0
+    loop = capsys.readouterr().out.partition("kept offline: ")[2].replace("wandb sync", r"printf '%s\n'")
+    done = subprocess.run(["sh", "-c", loop], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(run) for run in (place / FOLDER / "wandb").glob("offline-run-*")]
+
+
 def test_online_without_a_key_is_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_program(lambda: main([str(runs), "--mode", "online"])) == 2
     assert capsys.readouterr().err.startswith("error: tracker.mode: online needs WANDB_API_KEY")
