@@ -25,12 +25,14 @@ from ogpsa.utils.command_line import Parser, quoted
 from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match, report
 
 if TYPE_CHECKING:  # the schema needs pydantic, which --help does without
-    from eval.judging.judge import Item, ReadyJudge
+    from eval.judging.judge import Item, ReadyJudge, Verdict
     from eval.judging.verdicts import Judgement
     from ogpsa.config import JudgeSettings
     from ogpsa.utils.endpoint import Budget
 
 Row = dict[str, str]
+# The judges whose detail holds a published ``score``.
+STRONGREJECT = ("strongreject_rubric", "strongreject_finetuned")
 
 
 def summaries() -> dict[str, str]:
@@ -114,7 +116,7 @@ def run(name: str, answers: Path, verdicts: Path, options: dict[str, Any]) -> No
 
     def cells(judged: Judgement) -> list[str]:
         votes = "; ".join(f"{member}: {label}" for member, label in judged.verdict.detail.get("votes", {}).items())
-        score = "" if judged.verdict.value is None else repr(_score(judged))
+        score = _score(name, judged.verdict)
         read = [judged.verdict.label] if "verdict" in new else [score, judged.verdict.parse_status]
         return [*read, votes][: len(new)]
 
@@ -216,8 +218,8 @@ def as_options(error: UserError) -> UserError:
     )
 
 
-def _score(judged: "Judgement") -> float:
+def _score(name: str, verdict: "Verdict") -> str:
     """A verdict's value; for StrongREJECT the published score, of which the goodness is the complement."""
-    value = judged.verdict.detail.get("score", judged.verdict.value)
-    assert isinstance(value, float | int)
-    return float(value)
+    if verdict.value is None:
+        return ""
+    return repr(float(verdict.detail["score"] if name in STRONGREJECT else verdict.value))

@@ -176,6 +176,13 @@ def test_answers_in_a_file_are_judged_by_an_own_judge(own: Path, capsys: pytest.
     assert main(["judge", "--judge", "evenness", "--dir", str(own / "judges"), *files]) == EXIT_DONE
     with (own / "verdicts.csv").open(encoding="utf-8") as lines:
         assert [row["score"] for row in csv.DictReader(lines)] == ["1.0", "0.0"]
+    # The value, whatever the judge keeps beside it: a published score is StrongREJECT's alone.
+    for score in ("'high'", "7.0"):
+        rule = RULE.replace('"target": item.target', f'"score": {score}')
+        (own / "judges" / "evenness.py").write_text(rule, encoding="utf-8")
+        assert main(["judge", "--judge", "evenness", "--dir", str(own / "judges"), *files]) == EXIT_DONE
+        with (own / "verdicts.csv").open(encoding="utf-8") as lines:
+            assert [row["score"] for row in csv.DictReader(lines)] == ["1.0", "0.0"]
     capsys.readouterr()
     assert main(["judge", "--judge", "evenness", "--dir", str(own / "nowhere"), *files]) == EXIT_USER_ERROR
     assert capsys.readouterr().err == f"error: --dir: {own / 'nowhere'} is not a folder\n"
