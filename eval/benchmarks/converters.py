@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ogpsa.utils.json_text import json_kind
+
 Row = dict[str, Any]
 Published = Mapping[str, Any]
 
@@ -23,6 +25,7 @@ class Conversion:
         columns: what the published rows hold.
         extra: what our rows hold in addition to ``id``, ``prompt`` and ``target``.
         rows: the published rows, in their order, to ours.
+        lists: which of ``extra`` hold lists.
         elsewhere: what the rows hold in the other form that the data set circulates in.
     """
 
@@ -30,6 +33,32 @@ class Conversion:
     extra: tuple[str, ...]
     rows: Callable[[Iterable[Published]], Iterator[Row]]
     elsewhere: tuple[str, ...] | None = None
+    lists: tuple[str, ...] = ()
+
+    def kept(self, ours: Iterable[Row]) -> Iterator[Row]:
+        """Rows that are ours already, as they are.
+
+        Raises:
+            ColumnError: one of ``lists`` holds something else.
+        """
+        for row in ours:
+            for column in self.lists:
+                _list(row, column)
+            yield row
+
+
+class ColumnError(Exception):
+    """A column of a row that holds another kind of value, which the message names."""
+
+
+def _list(row: Published, column: str) -> list[Any]:
+    """A column's list; of a text, as a CSV file holds it, each character would be taken for an entry."""
+    value = row[column]
+    if not isinstance(value, list):
+        raise ColumnError(
+            f"{column}: found {json_kind(value)}; expected a list, which .jsonl, .json and .parquet files hold"
+        )
+    return value
 
 
 def _gsm8k(published: Iterable[Published]) -> Iterator[Row]:
@@ -48,7 +77,7 @@ def _mmlu(published: Iterable[Published]) -> Iterator[Row]:
         number = numbers[row["subject"]] = numbers.get(row["subject"], -1) + 1
         yield {
             "id": f"{row['subject']}-{number:04d}", "prompt": row["question"], "target": "ABCD"[int(row["answer"])],
-            "question": row["question"], "subject": row["subject"], "choices": list(row["choices"]),
+            "question": row["question"], "subject": row["subject"], "choices": _list(row, "choices"),
             "answer": int(row["answer"]),
         }  # fmt: skip
 
@@ -80,20 +109,22 @@ def _spaced(option: str) -> str:
 
 def _hhh(published: Iterable[Published]) -> Iterator[Row]:
     for number, row in enumerate(published):
+        targets = _list(row, "targets")
         yield {
-            "id": f"hhh-{number:03d}", "prompt": row["inputs"], "target": row["targets"][0],
-            "inputs": row["inputs"], "targets": list(row["targets"]),
-            "multiple_choice_targets": list(row["multiple_choice_targets"]),
+            "id": f"hhh-{number:03d}", "prompt": row["inputs"], "target": targets[0],
+            "inputs": row["inputs"], "targets": targets,
+            "multiple_choice_targets": _list(row, "multiple_choice_targets"),
         }  # fmt: skip
 
 
 def _ifeval(published: Iterable[Published]) -> Iterator[Row]:
     for row in published:
         # The hub's rows name every argument that any instruction has, null where it is not meant.
-        arguments = [{key: value for key, value in given.items() if value is not None} for given in row["kwargs"]]
+        given = _list(row, "kwargs")
+        arguments = [{key: value for key, value in named.items() if value is not None} for named in given]
         yield {
             "id": f"ifeval-{row['key']}", "prompt": row["prompt"], "target": "",
-            "key": int(row["key"]), "instruction_id_list": list(row["instruction_id_list"]), "kwargs": arguments,
+            "key": int(row["key"]), "instruction_id_list": _list(row, "instruction_id_list"), "kwargs": arguments,
         }  # fmt: skip
 
 
@@ -166,10 +197,11 @@ def _wildchat(published: Iterable[Published]) -> Iterator[Row]:
     found: dict[str, list[tuple[float, str, str]]] = {category: [] for category in WILDCHAT_CATEGORIES}
     seen: set[str] = set()
     for row in published:
+        turns = _list(row, "conversation")
         moderation = row["openai_moderation"][0] if row["openai_moderation"] else None
         if not (row["toxic"] and row["turn"] == 1 and row["language"] == "English" and moderation):
             continue
-        text = row["conversation"][0]["content"].strip()
+        text = turns[0]["content"].strip()
         scores = moderation["category_scores"]
         if not moderation["flagged"] or not scores or not text or text in seen or _minors(moderation["categories"]):
             continue
@@ -207,7 +239,7 @@ def _mmlu_pro(published: Iterable[Published]) -> Iterator[Row]:
     for row in published:
         yield {
             "id": f"mmlu-pro-{row['question_id']}", "prompt": row["question"], "target": row["answer"],
-            "choices": list(row["options"]), "category": row["category"],
+            "choices": _list(row, "options"), "category": row["category"],
         }  # fmt: skip
 
 
@@ -241,7 +273,8 @@ def _cloze(name: str, read: Callable[[Published], tuple[str, list[str], int]]) -
                 "choices": choices, "answer": answer,
             }  # fmt: skip
 
-    return Conversion(CLOZE[name], ("choices", "answer"), convert, elsewhere=("question", "options", "answer"))
+    other = ("question", "options", "answer")
+    return Conversion(CLOZE[name], ("choices", "answer"), convert, elsewhere=other, lists=("choices",))
 
 
 def _lettered(row: Published) -> tuple[str, list[str], int]:
@@ -267,7 +300,7 @@ def _mmlu_generate(published: Iterable[Published]) -> Iterator[Row]:
     for number, row in enumerate(published):
         lettered = isinstance(row.get("options"), str)
         question, options, answer = (
-            _lettered(row) if lettered else (row["question"], list(row["choices"]), int(row["answer"]))
+            _lettered(row) if lettered else (row["question"], _list(row, "choices"), int(row["answer"]))
         )
         yield {
             "id": f"mmlu-{number:05d}", "prompt": question.strip(), "target": "ABCD"[answer], "choices": options,
@@ -278,7 +311,9 @@ def _mmlu_generate(published: Iterable[Published]) -> Iterator[Row]:
 def _by_label(question: str) -> Callable[[Published], tuple[str, list[str], int]]:
     def read(row: Published) -> tuple[str, list[str], int]:
         choices = row["choices"]
-        return row[question], list(choices["text"]), list(choices["label"]).index(row["answerKey"].strip())
+        if not isinstance(choices, Mapping):
+            raise ColumnError(f"choices: found {json_kind(choices)}; expected an object of the lists text and label")
+        return row[question], _list(choices, "text"), _list(choices, "label").index(row["answerKey"].strip())
 
     return read
 
@@ -347,9 +382,7 @@ def _without_headings(prompt: str) -> str:
 
 
 def _first_turn(turns: Any) -> str:
-    if not isinstance(turns, list):
-        raise TypeError(f"turns: found {turns!r}; expected a list")
-    return str(turns[0])
+    return str(_list({"turns": turns}, "turns")[0])
 
 
 def _distinct(published: Iterable[Published]) -> Iterator[Row]:
@@ -406,7 +439,10 @@ JAILBROKEN = ("request", "fallback")
 CONVERSIONS = {
     "gsm8k": Conversion(("question", "answer"), ("question", "answer"), _gsm8k),
     "mmlu": Conversion(
-        ("question", "subject", "choices", "answer"), ("question", "subject", "choices", "answer"), _mmlu
+        ("question", "subject", "choices", "answer"),
+        ("question", "subject", "choices", "answer"),
+        _mmlu,
+        lists=("choices",),
     ),
     "gpqa": Conversion(
         ("Record ID", "Question", "Correct Answer", *GPQA_WRONG),
@@ -418,20 +454,31 @@ CONVERSIONS = {
         ("choices",),
         _mmlu_generate,
         elsewhere=("question", "options", "answer"),
+        lists=("choices",),
     ),
-    "mmlu_pro": Conversion(("question_id", "question", "options", "answer", "category"), ("choices",), _mmlu_pro),
+    "mmlu_pro": Conversion(
+        ("question_id", "question", "options", "answer", "category"), ("choices",), _mmlu_pro, lists=("choices",)
+    ),
     "math_500": Conversion(("unique_id", "problem", "answer", "subject"), (), _math_500),
     "halueval_qa": Conversion(("question", "right_answer", "hallucinated_answer"), ("shown",), _halueval_qa),
     "hhh": Conversion(
-        ("inputs", "targets", "multiple_choice_targets"), ("inputs", "targets", "multiple_choice_targets"), _hhh
+        ("inputs", "targets", "multiple_choice_targets"),
+        ("inputs", "targets", "multiple_choice_targets"),
+        _hhh,
+        lists=("targets", "multiple_choice_targets"),
     ),
     "ifeval": Conversion(
-        ("key", "prompt", "instruction_id_list", "kwargs"), ("key", "instruction_id_list", "kwargs"), _ifeval
+        ("key", "prompt", "instruction_id_list", "kwargs"),
+        ("key", "instruction_id_list", "kwargs"),
+        _ifeval,
+        lists=("instruction_id_list", "kwargs"),
     ),
     "humaneval": Conversion(
         ("task_id", "prompt", "canonical_solution", "test", "entry_point"), ("test", "entry_point"), _humaneval
     ),
-    "advglue": Conversion(("config", "idx", "label"), ("part", "first", "second", "choices", "answer"), _advglue),
+    "advglue": Conversion(
+        ("config", "idx", "label"), ("part", "first", "second", "choices", "answer"), _advglue, lists=("choices",)
+    ),
     "simpleqa": Conversion(("problem", "answer"), (), _simpleqa),
     "strongreject": Conversion(("forbidden_prompt", "category"), (), _strongreject),
     "xstest_safe": Conversion(("id", "prompt", "type", "label"), (), _xstest("safe")),
@@ -443,7 +490,7 @@ CONVERSIONS = {
     "piqa": _cloze("piqa", lambda row: (row["goal"], [row["sol1"], row["sol2"]], int(row["label"]))),
     "openbookqa": _cloze("openbookqa", _by_label("question_stem")),
     "commonsenseqa": _cloze("commonsenseqa", _by_label("question")),
-    "mmlu_cloze": _cloze("mmlu_cloze", lambda row: (row["question"], list(row["choices"]), int(row["answer"]))),
+    "mmlu_cloze": _cloze("mmlu_cloze", lambda row: (row["question"], _list(row, "choices"), int(row["answer"]))),
     "harmbench_standard": _harmbench("standard"),
     "harmbench_contextual": _harmbench("contextual"),
     "advbench": _requests("advbench", "goal"),

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from eval.benchmarks.converters import CONVERSIONS, Conversion, Row
+from eval.benchmarks.converters import CONVERSIONS, ColumnError, Conversion, Row
 from eval.benchmarks.definition import COLUMNS, Benchmark, Function, Source, check_rows
 from ogpsa.data.readers import (
     FORMATS,
@@ -176,10 +176,11 @@ def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
     # Conversions read a row at a time, so that the last one read is the one at fault.
     rows = (row for row in chain([first], table) if next(read))
     # Jailbroken prompts are published in our own columns.
-    if ours and expected != conversion.columns:
-        return list(rows)
+    convert = conversion.kept if ours and expected != conversion.columns else conversion.rows
     try:
-        return list(conversion.rows(rows))
+        return list(convert(rows))
+    except ColumnError as error:
+        raise UserError(f"{place(file, next(read) - 1)}: {error}") from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{place(file, next(read) - 1)}: not the rows that '{benchmark.name}' publishes "

@@ -14,6 +14,7 @@ from lm_eval.api.task import ConfigurableTask
 from eval.benchmarks.definition import Benchmark, Function
 from eval.generation.isolation import isolated_and_silent
 from ogpsa.utils.errors import UserError, first_line
+from ogpsa.utils.json_text import json_kind
 
 Row = Mapping[str, Any]
 # ``response``: the text with its thoughts, ``finish_reason``: ``stop`` or ``length``, ``in_thought`` where the prompt
@@ -86,10 +87,30 @@ class Questions:
                 f"{benchmark.file}: lm-eval makes no questions of the rows ({told}); see doc_to_text, doc_to_choice "
                 "and doc_to_target"
             ) from error
+        if benchmark.task["output_type"] == "multiple_choice" and not self._task.multiple_input:
+            self._check_options(benchmark)
         requests: dict[int, list[Instance]] = {}
         for request in self._task.instances:
             requests.setdefault(int(request.doc_id or 0), []).append(request)
         self.all = [Question(str(row["id"]), requests[index]) for index, row in enumerate(rows)]
+
+    def _check_options(self, benchmark: Benchmark) -> None:
+        """Refuse options that are a text, whose characters lm-eval would take for options, and a target that is none.
+
+        Raises:
+            UserError: names the row.
+        """
+        for document in {request.doc_id: request.doc for request in self._task.instances}.values():
+            place = f"{benchmark.file}: row '{document['id']}'"
+            options, target = self._task.doc_to_choice(document), self._task.doc_to_target(document)
+            if isinstance(options, str):
+                raise UserError(f"{place}: doc_to_choice: found {json_kind(options)}; expected a list of texts")
+            for right in target if isinstance(target, list) else [target]:
+                if right not in (range(len(options)) if isinstance(right, int) else options):
+                    raise UserError(
+                        f"{place}: doc_to_target: found {right!r}; expected one of its {len(options)} options, or its "
+                        "number from 0"
+                    )
 
     def metrics(self, answers: Mapping[str, Answer]) -> list[dict[str, float]]:
         """The task's own metrics of each row, ``metric,filter`` as lm-eval names them, in the order of the rows."""

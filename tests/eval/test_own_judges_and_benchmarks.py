@@ -299,6 +299,21 @@ def scored_by(own: Path, points: str, task: str = OWN) -> None:
             "1.0",
             "lm-eval makes no questions of the rows (",
         ),
+        (
+            OWN.replace("generate_until", "multiple_choice").replace("doc_to_text", "doc_to_choice: half\ndoc_to_text"),
+            "1.0",
+            "row 'France': doc_to_choice: found a text; expected a list of texts",
+        ),
+        *(
+            (
+                OWN.replace("generate_until", "multiple_choice")
+                .replace("doc_to_text", "doc_to_choice: [Paris, Tokyo, Santiago]\ndoc_to_text")
+                .replace("doc_to_target: target", f"doc_to_target: {target}"),
+                "1.0",
+                f"row '{row}': doc_to_target: found {found}; expected one of its 3 options, or its number from 0",
+            )
+            for target, row, found in (("target", "Kenya", "'Nairobi'"), ("'{{1 + id.find(\"i\")}}'", "Chile", "3"))
+        ),
     ],
 )
 def test_a_task_that_cannot_be_scored_is_refused_before_anything_is_generated(

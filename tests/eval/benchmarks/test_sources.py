@@ -15,7 +15,7 @@ import pytest
 from eval.benchmarks.converters import CONVERSIONS
 from eval.benchmarks.definition import Benchmark, find_benchmarks
 from eval.benchmarks.prefetch import prefetch
-from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
+from eval.benchmarks.sources import MissingData, data_hash, load_rows, rows_file, sample_rows
 from ogpsa.app.compose import compose_config
 from ogpsa.data.readers import read_table
 from ogpsa.utils.errors import UserError
@@ -67,6 +67,24 @@ def test_converted_rows_are_read_as_they_are_in_every_format(name: str, mirror: 
         (tmp_path / f"{stem}.parquet").unlink()
     (tmp_path / f"{stem}.json").write_text(json.dumps(rows), encoding="utf-8")
     assert load_rows(benchmark(name), tmp_path) == rows
+
+
+@pytest.mark.parametrize("name", [*PAPER, *SMALL, *BROAD])
+def test_a_csv_of_columns_that_hold_lists_is_refused(name: str, mirror: Path, tmp_path: Path) -> None:
+    """As pandas writes it, "['red', 'blue']" in one cell, the rows being ours or as published."""
+    found = rows_file(benchmark(name), mirror)
+    assert found is not None
+    for rows in (load_rows(benchmark(name), mirror), read_table(found)):
+        nested = [column for column, value in rows[0].items() if isinstance(value, list | dict)]
+        if not nested:
+            continue
+        with (tmp_path / f"{benchmark(name).rows}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        with pytest.raises(UserError, match=rf"\.csv: row 1: ({'|'.join(nested)}): found a text; expected a") as caught:
+            load_rows(benchmark(name), tmp_path)
+        assert len(caught.value.problems) == 1 and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
