@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from eval.benchmarks.definition import OWN_METRIC, Benchmark
+from eval.benchmarks.definition import OWN_METRIC, STAMP, Benchmark
 from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
 from eval.generation.fingerprint import checkpoint_folder, server_fingerprint
 from eval.judging.answers import NO_ANSWER, Answer, find_answers, verdict_on_none
@@ -63,8 +63,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("ogpsa.eval")
 
 Row = dict[str, Any]
-# What answers depend on in addition to the rows that were asked.
-STAMP = ("backend", "model_fingerprint", "data_hash", "task_hash", "template_kwargs", "rendered_hash")
 # Share of a benchmark's responses from which a warning is due [ours].
 MANY = 0.25
 # The verdict on a response that the server's filter kept back: there is nothing to judge.
@@ -389,7 +387,9 @@ def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
     answers = _answers(responses_of(benchmark, answered))
     texts = {name: {"response": answer.text} for name, answer in answers.items()}
     with_answers = {row["id"]: {**row, **texts.get(row["id"], {})} for row in answered}
-    metrics = Questions(benchmark, answered, lambda messages, **_: str(messages)).metrics(with_answers)
+    # The rows as they were asked: to a task that reads its answer's column the model would agree with itself.
+    asked = [{key: row[key] for key in row if key not in benchmark.answer_columns} for row in answered]
+    metrics = Questions(benchmark, asked, lambda messages, **_: str(messages)).metrics(with_answers)
     assert benchmark.metric is not None
     rows = []
     for row, found in zip(answered, metrics, strict=True):

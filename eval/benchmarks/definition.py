@@ -30,6 +30,8 @@ LISTED = "python -m eval benchmarks lists them"
 COLUMNS = ("id", "prompt", "target")
 # Instead of a judge's name: the verdict is the lm-eval task's own metric.
 OWN_METRIC = "lm_eval"
+# What a row's answer rests on in addition to the row, which stands beside them in the file of generations.
+STAMP = ("backend", "model_fingerprint", "data_hash", "task_hash", "template_kwargs", "rendered_hash")
 # lm-eval's kinds of tasks that are read: a response, the likeliest of several texts, the likelihood of one.
 OUTPUT_TYPES = ("generate_until", "multiple_choice", "loglikelihood")
 
@@ -128,6 +130,18 @@ class Benchmark:
     def measures_loss(self) -> bool:
         """Whether one text's own likelihood is the score: nats per token, lower is better."""
         return bool(self.task["output_type"] == "loglikelihood")
+
+    @property
+    def answer_columns(self) -> tuple[str, ...]:
+        """The columns in which an answer stands; of texts that are scored none may look like a response either."""
+        texts = () if self.generates else ("options", "greedy", "tokens")
+        return ("response", "finish_reason", "in_thought", *texts)
+
+    @property
+    def taken_columns(self) -> tuple[str, ...]:
+        """The columns that generations add to a row, so that the row itself must not have them."""
+        kind = () if self.category == "category" else ("category",)
+        return (*self.answer_columns, "benchmark", *STAMP, *kind)
 
 
 def find_benchmarks(

@@ -71,6 +71,8 @@ def load_rows(benchmark: Benchmark, folder: Path) -> list[Row]:
     place = file or folder / benchmark.rows
     check_rows(place, rows)
     for row in rows:
+        if taken := [column for column in benchmark.taken_columns if column in row]:
+            raise UserError(f"{place}: {taken[0]}: row '{row['id']}' has this column, which generations add; rename it")
         if not row["prompt"].strip():
             raise UserError(f"{place}: prompt: row '{row['id']}' has none")
         if benchmark.measures_loss and not row["target"].strip():

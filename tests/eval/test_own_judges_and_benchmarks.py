@@ -332,3 +332,16 @@ def test_a_task_may_have_no_score_for_an_empty_answer(own: Path, checkpoint: Pat
     assert evaluate(own, checkpoint) == EXIT_DONE
     expected = [None if points == "None" else 1 / len(row["response"]) for row in read(own, "generations")]
     assert [row["value"] for row in read(own, "verdicts")] == pytest.approx(expected)
+
+
+def test_a_task_is_given_the_rows_as_they_were_asked(own: Path, checkpoint: Path) -> None:
+    """Their own columns stay theirs, no answer is among them, and a second call finds what was asked."""
+    scored_by(own, "float(row['options'] == 'mine' and 'response' not in row)")
+    file = own / "capitals.jsonl"
+    file.write_text(file.read_text().replace("}", ', "options": "mine"}'), encoding="utf-8")
+    assert evaluate(own, checkpoint) == EXIT_DONE
+    assert [row["value"] for row in read(own, "verdicts")] == [1.0] * len(CAPITALS)
+    generations = own / "out" / "generations" / "capitals.jsonl"
+    asked = generations.stat().st_mtime_ns
+    assert evaluate(own, checkpoint) == EXIT_DONE
+    assert generations.stat().st_mtime_ns == asked

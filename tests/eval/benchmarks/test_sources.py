@@ -408,6 +408,36 @@ def test_a_file_that_is_not_the_benchmarks_is_refused(file: str, content: str, m
     assert str(tmp_path / Path(file).stem) in str(caught.value)
 
 
+ADDED = ("response", "finish_reason", "in_thought", "benchmark", "backend", "data_hash", "rendered_hash")
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("gsm8k", ADDED),
+        ("piqa", (*ADDED, "options", "greedy", "tokens")),
+        # Their categories stand in another column.
+        ("xstest_safe", ("category",)),
+    ],
+)
+def test_a_column_that_generations_would_overwrite_is_refused(
+    name: str, columns: tuple[str, ...], mirror: Path, tmp_path: Path
+) -> None:
+    rows = load_rows(benchmark(name), mirror)
+    for column in columns:
+        named = [*rows[:1], {**rows[1], column: "x"}]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"{name}\.jsonl: {column}: row '{rows[1]['id']}' has this column, which"):
+            load_rows(benchmark(name), tmp_path)
+
+
+def test_other_columns_are_kept(mirror: Path, tmp_path: Path) -> None:
+    """Options beside a question that is answered in words, which no answer overwrites."""
+    rows = [row | {"options": "x", "tokens": 3, "category": "sums"} for row in load_rows(benchmark("gsm8k"), mirror)]
+    (tmp_path / "gsm8k.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert load_rows(benchmark("gsm8k"), tmp_path) == rows
+
+
 @pytest.mark.parametrize("separator", [" ", ""])
 def test_a_long_text_is_cut_into_passages_with_or_without_spaces(separator: str, tmp_path: Path) -> None:
     words = [f"{number:05d}" for number in range(600)]
