@@ -8,8 +8,9 @@ else is read.
 import hashlib
 import json
 import logging
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from ogpsa.data.readers import (
 )
 from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import decoded
+from ogpsa.utils.json_text import json_kind
 
 # Instead of a hub id: rows that are not published, which that module makes with an attacker model.
 MADE_HERE = "eval.benchmarks.attacks"
@@ -158,8 +160,42 @@ def data_hash(rows: Iterable[Row]) -> str:
 
 
 def _ours(benchmark: Benchmark, table: Iterable[Row], file: Path) -> list[Row]:
-    """Our rows, from a file that holds ours or the published ones."""
-    table = iter(table)
+    """Our rows, from a file that holds ours or the published ones, in values that JSON has.
+
+    Raises:
+        UserError: a column is missing or holds another kind of value.
+    """
+    rows = _converted(benchmark, iter(table), file)
+    for number, row in enumerate(rows, start=1):
+        for column, value in row.items():
+            try:
+                row[column] = _plain(value)
+            except TypeError as error:
+                raise UserError(
+                    f"{place(file, number)}: {column}: found {error}; a row holds texts, numbers, lists and objects"
+                ) from None
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it; NaN, which is a missing cell of a table, as null.
+
+    Raises:
+        TypeError: names a value of another kind.
+    """
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() if not math.isinf(value):
+            return None if math.isnan(value) else value
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+        case dict():
+            return {name: _plain(entry) for name, entry in value.items()}
+    raise TypeError(json_kind(value))
+
+
+def _converted(benchmark: Benchmark, table: Iterator[Row], file: Path) -> list[Row]:
     first = next(table, None)
     if first is None or benchmark.source is None:
         return [row for row in (first, *table) if row is not None]

@@ -5,6 +5,8 @@ import json
 import logging
 import random
 from collections import Counter
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +408,34 @@ def test_a_file_that_is_not_the_benchmarks_is_refused(file: str, content: str, m
     with pytest.raises(UserError, match=message) as caught:
         load_rows(benchmark(Path(file).stem), tmp_path)
     assert str(tmp_path / Path(file).stem) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (datetime(2026, 1, 2, tzinfo=UTC), "a datetime"),
+        (b"x", "bytes"),
+        (Decimal("1.5"), "a Decimal"),
+        (float("inf"), r"a number \(inf\)"),
+        ([{"at": b"x"}], "bytes"),
+    ],
+)
+def test_a_value_that_json_does_not_have_is_refused(value: Any, kind: str, mirror: Path, tmp_path: Path) -> None:
+    rows = load_rows(benchmark("gsm8k"), mirror)
+    rows[1]["note"] = value
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([rows[1], rows[0]]), tmp_path / "gsm8k.parquet")
+    with pytest.raises(UserError, match=rf"gsm8k\.parquet: row 1: note: found {kind}; a row holds texts, numbers, "):
+        load_rows(benchmark("gsm8k"), tmp_path)
+
+
+def test_a_cell_that_is_missing_is_null_however_it_is_written(mirror: Path, tmp_path: Path) -> None:
+    rows = load_rows(benchmark("gsm8k"), mirror)
+    for row, note in zip(rows, (1.0, float("nan"), None, 2.0, float("nan"), 3.0), strict=True):
+        row["note"], row["notes"] = note, [note]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "gsm8k.parquet")
+    found = load_rows(benchmark("gsm8k"), tmp_path)
+    assert [row["note"] for row in found] == [1.0, None, None, 2.0, None, 3.0]
+    assert [row["notes"] for row in found] == [[row["note"]] for row in found]
 
 
 ADDED = ("response", "finish_reason", "in_thought", "benchmark", "backend", "data_hash", "rendered_hash")
