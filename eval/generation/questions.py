@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from jinja2 import UndefinedError
 from lm_eval.api.instance import Instance
@@ -75,6 +77,9 @@ class Questions:
         chat = not benchmark.plain_text
         try:
             with isolated_and_silent():
+                # A task that draws draws the same again for the answers' metrics.
+                random.seed(0)
+                np.random.seed(0)
                 self._task = ConfigurableTask(config=task_config(benchmark, rows))
                 self._task.build_all_requests(
                     apply_chat_template=chat,
@@ -87,12 +92,21 @@ class Questions:
                 f"{benchmark.file}: lm-eval makes no questions of the rows ({told}); see doc_to_text, doc_to_choice "
                 "and doc_to_target"
             ) from error
+        documents: dict[int, list[Instance]] = {}
+        for request in self._task.instances:
+            documents.setdefault(int(request.doc_id or 0), []).append(request)
+        # A task's process_docs may put the rows in another order.
+        requests = {str(asked[0].doc.get("id")): asked for asked in documents.values()}
+        ids = [str(row["id"]) for row in rows]
+        kept = len(requests.keys() & set(ids))
+        if not len(documents) == len(requests) == kept == len(ids):
+            raise UserError(
+                f"{benchmark.file}: process_docs: {len(documents)} documents hold {kept} of {len(ids)} rows' ids; "
+                "allowed: each row once, with its id; leave a row out of its file instead"
+            )
+        self.all = [Question(key, requests[key]) for key in ids]
         if benchmark.task["output_type"] == "multiple_choice" and not self._task.multiple_input:
             self._check_options(benchmark)
-        requests: dict[int, list[Instance]] = {}
-        for request in self._task.instances:
-            requests.setdefault(int(request.doc_id or 0), []).append(request)
-        self.all = [Question(str(row["id"]), requests[index]) for index, row in enumerate(rows)]
 
     def _check_options(self, benchmark: Benchmark) -> None:
         """Refuse options that are a text, whose characters lm-eval would take for options, and a target that is none.
@@ -100,8 +114,8 @@ class Questions:
         Raises:
             UserError: names the row.
         """
-        for document in {request.doc_id: request.doc for request in self._task.instances}.values():
-            place = f"{benchmark.file}: row '{document['id']}'"
+        for question in self.all:
+            place, document = f"{benchmark.file}: row '{question.row_id}'", question.requests[0].doc
             options, target = self._task.doc_to_choice(document), self._task.doc_to_target(document)
             if isinstance(options, str):
                 raise UserError(f"{place}: doc_to_choice: found {json_kind(options)}; expected a list of texts")
@@ -119,16 +133,13 @@ class Questions:
                 request.resps = [response]
         with isolated_and_silent():
             self._task.apply_filters()
-            return [
-                self._metrics(question, document)
-                for question, document in zip(self.all, self._task.eval_docs, strict=True)
-            ]
+            return [self._metrics(question) for question in self.all]
 
-    def _metrics(self, question: Question, document: Row) -> dict[str, float]:
+    def _metrics(self, question: Question) -> dict[str, float]:
         numbers: dict[str, float] = {}
         for name in question.requests[0].filtered_resps:
             filtered = [request.filtered_resps[name] for request in question.requests]
-            results = self._task.process_results(document, filtered)
+            results = self._task.process_results(question.requests[0].doc, filtered)
             numbers |= {f"{metric},{name}": value for metric, value in results.items()}
         return numbers
 

@@ -345,3 +345,45 @@ def test_a_task_is_given_the_rows_as_they_were_asked(own: Path, checkpoint: Path
     asked = generations.stat().st_mtime_ns
     assert evaluate(own, checkpoint) == EXIT_DONE
     assert generations.stat().st_mtime_ns == asked
+
+
+DRAWN = "rows.map(lambda row: {'prompt': f'{row[\"prompt\"]} {__import__(\"random\").random()}'})"
+
+
+def processed_by(own: Path, documents: str) -> None:
+    """Have the benchmark's ``process_docs`` return ``documents``, an expression in ``rows``."""
+    task = OWN.replace("doc_to_text:", "process_docs: !function documents.process\ndoc_to_text:")
+    scored_by(own, "float(answers[0] == row['prompt'])", task)
+    code = f"def process(rows):\n    return {documents}\n"
+    (own / "tasks" / "documents.py").write_text(code, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "documents", ["rows", "rows.select(range(len(rows) - 1, -1, -1))", "rows.sort('target')", "rows.shuffle()", DRAWN]
+)
+def test_an_answer_is_its_rows_in_whatever_order_the_task_puts_them(own: Path, documents: str) -> None:
+    """A server that gives back what it is asked is right about each row."""
+    processed_by(own, documents)
+    backend = ["eval.backend.name=server", "eval.backend.model=m"]
+    with serve(lambda request, before: Reply(request.text)) as server:
+        assert evaluate(own, own / "unread", *backend, f"eval.backend.base_url={server.url}") == EXIT_DONE
+    assert all(row["response"].startswith(row["prompt"]) for row in read(own, "generations"))
+    assert [row["value"] for row in read(own, "verdicts")] == [1.0] * len(CAPITALS)
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ("rows.select([0, 2])", "2 documents hold 2 of 4 rows' ids"),
+        ("rows.select([0, 1, 2, 2])", "4 documents hold 3 of 4 rows' ids"),
+        ("rows.remove_columns('id')", "4 documents hold 0 of 4 rows' ids"),
+    ],
+)
+def test_a_task_that_leaves_out_or_repeats_rows_is_refused(
+    own: Path, checkpoint: Path, documents: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processed_by(own, documents)
+    assert evaluate(own, checkpoint) == EXIT_USER_ERROR
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {own / 'tasks' / 'capitals.yaml'}: process_docs: {message}; allowed: each row once")
+    assert not (own / "out" / "generations").exists()
