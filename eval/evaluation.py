@@ -431,7 +431,8 @@ def _check_metric(benchmark: Benchmark, rows: Sequence[Row], questions: "Sequenc
     """Try the task's own metric on an answer that says nothing, before any is generated.
 
     Raises:
-        UserError: the task does not measure the metric that counts, or its value is no score.
+        UserError: the task fails, though no function of its own reads responses, or does not measure the metric that
+            counts, or its value is no score.
     """
     from eval.generation.questions import Questions
 
@@ -444,8 +445,11 @@ def _check_metric(benchmark: Benchmark, rows: Sequence[Row], questions: "Sequenc
     task = Questions(benchmark, rows[:1], lambda messages, **_: str(messages))
     try:
         [found] = task.metrics({rows[0]["id"]: nothing})
-    except Exception:  # noqa: BLE001  # the user's function may fail on such an answer, which no model need give
-        return
+    except UserError:
+        # The user's own function may fail on such a response, which no model need give.
+        if benchmark.generates and not benchmark.task.keys().isdisjoint(("process_results", "filter_list")):
+            return
+        raise
     value = found.get(str(benchmark.metric))
     if not (isinstance(value, float) and math.isnan(value)):
         _own_value(benchmark, "an empty answer", found)

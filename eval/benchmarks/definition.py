@@ -74,7 +74,7 @@ class Function:
             return own
         try:
             spec = find_spec(module)
-        except ModuleNotFoundError:
+        except (ModuleNotFoundError, ValueError):
             spec = None
         if spec is None or spec.origin is None:
             raise UserError(
@@ -91,7 +91,10 @@ class Function:
         module, _, name = self.path.rpartition(".")
         if self.file.is_relative_to(self.folder):
             return defined_in(self.file, name)
-        return vars(import_module(module))[name]
+        found = vars(import_module(module))
+        if name not in found:
+            raise UserError(f"{self.file}: defines no '{name}'")
+        return found[name]
 
 
 @dataclass(frozen=True)
@@ -200,12 +203,12 @@ def _benchmark(path: Path, judge: str | None, max_new_tokens: int | None) -> Ben
     if kind not in OUTPUT_TYPES:
         allowed = f"{', '.join(OUTPUT_TYPES)}{closest_match(str(kind), OUTPUT_TYPES)}"
         raise UserError(f"{path}: output_type: found {kind!r}; allowed: {allowed}")
-    settings = task.get("generation_kwargs", {})
+    settings, metadata = (_section(path, task, key) for key in ("generation_kwargs", "metadata"))
     if kind == "generate_until" and not isinstance(settings.get("max_gen_toks"), int):
         raise UserError(f"{path}: generation_kwargs.max_gen_toks: not given; say how many tokens an answer may have")
+    _texts(path, "generation_kwargs.until", settings.get("until") or [])
     if max_new_tokens is not None and max_new_tokens < settings.get("max_gen_toks", 0):
         task["generation_kwargs"] = settings | {"max_gen_toks": max_new_tokens}
-    metadata = task.get("metadata", {})
     if task.get("task") != path.stem:
         raise UserError(f"{path}: task: found {task.get('task')!r}; it must be the file's name, '{path.stem}'")
     if not isinstance(metadata.get("rows"), str):
@@ -215,7 +218,7 @@ def _benchmark(path: Path, judge: str | None, max_new_tokens: int | None) -> Ben
         raise UserError(f"{path}: metadata.judge: found {judge!r}; name a judge, or {OWN_METRIC}")
     if judge == OWN_METRIC and not isinstance(metadata.get("metric"), str):
         raise UserError(f"{path}: metadata.metric: found {metadata.get('metric')!r}; name lm-eval's metric,filter")
-    source = metadata.get("source")
+    source = _section(path, metadata, "source") if metadata.get("source") is not None else None
     if source is not None:
         keys = [field.name for field in fields(Source)]
         for key in source:
@@ -248,14 +251,30 @@ def _benchmark(path: Path, judge: str | None, max_new_tokens: int | None) -> Ben
         task=task,
         plain_text=plain_text,
         task_hash=digest[:16],
-        tokenized=metadata.get("tokenized", {}),
+        tokenized=_section(path, metadata, "tokenized"),
         category=str(metadata.get("category", "category")),
     )
 
 
-def _function_hash(function: Function) -> str:
-    """The function's name and the code of the file that holds it."""
-    return f"{function.path} {hashlib.sha256(function.file.read_bytes()).hexdigest()}"
+def _section(path: Path, task: Mapping[str, Any], key: str) -> dict[str, Any]:
+    section = task.get(key, {})
+    if not isinstance(section, dict):
+        raise UserError(f"{path}: {key}: found {json_kind(section)}; expected keys with their values")
+    return section
+
+
+def _texts(path: Path, key: str, value: Any) -> list[str]:
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{path}: {key}: found {json_kind(value)}; expected a text or a list of texts")
+    return texts
+
+
+def _function_hash(found: object) -> str:
+    """A function's name and the code of the file that holds it; of what else YAML has and JSON has not, its text."""
+    if not isinstance(found, Function):
+        return str(found)
+    return f"{found.path} {hashlib.sha256(found.file.read_bytes()).hexdigest()}"
 
 
 def _resolve(path: Path) -> dict[str, Any]:
@@ -268,9 +287,9 @@ def _resolve(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(task, dict):
         raise UserError(f"{path}: expected a task in YAML; found {json_kind(task)}")
-    included = task.pop("include", [])
+    included = _texts(path, "include", task.pop("include", []))
     merged: dict[str, Any] = {}
-    for name in [included] if isinstance(included, str) else included:
+    for name in included:
         merged |= _resolve(_shipped(name) if name.startswith("lm_eval/") else path.parent / name)
     return merged | task
 

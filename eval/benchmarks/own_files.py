@@ -4,7 +4,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import UserError, first_line
 
 
 def named_files(pattern: str, ours: Path, own: str | None, key: str) -> dict[str, Path]:
@@ -31,13 +31,16 @@ def defined_in(file: Path, name: str) -> Any:
     """The object called ``name`` of a Python file that is in no package.
 
     Raises:
-        UserError: the file does not define it.
+        UserError: the file does not run, or does not define it.
     """
     # By its path: lm-eval's tasks each have a utils.py.
     spec = spec_from_file_location(f"{file.parent.name}.{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{file}: does not run ({type(error).__name__}: {first_line(error)})") from error
     if name not in vars(module):
         raise UserError(f"{file}: defines no '{name}'")
     return vars(module)[name]

@@ -3,16 +3,20 @@
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from jinja2 import UndefinedError
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
+from pyarrow import ArrowException
 
+import ogpsa
 from eval.benchmarks.definition import Benchmark, Function
 from eval.generation.isolation import isolated_and_silent
 from ogpsa.utils.errors import UserError, first_line
@@ -23,6 +27,9 @@ Row = Mapping[str, Any]
 # has begun a thought; of a multiple choice ``options``: log-likelihoods, and ``greedy``: which are the likeliest; of a
 # text whose loss is measured the same of it alone, and ``tokens``: how many it has.
 Answer = dict[str, Any]
+SEE = "; see doc_to_text, doc_to_choice and doc_to_target"
+# Where the code lies that is no task's.
+OURS = (Path(__file__).parents[1], Path(str(ogpsa.__file__)).parent)
 # lm-eval's keys that say where it would fetch rows itself.
 FETCHING = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split", "fewshot_split")
 
@@ -74,24 +81,21 @@ class Questions:
     """
 
     def __init__(self, benchmark: Benchmark, rows: Sequence[Row], chat_template: Callable[..., str]) -> None:
+        self._benchmark = benchmark
         chat = not benchmark.plain_text
-        try:
-            with isolated_and_silent():
-                # A task that draws draws the same again for the answers' metrics.
-                random.seed(0)
-                np.random.seed(0)
-                self._task = ConfigurableTask(config=task_config(benchmark, rows))
-                self._task.build_all_requests(
-                    apply_chat_template=chat,
-                    fewshot_as_multiturn=chat,
-                    chat_template=chat_template if chat else None,
-                )
-        except (UndefinedError, KeyError, ValueError) as error:
-            told = f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(
-                f"{benchmark.file}: lm-eval makes no questions of the rows ({told}); see doc_to_text, doc_to_choice "
-                "and doc_to_target"
-            ) from error
+        config = task_config(benchmark, rows)
+        with isolated_and_silent(), _told(benchmark, "lm-eval makes no questions of the rows", SEE):
+            # A task that draws draws the same again for the answers' metrics.
+            random.seed(0)
+            np.random.seed(0)
+            self._task = ConfigurableTask(config=config)
+            self._task.build_all_requests(
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+                chat_template=chat_template if chat else None,
+            )
+            if benchmark.task["output_type"] == "multiple_choice" and not self._task.multiple_input:
+                self._check_options()
         documents: dict[int, list[Instance]] = {}
         for request in self._task.instances:
             documents.setdefault(int(request.doc_id or 0), []).append(request)
@@ -105,20 +109,18 @@ class Questions:
                 "allowed: each row once, with its id; leave a row out of its file instead"
             )
         self.all = [Question(key, requests[key]) for key in ids]
-        if benchmark.task["output_type"] == "multiple_choice" and not self._task.multiple_input:
-            self._check_options(benchmark)
 
-    def _check_options(self, benchmark: Benchmark) -> None:
-        """Refuse options that are a text, whose characters lm-eval would take for options, and a target that is none.
+    def _check_options(self) -> None:
+        """Refuse a text, whose characters lm-eval would take for options, a single option, and a target that is none.
 
         Raises:
             UserError: names the row.
         """
-        for question in self.all:
-            place, document = f"{benchmark.file}: row '{question.row_id}'", question.requests[0].doc
+        for document in {request.doc_id: request.doc for request in self._task.instances}.values():
+            place = f"{self._benchmark.file}: row '{document.get('id')}'"
             options, target = self._task.doc_to_choice(document), self._task.doc_to_target(document)
-            if isinstance(options, str):
-                raise UserError(f"{place}: doc_to_choice: found {json_kind(options)}; expected a list of texts")
+            if isinstance(options, str) or len(options) < 2:
+                raise UserError(f"{place}: doc_to_choice: found {json_kind(options)}; expected a list of several texts")
             for right in target if isinstance(target, list) else [target]:
                 if right not in (range(len(options)) if isinstance(right, int) else options):
                     raise UserError(
@@ -132,24 +134,62 @@ class Questions:
             for request, response in zip(question.requests, _responses(answers[question.row_id]), strict=True):
                 request.resps = [response]
         with isolated_and_silent():
-            self._task.apply_filters()
+            with _told(self._benchmark, "filter_list fails"):
+                self._task.apply_filters()
             return [self._metrics(question) for question in self.all]
 
     def _metrics(self, question: Question) -> dict[str, float]:
         numbers: dict[str, float] = {}
-        for name in question.requests[0].filtered_resps:
-            filtered = [request.filtered_resps[name] for request in question.requests]
-            results = self._task.process_results(question.requests[0].doc, filtered)
-            numbers |= {f"{metric},{name}": value for metric, value in results.items()}
+        with _told(self._benchmark, f"row '{question.row_id}': its answer is not measured"):
+            for name in question.requests[0].filtered_resps:
+                filtered = [request.filtered_resps[name] for request in question.requests]
+                results = self._task.process_results(question.requests[0].doc, filtered)
+                numbers |= {f"{metric},{name}": value for metric, value in results.items()}
         return numbers
+
+
+@contextmanager
+def _told(benchmark: Benchmark, failing: str, hint: str = "") -> Iterator[None]:
+    """Run a task, which is its author's program, as are its functions: whatever it raises is one line.
+
+    Raises:
+        UserError: names the benchmark's file.
+        Exception: what code of ours raised that the task called: a template's, a function's of our own tasks.
+    """
+    try:
+        yield
+    except Exception as error:
+        files = {Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)} - {Path(__file__)}
+        if isinstance(error, UserError) or any(file.is_relative_to(code) for file in files for code in OURS):
+            raise
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{benchmark.file}: {failing} ({told}){hint}") from error
 
 
 def task_config(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
     """lm-eval's configuration of a benchmark's task over these rows."""
     config = {key: _resolved(value) for key, value in benchmark.task.items() if key not in FETCHING}
     # Held in memory, so that no cache can serve the rows of another world.
-    config |= {"custom_dataset": lambda **_: {"test": Dataset.from_list(list(rows))}, "test_split": "test"}
+    table = _table(benchmark, rows)
+    config |= {"custom_dataset": lambda **_: {"test": table}, "test_split": "test"}
     return config | {"metadata": {"version": benchmark.task.get("metadata", {}).get("version", 1)}}
+
+
+def _table(benchmark: Benchmark, rows: Sequence[Row]) -> Dataset:
+    """The rows by column.
+
+    Raises:
+        UserError: names a column whose values are not of one kind, or too large.
+    """
+    for column in rows[0]:
+        try:
+            Dataset.from_list([{column: row.get(column)} for row in rows])
+        except (ArrowException, OverflowError) as error:
+            raise UserError(
+                f"{benchmark.file}: its rows, '{benchmark.rows}': {column}: {first_line(error)}; allowed: values of "
+                "one kind, whole numbers of at most 64 bits"
+            ) from None
+    return Dataset.from_list(list(rows))
 
 
 def _responses(answer: Answer) -> list[Any]:

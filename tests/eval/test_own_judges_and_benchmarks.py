@@ -4,15 +4,20 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval.__main__ import main
+from eval.benchmarks.definition import find_benchmarks
+from eval.benchmarks.sources import load_rows
+from eval.generation.questions import Questions
 from eval.validate import check_run
 from ogpsa.app.compose import compose_config
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from ogpsa.utils.json_text import parse_json
 from tests.endpoint_server import Reply, serve
 from tests.program import ROOT
 from tests.tiny import byte_tokenizer, tiny_model
@@ -250,6 +255,13 @@ def test_a_run_is_refused_before_it_trains(tmp_path: Path) -> None:
         ),
         (
             "tasks/capitals.yaml",
+            TASK.replace("metadata: {", "metadata: 3 #"),
+            "metadata: found a number (3); expected keys",
+        ),
+        ("tasks/capitals.yaml", TASK.replace("until: []", "until: 3"), "generation_kwargs.until: found a number (3)"),
+        ("tasks/capitals.yaml", f"include: [3]\n{TASK}", "include: found a list of 1; expected a text or a list of"),
+        (
+            "tasks/capitals.yaml",
             TASK.replace(", max_gen_toks: 8", "").replace("output_type: generate_until\n", ""),
             "generation_kwargs.max_gen_toks: not given",
         ),
@@ -268,6 +280,16 @@ MEASURE = "!function measure.points"
 OWN = TASK.replace("judge: evenness", "judge: lm_eval, metric: 'points,none'").replace(
     "metric_list:", f"process_results: {MEASURE}\nmetric_list:"
 )
+
+
+def questions(own: Path, template: Callable[..., str] = lambda messages, **_: str(messages)) -> Questions:
+    [benchmark] = find_benchmarks(["capitals"], folder=str(own / "tasks"))
+    return Questions(benchmark, load_rows(benchmark, own), template)
+
+
+def measured(own: Path) -> list[dict[str, float]]:
+    asked = questions(own)
+    return asked.metrics({question.row_id: {"response": "Paris"} for question in asked.all})
 
 
 def scored_by(own: Path, points: str, task: str = OWN) -> None:
@@ -302,7 +324,7 @@ def scored_by(own: Path, points: str, task: str = OWN) -> None:
         (
             OWN.replace("generate_until", "multiple_choice").replace("doc_to_text", "doc_to_choice: half\ndoc_to_text"),
             "1.0",
-            "row 'France': doc_to_choice: found a text; expected a list of texts",
+            "row 'France': doc_to_choice: found a text; expected a list of several texts",
         ),
         *(
             (
@@ -323,6 +345,78 @@ def test_a_task_that_cannot_be_scored_is_refused_before_anything_is_generated(
     assert evaluate(own, checkpoint) == EXIT_USER_ERROR
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {own / 'tasks' / 'capitals.yaml'}: ") and message in said
+    assert not (own / "out" / "generations").exists()
+
+
+OWN_ACCURACY = OWN.replace(f"process_results: {MEASURE}\n", "").replace("points,none", "accuracy,none")
+
+
+@pytest.mark.parametrize(
+    ("task", "points", "message"),
+    [
+        (
+            OWN.replace("doc_to_text: prompt", 'doc_to_text: "{{prompt"'),
+            "1.0",
+            "(TemplateSyntaxError: unexpected end of",
+        ),
+        (
+            OWN.replace("doc_to_text: prompt", 'doc_to_text: "{{prompt + 1}}"'),
+            "1.0",
+            "(TypeError: can only concatenate",
+        ),
+        (
+            OWN.replace("doc_to_text: prompt", "doc_to_text: 2026-01-02"),
+            "1.0",
+            "lm-eval makes no questions of the rows (",
+        ),
+        (f"{OWN}filter_list: [x]\n", "1.0", "lm-eval makes no questions of the rows (TypeError"),
+        (OWN.replace(MEASURE, "!function measure.point"), "1.0", "measure.py: defines no 'point'"),
+        (OWN.replace(MEASURE, "!function points"), "1.0", "'!function points' names no Python file"),
+        (OWN, "(", "measure.py: does not run (SyntaxError: closing parenthesis '}' does not match"),
+        (OWN, "answers[1]", "capitals.yaml: row 'France': its answer is not measured (IndexError: list index out of"),
+        (OWN, "1.0}.keys() or {3", "row 'France': its answer is not measured (AttributeError"),
+        (
+            OWN_ACCURACY.replace("metric: bypass", "metric: accuracy"),
+            "1.0",
+            "row 'France': its answer is not measured (",
+        ),
+    ],
+)
+def test_a_task_is_its_authors_program_whose_failures_are_one_line(
+    own: Path, task: str, points: str, message: str
+) -> None:
+    scored_by(own, points, task)
+    with pytest.raises(UserError) as caught:
+        measured(own)
+    [said] = caught.value.problems
+    assert said.startswith(str(own / "tasks")) and message in said and "\n" not in said
+
+
+@pytest.mark.parametrize("values", [("a", 1), (1, "a"), (1, [1]), (0, 2**70)])
+def test_a_column_that_makes_no_table_is_named(own: Path, values: tuple[object, object]) -> None:
+    scored_by(own, "1.0")
+    rows = [{"id": str(value), "prompt": "p", "target": "", "note": value} for value in values]
+    (own / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(UserError, match=r"capitals\.yaml: its rows, 'capitals': note: .*; allowed: values of one kind"):
+        questions(own)
+
+
+def test_what_fails_in_our_own_code_keeps_its_traceback(own: Path) -> None:
+    scored_by(own, "1.0")
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'strip'"):
+        questions(own, lambda messages, **_: parse_json(messages))
+    scored_by(own, "1.0", OWN.replace("measure.points", "eval.benchmarks.tasks.functions.humaneval_results"))
+    with pytest.raises(KeyError, match="test"):
+        measured(own)
+
+
+def test_a_task_that_cannot_score_likelihoods_is_refused_before_any_are_made(
+    own: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = OWN.replace("generate_until", "multiple_choice").replace("doc_to_text", "doc_to_choice: [a, b]\ndoc_to_text")
+    scored_by(own, "answers[7]", task.replace("doc_to_target: target", "doc_to_target: 0"))
+    assert evaluate(own, checkpoint) == EXIT_USER_ERROR
+    assert "row 'France': its answer is not measured (IndexError: " in capsys.readouterr().err
     assert not (own / "out" / "generations").exists()
 
 
