@@ -381,32 +381,42 @@ def _answers(items: dict[str, Item]) -> dict[str, Answer]:
 
 
 def own_verdicts(benchmark: Benchmark, answered: list[Row]) -> list[Row]:
-    """The verdicts of the lm-eval task itself; its other metrics are kept in addition to the one that counts."""
+    """The verdicts of the lm-eval task itself; its other metrics are kept in addition to the one that counts.
+
+    It measures only rows that have an answer.
+    """
     from eval.generation.questions import Questions
 
     answers = _answers(responses_of(benchmark, answered))
-    texts = {name: {"response": answer.text} for name, answer in answers.items()}
-    with_answers = {row["id"]: {**row, **texts.get(row["id"], {})} for row in answered}
+    texts = {key: {"response": answer.text} for key, answer in answers.items() if answer.none is None}
+    likelihoods = {row["id"]: row for row in answered if row["id"] not in answers and not was_withheld(row)}
     # The rows as they were asked: to a task that reads its answer's column the model would agree with itself.
     asked = [{key: row[key] for key in row if key not in benchmark.answer_columns} for row in answered]
-    metrics = Questions(benchmark, asked, lambda messages, **_: str(messages)).metrics(with_answers)
-    assert benchmark.metric is not None
+    metrics = iter(Questions(benchmark, asked, lambda messages, **_: str(messages)).metrics(texts | likelihoods))
     rows = []
-    for row, found in zip(answered, metrics, strict=True):
-        numbers = {name: number for name, number in found.items() if isinstance(number, bool | int | float)}
-        value = _own_value(benchmark, f"row '{row['id']}'", found)
-        for name, number in numbers.items():
-            if not math.isfinite(number):
-                raise UserError(
-                    f"{benchmark.name}: row '{row['id']}': lm-eval's {name} is {number}; a score must be finite"
-                )
-        label = "loss" if benchmark.measures_loss else "right" if value else "wrong"
-        verdict = missing("unparsed") if value is None else Verdict(label, value, detail=numbers)
+    for row in answered:
         answer = answers.get(row["id"])
         if answer and answer.none:
-            verdict = verdict_on_none(answer.none, "accuracy")
-        rows.append(_verdict_row(WITHHELD if was_withheld(row) else Judgement(verdict, None, None), row, answer))
+            judged = Judgement(verdict_on_none(answer.none, "accuracy"), None, None)
+        elif was_withheld(row):
+            judged = WITHHELD
+        else:
+            judged = Judgement(_own_verdict(benchmark, row, next(metrics)), None, None)
+        rows.append(_verdict_row(judged, row, answer))
     return rows
+
+
+def _own_verdict(benchmark: Benchmark, row: Row, found: Mapping[str, Any]) -> Verdict:
+    """The verdict on a row by what the task has measured."""
+    value = _own_value(benchmark, f"row '{row['id']}'", found)
+    numbers = {name: number for name, number in found.items() if isinstance(number, bool | int | float)}
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise UserError(
+                f"{benchmark.name}: row '{row['id']}': lm-eval's {name} is {number}; a score must be finite"
+            )
+    label = "loss" if benchmark.measures_loss else "right" if value else "wrong"
+    return missing("unparsed") if value is None else Verdict(label, value, detail=numbers)
 
 
 def _own_value(benchmark: Benchmark, place: str, found: Mapping[str, Any]) -> float | None:
@@ -442,7 +452,9 @@ def _check_metric(benchmark: Benchmark, rows: Sequence[Row], questions: "Sequenc
         nothing = {"response": ""}
     elif benchmark.measures_loss:
         nothing |= {"tokens": [1]}
-    task = Questions(benchmark, rows[:1], lambda messages, **_: str(messages))
+    # Of all rows only where the task looks at them together.
+    tried = rows if benchmark.task.get("process_docs") else rows[:1]
+    task = Questions(benchmark, tried, lambda messages, **_: str(messages))
     try:
         [found] = task.metrics({rows[0]["id"]: nothing})
     except UserError:

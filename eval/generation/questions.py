@@ -129,14 +129,22 @@ class Questions:
                     )
 
     def metrics(self, answers: Mapping[str, Answer]) -> list[dict[str, float]]:
-        """The task's own metrics of each row, ``metric,filter`` as lm-eval names them, in the order of the rows."""
-        for question in self.all:
+        """The task's own metrics of each row that has an answer, in the order of the rows.
+
+        They are named ``metric,filter``, as lm-eval does.
+        """
+        answered = [question for question in self.all if question.row_id in answers]
+        if not answered:
+            return []
+        for question in answered:
             for request, response in zip(question.requests, _responses(answers[question.row_id]), strict=True):
                 request.resps = [response]
+        # What the filters are applied to.
+        self._task._instances = [request for question in answered for request in question.requests]
         with isolated_and_silent():
             with _told(self._benchmark, "filter_list fails"):
                 self._task.apply_filters()
-            return [self._metrics(question) for question in self.all]
+            return [self._metrics(question) for question in answered]
 
     def _metrics(self, question: Question) -> dict[str, float]:
         numbers: dict[str, float] = {}

@@ -18,7 +18,7 @@ from eval.validate import check_run
 from ogpsa.app.compose import compose_config
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from ogpsa.utils.json_text import parse_json
-from tests.endpoint_server import Reply, serve
+from tests.endpoint_server import Reply, Request, serve
 from tests.program import ROOT
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -453,7 +453,7 @@ def processed_by(own: Path, documents: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "documents", ["rows", "rows.select(range(len(rows) - 1, -1, -1))", "rows.sort('target')", "rows.shuffle()", DRAWN]
+    "documents", ["rows", "rows.select([3, 1, 0, 2])", "rows.sort('target')", "rows.shuffle()", DRAWN]
 )
 def test_an_answer_is_its_rows_in_whatever_order_the_task_puts_them(own: Path, documents: str) -> None:
     """A server that gives back what it is asked is right about each row."""
@@ -481,3 +481,27 @@ def test_a_task_that_leaves_out_or_repeats_rows_is_refused(
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {own / 'tasks' / 'capitals.yaml'}: process_docs: {message}; allowed: each row once")
     assert not (own / "out" / "generations").exists()
+
+
+def test_a_metric_measures_only_rows_that_have_an_answer(own: Path) -> None:
+    """An empty answer is wrong, a withheld or unfinished one has no verdict, and the metric sees none of them."""
+    scored_by(own, "float(answers[0].split()[0] == row['target'])")
+    replies = {
+        "France": Reply("<think>Lyon?</think>Paris it is"),
+        "Japan": Reply(""),
+        "Chile": Reply("Arica", finish_reason="content_filter"),
+        "Kenya": Reply("<think>Nairobi"),
+    }
+
+    def answer(request: Request, before: int) -> Reply:
+        return next(reply for land, reply in replies.items() if land in request.text)
+
+    for sees in ([*replies], ["Japan", "Chile", "Kenya"]):
+        rows = [{"id": land, "prompt": f"The capital of {land}?", "target": CAPITALS[land]} for land in sees]
+        (own / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with serve(answer) as server:
+            backend = ["eval.backend.name=server", "eval.backend.model=m", f"eval.backend.base_url={server.url}"]
+            assert evaluate(own, own / "unread", *backend) == EXIT_DONE
+        found = [(row["value"], row["parse_status"]) for row in read(own, "verdicts")]
+        rest = [(0.0, "parsed"), (None, "withheld"), (None, "unfinished")]
+        assert found == ([(1.0, "parsed"), *rest] if "France" in sees else rest)
