@@ -324,8 +324,20 @@ MISTAKES = {
     ),
     "rows with an empty completion": files(
         "data.safety: rows.jsonl:1 has no text in column 'completion' or 'chosen' (columns found: completion, prompt); "
-        "sft need completion or chosen, prompt; did you mean 'completion'?",
+        "sft need completion or chosen, prompt",
         rows({"prompt": "a", "completion": ""}),
+    ),
+    "rows with a completion that is none": files(
+        "data.safety: rows.jsonl:1: column 'completion' holds null; allowed: a text; sft need completion "
+        "or chosen, prompt",
+        rows({"prompt": "a", "completion": None}),
+    ),
+    "reference sets that are not named": files(
+        "method.reference_sets: 'general' is not among data=files's sets for sft; allowed: none yet; name its rows: "
+        "'+data.reference_sets={general: FILE}'",
+        rows({"prompt": "a", "completion": "b"}),
+        "method=ogpsa",
+        "method.reference_sets=[general]",
     ),
     "rows of training and of a test by the hub's names": files(
         "data.safety: rows.json holds the parts test_sft, train_sft, and all of it would be trained on; keep the rows "

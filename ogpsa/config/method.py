@@ -182,9 +182,10 @@ def _typed(value: Any) -> str:
 def set_name_problems(key: str, names: Sequence[str], stage: StageName, config: "Config") -> list[str]:
     """Unknown and repeated names of reference sets in ``key``, the full key, for ``stage``, one line each."""
     known = config.data.reference_set_names
+    way = f"none yet; name its rows: '+data.reference_sets={{{', '.join(f'{name}: FILE' for name in names)}}}'"
     problems = [
         f"{key}: '{name}' is not among data={config.data.name}'s sets for {stage}; "
-        f"allowed: {', '.join(known) or 'none'}{closest_match(name, [other for other in known if other not in names])}"
+        f"allowed: {', '.join(known) or way}{closest_match(name, [other for other in known if other not in names])}"
         for name in names
         if name not in known
     ]

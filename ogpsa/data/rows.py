@@ -260,7 +260,7 @@ def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[Stag
         if column not in row or (isinstance(value, str) and not value.strip(INVISIBLE)):
             whole = False
             known = ", ".join(map(str, sorted(given, key=str))) or "none"
-            others = [str(name) for name in row.keys() - set(columns)]
+            others = [str(name) for name in row.keys() - {*columns, *names[column]}]
             hint = next(filter(None, (closest_match(name, others) for name in names[column])), "")
             wanted = " or ".join(f"'{name}'" for name in names[column])
             yield f"none {column}", f" has no text in column {wanted} (columns found: {known}); {needed}{hint}"
@@ -268,9 +268,10 @@ def _mistakes(config: Config, row: Row, columns: Sequence[str], stages: Set[Stag
         elif not isinstance(value, str) and not (column == "prompt" and isinstance(value, list)):
             whole = False
             allowed = ALLOWED if isinstance(value, list | dict) else "a text"
+            shown = "completion" if column == "chosen" and column not in given else column
             yield (
                 f"{type(value)} {column}",
-                f": column '{column}' holds {json_kind(value)}; allowed: {allowed}; {needed}",
+                f": column '{shown}' holds {json_kind(value)}; allowed: {allowed}; {needed}",
             )
     for column in ("chosen", "rejected"):
         if column not in columns or not isinstance(row.get(column), str) or not row[column].strip(INVISIBLE):

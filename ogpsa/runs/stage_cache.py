@@ -5,6 +5,7 @@ it trains. Files are hard links where the file system allows it; of these nothin
 ``Journal`` that is added to later is copied first.
 """
 
+import inspect
 import logging
 import os
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ogpsa.config import Config, OneStage, without_inert
+from ogpsa.config import Config, Method, OneStage, StageName, without_inert
 from ogpsa.data.rows import COLUMNS, TRAINING_COLUMNS, Data, Row, set_uses
 from ogpsa.distributed import processes
 from ogpsa.models.files import fingerprint
@@ -24,6 +25,8 @@ from ogpsa.utils.files import build_folder, exclusive, find_damage, hash_file, i
 log = logging.getLogger(__name__)
 # In a folder: the key that it was begun under.
 KEY_FILE = "stage.key"
+# Of a method, those that decide what a stage trains.
+TRAINING_HOOKS = frozenset(("adapter", "attach", "freeze", "prepare", "quantization", "trainer_class"))
 
 
 @contextmanager
@@ -90,7 +93,7 @@ def stage_key(
             "seed": config.seed,
             "distributed": config.distributed.model_dump(),
             "stage": without_inert(stage.model_dump(mode="json", exclude={"save_every"}), "stage."),
-            "method": without_inert(config.method.training_key(stage.name), "method."),
+            "method": without_inert(_method_key(config.method, stage.name), "method."),
             "reward": reward,
             "method_code": [hash_file(file) for file in code_outside(*config.plugins)],
             "rows": _rows_digest(data.training(stage.name), TRAINING_COLUMNS[stage.name]),
@@ -101,6 +104,16 @@ def stage_key(
             "made_by": _made_by(left_out),
         }
     )
+
+
+def _method_key(method: Method, stage: StageName) -> dict[str, Any]:
+    """``Method.training_key``, with all keys where a class adds to the training of the one that it inherits it from."""
+    kinds = type(method).__mro__
+    [owner, *_] = [kind for kind in kinds if issubclass(kind, Method) and "training_key" in vars(kind)]
+    for kind in kinds[: kinds.index(owner)]:
+        if TRAINING_HOOKS & vars(kind).keys() or inspect.get_annotations(kind).keys() - owner.model_fields.keys():
+            return method.model_dump(mode="json") | method.training_key(stage)
+    return method.training_key(stage)
 
 
 def evaluation_key(config: Config, data: Data, checkpoint: Path) -> str:

@@ -104,7 +104,9 @@ class ReportCallback(TrainerCallback):
         wrong = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
         if wrong:
             at = f"{self._stage}: {', '.join(wrong)} at step {state.global_step}"
-            raise UserError(f"{at}; lower the learning rate, or train in fp32")
+            rewards = all(name.startswith("reward") for name in wrong)
+            remedy = "a reward that is none is None" if rewards else "lower the learning rate, or train in fp32"
+            raise UserError(f"{at}; {remedy}")
         shown = ", ".join(f"{key} {logs[key]:.4g}" for key in SHOWN if logs.get(key) is not None)
         self._latest = f", {shown}"
         left = self._progress.time_left(state.global_step)

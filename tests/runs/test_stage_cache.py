@@ -170,6 +170,38 @@ def test_a_method_that_says_nothing_shares_with_nobody(small_config: Configure) 
     assert key_of(Mine(name="mine", gamma=0.1)) == ours[0]
 
 
+@pytest.mark.parametrize("kind", ["baseline", "ogpsa", "merge", "replay", "lora"])
+def test_a_subclass_that_adds_to_the_training_shares_with_nobody(kind: str, small_config: Configure) -> None:
+    config = small_config(f"method={kind}", "stage=sft")
+    parent = type(config.method)
+
+    class Keyed(parent):  # type: ignore[valid-type, misc]
+        share: float = 0.5
+
+        def attach(self, trainer: object, stage: str, seed: int) -> None: ...
+
+    class Hooked(parent):  # type: ignore[valid-type, misc]
+        def attach(self, trainer: object, stage: str, seed: int) -> None: ...
+
+    class Below(Keyed):
+        """Adds nothing to a class that adds."""
+
+    class Told(parent):  # type: ignore[valid-type, misc]
+        def problems(self, config: Config) -> list[str]:
+            return []
+
+    class ToldToo(Told):
+        """Neither trains otherwise."""
+
+    def key_of(method: type[Method], **more: Any) -> str:
+        given = config.method.model_dump() | {"name": method.__name__} | more
+        return key(config.model_copy(update={"method": method.model_validate(given)}))
+
+    others = [key_of(Keyed, share=0.5), key_of(Keyed, share=1.0), key_of(Hooked), key_of(Below, share=0.5)]
+    assert len({key(config), *others}) == 5
+    assert key_of(Told) == key_of(ToldToo)
+
+
 # As a user's file may do it; what it inherits says nothing of what it adds.
 SUBCLASS = """
 from ogpsa.methods.ogpsa import Ogpsa

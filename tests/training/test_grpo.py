@@ -25,10 +25,12 @@ from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
 from ogpsa.runs.run import Run
 from ogpsa.runs.stage_cache import shared
+from ogpsa.runs.tracking import NoTracker
 from ogpsa.subspace.references import ReferenceChunk
 from ogpsa.testbed.tokenizer import build_tokenizer
 from ogpsa.testbed.world import World
 from ogpsa.training.answers import IGNORED, answer_batch
+from ogpsa.training.callbacks import ReportCallback
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer
 from ogpsa.training.resume import CompletionCallback, newest_whole
 from ogpsa.training.trainer import StageGRPOTrainer, build_trainer
@@ -240,6 +242,13 @@ def test_a_stop_while_a_reward_is_asked_keeps_every_step(build: Build, method: l
     for key in ("reward", "entropy", "num_tokens", "projection/norm_retained"):
         courses = [[entry[key] for entry in one.state.log_history if key in entry] for one in (unbroken, resumed)]
         assert courses[0] == courses[1]
+
+
+def test_a_reward_that_is_not_finite_is_told_from_a_training_that_diverges(build: Build) -> None:
+    trainer = build("method=baseline", reward=lambda rollouts: [float("inf")] * len(rollouts))
+    trainer.add_callback(ReportCallback("grpo", NoTracker()))
+    with pytest.raises(UserError, match="a reward that is none is None"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("generation", [{"min_p": 1.0}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": [5, 6, 7]}])
