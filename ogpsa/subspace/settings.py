@@ -75,7 +75,13 @@ class ProjectionSettings:
         return max(1, -(-self.rank // len(self.reference_sets)))
 
     def problems(self) -> list[str]:
-        """Values out of range and contradictions, one line each."""
+        """Values of another type or out of range, and contradictions, one line each."""
+        given: dict[str, object] = vars(self)
+        if isinstance(given["reference_sets"], str):
+            return [f"reference_sets: found a text; write ('{given['reference_sets']}',) for one set"]
+        numbers = {key: given[key] for key in ("rank", "samples", "refresh_every")}
+        if wrong := {key: value for key, value in numbers.items() if value is not None and type(value) is not int}:
+            return [f"{key}: found {value!r}; expected a whole number" for key, value in wrong.items()]
         if not self.reference_sets:
             return ["reference_sets: found none; expected at least one"]
         found = []

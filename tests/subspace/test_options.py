@@ -449,6 +449,9 @@ CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "refresh_every: found -3; allowed: 1 or more": {"streaming": True, "refresh_every": -3},
     "reference_sets: found none": {"reference_sets": ()},
     "rank: found 33": {"rank": 33, "samples": 40},
+    "rank: found '1'; expected a whole number": {"rank": "1"},
+    "samples: found 2.5; expected a whole number": {"samples": 2.5},
+    "reference_sets: found a text; write ('facts',) for one set": {"reference_sets": "facts"},
     "did you mean 'update'": {"target": "updates"},
 }
 
