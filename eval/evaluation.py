@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eval.benchmarks.definition import OWN_METRIC, STAMP, Benchmark
-from eval.benchmarks.sources import MissingData, data_hash, load_rows, sample_rows
+from eval.benchmarks.sources import MissingData, data_hash, load_rows, needs_brought, rows_file, sample_rows
 from eval.generation.fingerprint import checkpoint_folder, server_fingerprint
 from eval.judging.answers import NO_ANSWER, Answer, find_answers, verdict_on_none
 from eval.judging.judge import Item, Verdict, endpoint_judges, missing, verdict_hash
@@ -88,7 +88,8 @@ def evaluate(
     Args:
         checkpoint: a local folder, or the id of a model in the local hub cache; nothing is downloaded. Left aside
             where a server holds the model.
-        rows: folder with the benchmarks' rows; ``settings.data_dir`` takes its place where given.
+        rows: folder with the benchmarks' rows; ``settings.data_dir`` takes its place where given, except for a
+            benchmark that nobody publishes and of which it holds no file.
         output: folder of the artefacts.
         settings: benchmarks by group, rows per benchmark, who generates and who judges.
         safe_point: called before each batch, where the work may stop; what it raises ends the evaluation, finished
@@ -111,7 +112,8 @@ def evaluate(
     works = []
     for benchmark in benchmarks:
         with _noting(errors, benchmark, MissingData):
-            works.append(_work(benchmark, folder, output, settings, identity))
+            brought = needs_brought(benchmark, folder) and rows_file(benchmark, rows) is not None
+            works.append(_work(benchmark, rows if brought else folder, output, settings, identity))
     pending = [work for work in works if _stored(work.generations, work.rows) is None]
     earlier = [work for work in works if work not in pending or _journal(work.generations).is_file()]
     if settings.backend.name == "server" and earlier:

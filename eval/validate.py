@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eval.benchmarks.definition import OWN_METRIC
-from eval.benchmarks.sources import MissingData, data_hash, load_rows
+from eval.benchmarks.sources import MissingData, data_hash, load_rows, needs_brought
 from eval.judging.judge import verdict_hash
 from eval.judging.reward import judge_scorer
 from eval.judging.verdicts import check_judge
 from eval.scores.artefacts import read_instrument
 from eval.scores.groups import check_groups
-from ogpsa.config import Config, RewardServices
+from ogpsa.config import Config, FileData, RewardServices
 from ogpsa.data.rows import Data
 from ogpsa.pipeline import check as check_training
 from ogpsa.pipeline import check_files, check_tokenizer
@@ -43,8 +43,8 @@ def _check_all(config: Config, directory: Path, check: Callable[[Config, Path], 
     problems, found, hashes = Problems(), list[Data](), dict[str, str]()
     with problems.kept():
         found.append(check(config, directory))
-    # The data may bring the benchmarks' rows.
-    if found or config.eval.data_dir is not None:
+    # The testbed brings benchmarks' rows.
+    if found or (isinstance(config.data, FileData) and config.eval.data_dir is not None):
         with problems.kept():
             hashes = check_evaluation(config, found[0].evaluation if found else {})
     for data in found:
@@ -138,13 +138,14 @@ def check_evaluation(config: Config, rows: Mapping[str, Sequence[Row]]) -> dict[
             check_judge(judge, settings.judge)
     for benchmark in benchmarks:
         with problems.kept():
-            if settings.data_dir is not None:
+            folder, brought = settings.data_dir and Path(settings.data_dir), rows.get(benchmark.rows)
+            if folder and not (brought and needs_brought(benchmark, folder)):
                 try:
-                    hashes[benchmark.name] = data_hash(load_rows(benchmark, Path(settings.data_dir)))
+                    hashes[benchmark.name] = data_hash(load_rows(benchmark, folder))
                 except MissingData as error:
                     log.warning("%s", error)
-            elif found := rows.get(benchmark.rows):
-                hashes[benchmark.name] = data_hash(found)
+            elif brought:
+                hashes[benchmark.name] = data_hash(brought)
     absent = [benchmark for benchmark in benchmarks if settings.data_dir is None and benchmark.name not in hashes]
     with problems.kept():
         if absent:

@@ -83,6 +83,14 @@ def load_rows(benchmark: Benchmark, folder: Path) -> list[Row]:
     return rows
 
 
+def needs_brought(benchmark: Benchmark, folder: Path) -> bool:
+    """Whether a benchmark that nobody publishes has no file in ``folder``, so that the run's own data bring its rows.
+
+    A folder that is not there is a mistake in its name.
+    """
+    return benchmark.source is None and folder.is_dir() and rows_file(benchmark, folder) is None
+
+
 def rows_file(benchmark: Benchmark, folder: Path) -> Path | None:
     """The local file of a benchmark's rows, in whichever format."""
     files = [folder / f"{benchmark.rows}{ending}" for ending in FORMATS]

@@ -268,12 +268,15 @@ def test_other_weights_make_every_response_again(rows: Path, output: Path, tmp_p
     assert all(after[name] != before[name] for name in before)
 
 
+@pytest.mark.parametrize("others", [True, False])
 def test_a_changed_row_makes_that_benchmark_alone_again(
-    checkpoint: Path, rows: Path, output: Path, tmp_path: Path
+    checkpoint: Path, rows: Path, output: Path, tmp_path: Path, others: bool
 ) -> None:
+    """The rows of the others are the run's own where the folder has no file of them."""
     before = identities(output / "generations")
-    changed = Path(shutil.copytree(rows, tmp_path / "rows"))
-    facts = read_rows(changed / "facts.jsonl")
+    changed = tmp_path / "rows"
+    shutil.copytree(rows, changed) if others else changed.mkdir()
+    facts = read_rows(rows / "facts.jsonl")
     write_rows(changed / "facts.jsonl", [facts[0] | {"target": "word3"}, *facts[1:]])
     evaluate(checkpoint, rows, output, settings(data_dir=str(changed)))
     after = identities(output / "generations")

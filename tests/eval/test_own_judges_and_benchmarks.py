@@ -14,8 +14,9 @@ from eval.__main__ import main
 from eval.benchmarks.definition import find_benchmarks
 from eval.benchmarks.sources import load_rows
 from eval.generation.questions import Questions
-from eval.validate import check_run
+from eval.validate import check_evaluation, check_run
 from ogpsa.app.compose import compose_config
+from ogpsa.data.rows import load_data
 from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from ogpsa.utils.json_text import parse_json
 from tests.endpoint_server import Reply, Request, serve
@@ -234,6 +235,27 @@ def test_a_run_is_refused_before_it_trains(tmp_path: Path) -> None:
     config = compose_config(["+eval.judge.weights.wildgard=x"])
     with pytest.raises(UserError, match=r"eval\.judge\.weights\.wildgard: .*; did you mean 'wildguard'\?"):
         check_run(config, tmp_path / "run")
+
+
+def test_a_benchmark_of_ones_own_stands_beside_the_testbeds(own: Path) -> None:
+    def hashes(*folder: str) -> dict[str, str]:
+        config = compose_config([*beside, *folder])
+        return check_evaluation(config, load_data(config).evaluation)
+
+    beside = [f"eval.task_dir={own / 'tasks'}", f"eval.judge.dir={own / 'judges'}", "eval.reported=[capitals]"]
+    with pytest.raises(UserError, match=r"data=testbed brings no rows for capitals; .* holds capitals\.jsonl$"):
+        hashes()
+    beside.append(f"eval.data_dir={own}")
+    testbed = compose_config([])
+    brought = check_evaluation(testbed, load_data(testbed).evaluation)
+    both = hashes()
+    assert brought.items() < both.items() and both.keys() - brought == {"capitals"}
+    # A file in the folder wins.
+    (own / "facts.jsonl").write_text('{"id": "1", "prompt": "p", "target": "t"}\n', encoding="utf-8")
+    assert {name for name, found in hashes().items() if found != both[name]} == {"facts"}
+    with pytest.raises(UserError) as caught:
+        check_run(compose_config([*beside, f"model.path={own / 'nowhere'}"]), own / "run")
+    assert len(caught.value.problems) == 1 and "model.path" in str(caught.value)
 
 
 @pytest.mark.parametrize(
