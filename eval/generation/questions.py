@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from pyarrow import ArrowException
 import ogpsa
 from eval.benchmarks.definition import Benchmark, Function
 from eval.generation.isolation import isolated_and_silent
-from ogpsa.utils.errors import UserError, first_line
+from ogpsa.utils.errors import UserError, closest_match, first_line
 from ogpsa.utils.json_text import json_kind
 
 Row = Mapping[str, Any]
@@ -27,6 +28,10 @@ Row = Mapping[str, Any]
 # has begun a thought; of a multiple choice ``options``: log-likelihoods, and ``greedy``: which are the likeliest; of a
 # text whose loss is measured the same of it alone, and ``tokens``: how many it has.
 Answer = dict[str, Any]
+# The keys that name a column, or hold a template; doc_to_choice ends in an error where it is neither.
+ASKED = ("doc_to_text", "doc_to_target")
+# A word that has a letter.
+WORD = re.compile(r"[\w-]*[^\W\d][\w-]*")
 SEE = "; see doc_to_text, doc_to_choice and doc_to_target"
 # Where the code lies that is no task's.
 OURS = (Path(__file__).parents[1], Path(str(ogpsa.__file__)).parent)
@@ -89,6 +94,7 @@ class Questions:
             random.seed(0)
             np.random.seed(0)
             self._task = ConfigurableTask(config=config)
+            self._check_columns()
             self._task.build_all_requests(
                 apply_chat_template=chat,
                 fewshot_as_multiturn=chat,
@@ -109,6 +115,24 @@ class Questions:
                 "allowed: each row once, with its id; leave a row out of its file instead"
             )
         self.all = [Question(key, requests[key]) for key in ids]
+
+    def _check_columns(self) -> None:
+        """Refuse a misspelt column, whose name lm-eval would put to the model, or take for the answer, as it is.
+
+        Raises:
+            UserError: names the key, and the rows' columns.
+        """
+        columns = self._task.features
+        # An option that is every row's answer is a word of the task; _check_options refuses what is none.
+        keys = ("doc_to_text",) if self._benchmark.task["output_type"] == "multiple_choice" else ASKED
+        for key in keys:
+            found = self._benchmark.task.get(key)
+            if isinstance(found, str) and WORD.fullmatch(found) and found not in columns:
+                own = [column for column in columns if column not in self._benchmark.taken_columns]
+                raise UserError(
+                    f"{self._benchmark.file}: {key}: '{found}' is no column of the rows ({', '.join(own)})"
+                    f'{closest_match(found, own)}; a fixed text is written as {{{{ "text" }}}}'
+                )
 
     def _check_options(self) -> None:
         """Refuse a text, whose characters lm-eval would take for options, a single option, and a target that is none.

@@ -309,6 +309,13 @@ def questions(own: Path, template: Callable[..., str] = lambda messages, **_: st
     return Questions(benchmark, load_rows(benchmark, own), template)
 
 
+@pytest.mark.parametrize("text", ["'{{ \"Why?\" }}'", "Say something.", "'2'", "''"])
+def test_a_fixed_text_is_asked_as_it_is(own: Path, text: str) -> None:
+    scored_by(own, "1.0", OWN.replace("doc_to_text: prompt", f"doc_to_text: {text}"))
+    expected = text.strip("'").removeprefix('{{ "').removesuffix('" }}')
+    assert all(f"'content': {expected!r}" in str(question.requests[0].args) for question in questions(own).all)
+
+
 def measured(own: Path) -> list[dict[str, float]]:
     asked = questions(own)
     return asked.metrics({question.row_id: {"response": "Paris"} for question in asked.all})
@@ -335,6 +342,17 @@ def scored_by(own: Path, points: str, task: str = OWN) -> None:
             OWN.replace("doc_to_text: prompt", 'doc_to_text: "{{question}}"'),
             "1.0",
             "lm-eval makes no questions of the rows (",
+        ),
+        (
+            TASK.replace("doc_to_text: prompt", "doc_to_text: question"),
+            "1.0",
+            "doc_to_text: 'question' is no column of the rows (id, prompt, target, half); a fixed text is written as "
+            '{{ "text" }}',
+        ),
+        (
+            TASK.replace("doc_to_target: target", "doc_to_target: taget"),
+            "1.0",
+            "doc_to_target: 'taget' is no column of the rows (id, prompt, target, half); did you mean 'target'?; a ",
         ),
         (
             OWN.replace("generate_until", "multiple_choice").replace(
