@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # the schema needs pydantic, which --help does without
     from ogpsa.utils.endpoint import Budget
 
 Row = dict[str, str]
+# The columns of the answers' file, and what they hold.
+NEEDED = {"prompt": "requests", "completion": "answers", "target": "right answers"}
 # The judges whose detail holds a published ``score``.
 STRONGREJECT = ("strongreject_rubric", "strongreject_finetuned")
 
@@ -96,12 +98,16 @@ def run(name: str, answers: Path, verdicts: Path, options: dict[str, Any]) -> No
     settings = settings_from(name, options)
     judge = load_judge(name, settings.dir)
     header, rows = read_csv(answers)
-    needed = ("prompt", "completion", "target") if judge.needs_target else ("prompt", "completion")
+    needed = [column for column in NEEDED if column != "target" or judge.needs_target]
     lacking = [column for column in needed if column not in header]
     if lacking:
-        there = ", ".join(header)
+        there, others = ", ".join(header), [column for column in header if column not in needed]
         raise UserError(
-            *(f"{answers}: no column '{name}'; found: {there}{closest_match(name, header)}" for name in lacking)
+            *(
+                f"{answers}: no column '{column}'; found: {there}{closest_match(column, others)}; rename the column "
+                f"with the {NEEDED[column]} to {column}"
+                for column in lacking
+            )
         )
     new = ["verdict"] if judge.metric == "refusal_rate" else ["score", "parse_status"]
     new += ["votes"] if isinstance(judge, PanelJudge) else []

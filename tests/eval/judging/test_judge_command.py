@@ -297,6 +297,10 @@ def test_a_published_prompt_takes_the_place_of_ours(answers: Path, tmp_path: Pat
             b"prompt,completions\na,b\n",
             "no column 'completion'; found: prompt, completions; did you mean 'completions'?",
         ),
+        (
+            b"prompt,response\na,b\n",
+            "no column 'completion'; found: prompt, response; rename the column with the answers to completion",
+        ),
         (b"", "no column 'prompt'"),
         (b"prompt,prompt,completion\na,b,c\n", "the column 'prompt' occurs twice"),
         (b"prompt,completion,verdict\na,b,c\n", "has a column 'verdict' already"),
