@@ -187,7 +187,7 @@ def judge_responses(
     answers = find_answers(items)
     answered = _answered(items, answers)
     if isinstance(judge, RuleJudge):
-        judged = [Judgement(judge.rule(item), None, None) for item in answered]
+        judged = [Judgement(_returned(name, judge.rule(item)), None, None) for item in answered]
     elif isinstance(judge, LocalJudge):
         ready = partial(opened, name) if opened else partial(judge.open, name, settings)
         judged = _judge_by_weights(name, ready, answered, settings, journal, label, safe_point)
@@ -256,6 +256,17 @@ def _checked(name: str, items: Sequence[Item], judgements: list[Judgement]) -> l
     for item, judged in zip(items, judgements, strict=True):
         check_value(f"judge {name}: row '{item.id}'", judged.verdict.value)
     return judgements
+
+
+def _returned(name: str, found: object) -> Verdict:
+    """What the judge called ``name``, perhaps the user's own, returned.
+
+    Raises:
+        UserError: it is no verdict.
+    """
+    if not isinstance(found, Verdict):
+        raise UserError(f"judge {name}: returned {found!r}; expected a Verdict")
+    return found
 
 
 def check_value(place: str, value: object) -> None:

@@ -258,6 +258,15 @@ def test_a_benchmark_of_ones_own_stands_beside_the_testbeds(own: Path) -> None:
     assert len(caught.value.problems) == 1 and "model.path" in str(caught.value)
 
 
+def test_a_rule_that_returns_no_verdict_is_named(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "from eval.judging.judge import RuleJudge\nJUDGE = RuleJudge('accuracy', lambda item: True)\n"
+    (own / "judges" / "boolj.py").write_text(code, encoding="utf-8")
+    (own / "answers.csv").write_text("prompt,completion\na,b\n", encoding="utf-8")
+    files = ["--in", str(own / "answers.csv"), "--out", str(own / "verdicts.csv")]
+    assert main(["judge", "--judge", "boolj", "--dir", str(own / "judges"), *files]) == EXIT_USER_ERROR
+    assert capsys.readouterr().err == "error: judge boolj: returned True; expected a Verdict\n"
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
