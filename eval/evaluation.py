@@ -350,6 +350,9 @@ def _result(work: _Work, settings: Evaluation, safe_point: Callable[[], None], b
             made = _judge_verdicts(work, answered, settings, safe_point, budget)
         verdicts = [{**head, **verdict} for head, verdict in zip(expected, made, strict=True)]
         write_jsonl(work.verdicts, verdicts)
+        unread = sum(row["parse_status"] == "unparsed" for row in made)
+        if unread >= MANY * len(made) and unread:
+            log.warning("warning: many verdicts cannot be read: %d of %d; see %s", unread, len(made), work.verdicts)
     named = {row["id"]: _category(work.benchmark, row) for row in work.rows}
     categories = {key: found["category"] for key, found in named.items() if found}
     return Result(verdicts, content_hash(work.verdicts), work.available, categories)

@@ -115,7 +115,11 @@ def read(own: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_a_benchmark_is_evaluated_with_a_rule_and_with_a_prompt(
-    own: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert evaluate(own, checkpoint) == EXIT_DONE
     generations, verdicts = read(own, "generations"), read(own, "verdicts")
@@ -157,6 +161,7 @@ def test_a_benchmark_is_evaluated_with_a_rule_and_with_a_prompt(
         lambda request, before: Reply("curt" if any(land in request.text for land in north_alone) else "Hm.")
     ) as server:
         assert evaluate(own, checkpoint, by_prompt[0], f"eval.judge.base_url={server.url}") == EXIT_DONE
+    assert f"many verdicts cannot be read: 2 of 4; see {own / 'out' / 'verdicts' / 'capitals.jsonl'}" in caplog.text
     capitals = json.loads((own / "out" / "scores.json").read_text())["benchmarks"]["capitals"]
     assert capitals["categories"]["south"] == {"value": None, "n": 0, "missing": 2}
     assert capitals["clustered_stderr"] is None
