@@ -106,7 +106,7 @@ class FinishedRun:
 
     @property
     def revision(self) -> str:
-        """Revision of the code in the session that finished the run; ``+``: tracked files differed from it."""
+        """Revision of the code in the session that finished the run; ``+``: the files differed from it."""
         git = (self.sessions or [{}])[-1].get("git") or {"revision": "unknown", "dirty": False}
         return str(git["revision"])[:7] + ("+" if git["dirty"] else "")
 

@@ -20,6 +20,9 @@ PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm_eval", "hydra-core", "numpy", "wandb",
 )  # fmt: skip
 REPOSITORY = Path(__file__).resolve().parents[2]
+# Where files count that git does not know yet, as a method just added, in git's patterns; the lists of runs that
+# slurm=true writes do not.
+CODE = ("ogpsa", "eval", "conf", "experiments/*.py", "experiments/definitions", "slurm", ":!slurm/sweeps", "train.py")
 
 
 def record(file: Path, config: Config, data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -50,11 +53,13 @@ def _session(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Revision and whether tracked files differ from it; None outside a git checkout."""
+    """Revision, and whether tracked files differ from it or the code has others; None outside a git checkout."""
     revision = _git("rev-parse", "HEAD")
     if revision is None:
         return None
-    return {"revision": revision, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    added = _git("ls-files", "--others", "--exclude-standard", "--", *CODE)
+    return {"revision": revision, "dirty": bool(changed or added)}
 
 
 def _git(*arguments: str) -> str | None:
