@@ -171,7 +171,7 @@ def _plan(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from experiments.execute import check_tasks, execute, tasks_of
+    from experiments.execute import check_tasks, execute, say_other_code, tasks_of
     from experiments.kept import usable_here
     from experiments.rows import load_experiment, points
 
@@ -187,6 +187,7 @@ def _run(words: list[str]) -> int:
         return _write_sweep(request, [task.arguments for task in tasks if not task.kept])
     check_tasks(tasks)
     todo = [task for task in tasks if not task.done]
+    say_other_code((task.point, task.directory) for task in tasks if task.done and not task.kept)
     print(f"{len(tasks)} runs in {folder}, {len(tasks) - len(todo)} done", file=sys.stderr, flush=True)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     failed = execute(todo, request.workers)

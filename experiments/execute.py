@@ -21,6 +21,7 @@ from types import FrameType
 
 from experiments.rows import Point
 from ogpsa.runs.directory import METRICS_FILE
+from ogpsa.runs.inputs import made_with_other_code
 from ogpsa.utils.command_line import quoted
 from ogpsa.utils.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, UserError
 from ogpsa.utils.progress import Progress
@@ -95,6 +96,16 @@ def check_tasks(tasks: Iterable[Task]) -> None:
     found = check_runs([(task.point.name, task.point.config, task.directory) for task in tasks])
     if found:
         raise UserError(*(f"{name}: {problem}" for name, problem in found))
+
+
+def say_other_code(finished: Iterable[tuple[Point, Path]]) -> None:
+    """Say on stderr of which rows, among finished runs in their directories, the method or reward has changed since."""
+    said: set[str] = set()
+    for point, directory in finished:
+        line = made_with_other_code(directory, "output=", *point.config.plugins)
+        if line and point.row not in said:
+            said.add(point.row)
+            print(f"{point.row}: {line}", file=sys.stderr, flush=True)
 
 
 def execute(tasks: Sequence[Task], workers: int) -> list[str]:

@@ -25,6 +25,7 @@ from experiments.comparisons import (
     front_membership,
 )
 from experiments.costs import Cost, costs
+from experiments.execute import say_other_code
 from experiments.kept import KeptRun, Record
 from experiments.outcomes import BALANCED, SCORES, Row, published, read_rows
 from experiments.paper_tables import (
@@ -82,6 +83,8 @@ def report(
     write_json(paths["json"], {"experiment": experiment.name, "suite": suite} | found.details())
     pictures = _draw(experiment, found.rows, out)
     print(text, end="")
+    results = [result for row in found.rows for result in [*row.results, *row.apart]]
+    say_other_code((one.point, one.run.directory) for one in results if not isinstance(one.run, KeptRun))
     return [*paths.values(), *pictures]
 
 

@@ -4,6 +4,7 @@ Processes, locks, signals, the log and the caches live behind ``run`` (``ogpsa/r
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from ogpsa.distributed import processes
 from ogpsa.distributed.launch import check_device, check_launch
 from ogpsa.models.files import check_model, check_weights, here_already
 from ogpsa.runs.directory import METRICS_FILE, check_directory, checkpoints, own, read_metrics
-from ogpsa.runs.inputs import check_rows, check_unchanged, code_digests, model_digests
+from ogpsa.runs.inputs import check_rows, check_unchanged, code_digests, made_with_other_code, model_digests
 from ogpsa.runs.score_table import table
 from ogpsa.runs.tracking import check_tracker
 from ogpsa.utils.errors import Problems
@@ -73,7 +74,9 @@ def run(
         return math.nan, math.nan
     with own(directory, config):
         metrics = processes.on_main_process(lambda: read_metrics(directory))
-        if metrics is None:
+        if metrics is not None:
+            processes.on_main_process(lambda: _say_other_code(config, directory))
+        else:
             if config.model.path is None:
                 common_kernels()
             from ogpsa.runs.run import Run
@@ -84,6 +87,11 @@ def run(
         print(f"\n{table(metrics['base'], metrics['stages'])}\n\n{directory / METRICS_FILE}", flush=True)
     safety, utility = (math.nan if metrics[name] is None else metrics[name] for name in ("safety", "utility"))
     return safety, utility
+
+
+def _say_other_code(config: Config, directory: Path) -> None:
+    if line := made_with_other_code(directory, "hydra.run.dir", *config.plugins):
+        print(line, file=sys.stderr, flush=True)
 
 
 def check(config: Config, directory: Path) -> Data:

@@ -36,7 +36,15 @@ def model_digests(folder: Path) -> dict[str, str]:
 
 def code_digests(*given: Method | Reward) -> dict[str, str]:
     """The code that decides a result by package, own files of methods and rewards, and the libraries' versions."""
-    return package_digests() | {f"code/{path}": hash_file(path)[:16] for path in code_outside(*given)}
+    return package_digests() | own_digests(*given)
+
+
+def own_digests(*given: Method | Reward) -> dict[str, str]:
+    """The files that declare the methods and rewards, file by file; outside this package also those beside them."""
+    ours = [file for file in _files(*given) if file.parent in (PACKAGE / "methods", PACKAGE / "rewards")]
+    named = {path.relative_to(PACKAGE.parent).as_posix(): path for path in sorted(ours)}
+    named |= {str(path): path for path in code_outside(*given)}
+    return {f"code/{name}": hash_file(path)[:16] for name, path in named.items()}
 
 
 def package_digests() -> dict[str, str]:
@@ -53,17 +61,20 @@ def package_digests() -> dict[str, str]:
 
 
 def code_outside(*given: Method | Reward) -> list[Path]:
-    """The Python files outside this package, in the folders of the methods, the rewards and their base classes.
+    """The Python files outside this package, in the folders of the methods, the rewards and their base classes."""
+    files = [file for file in _files(*given) if not file.is_relative_to(PACKAGE)]
+    return sorted({beside for file in files for beside in file.parent.glob("*.py")})
 
-    Nested rewards count too.
-    """
+
+def _files(*given: Method | Reward) -> set[Path]:
+    """The files of the methods, the rewards, nested ones too, and their base classes."""
     files: set[Path] = set()
     pending = list(given)
     while pending:
         one = pending.pop()
         files |= {Path(getfile(kind)).resolve() for kind in type(one).mro() if issubclass(kind, Method | Reward)}
         pending += one.nested().values() if isinstance(one, Reward) else ()
-    return sorted({beside for file in files if not file.is_relative_to(PACKAGE) for beside in file.parent.glob("*.py")})
+    return files
 
 
 def _digest(paths: list[Path]) -> str:
@@ -141,6 +152,29 @@ def check_unchanged(directory: Path, digests: Callable[[], Mapping[str, str]], a
         _refuse(directory, [_changed(name, noted, present) for name in refused], way_out)
     if changed:
         log.warning("changed since the run began, and accepted: %s", ", ".join(changed))
+
+
+def made_with_other_code(directory: Path, way_out: str, *given: Method | Reward) -> str | None:
+    """A line for the user if the own files of the method or the reward have changed since the run's last session.
+
+    The result is no worse for a changed comment: it is shown, and nothing is refused. Files that the run has not noted,
+    as those inside this package in earlier revisions, are not compared.
+
+    Args:
+        way_out: what to choose to run again.
+    """
+    facts = _provenance(directory)
+    if "rests_on" not in facts:
+        return None
+    noted = facts["rests_on"] | facts["sessions"][-1].get("changed", {})
+    changed = [name for name, digest in own_digests(*given).items() if noted.get(name, digest) != digest]
+    if not changed:
+        return None
+    files = ", ".join(name.removeprefix("code/") for name in changed)
+    return (
+        f"these numbers were made with other code: {files} {'have' if len(changed) > 1 else 'has'} changed since; "
+        f"choose another {way_out} to run again"
+    )
 
 
 def _provenance(directory: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ogpsa.data.rows import check_sizes
 from ogpsa.runs.directory import METRICS_FILE
 from ogpsa.utils.command_line import run_program
 from ogpsa.utils.errors import EXIT_REQUEUE, EXIT_USER_ERROR, UserError
+from ogpsa.utils.files import write_json
 from tests.program import ROOT, contents
 
 NAMES = experiment_names()
@@ -188,6 +189,25 @@ def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
     config, run_directory = compose_run(list(task.arguments))
     assert config.stage_store == str(folder / "stages")
     assert run_directory == task.directory
+
+
+def test_runs_of_another_method_file_are_named_once_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"safety": 1.0, "utility": 0.5, "over_refusal": 0.0, "benchmarks": {}}
+    wanted = ["rank", "suite=check", "rows=1,2", "seeds=2", f"output={tmp_path}"]
+    for task in tasks_of(points(load_experiment("rank"), "check", ["1", "2"], seeds=[0, 1]), tmp_path / "check"):
+        task.directory.mkdir(parents=True)
+        (task.directory / "config.yaml").write_text(yaml.safe_dump(task.point.config.model_dump(mode="json")))
+        write_json(task.directory / METRICS_FILE, scores | {"base": scores, "stages": {"sft": scores, "dpo": scores}})
+        noted = {"code/ogpsa/methods/ogpsa.py": "0"} if task.point.row == "rank/1" else {}
+        session = {"started": "2026-01-01T00:00:00+00:00", "git": None}
+        write_json(task.directory / "provenance.json", {"rests_on": noted, "sessions": [session]})
+    for command in ("run", "report"):
+        assert main([command, *wanted]) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if "other code" in line]
+        assert said == [
+            "rank/1: these numbers were made with other code: ogpsa/methods/ogpsa.py has changed since; "
+            "choose another output= to run again"
+        ]
 
 
 EXPERIMENTS = ", ".join([*NAMES, "all"])

@@ -113,6 +113,21 @@ def test_it_appears_in_the_table(runs: dict[str, Path], place: Path, capsys: pyt
     assert named == {"baseline", "mine gamma=0.0", "mine gamma=0.1", "mine gamma=0.2"}
 
 
+@pytest.mark.slow
+def test_its_finished_run_says_that_its_file_has_changed(
+    runs: dict[str, Path], command: list[str], place: Path, tmp_path: Path
+) -> None:
+    file = place / "method" / "mine.py"
+    asked = [*command, "method=mine", f"hydra.run.dir={runs['weak']}"]
+    before = run_here(*asked, cwd=tmp_path)
+    file.write_text(f"{CODE}# changed\n")
+    after = run_here(*asked, cwd=tmp_path)
+    file.write_text(CODE)
+    assert (before.code, after.code) == (0, 0) and before.stdout == after.stdout
+    assert "other code" not in before.stderr
+    assert f"these numbers were made with other code: {file} has changed since; choose another" in after.stderr
+
+
 def memory(result: Result) -> float:
     """GB of weights on one device."""
     assert result.code == 0, result.stderr

@@ -265,6 +265,46 @@ def test_other_code_and_libraries_are_refused_or_accepted(
     check_run(stopped.config(), finished)
 
 
+OWN_FILE = "code/ogpsa/methods/ogpsa.py"
+
+
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        ({"rests_on": {OWN_FILE: "0"}}, True),
+        # A session that went on with other code: its own is compared.
+        ({"sessions": [{"changed": {OWN_FILE: "0"}}]}, True),
+        # The package's other files, which every release changes, and a revision that did not note the method's.
+        ({"rests_on": {"code/ogpsa/methods": "0", "code/ogpsa/training": "0"}}, False),
+        ({"rests_on": {OWN_FILE: None}}, False),
+        ({}, False),
+    ],
+)
+def test_a_finished_run_of_another_method_file_is_shown_and_says_so(
+    noted: dict[str, Any],
+    said: bool,
+    stopped: Place,
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)
+    facts = read_json(directory / "provenance.json")
+    assert OWN_FILE in facts["rests_on"]
+    facts |= noted | {"rests_on": facts["rests_on"] | noted.get("rests_on", {})}
+    facts["rests_on"] = {name: digest for name, digest in facts["rests_on"].items() if digest is not None}
+    write_json(directory / "provenance.json", facts)
+    run(stopped.config(), directory, evaluate)
+    printed = capsys.readouterr()
+    assert "metrics.json" in printed.out
+    line = (
+        "these numbers were made with other code: ogpsa/methods/ogpsa.py has changed since; "
+        "choose another hydra.run.dir to run again\n"
+    )
+    assert printed.err == line * said
+
+
 def test_accepting_changes_makes_no_other_run(stopped: Place) -> None:
     assert stopped.config("accept_changed=[code]").key() == stopped.config().key()
 
