@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -316,14 +316,28 @@ def _with_base(config: Config, seed: int) -> Config:
 
 
 def row_model(row: str) -> str:
-    """The option of ``conf/model`` that a row picks, in its own file or in one that it inherits."""
-    return _picks(row)["override /model"]
+    """The option of ``conf/model`` that a row picks, in its own file or in one that it inherits.
+
+    Raises:
+        UserError: it picks none.
+    """
+    model = _picks(row).get("override /model")
+    if model is None:
+        # What is wrong with a file that it inherits comes first.
+        _compose((f"+experiment={row}",))
+        raise UserError(
+            f"{ROWS / row}.yaml: defaults: picks no model; begin with 'defaults: [/experiment/_paper]' or add "
+            "'- override /model: NAME'"
+        )
+    return model
 
 
 def _picks(row: str) -> dict[str, str]:
     """A row's options by group. Files whose names start with ``_`` are not rows but what rows inherit."""
     picks: dict[str, str] = {}
-    for entry in yaml.safe_load((ROWS / f"{row}.yaml").read_text(encoding="utf-8")).get("defaults", []):
+    file = ROWS / f"{row}.yaml"
+    raw = _read(file) if file.is_file() else None
+    for entry in (raw or {}).get("defaults") or []:
         picks |= entry if isinstance(entry, dict) else _picks(entry.removeprefix("/experiment/"))
     return picks
 
@@ -369,10 +383,15 @@ def validated(schema: type[S], file: Path) -> S:
     Raises:
         UserError: one line per problem, with the file.
     """
+    raw = _read(file)
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
         return schema.model_validate(raw)
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise UserError(*(f"{file}: {line}" for line in describe(error, raw))) from None
+
+
+def _read(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from None

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -288,6 +289,43 @@ def test_panels_share_the_rows_of_a_front(
     monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path)
     with pytest.raises(UserError, match=rf"rl\.yaml: {re.escape(message)}$"):
         load_experiment("rl")
+
+
+@pytest.mark.parametrize(
+    ("name", "defaults", "message"),
+    [
+        (
+            "none",
+            "",
+            "defaults: picks no model; begin with 'defaults: [/experiment/_paper]' or add '- override /model:",
+        ),
+        ("null", "defaults:", "Invalid defaults list in 'experiment/mine/null'"),
+        ("self", "defaults: [_self_]", "defaults: picks no model; "),
+        ("typo", "defaults: [/experiment/_papr]", "In 'experiment/mine/typo': Could not load 'experiment/_papr'"),
+        ("broken", "defaults: [", "while parsing a flow sequence"),
+    ],
+)
+def test_a_row_that_picks_no_model_is_named(
+    name: str,
+    defaults: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    monkeypatch.setattr("ogpsa.app.compose.CONF", tmp_path / "conf")
+    monkeypatch.setattr("experiments.rows.ROWS", tmp_path / "conf" / "experiment")
+    monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path)
+    shutil.copytree(DEFINITIONS / "suites", tmp_path / "suites")
+    (tmp_path / "conf" / "experiment" / "mine").mkdir()
+    row = tmp_path / "conf" / "experiment" / "mine" / f"{name}.yaml"
+    row.write_text(f"# @package _global_\n{defaults}\nmethod: {{rank: 1}}\n", encoding="utf-8")
+    table = {"title": "Mine", "rows": ["mine/*"], "label": "{row}", "reference": None, "figure": "none"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(table | {"suites": {"check": [{"seeds": 1}]}}))
+    assert main(["plan", "mine", "suite=check"]) == EXIT_USER_ERROR
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith((f"error: {row}: {message}", f"error: {message}"))
 
 
 def test_list_and_help_say_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
