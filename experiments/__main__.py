@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ogpsa.utils.command_line import Keys, path, read_pairs, run_command, whole_number, yes_or_no
-from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError, closest_match
+from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, Problems, UserError, closest_match
 
 if TYPE_CHECKING:
     from experiments.kept import Record
@@ -138,17 +138,21 @@ KEYS: Keys = {
 
 
 def _list(words: list[str]) -> int:
-    from experiments.rows import experiment_names, load_experiment
+    from experiments.rows import Experiment, experiment_names, load_experiment
 
     if words:
         raise UserError(f"list: found '{words[0]}'; it takes no arguments")
-    experiments = [load_experiment(name) for name in experiment_names()]
-    width = max(len(experiment.name) for experiment in experiments)
+    problems, experiments = Problems(), list[Experiment]()
+    for name in experiment_names():
+        with problems.kept():
+            experiments.append(load_experiment(name))
+    width = max((len(experiment.name) for experiment in experiments), default=0)
     for experiment in experiments:
         print(
             f"{experiment.name:<{width}}  {experiment.settings.title} "
             f"({len(experiment.rows)} rows; {', '.join(experiment.settings.suites)})"
         )
+    problems.tell()
     return EXIT_DONE
 
 
