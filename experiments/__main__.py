@@ -197,6 +197,7 @@ def _run(words: list[str]) -> int:
     failed = execute(todo, request.workers)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
+    print(f"{len(tasks) - len(failed)} of {len(tasks)} runs done")
     return EXIT_FAILURE if failed else EXIT_DONE
 
 
