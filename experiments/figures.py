@@ -10,8 +10,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from eval.pareto.plot import BASE_COLOUR, COLOURS, DPI, MARKERS, WIDTH
-from experiments.outcomes import PIPELINES, Row, height, publication, published, reference_of, setting
-from experiments.rows import Experiment
+from experiments.outcomes import PIPELINES, Row, height, publication, published, reference_of
+from experiments.rows import Experiment, setting
 from ogpsa.config import StageName
 
 PUBLISHED_COLOUR = "#B0B0B0"

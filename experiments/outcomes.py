@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 
@@ -15,10 +15,17 @@ from eval.scores.finished import FinishedRun, is_finished, read_finished
 from eval.scores.statistics import Summary, average_gain, balanced_score, summarize
 from experiments.distance import Weights, relative_distance, weights_of
 from experiments.kept import KeptRun, Record
-from experiments.rows import PUBLISHED_FILE, Experiment, ExperimentSettings, Point, load_suite, row_model
+from experiments.rows import (
+    PUBLISHED_FILE,
+    Experiment,
+    ExperimentSettings,
+    Point,
+    load_suite,
+    placeholders,
+    row_model,
+    setting,
+)
 from ogpsa.config import Config, Section, StageName
-from ogpsa.subspace.settings import ProjectionSettings
-from ogpsa.utils.dotted import flatten
 from ogpsa.utils.errors import UserError
 
 # Averages over benchmarks, and the average gain over the base.
@@ -297,36 +304,13 @@ def row_label(experiment: Experiment, row: str, config: Config) -> str:
     method = method_label(config)
     template = experiment.settings.label
     named = {"method": method, "row": method if folder == "table1" else stem if folder == experiment.name else row}
-    keys = [part.partition("}")[0] for part in template.split("{")[1:]]
+    keys = placeholders(template)
     values = {key: named.get(key) or setting(config, key) for key in keys}
     if any(value is None for value in values.values()):
         return method
     for key, value in values.items():
         template = template.replace(f"{{{key}}}", str(value))
     return template
-
-
-def setting(config: Config, key: str) -> str | None:
-    """A key's value as text, stage by stage where the stages differ; None where this configuration has no such key.
-
-    What a projection makes of null, the paper's default, is shown in its place.
-    """
-    name = key.removeprefix("method.")
-    if key != name and name in ProjectionSettings.__dataclass_fields__:
-        projections = [config.method.projection(stage.name) for stage in config.stages]
-        values = [vars(projection)[name] for projection in projections if projection is not None]
-        return " / ".join(dict.fromkeys(_text(value, "never") for value in values)) or None
-    flat = flatten(config.model_dump(mode="json"))
-    others = {f"{key}.{stage}" for stage in get_args(StageName)} - {f"{key}.{stage.name}" for stage in config.stages}
-    found = {path: value for path, value in flat.items() if path == key or path.startswith(f"{key}.")}
-    parts = [value for path, value in found.items() if path not in others]
-    return " / ".join(dict.fromkeys(_text(value, "default") for value in parts)) or None
-
-
-def _text(value: Any, null: str) -> str:
-    if isinstance(value, list | tuple):
-        return " + ".join(map(str, value))
-    return null if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _finished(point: Point, folder: Path, kept: Mapping[str, Record]) -> FinishedRun | None:

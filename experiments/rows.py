@@ -5,18 +5,20 @@ An experiment is one YAML in ``experiments/definitions``; a row is one YAML in `
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import Field, ValidationError
 
 from ogpsa.app.compose import CONF, compose_config
-from ogpsa.config import Config, OneStage, Section, describe
+from ogpsa.config import Config, OneStage, Section, StageName, describe
+from ogpsa.subspace.settings import ProjectionSettings
+from ogpsa.utils.dotted import flatten
 from ogpsa.utils.errors import UserError, closest_match
 
 DEFINITIONS = Path(__file__).parent / "definitions"
@@ -179,6 +181,13 @@ def load_experiment(name: str) -> Experiment:
             raise UserError(f"{file}: levels: no suite runs at two strengths, between which over-refusal is read off")
         _check_levels(settings.levels, rows[0], file)
     experiment = Experiment(name, settings, tuple(dict.fromkeys(rows)))
+    for key, pattern in (("reference", settings.reference), ("usual", settings.usual)):
+        if pattern is not None and not any(fnmatchcase(row, pattern) for row in rows):
+            raise UserError(
+                f"{file}: {key}: '{pattern}' matches none of the table's rows{closest_match(pattern, rows)}"
+            )
+    if settings.figure == "curve" and settings.axis is None:
+        raise UserError(f"{file}: axis: found null; figure is 'curve', whose axis shows a key, as method.rank")
     if settings.panels:
         _check_panels(experiment, file)
     return experiment
@@ -237,7 +246,8 @@ def points(
         overrides: given to every run in addition.
 
     Raises:
-        UserError: the experiment or none of ``rows`` runs on this suite, nothing matches, or a row does not compose.
+        UserError: the experiment or none of ``rows`` runs on this suite, nothing matches, a row does not compose, or
+            the table shows a key that no row has.
     """
     settings = load_suite(suite)
     if suite not in experiment.settings.suites:
@@ -252,6 +262,7 @@ def points(
                 f"rows: '{pattern}' matches no row of {experiment.name}; rows: {', '.join(short)}"
                 f"{closest_match(pattern, short)}"
             )
+    _check_shown(experiment, (_compose(row_overrides(row, suite)) for row in dict.fromkeys([*taken, *experiment.rows])))
     found = []
     for row in taken:
         given = (*row_overrides(row, suite), *overrides)
@@ -266,6 +277,24 @@ def points(
         running = ", ".join(row for row in experiment.rows if _grid(experiment, suite, row, seeds))
         raise UserError(f"rows: suite={suite} of {experiment.name} leaves out {', '.join(taken)}; it runs {running}")
     return found
+
+
+def _check_shown(experiment: Experiment, configs: Iterator[Config]) -> None:
+    """Refuse a label or an axis with a key that no row's configuration has; no more are composed than needed."""
+    settings = experiment.settings
+    shown = [("label", key) for key in placeholders(settings.label) if key not in ("method", "row")]
+    shown += [("axis", settings.axis)] if settings.axis is not None else []
+    known = {"method", "row"}
+    while shown and (config := next(configs, None)) is not None:
+        shown = [(place, key) for place, key in shown if setting(config, key) is None]
+        known |= flatten(config.model_dump(mode="json")).keys()
+        if any(config.method.projection(stage.name) for stage in config.stages):
+            known |= {f"method.{name}" for name in ProjectionSettings.__dataclass_fields__}
+    if shown:
+        file = DEFINITIONS / f"{experiment.name}.yaml"
+        raise UserError(
+            *(f"{file}: {place}: no row has the key '{key}'{closest_match(key, known)}" for place, key in shown)
+        )
 
 
 def row_overrides(row: str, suite: str) -> tuple[str, ...]:
@@ -375,6 +404,34 @@ def _matching(pattern: str) -> list[str]:
 def _natural(name: str) -> list[float | str]:
     """``rank/4`` before ``rank/16``, ``replay_0.05`` before ``replay_0.1``."""
     return [float(part) if part[0].isdigit() else part for part in re.split(r"(\d+(?:\.\d+)?)", name) if part]
+
+
+def placeholders(label: str) -> list[str]:
+    """The words in braces: ``method`` and ``row``, which every row has, and keys of its configuration."""
+    return [part.partition("}")[0] for part in label.split("{")[1:]]
+
+
+def setting(config: Config, key: str) -> str | None:
+    """A key's value as text, stage by stage where the stages differ; None where this configuration has no such key.
+
+    What a projection makes of null, the paper's default, is shown in its place.
+    """
+    name = key.removeprefix("method.")
+    if key != name and name in ProjectionSettings.__dataclass_fields__:
+        projections = [config.method.projection(stage.name) for stage in config.stages]
+        values = [vars(projection)[name] for projection in projections if projection is not None]
+        return " / ".join(dict.fromkeys(_text(value, "never") for value in values)) or None
+    flat = flatten(config.model_dump(mode="json"))
+    others = {f"{key}.{stage}" for stage in get_args(StageName)} - {f"{key}.{stage.name}" for stage in config.stages}
+    found = {path: value for path, value in flat.items() if path == key or path.startswith(f"{key}.")}
+    parts = [value for path, value in found.items() if path not in others]
+    return " / ".join(dict.fromkeys(_text(value, "default") for value in parts)) or None
+
+
+def _text(value: Any, null: str) -> str:
+    if isinstance(value, list | tuple):
+        return " + ".join(map(str, value))
+    return null if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def validated(schema: type[S], file: Path) -> S:

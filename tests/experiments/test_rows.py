@@ -204,7 +204,9 @@ def test_runs_of_another_method_file_are_named_once_a_row(tmp_path: Path, capsys
         write_json(task.directory / "provenance.json", {"rests_on": noted, "sessions": [session]})
     for command in ("run", "report"):
         assert main([command, *wanted]) == 0
-        said = [line for line in capsys.readouterr().err.splitlines() if "other code" in line]
+        printed = capsys.readouterr()
+        assert command == "report" or printed.out == "4 of 4 runs done\n"
+        said = [line for line in printed.err.splitlines() if "other code" in line]
         assert said == [
             "rank/1: these numbers were made with other code: ogpsa/methods/ogpsa.py has changed since; "
             "choose another output= to run again"
@@ -289,6 +291,47 @@ def test_panels_share_the_rows_of_a_front(
     monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path)
     with pytest.raises(UserError, match=rf"rl\.yaml: {re.escape(message)}$"):
         load_experiment("rl")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reference": "rank/9"}, "reference: 'rank/9' matches none of the table's rows; did you mean 'rank/"),
+        ({"usual": "4"}, "usual: '4' matches none of the table's rows"),
+        ({"label": "r = {method.rnk} {row}"}, "label: no row has the key 'method.rnk'; did you mean 'method.rank'?"),
+        ({"label": "{metod}"}, "label: no row has the key 'metod'; did you mean 'method'?"),
+        ({"axis": "method.rnk"}, "axis: no row has the key 'method.rnk'; did you mean 'method.rank'?"),
+        ({"axis": None}, "axis: found null; figure is 'curve', whose axis shows a key, as method.rank"),
+    ],
+)
+def test_what_a_table_shows_is_its_rows(
+    change: dict[str, object],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(DEFINITIONS, tmp_path / "definitions")
+    monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path / "definitions")
+    file = tmp_path / "definitions" / "rank.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    # The row alone has no rank, but the table's others have.
+    assert main(["plan", "rank", "suite=check", "rows=table1/*"]) == EXIT_USER_ERROR
+    assert capsys.readouterr().err.startswith(f"error: {file}: {message}")
+
+
+def test_list_names_a_wrong_file_after_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(DEFINITIONS, tmp_path / "definitions")
+    monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path / "definitions")
+    (tmp_path / "definitions" / "published.yaml").unlink()
+    (tmp_path / "definitions" / "mine.yaml").write_text("title: [", encoding="utf-8")
+    assert main(["list"]) == EXIT_USER_ERROR
+    printed = capsys.readouterr()
+    assert [line.split()[0] for line in printed.out.splitlines()] == NAMES
+    [line] = printed.err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/definitions/mine.yaml: while parsing")
 
 
 @pytest.mark.parametrize(
