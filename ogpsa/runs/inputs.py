@@ -166,7 +166,7 @@ def made_with_other_code(directory: Path, way_out: str, *given: Method | Reward)
     facts = _provenance(directory)
     if "rests_on" not in facts:
         return None
-    noted = facts["rests_on"] | facts["sessions"][-1].get("changed", {})
+    noted = facts["rests_on"] | (facts.get("sessions") or [{}])[-1].get("changed", {})
     changed = [name for name, digest in own_digests(*given).items() if noted.get(name, digest) != digest]
     if not changed:
         return None
