@@ -5,7 +5,7 @@ An experiment is one YAML in ``experiments/definitions``; a row is one YAML in `
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -190,6 +190,7 @@ def load_experiment(name: str) -> Experiment:
         raise UserError(f"{file}: axis: found null; figure is 'curve', whose axis shows a key, as method.rank")
     if settings.panels:
         _check_panels(experiment, file)
+    _check_shown(experiment, file)
     return experiment
 
 
@@ -203,6 +204,26 @@ def _check_panels(experiment: Experiment, file: Path) -> None:
         raise UserError(f"{file}: panels: {experiment.rows[titles.index('')]} fits none of {patterns}")
     if absent := [title for title in panels if title not in titles]:
         raise UserError(f"{file}: panels: no row is in '{absent[0]}' ({panels[absent[0]]})")
+
+
+def _check_shown(experiment: Experiment, file: Path) -> None:
+    """Refuse a label or an axis with a key that no row's configuration has; no more are composed than needed."""
+    settings = experiment.settings
+    shown = [("label", key) for key in placeholders(settings.label) if key not in ("method", "row")]
+    shown += [("axis", settings.axis)] if settings.axis is not None else []
+    known = {"method", "row"}
+    for row in experiment.rows:
+        if not shown:
+            return
+        config = _compose((f"+experiment={row}",))
+        shown = [(place, key) for place, key in shown if setting(config, key) is None]
+        known |= flatten(config.model_dump(mode="json")).keys()
+        if any(config.method.projection(stage.name) for stage in config.stages):
+            known |= {f"method.{name}" for name in ProjectionSettings.__dataclass_fields__}
+    if shown:
+        raise UserError(
+            *(f"{file}: {place}: no row has the key '{key}'{closest_match(key, known)}" for place, key in shown)
+        )
 
 
 def _check_levels(levels: Sequence[Level], row: str, file: Path) -> None:
@@ -246,8 +267,7 @@ def points(
         overrides: given to every run in addition.
 
     Raises:
-        UserError: the experiment or none of ``rows`` runs on this suite, nothing matches, a row does not compose, or
-            the table shows a key that no row has.
+        UserError: the experiment or none of ``rows`` runs on this suite, nothing matches, or a row does not compose.
     """
     settings = load_suite(suite)
     if suite not in experiment.settings.suites:
@@ -262,7 +282,6 @@ def points(
                 f"rows: '{pattern}' matches no row of {experiment.name}; rows: {', '.join(short)}"
                 f"{closest_match(pattern, short)}"
             )
-    _check_shown(experiment, (_compose(row_overrides(row, suite)) for row in dict.fromkeys([*taken, *experiment.rows])))
     found = []
     for row in taken:
         given = (*row_overrides(row, suite), *overrides)
@@ -277,24 +296,6 @@ def points(
         running = ", ".join(row for row in experiment.rows if _grid(experiment, suite, row, seeds))
         raise UserError(f"rows: suite={suite} of {experiment.name} leaves out {', '.join(taken)}; it runs {running}")
     return found
-
-
-def _check_shown(experiment: Experiment, configs: Iterator[Config]) -> None:
-    """Refuse a label or an axis with a key that no row's configuration has; no more are composed than needed."""
-    settings = experiment.settings
-    shown = [("label", key) for key in placeholders(settings.label) if key not in ("method", "row")]
-    shown += [("axis", settings.axis)] if settings.axis is not None else []
-    known = {"method", "row"}
-    while shown and (config := next(configs, None)) is not None:
-        shown = [(place, key) for place, key in shown if setting(config, key) is None]
-        known |= flatten(config.model_dump(mode="json")).keys()
-        if any(config.method.projection(stage.name) for stage in config.stages):
-            known |= {f"method.{name}" for name in ProjectionSettings.__dataclass_fields__}
-    if shown:
-        file = DEFINITIONS / f"{experiment.name}.yaml"
-        raise UserError(
-            *(f"{file}: {place}: no row has the key '{key}'{closest_match(key, known)}" for place, key in shown)
-        )
 
 
 def row_overrides(row: str, suite: str) -> tuple[str, ...]:
