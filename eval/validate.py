@@ -64,7 +64,7 @@ def _check_reward(config: Config, data: Data) -> None:
     if config.reward is not None and config.rolls_out:
         rows, judges = data.training("grpo"), config.eval.judge
         # Making a scorer writes nothing, wherever its journals would be.
-        config.reward.scorer(RewardServices(rows, Path(), lambda: None, judge_scorer, judges))
+        config.reward.scorer(RewardServices(rows, Path(), judge_scorer, judges))
 
 
 def check_runs(runs: Iterable[tuple[Key, Config, Path]]) -> list[tuple[Key, str]]:

@@ -74,7 +74,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     }
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     """Raised in place of a kill."""
 
 

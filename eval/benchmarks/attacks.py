@@ -26,8 +26,8 @@ from eval.benchmarks.definition import find_benchmarks
 from eval.benchmarks.sources import MissingData, data_hash, load_rows
 from ogpsa.utils.answers import split_reply
 from ogpsa.utils.command_line import Keys, path, read_pairs, whole_number
-from ogpsa.utils.endpoint import Budget, Completion, Endpoint
-from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match, report
+from ogpsa.utils.endpoint import Budget, Completion, Endpoint, address
+from ogpsa.utils.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, closest_match
 from ogpsa.utils.files import check_writable, exclusive, write_json, write_jsonl
 from ogpsa.utils.journal import Journal
 from ogpsa.utils.progress import Progress
@@ -204,10 +204,8 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_DONE if arguments else EXIT_USER_ERROR
     try:
         make(arguments[0], {**DEFAULTS, **read_pairs(arguments[1:], KEYS)})
-    except UserError as error:
-        return report(error)
     except MissingData as error:
-        return report(UserError(str(error)))
+        raise UserError(str(error)) from None
     return EXIT_DONE
 
 
@@ -305,7 +303,7 @@ def _speakers(given: Mapping[str, Any], roles: Sequence[str]) -> dict[str, Endpo
         )
         speakers[role] = Endpoint(
             role,
-            base_url=base_url,
+            base_url=address(role, base_url),
             model=str(model),
             api_key_env="OPENAI_API_KEY" if key is None else key,
             concurrency=given["concurrency"],

@@ -80,7 +80,8 @@ class RewardServices:
     Attributes:
         rows: the stage's prompts, with ``harmful`` (true if absent) and ``target``.
         folder: of the journals of what judges were asked and said; the main process alone writes there.
-        safe_point: called where the work may stop with everything saved; what it raises ends the scoring.
+        safe_point: called between two replies; what it raises ends the scoring. A run gives none: its stage stops, and
+            saves, at the end of a step.
         judge: ``Judges.scorer``.
         judges: the evaluation's settings of judges, ``eval.judge``; a reward's endpoint replaces theirs.
         section: the reward's place in the configuration, which names its journal and the key in messages.
@@ -90,12 +91,12 @@ class RewardServices:
 
     rows: Sequence[Mapping[str, Any]]
     folder: Path
-    safe_point: Callable[[], None]
     judge: Callable[[str, ModelEndpoint, "RewardServices"], Scorer]
     judges: JudgeSettings
     section: str = "reward"
     reach: bool = False
     opened: dict[str, Any] = field(default_factory=dict)
+    safe_point: Callable[[], None] = lambda: None
 
     def within(self, key: str) -> "RewardServices":
         """The services of the nested reward ``key``."""

@@ -32,7 +32,8 @@ def mode_arguments(config: Config, model: PreTrainedModel) -> dict[str, Any]:
             # Of the layers that the model's kind names; accelerate refuses those of a part that this one lacks.
             present = {type(module).__name__ for module in model.modules()}
             layers = sorted(present.intersection(model._no_split_modules or ()))
-            return {"fsdp": True, "fsdp_config": settings | {"transformer_layer_cls_to_wrap": layers}}
+            named = {"transformer_layer_cls_to_wrap": layers} if layers else {}
+            return {"fsdp": True, "fsdp_config": settings | named}
         case "zero2" | "zero3" as name:
             from ogpsa.distributed.deepspeed import check_deepspeed, deepspeed_config
 

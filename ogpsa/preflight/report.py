@@ -164,8 +164,8 @@ def _stage_report(
             "fp32 with the adapters"
         )
     loaded = (2 if config.model.dtype == "bf16" else 4) * whole.elements
-    if isinstance(stage, GRPOSettings) and (stage.beta or stage.measure_kl) and not config.method.trains_adapters:
-        # The copy from which the divergence is measured.
+    if own.frozen_copy and own.mode == "fsdp2" and not config.method.trains_adapters:
+        # The copy from which the divergence is measured is made before the shards are; elsewhere on the GPU.
         loaded *= 2
     lines.append(
         f"loading: {loaded / GB:.3g} GB of host memory per process, {processes * loaded / GB:.3g} GB in all, until the "

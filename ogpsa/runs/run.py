@@ -163,7 +163,6 @@ class Run:
         services = RewardServices(
             rows=self.data.training(stage.name),
             folder=folder,
-            safe_point=self.safe_point,
             judge=self._judges.scorer,
             judges=self.config.eval.judge,
             reach=reach,

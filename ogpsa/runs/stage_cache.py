@@ -25,8 +25,10 @@ from ogpsa.utils.files import build_folder, exclusive, find_damage, hash_file, i
 log = logging.getLogger(__name__)
 # In a folder: the key that it was begun under.
 KEY_FILE = "stage.key"
-# Of a method, those that decide what a stage trains.
-TRAINING_HOOKS = frozenset(("adapter", "attach", "freeze", "prepare", "quantization", "trainer_class"))
+# A method's hooks that do not decide what a stage trains, or whose part in it is counted by rows and weights.
+NOT_TRAINING = frozenset(
+    ("after_stage", "memory", "preflight", "prepared_from", "problems", "projection", "results", "set_uses")
+)
 
 
 @contextmanager
@@ -111,7 +113,10 @@ def _method_key(method: Method, stage: StageName) -> dict[str, Any]:
     kinds = type(method).__mro__
     [owner, *_] = [kind for kind in kinds if issubclass(kind, Method) and "training_key" in vars(kind)]
     for kind in kinds[: kinds.index(owner)]:
-        if TRAINING_HOOKS & vars(kind).keys() or inspect.get_annotations(kind).keys() - owner.model_fields.keys():
+        own = {
+            name for name, value in vars(kind).items() if inspect.isfunction(value) and name[0] != "_"
+        } - NOT_TRAINING
+        if own or inspect.get_annotations(kind).keys() - owner.model_fields.keys():
             return method.model_dump(mode="json") | method.training_key(stage)
     return method.training_key(stage)
 

@@ -3,7 +3,7 @@
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,29 +24,17 @@ if TYPE_CHECKING:
 TOUCHED = ("_metrics", "_total_train_tokens", "current_gradient_accumulation_steps")
 
 
-def random_state() -> Callable[[], None]:
-    """What puts every random generator that training draws from back to where it is now."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-
-    def put_back() -> None:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda)
-
-    return put_back
-
-
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Restore, after the block, every random generator that training draws from."""
-    put_back = random_state()
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            yield
     finally:
-        put_back()
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ogpsa.distributed import processes
 from ogpsa.runs.tracking import Tracker, held_out_losses, training_values
@@ -81,21 +81,21 @@ class ReportCallback(TrainerCallback):
         self._progress = Progress(1, stage)
         self._latest = ""
 
-    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **event: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **event: Any) -> None:
         self._progress = Progress(state.max_steps, self._stage, start=state.global_step)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         if processes.is_main() and sys.stderr.isatty():
             self._progress.show(state.global_step, self._latest)
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **event: Any) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         found = held_out_losses(event["metrics"])
         shown = ", ".join(f"{name} {loss:.4g}" for name, loss in found.items())
         step_log.info("%s %d/%d: held-out loss: %s", self._stage, state.global_step, state.max_steps, shown)
         numbers = {f"held_out/{name}": loss for name, loss in found.items()}
         self._tracker.log(training_values(self._stage, state.global_step, numbers))
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, **event: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         logs: dict[str, float] = event["logs"]
         if "loss" not in logs:
             return
@@ -104,8 +104,9 @@ class ReportCallback(TrainerCallback):
         wrong = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
         if wrong:
             at = f"{self._stage}: {', '.join(wrong)} at step {state.global_step}"
-            rewards = all(name.startswith("reward") for name in wrong)
-            remedy = "a reward that is none is None" if rewards else "lower the learning rate, or train in fp32"
+            remedy = "lower the learning rate, or train in fp32"
+            if all(name.startswith("reward") for name in wrong):
+                remedy = "a reward is a finite number, or None where there is none"
             raise UserError(f"{at}; {remedy}")
         shown = ", ".join(f"{key} {logs[key]:.4g}" for key in SHOWN if logs.get(key) is not None)
         self._latest = f", {shown}"

@@ -21,9 +21,7 @@ from ogpsa.config import GRPOSettings, Rollout, Scorer
 from ogpsa.data.conversations import as_text
 from ogpsa.distributed import processes
 from ogpsa.models.generate import ReplyDecoder
-from ogpsa.subspace.references import random_state
 from ogpsa.training.finite import FiniteTrainer
-from ogpsa.utils.errors import EXIT_REQUEUE
 from ogpsa.utils.refusal_rules import declines
 
 log = logging.getLogger(__name__)
@@ -136,18 +134,7 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
         return _EpochSampler(order, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        put_back, seen = random_state(), self.state.num_input_tokens_seen
-        try:
-            found: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        except SystemExit as stop:
-            # A judge was asked, which may take long, when a signal came: the last step is where the training resumes.
-            if stop.code == EXIT_REQUEUE and self.state.global_step:
-                put_back()
-                self.state.num_input_tokens_seen = seen
-                trainer: Any = self
-                trainer._save_checkpoint(self.model, None)
-                self.callback_handler.on_save(self.args, self.state, self.control)
-            raise
+        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         # TRL counts no prompt with fewer than two rewards and, where the batch scales them, looks at the whole batch.
         self._metrics["train"][FLAT][-1] = self.scored.flat
         if self.measures:

@@ -29,6 +29,7 @@ from ogpsa.distributed.arguments import mode_arguments, one_gpu_and_fp32_sums, s
 from ogpsa.distributed.launch import accumulation_steps
 from ogpsa.models.adapters import keep_in_fp32
 from ogpsa.models.generate import ReplyDecoder
+from ogpsa.models.load import load_model
 from ogpsa.models.template import render
 from ogpsa.models.tokenizer import end_tokens
 from ogpsa.runs.tracking import HELD_OUT
@@ -112,8 +113,7 @@ class _StageTrainer(Trainer):
         """
         if self._differ:
             model = cast(PreTrainedModel, self.model)
-            found = type(model).from_pretrained(checkpoint, dtype=model.dtype, local_files_only=True)
-            model.load_state_dict(found.state_dict())
+            model.load_state_dict(load_model(Path(checkpoint), model.dtype)[0].state_dict())
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: the run directory describes the model."""

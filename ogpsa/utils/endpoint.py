@@ -89,13 +89,17 @@ def public_address(base_url: str | None) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
-def _address(section: str, base_url: str | None) -> str | None:
+def address(section: str, base_url: str | None) -> str | None:
     """The address; of ``$NAME`` what that environment variable holds, so that a run does not rest on where it leads."""
     if base_url is None or not base_url.startswith("$"):
         return base_url
-    if not (address := os.environ.get(base_url[1:], "").strip()):
+    if not (found := os.environ.get(base_url[1:], "").strip()):
         raise UserError(f"{section}.base_url: the environment has no variable {base_url[1:]}; set it to the address")
-    return address
+    if not _is_address(found):
+        raise UserError(
+            f"{section}.base_url: {base_url} holds '{public_address(found)}'; expected http://… or https://…"
+        )
+    return found
 
 
 def _is_address(text: str) -> bool:
@@ -197,7 +201,7 @@ class Endpoint:
         """
         return cls(
             section,
-            base_url=_address(section, settings.base_url),
+            base_url=address(section, settings.base_url),
             model=model,
             api_key_env=settings.api_key_env,
             concurrency=settings.concurrency,
@@ -274,8 +278,8 @@ class Endpoint:
             )
         if not (key.isascii() and key.isprintable()):
             raise UserError(
-                f"{self.section}.api_key_env: the key in {self.api_key_env} holds a character that no key has, as a "
-                "line break or one beyond ASCII; copy the key again"
+                f"{self.section}.api_key_env: the key in {self.api_key_env} holds a line break or a character beyond "
+                "ASCII; copy the key again"
             )
         return key
 
@@ -498,8 +502,8 @@ def _completion(body: Any) -> Completion:
         finish_reason = "length"
     elif WITHHELD.fullmatch(finish_reason):
         finish_reason = "content_filter"
-    # A filter's word may come without a message; the end of an answer does not.
-    message = {} if choice.get("message") is None and finish_reason != "stop" else choice["message"]
+    # A filter's word alone may come without a message.
+    message = {} if choice.get("message") is None and finish_reason == "content_filter" else choice["message"]
     usage = body.get("usage") or {}
     charged: dict[str, Any] = {"tokens_in": usage.get("prompt_tokens"), "tokens_out": usage.get("completion_tokens")}
     if message.get("refusal"):

@@ -20,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from eval.judging.reward import JUDGES
 from ogpsa import ProjectionSettings, protect
-from ogpsa.config import Config, GRPOSettings, Rollout
+from ogpsa.config import Config, GRPOSettings, Reward, RewardServices, Rollout, Scorer
 from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
 from ogpsa.runs.run import Run
@@ -34,8 +34,9 @@ from ogpsa.training.callbacks import ReportCallback
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer
 from ogpsa.training.resume import CompletionCallback, newest_whole
 from ogpsa.training.trainer import StageGRPOTrainer, build_trainer
-from ogpsa.utils.errors import EXIT_REQUEUE, UserError
+from ogpsa.utils.errors import UserError
 from ogpsa.utils.files import COMPLETE_FILE, find_damage, read_jsonl
+from ogpsa.utils.signals import Interruption
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
 from tests.stage import run_alone, train_alone
 from tests.tiny import save_tiny, tiny_model
@@ -214,40 +215,36 @@ def test_a_resumed_stage_equals_the_unbroken_one_over_epochs(build: Build, stop:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method", [["method=baseline"], OGPSA, pytest.param(["method=replay"], marks=pytest.mark.long)]
-)
-def test_a_stop_while_a_reward_is_asked_keeps_every_step(build: Build, method: list[str]) -> None:
-    unbroken = build(*method, "stage.save_every=12")
-    whole = trained(unbroken)
-    asked = itertools.count(1)
+@pytest.mark.parametrize("method", [["method=baseline"], [*OGPSA, "method.streaming=true"]])
+def test_a_signal_while_a_reward_is_asked_is_obeyed_after_the_step(
+    small_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: list[str]
+) -> None:
+    start = save_tiny(tmp_path / "start", TOKENIZER)
+    config = small_config(*FEW, *method, "stage.save_every=12", "stage.log_every=5")
+    data, interruption, asked = load_data(config), Interruption(), itertools.count(1)
 
-    def interrupted(rollouts: Sequence[Rollout]) -> list[float | None]:
-        # A judge's reply came after the signal: the fourth generation stands before the seventh step.
-        if next(asked) == 4:
-            raise SystemExit(EXIT_REQUEUE)
-        return lengths(rollouts)
+    def scorer(_: Reward, services: RewardServices) -> Scorer:
+        def score(rollouts: Sequence[Rollout]) -> list[float | None]:
+            interruption.requested = next(asked) == 3
+            services.safe_point()
+            return lengths(rollouts)
 
-    broken = build(*method, "stage.save_every=12", reward=interrupted)
-    broken.add_callback(CompletionCallback(broken))
+        return score
+
+    monkeypatch.setattr(type(config.reward), "scorer", scorer)
     with pytest.raises(SystemExit):
-        broken.train()
-    checkpoint = newest_whole(Path(str(broken.args.output_dir)))
-    assert checkpoint is not None and checkpoint.name == "checkpoint-6"
-    set_seed(7)
-    resumed = build(*method, "stage.save_every=12")
-    resumed.add_callback(CompletionCallback(resumed, checkpoint))
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    assert torch.equal(weights(resumed), whole)
-    for key in ("reward", "entropy", "num_tokens", "projection/norm_retained"):
-        courses = [[entry[key] for entry in one.state.log_history if key in entry] for one in (unbroken, resumed)]
-        assert courses[0] == courses[1]
+        train_alone(config, data, start, tmp_path / "broken", interruption)
+    assert newest_whole(tmp_path / "broken" / "checkpoints").name == "checkpoint-6"
+    train_alone(config, data, start, tmp_path / "broken")
+    train_alone(config, data, start, tmp_path / "whole")
+    whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
 def test_a_reward_that_is_not_finite_is_told_from_a_training_that_diverges(build: Build) -> None:
     trainer = build("method=baseline", reward=lambda rollouts: [float("inf")] * len(rollouts))
     trainer.add_callback(ReportCallback("grpo", NoTracker()))
-    with pytest.raises(UserError, match="a reward that is none is None"):
+    with pytest.raises(UserError, match="a reward is a finite number, or None where there is none"):
         trainer.train()
 
 

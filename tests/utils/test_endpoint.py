@@ -102,6 +102,8 @@ def test_half_a_character_in_a_reply_is_replaced(name: str) -> None:
         Reply(body=b'{"choices": []}'),
         Reply(body=b'{"choices": null}'),
         Reply(body=b'{"choices": [{"text": "a completion of another protocol", "finish_reason": "stop"}]}'),
+        Reply(body=b'{"choices": [{"text": "half of one", "finish_reason": "length"}]}'),
+        Reply(body=b'{"choices": [{"finish_reason": "tool_calls"}]}'),
         Reply(body=b'{"choices": ["text"]}'),
         Reply(body=b'{"choices": [{"message": null, "finish_reason": "stop"}]}'),
         Reply(body=b'{"choices": [{"message": "text", "finish_reason": "stop"}]}'),
@@ -431,7 +433,7 @@ def test_a_key_that_no_request_can_hold_is_named_and_not_shown(key: str, monkeyp
     with serve(echo) as server:
         for use in (endpoint(server).reach, lambda: ask(endpoint(server))):
             with pytest.raises(
-                UserError, match=r"api_key_env: the key in JUDGE_KEY holds a character[^\n]+\Z"
+                UserError, match=r"api_key_env: the key in JUDGE_KEY holds a line break or a character[^\n]+\Z"
             ) as caught:
                 use()
             assert "sk-" not in str(caught.value)
