@@ -17,6 +17,7 @@ from eval.benchmarks.attacks import PAIR_SYSTEM, PAP_SYSTEM, main
 from eval.benchmarks.definition import find_benchmarks
 from eval.benchmarks.sources import load_rows
 from ogpsa.data.readers import read_table
+from ogpsa.utils.command_line import run_program
 from tests.endpoint_server import EndpointServer, Reply, Request, serve
 from tests.eval.local_mirror import write_mirror
 
@@ -168,7 +169,7 @@ def test_misrepresentation_needs_the_attacker_alone(folder: Path) -> None:
 
 def test_what_was_paid_for_is_not_asked_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serve(script(lambda text: "Rating: 4")) as server:
-        assert main(arguments("pair", server, folder, "max_calls=20")) == 2
+        assert run_program(lambda: main(arguments("pair", server, folder, "max_calls=20"))) == 2
         assert "20" in capsys.readouterr().err
         assert not (folder / "strongreject_pair.jsonl").exists()
         assert len(server.requests) == 20
@@ -209,7 +210,7 @@ def test_a_frozen_file_is_not_made_again(folder: Path, capsys: pytest.CaptureFix
     with serve(script(lambda text: "Rating: 10")) as server:
         make("pair", server, folder)
         before, calls = (folder / "strongreject_pair.jsonl").read_bytes(), len(server.requests)
-        assert main(arguments("pair", server, folder)) == 2
+        assert run_program(lambda: main(arguments("pair", server, folder))) == 2
         assert len(server.requests) == calls
     assert "frozen" in capsys.readouterr().err
     assert (folder / "strongreject_pair.jsonl").read_bytes() == before
@@ -237,7 +238,7 @@ def test_mistakes_are_named(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     place = [] if any(argument.startswith("data_dir") for argument in given) else [f"data_dir={folder}"]
-    assert main([*given, *place]) == 2
+    assert run_program(lambda: main([*given, *place])) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
@@ -245,5 +246,5 @@ def test_mistakes_are_named(
 
 
 def test_without_requests_there_is_nothing_to_attack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pair", "attacker.model=a", f"data_dir={tmp_path}"]) == 2
+    assert run_program(lambda: main(["pair", "attacker.model=a", f"data_dir={tmp_path}"])) == 2
     assert "strongreject_none: no rows in the data folder" in capsys.readouterr().err
