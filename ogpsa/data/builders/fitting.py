@@ -1,4 +1,4 @@
-"""Leaving out rows that a model could not train on as they stand."""
+"""Leaving out published rows that a model could not train on; answers that a builder writes come later."""
 
 from collections import Counter
 from collections.abc import Sequence
