@@ -449,7 +449,7 @@ def test_the_plan_before_the_rows_are_built_rests_on_the_builders_numbers(
     assert "rl/grpo  0/1   ~68 " in printed and f"{68 * 800} judge calls" in printed
     wanted = "stage.answerable_ratio=1.0"
     assert main(["plan", "rl", "suite=paper", "rows=two_sided_grpo", wanted]) == 0
-    assert "11000 rows wanted for grpo, but reference set 'helpfulness' holds 5000" in capsys.readouterr().out
+    assert "11000 rows wanted for grpo, but reference set 'helpfulness' holds 8000" in capsys.readouterr().out
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
