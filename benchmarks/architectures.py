@@ -22,7 +22,13 @@ class Architecture:
 
     def sizes(self) -> list[int]:
         """Elements of each parameter tensor."""
-        return [parameter.numel() for parameter in self.build(torch.device("meta")).parameters()]
+        key_value = self.hidden // self.heads * self.key_value_heads
+        attention = [self.hidden * self.hidden, self.hidden * key_value, self.hidden * key_value]
+        if self.family == "qwen2":
+            attention += [self.hidden, key_value, key_value]
+        layer = [*attention, self.hidden * self.hidden, *3 * [self.hidden * self.intermediate], *2 * [self.hidden]]
+        embedding = self.vocabulary * self.hidden
+        return [embedding, *self.layers * layer, self.hidden, embedding]
 
     def build(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
         """The model in training mode, its weights drawn on ``device`` from the global generator."""

@@ -68,12 +68,13 @@ def main() -> None:
         if not rank.isdecimal() or not 1 <= int(rank) <= MAX_RANK:
             raise UserError(f"--rank: '{rank}' found, but a rank is 1 to {MAX_RANK}")
     rounds = options.rounds or (20 if gpu else 7)
-    every_count = {size: architecture(size).sizes() for size in sizes}
+    for size in sizes:
+        architecture(size)
     # Far above the caches.
     copy = Copy(device, 2**21 if options.smoke else 2 * GIB if gpu else GIB // 2)
     rows, left_out = [], []
     for size, dtype, rank in product(sizes, dtypes, map(int, options.rank)):
-        counts = every_count[size]
+        counts = architecture(size).sizes()
         # Basis and gradients, and while a parameter's rows are made, those in fp32.
         wanted = sum(counts) * (4 + rank * BYTES[dtype]) + max(counts) * 8 * rank
         if wanted > 0.95 * free_memory(device):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.architectures import ARCHITECTURES
+from benchmarks.architectures import ARCHITECTURES, architecture
 from benchmarks.authors import AuthorsProcedure
 from benchmarks.common import run
 from benchmarks.references import agreement
@@ -96,6 +96,13 @@ def test_authors_procedure_leaves_alone_what_it_is_switched_off_for() -> None:
     procedure.active = False
     model(input_ids=ids, labels=ids).loss.backward()
     assert all(torch.equal(p.grad, gradient) for p, gradient in zip(model.parameters(), plain, strict=True))
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "qwen2_5_7b:3"])
+def test_sizes_are_those_of_the_built_model(name: str) -> None:
+    shape = architecture(name)
+    built = [parameter.numel() for parameter in shape.build(torch.device("meta")).parameters()]
+    assert sorted(built) == sorted(shape.sizes())
 
 
 def test_qwen2_5_7b_has_its_parameters() -> None:
