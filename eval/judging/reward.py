@@ -41,7 +41,7 @@ def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -
         # Judging leaves training's random state alone, since in a resumed run the journal may answer instead.
         with preserved_random_state():
             judged = judge_responses(
-                name, items, settings, journal, services.section, services.safe_point, budget, section, opened
+                name, items, settings, journal, services.section, budget=budget, section=section, opened=opened
             )
         return [one.verdict.value for one in judged]
 

@@ -80,8 +80,6 @@ class RewardServices:
     Attributes:
         rows: the stage's prompts, with ``harmful`` (true if absent) and ``target``.
         folder: of the journals of what judges were asked and said; the main process alone writes there.
-        safe_point: called between two replies; what it raises ends the scoring. A run gives none: its stage stops, and
-            saves, at the end of a step.
         judge: ``Judges.scorer``.
         judges: the evaluation's settings of judges, ``eval.judge``; a reward's endpoint replaces theirs.
         section: the reward's place in the configuration, which names its journal and the key in messages.
@@ -96,7 +94,6 @@ class RewardServices:
     section: str = "reward"
     reach: bool = False
     opened: dict[str, Any] = field(default_factory=dict)
-    safe_point: Callable[[], None] = lambda: None
 
     def within(self, key: str) -> "RewardServices":
         """The services of the nested reward ``key``."""

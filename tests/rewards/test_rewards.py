@@ -53,7 +53,7 @@ def no_judge(*_: Any) -> Any:
 
 
 def services(folder: Path = Path("unused"), **changes: Any) -> RewardServices:
-    given: dict[str, Any] = {"rows": ROWS, "safe_point": lambda: None, "judge": judge_scorer, "judges": judges()}
+    given: dict[str, Any] = {"rows": ROWS, "judge": judge_scorer, "judges": judges()}
     return RewardServices(folder=folder, **given | changes)
 
 
@@ -474,9 +474,13 @@ def test_the_cap_on_calls_is_one_for_all_steps_of_a_session(tmp_path: Path) -> N
         assert len(server.requests) == 2
 
 
-def test_a_signal_ends_between_replies(tmp_path: Path) -> None:
-    def safe_point() -> None:
-        raise SystemExit(EXIT_REQUEUE)
+def test_an_end_between_replies_keeps_what_came_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep, calls = Journal.keep, iter(range(2))
 
-    said = resumed(lambda server: guard(server, concurrency=1), SystemExit, tmp_path, safe_point=safe_point)
-    assert said == str(EXIT_REQUEUE)
+    def kept(journal: Journal, *pieces: Any) -> None:
+        keep(journal, *pieces)
+        if next(calls, None) == 1:
+            raise SystemExit(EXIT_REQUEUE)
+
+    monkeypatch.setattr(Journal, "keep", kept)
+    assert resumed(lambda server: guard(server, concurrency=1), SystemExit, tmp_path) == str(EXIT_REQUEUE)

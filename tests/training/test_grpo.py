@@ -20,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from eval.judging.reward import JUDGES
 from ogpsa import ProjectionSettings, protect
-from ogpsa.config import Config, GRPOSettings, Reward, RewardServices, Rollout, Scorer
+from ogpsa.config import Config, GRPOSettings, Rollout, Scorer
 from ogpsa.data.rows import load_data
 from ogpsa.pipeline import run
 from ogpsa.runs.run import Run
@@ -223,10 +223,9 @@ def test_a_signal_while_a_reward_is_asked_is_obeyed_after_the_step(
     config = small_config(*FEW, *method, "stage.save_every=12", "stage.log_every=5")
     data, interruption, asked = load_data(config), Interruption(), itertools.count(1)
 
-    def scorer(_: Reward, services: RewardServices) -> Scorer:
+    def scorer(*_: Any) -> Scorer:
         def score(rollouts: Sequence[Rollout]) -> list[float | None]:
             interruption.requested = next(asked) == 3
-            services.safe_point()
             return lengths(rollouts)
 
         return score
