@@ -12,7 +12,7 @@ from traceback import walk_tb
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from pyarrow import ArrowException
@@ -213,15 +213,16 @@ def _table(benchmark: Benchmark, rows: Sequence[Row]) -> Dataset:
     Raises:
         UserError: names a column whose values are not of one kind, or too large.
     """
+    columns = []
     for column in rows[0]:
         try:
-            Dataset.from_list([{column: row.get(column)} for row in rows])
+            columns.append(Dataset.from_list([{column: row.get(column)} for row in rows]))
         except (ArrowException, OverflowError) as error:
             raise UserError(
                 f"{benchmark.file}: its rows, '{benchmark.rows}': {column}: {first_line(error)}; allowed: values of "
                 "one kind, whole numbers of at most 64 bits"
             ) from None
-    return Dataset.from_list(list(rows))
+    return concatenate_datasets(columns, axis=1)
 
 
 def _responses(answer: Answer) -> list[Any]:
