@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from ogpsa.config import Backend
-from ogpsa.models.files import adapter_problem
+from ogpsa.models.files import adapter_problem, cached_folder
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import find_damage, is_complete
 
@@ -17,20 +17,14 @@ def checkpoint_folder(checkpoint: Path) -> Path:
     """
     folder = checkpoint
     if not checkpoint.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            cached = try_to_load_from_cache(str(checkpoint), "config.json")
-        except HFValidationError:
-            cached = None
-        if not isinstance(cached, str):
+        cached = cached_folder(str(checkpoint))
+        if cached is None:
             siblings = [path.name for path in checkpoint.parent.glob("*") if path.is_dir()]
             raise UserError(
                 f"checkpoint: {checkpoint} is neither a folder nor a model in the local hub cache"
                 f"{closest_match(checkpoint.name, siblings)}"
             )
-        folder = Path(cached).parent
+        folder = cached
     names = {path.name for path in folder.iterdir()}
     absent = [
         expected
