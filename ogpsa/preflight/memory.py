@@ -159,6 +159,7 @@ class Estimate:
         temporaries: of the optimizer's step.
         generation: keys and values of the sequences that are generated at once, or those of their prompts while a block
             reads these, all in one pass.
+        setup: what it is of, which decides the moments.
     """
 
     weights: float
