@@ -254,6 +254,13 @@ def test_a_users_mistake_takes_one_line(words: str, line: str, capsys: pytest.Ca
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
+@pytest.fixture
+def definitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of our tables' definitions, which is read in their place."""
+    monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path / "definitions")
+    return shutil.copytree(DEFINITIONS, tmp_path / "definitions")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -305,33 +312,23 @@ def test_panels_share_the_rows_of_a_front(
     ],
 )
 def test_what_a_table_shows_is_its_rows(
-    change: dict[str, object],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    change: dict[str, object], message: str, definitions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(DEFINITIONS, tmp_path / "definitions")
-    monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path / "definitions")
-    file = tmp_path / "definitions" / "rank.yaml"
+    file = definitions / "rank.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text(encoding="utf-8")) | change), encoding="utf-8")
     # The row alone has no rank, but the table's others have.
     assert main(["plan", "rank", "suite=check", "rows=table1/*"]) == EXIT_USER_ERROR
     assert capsys.readouterr().err.startswith(f"error: {file}: {message}")
 
 
-def test_list_names_a_wrong_file_after_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(DEFINITIONS, tmp_path / "definitions")
-    monkeypatch.setattr("experiments.rows.DEFINITIONS", tmp_path / "definitions")
-    (tmp_path / "definitions" / "published.yaml").unlink()
-    (tmp_path / "definitions" / "mine.yaml").write_text("title: [", encoding="utf-8")
+def test_list_names_a_wrong_file_after_the_others(definitions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (definitions / "published.yaml").unlink()
+    (definitions / "mine.yaml").write_text("title: [", encoding="utf-8")
     assert main(["list"]) == EXIT_USER_ERROR
     printed = capsys.readouterr()
     assert [line.split()[0] for line in printed.out.splitlines()] == NAMES
     [line] = printed.err.splitlines()
-    assert line.startswith(f"error: {tmp_path}/definitions/mine.yaml: while parsing")
+    assert line.startswith(f"error: {definitions}/mine.yaml: while parsing")
 
 
 @pytest.mark.parametrize(
