@@ -113,10 +113,8 @@ def _method_key(method: Method, stage: StageName) -> dict[str, Any]:
     kinds = type(method).__mro__
     [owner, *_] = [kind for kind in kinds if issubclass(kind, Method) and "training_key" in vars(kind)]
     for kind in kinds[: kinds.index(owner)]:
-        own = {
-            name for name, value in vars(kind).items() if inspect.isfunction(value) and name[0] != "_"
-        } - NOT_TRAINING
-        if own or inspect.get_annotations(kind).keys() - owner.model_fields.keys():
+        own = {name for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("__")}
+        if own - NOT_TRAINING or inspect.get_annotations(kind).keys() - owner.model_fields.keys():
             return method.model_dump(mode="json") | method.training_key(stage)
     return method.training_key(stage)
 

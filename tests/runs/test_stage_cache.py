@@ -183,6 +183,10 @@ def test_a_subclass_that_adds_to_the_training_shares_with_nobody(kind: str, smal
     class Hooked(parent):  # type: ignore[valid-type, misc]
         def attach(self, trainer: object, stage: str, seed: int) -> None: ...
 
+    class Helped(parent):  # type: ignore[valid-type, misc]
+        def _loss(self) -> float:
+            return 0.0
+
     class Below(Keyed):
         """Adds nothing to a class that adds."""
 
@@ -197,8 +201,14 @@ def test_a_subclass_that_adds_to_the_training_shares_with_nobody(kind: str, smal
         given = config.method.model_dump() | {"name": method.__name__} | more
         return key(config.model_copy(update={"method": method.model_validate(given)}))
 
-    others = [key_of(Keyed, share=0.5), key_of(Keyed, share=1.0), key_of(Hooked), key_of(Below, share=0.5)]
-    assert len({key(config), *others}) == 5
+    others = [
+        key_of(Keyed, share=0.5),
+        key_of(Keyed, share=1.0),
+        key_of(Hooked),
+        key_of(Helped),
+        key_of(Below, share=0.5),
+    ]
+    assert len({key(config), *others}) == 6
     assert key_of(Told) == key_of(ToldToo)
 
 
