@@ -4,14 +4,13 @@ TRL keeps the completions of a generation, which several updates use, in no chec
 where the next step generates again (``updates_per_generation``).
 """
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
-from accelerate.utils import fsdp2_prepare_model, is_peft_model
+from accelerate.utils import is_peft_model
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
@@ -22,6 +21,7 @@ from ogpsa.data.conversations import as_text
 from ogpsa.distributed import processes
 from ogpsa.models.generate import ReplyDecoder
 from ogpsa.training.finite import FiniteTrainer
+from ogpsa.training.start import frozen_copy
 from ogpsa.utils.refusal_rules import declines
 
 log = logging.getLogger(__name__)
@@ -121,9 +121,7 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
         self.beta, self.measures = stage.beta, stage.measure_kl
         if is_peft_model(self.model) or not (stage.beta or stage.measure_kl):
             return
-        start: Any = copy.deepcopy(self.model).eval().requires_grad_(False)
-        sharded = self.accelerator.is_fsdp2
-        self.ref_model = fsdp2_prepare_model(self.accelerator, start) if sharded else start.to(self.args.device)
+        self.ref_model: Any = frozen_copy(self)
 
     def resume_rollouts(self) -> None:
         """Count the micro-batches that a restored checkpoint has behind it, so that the next one generates."""

@@ -129,6 +129,7 @@ CASES: dict[Matrix, list[Case]] = {
         adamw("sft-best", "sft", [*BASELINE, *BEST], "signal", refused_by=("fsdp2", *ZERO), resized=True),
         adamw("sft-osf", "sft", ["method=osf"], "signal", refused_by=("fsdp2", *ZERO), resized=True),
         adamw("sft-ema", "sft", ["method=ema", "method.decay=0.5"], "signal", refused_by=ZERO, resized=True),
+        adamw("sft-soft", "sft", ["method=soft_sft"], "signal", refused_by=ZERO, resized=True),
         adamw("sft-adapters", "sft", LORA, "signal", resized=True),
         # The weights are rounded twice: a unit in the last place of those near one is 1.2e-7.
         Case(
