@@ -72,7 +72,12 @@ class _StageTrainer(Trainer):
         From a checkpoint of the last step, within an epoch, transformers would take one step more.
         """
         left = self.state.global_step < self.state.max_steps
-        return super().get_batch_samples(epoch_iterator, num_batches if left else 0, device)
+        found = super().get_batch_samples(epoch_iterator, num_batches if left else 0, device)
+        # Of an epoch's last micro-batch accelerate would drop repeated rows from what TRL gathers, which is one sum per
+        # process; in the epoch that a resumed run begins in it would not.
+        if (loader := self.accelerator.gradient_state.active_dataloader) is not None:
+            loader.remainder = 0
+        return found
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the held-out sets alone, drawing no random number: ``eval_held_out_<set>_loss``, a mean over rows."""

@@ -31,6 +31,8 @@ NSPO = ["method=nspo", "method.samples=7", "method.variant=exact"]
 # Processes would draw different dropout masks.
 LORA = ["method=ogpsa_lora", *SAMPLES, "method.lora_dropout=0"]
 TENSOR = ["method.scope=tensor", "method.rank=4"]
+# Step 7 ends the epoch on one row, so that a row is repeated for the second process.
+UNEVEN = ["data.safety_rows=53"]
 BEST = ["stage.eval_every=1", "stage.keep=best"]
 CONFLICT = ["method.sided=conflict"]
 # Does not divide the samples either.
@@ -109,6 +111,7 @@ CASES: dict[Matrix, list[Case]] = {
         ),
         adamw("sft-adamw", "sft", [*OGPSA, *TENSOR, *CHECKPOINTING], "signal", resized=True, weekly_in=("zero3",)),
         Case("sft-bf16", "sft", [*OGPSA, *ADAMW, *BF16], None, "signal", weekly_in=("ddp", "zero3")),
+        Case("sft-uneven", "sft", [*BASELINE, *ADAMW, *UNEVEN], None, "signal", weekly_in=("fsdp2", "zero3")),
         adamw("sft-lora", "sft", LORA, "signal", weekly_in=("ddp", "zero3")),
         adamw("sft-nspo", "sft", NSPO, refused_by=ZERO),
         adamw("grpo-baseline", "grpo", [*BASELINE, *GRPO], refused_by=ZERO, weekly_in=("fsdp2",)),
@@ -162,6 +165,7 @@ CASES: dict[Matrix, list[Case]] = {
         for case in [
             sgd(f"{stage}-baseline-sgd", stage, BASELINE),
             adamw(f"{stage}-baseline", stage, BASELINE, "signal"),
+            Case(f"{stage}-uneven", stage, [*BASELINE, *ADAMW, *UNEVEN], None, "signal"),
             adamw(f"{stage}-rank-0", stage, [*OGPSA, "method.rank=0"], same_as=f"{stage}-baseline"),
             sgd(f"{stage}-conflict-sgd", stage, [*OGPSA, *CONFLICT]),
             sgd(f"{stage}-tensor-sgd", stage, [*OGPSA, *TENSOR, *CHECKPOINTING]),
