@@ -178,7 +178,7 @@ class Findings:
 
 
 def _provenance(rows: Sequence[Row], planned: int) -> str:
-    """A line on the finished runs, their time and their code, and on those that are left out."""
+    """A line on the finished runs, their time and their code, and on those left out or of unknown beginning."""
     runs = [result.run for row in rows for result in row.results]
     if not runs:
         return "nothing has run."
@@ -187,6 +187,7 @@ def _provenance(rows: Sequence[Row], planned: int) -> str:
     hours = sum(run.seconds for run in runs) / 3600
     revisions = ", ".join(sorted({run.revision for run in runs}))
     kept = sum(isinstance(run, KeptRun) for run in runs)
+    silent = sum(run.untuned is None for run in runs)
     return (
         f"{len(runs)} of {planned} runs are finished"
         + (f" ({kept} of them committed with the code, `kept=true`)" if kept else "")
@@ -197,6 +198,7 @@ def _provenance(rows: Sequence[Row], planned: int) -> str:
             if apart
             else ""
         )
+        + (f" {silent} do not say which untuned model they began with: taken as one model per seed." if silent else "")
     )
 
 

@@ -914,6 +914,21 @@ def test_runs_of_a_seed_that_began_with_another_model_are_left_out(tmp_path: Pat
     assert "3 more began with another untuned model than most runs of their seed (1): left out." in text
 
 
+@pytest.mark.parametrize(("silent", "said"), [(0, False), (1, False), (4, True), (6, True)])
+def test_runs_that_do_not_say_what_they_began_with_are_counted(silent: int, said: bool, tmp_path: Path) -> None:
+    table = experiment([BASELINE, OGPSA, LORA], {"seeds": 2})
+    given = sorted(points(table, "testbed"), key=lambda point: point.seed)
+    for number, point in enumerate(given):
+        write_run(tmp_path, point, 0.75, 0.75)
+        if number >= silent:
+            write_provenance(tmp_path / point.config.run_name(), "any")
+    text = (written(table, "testbed", given, tmp_path) / "table1.md").read_text()
+    # Beside more runs that say it, one that does not is left out.
+    counted = 3 if silent == 4 else silent
+    line = f" {counted} do not say which untuned model they began with: taken as one model per seed."
+    assert (line in text) == said == ("do not say" in text)
+
+
 def test_a_record_counts_where_the_model_that_it_began_with_is_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
