@@ -35,7 +35,7 @@ def judge_scorer(name: str, endpoint: ModelEndpoint, services: RewardServices) -
     opened = opener(settings, services.opened)
 
     def score(rollouts: Sequence[Rollout]) -> list[float | None]:
-        from ogpsa.subspace.references import preserved_random_state
+        from ogpsa.utils.random_state import preserved_random_state
 
         items = [_item(number, rollout) for number, rollout in enumerate(rollouts)]
         # Judging leaves training's random state alone, since in a resumed run the journal may answer instead.

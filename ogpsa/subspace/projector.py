@@ -20,19 +20,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ogpsa.subspace.measurements import Recorder, StepSample, is_logged, layer_groups
-from ogpsa.subspace.references import (
-    ReferenceChunk,
-    ReferencePasses,
-    all_reduce,
-    not_finite_rows,
-    preserved_random_state,
-)
+from ogpsa.subspace.references import ReferenceChunk, ReferencePasses, all_reduce, not_finite_rows
 from ogpsa.subspace.selection import most_opposed
 from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.subspace.shards import Shards, file_of, read_part
 from ogpsa.subspace.streaming import StreamedReferences
 from ogpsa.subspace.subspace import Layout, NotFiniteError, Subspace
 from ogpsa.utils.errors import SettingError, UserError
+from ogpsa.utils.random_state import preserved_random_state
 
 if TYPE_CHECKING:
     from transformers import Trainer

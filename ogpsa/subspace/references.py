@@ -2,19 +2,18 @@
 
 import copy
 import math
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ogpsa.subspace.measurements import Recorder
+from ogpsa.utils.random_state import preserved_random_state
 
 if TYPE_CHECKING:
     from ogpsa.subspace.shards import Shards
@@ -22,19 +21,6 @@ if TYPE_CHECKING:
 
 # What a pass through ``training_step`` changes in transformers' and TRL's trainers, where they have it.
 TOUCHED = ("_metrics", "_total_train_tokens", "current_gradient_accumulation_steps")
-
-
-@contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Restore, after the block, every random generator that training draws from."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from ogpsa.models.load import load_model
 from ogpsa.models.template import render
 from ogpsa.models.tokenizer import end_tokens
 from ogpsa.runs.tracking import HELD_OUT
-from ogpsa.subspace.references import preserved_random_state
 from ogpsa.training.callbacks import StepCallback
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
@@ -41,6 +40,7 @@ from ogpsa.training.packing import check_rows_apart
 from ogpsa.training.reference_policy import KeptReferenceTrainer, ReferencePolicyCache
 from ogpsa.utils.answers import template_opens_thought
 from ogpsa.utils.errors import UserError, settings_of
+from ogpsa.utils.random_state import preserved_random_state
 from ogpsa.utils.signals import Interruption
 
 # The section of the YAML that a method's keys stand in.
