@@ -14,6 +14,7 @@ from ogpsa.config.method import (
     Method,
     Quantization,
     SetUse,
+    deepspeed_problems,
     missing_stage_values,
     mixed_in,
     sample_problems,
@@ -33,6 +34,6 @@ __all__ = [
     "Evaluation", "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Judges", "Method", "Model",
     "ModelEndpoint", "OneStage", "PathText", "Precision", "Quantization", "Reward", "RewardServices", "Rollout",
     "SFTSettings", "Scorer", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker",
-    "config_problems", "describe", "identity_key", "identity_name", "identity_of", "is_inert",
+    "config_problems", "deepspeed_problems", "describe", "identity_key", "identity_name", "identity_of", "is_inert",
     "missing_stage_values", "mixed_in", "sample_problems", "set_name_problems", "stage_value", "without_inert",
 ]  # fmt: skip

@@ -202,3 +202,13 @@ def sample_problems(samples: int, config: "Config", purpose: str = "") -> list[s
         f"method.samples: {samples} rows wanted{purpose}, but each testbed set holds "
         f"data.reference_rows={config.data.reference_rows}; lower the one or raise the other"
     ]
+
+
+def deepspeed_problems(kept: str, config: "Config") -> list[str]:
+    """DeepSpeed with a method that works on what DeepSpeed keeps to itself."""
+    if config.distributed.name not in ("zero2", "zero3"):
+        return []
+    return [
+        f"distributed: {config.distributed.name} is not supported with method={config.method.name}, since DeepSpeed "
+        f"keeps the {kept} to itself; allowed: single, ddp, fsdp2"
+    ]

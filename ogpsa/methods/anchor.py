@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ogpsa.config import ExtraMemory, Method, StageName, stage_value
+from ogpsa.config import ExtraMemory, Method, StageName, deepspeed_problems, stage_value
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
@@ -26,12 +26,7 @@ class Anchor(Method):
     strength: Strength | dict[StageName, Strength]
 
     def problems(self, config: "Config") -> list[str]:
-        problems = []
-        if config.distributed.name in ("zero2", "zero3"):
-            problems.append(
-                f"distributed: {config.distributed.name} is not supported with method={self.name}, since DeepSpeed "
-                "keeps the weights that it updates to itself; allowed: single, ddp, fsdp2"
-            )
+        problems = deepspeed_problems("weights that it updates", config)
         for stage in config.stages:
             strength = stage_value(self.strength, stage.name)
             if strength * stage.learning_rate > 1:
