@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ogpsa.config import Backend
 from ogpsa.models.files import adapter_problem, cached_folder
-from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.errors import UserError, closest_folder
 from ogpsa.utils.files import find_damage, is_complete
 
 
@@ -19,10 +19,9 @@ def checkpoint_folder(checkpoint: Path) -> Path:
     if not checkpoint.is_dir():
         cached = cached_folder(str(checkpoint))
         if cached is None:
-            siblings = [path.name for path in checkpoint.parent.glob("*") if path.is_dir()]
             raise UserError(
                 f"checkpoint: {checkpoint} is neither a folder nor a model in the local hub cache"
-                f"{closest_match(checkpoint.name, siblings)}"
+                f"{closest_folder(checkpoint)}"
             )
         folder = cached
     names = {path.name for path in folder.iterdir()}

@@ -33,7 +33,7 @@ from eval.scores.statistics import pareto_front, summarize
 from ogpsa.config import is_inert
 from ogpsa.runs.directory import CONFIG_FILE
 from ogpsa.utils.dotted import flatten
-from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.errors import UserError, closest_folder
 
 REQUIRED_SETTINGS = ("seed", "stage.name", "method.name", "eval.name", *BASE_SETTINGS)
 # In addition to inert keys: the recipe, which shows in the stage's own keys, and a base's seed, which its scores show.
@@ -73,9 +73,8 @@ def _find_runs(directories: Sequence[Path]) -> list[tuple[Path, Path]]:
     runs: dict[Path, tuple[Path, Path]] = {}
     for root in directories:
         if not root.is_dir():
-            siblings = [entry.name for entry in root.parent.iterdir()] if root.parent.is_dir() else []
             found = "is a file" if root.exists() else "no such directory"
-            problems.append(f"DIR: {root}: {found}; expected a directory of runs{closest_match(root.name, siblings)}")
+            problems.append(f"DIR: {root}: {found}; expected a directory of runs{closest_folder(root)}")
             continue
         below = sorted(run_directories(root))
         if not below:

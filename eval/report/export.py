@@ -19,7 +19,7 @@ from eval.scores.flips import response_text
 from ogpsa import __version__
 from ogpsa.runs.directory import CONFIG_FILE, SCORES_FILE, read_stored_config
 from ogpsa.utils.command_line import Parser
-from ogpsa.utils.errors import EXIT_DONE, UserError, closest_match
+from ogpsa.utils.errors import EXIT_DONE, UserError, closest_folder
 from ogpsa.utils.files import check_writable, write_atomically, write_json
 
 TABLE = "results.parquet"
@@ -50,8 +50,7 @@ def find_evaluations(directory: Path) -> list[Evaluated]:
         UserError: there is none, or one is damaged.
     """
     if not directory.is_dir():
-        siblings = [entry.name for entry in directory.parent.iterdir()] if directory.parent.is_dir() else []
-        raise UserError(f"DIR: {directory}: no such directory{closest_match(directory.name, siblings)}")
+        raise UserError(f"DIR: {directory}: no such directory{closest_folder(directory)}")
     runs = {run: read_stored_config(run / CONFIG_FILE) or {} for run in run_directories(directory)}
     found = []
     for folder in sorted(evaluation_folders(directory)):

@@ -27,7 +27,7 @@ from eval.scores.statistics import (
 )
 from ogpsa.runs.directory import SCORES_FILE
 from ogpsa.runs.score_table import GROUPS, METRICS, response_remarks
-from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.errors import UserError, closest_folder
 
 TITLES = {**GROUPS, "reported": "reported, in no average"}
 # Colours that the page declares for the pipelines.
@@ -137,8 +137,7 @@ def find_sections(directory: Path, resamples: int) -> tuple[list[Section], list[
         UserError: there is no finished run and no evaluation, or what is there is damaged.
     """
     if not directory.is_dir():
-        siblings = [entry.name for entry in directory.parent.iterdir()] if directory.parent.is_dir() else []
-        raise UserError(f"DIR: {directory}: no such directory{closest_match(directory.name, siblings)}")
+        raise UserError(f"DIR: {directory}: no such directory{closest_folder(directory)}")
     runs = list(run_directories(directory))
     notes: list[str] = []
     collection = Collection([], [], [])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.scores.aggregate import AVERAGES
 from ogpsa.runs.directory import CONFIG_FILE, METRICS_FILE, SCORES_FILE
-from ogpsa.utils.errors import UserError, closest_match
+from ogpsa.utils.errors import UserError, closest_folder
 from ogpsa.utils.files import read_json, read_jsonl
 
 if TYPE_CHECKING:
@@ -236,8 +236,7 @@ def open_evaluation(path: Path) -> Artefacts:
         return read_artefacts(stage_evaluations(path)[-1])
     if path.is_dir():
         raise UserError(f"{path}: neither an evaluation ({SCORES_FILE}) nor a run directory ({CONFIG_FILE})")
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise UserError(f"{path}: no such directory{closest_match(path.name, siblings)}")
+    raise UserError(f"{path}: no such directory{closest_folder(path)}")
 
 
 def item_seed(ids: Sequence[str], seed: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from pathlib import Path
 
 EXIT_DONE = 0
 EXIT_FAILURE = 1
@@ -117,3 +118,8 @@ def closest_match(found: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest allowed word, or an empty string."""
     matches = get_close_matches(found, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def closest_folder(missing: Path) -> str:
+    """The same for a folder that is not there, of those that stand where it should."""
+    return closest_match(missing.name, [path.name for path in missing.parent.glob("*") if path.is_dir()])

@@ -606,7 +606,7 @@ def test_users_mistakes_take_one_line_each_and_exit_code_2(tmp_path: Path, capsy
     assert capsys.readouterr().err.splitlines() == [
         f"error: DIR: {tmp_path / 'tabel1'}: no such directory; expected a directory of runs; did you mean 'table1'?",
         f"error: DIR: {tmp_path / 'empty'}: holds no run; expected directories with a config.yaml",
-        f"error: DIR: {tmp_path / 'file'}: is a file; expected a directory of runs; did you mean 'file'?",
+        f"error: DIR: {tmp_path / 'file'}: is a file; expected a directory of runs",
     ]
     assert run_program(lambda: main([str(tmp_path / "table1"), "--out", str(tmp_path / "file" / "x")])) == 2
     (line,) = capsys.readouterr().err.splitlines()
