@@ -105,13 +105,10 @@ def costs(experiment: Experiment, suite: str, rows: Sequence[Row]) -> list[Cost]
     for row in rows:
         counts = _counts(row.config, devices)
         other = (usual_of if experiment.settings.reference is None else reference_of)(row, experiment, rows)
-        stages = {stage: _stage(row, other, stage, counts.get(stage), devices) for stage in _names(row.config)}
+        names = [stage.name for stage in row.config.stages]
+        stages = {stage: _stage(row, other, stage, counts.get(stage), devices) for stage in names}
         found.append(Cost(row, stages))
     return found
-
-
-def _names(config: Config) -> list[StageName]:
-    return [stage.name for stage in config.stages]
 
 
 def _counts(config: Config, devices: int) -> "dict[StageName, Counts]":

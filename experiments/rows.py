@@ -381,16 +381,14 @@ def _grid(experiment: Experiment, suite: str, row: str, seeds: Sequence[int] | N
     """Seeds and strengths of a row."""
     pairs = {
         (seed, strength): None
-        for grid in _grids(experiment, suite)
+        for name, grids in experiment.settings.suites.items()
+        if name == suite
+        for grid in grids
         if any(_matches(row, pattern) for pattern in grid.rows)
         for strength in grid.strengths
         for seed in (range(grid.seeds) if seeds is None else seeds)
     }
     return list(pairs)
-
-
-def _grids(experiment: Experiment, suite: str) -> list[Grid]:
-    return next(grids for name, grids in experiment.settings.suites.items() if name == suite)
 
 
 def _matches(row: str, pattern: str) -> bool:

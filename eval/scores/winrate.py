@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 from eval.judging.judge_csv import add_options, as_options, settings_from
 from eval.scores.artefacts import Artefacts, content_hash, item_seed, open_evaluation
 from eval.scores.statistics import (
-    RESAMPLES,
     Interval,
     flip_test,
     flipped_means,
@@ -255,7 +254,7 @@ def _without_judge(a: str | None, b: str | None) -> Row:
     return {"score": float(b is not None), "missing": None}
 
 
-def win_rate(rows: Sequence[Row], resamples: int = RESAMPLES, seed: int = 0) -> WinRate:
+def win_rate(rows: Sequence[Row]) -> WinRate:
     """Summary of the rows of ``compare_answers``."""
     import numpy as np
 
@@ -264,11 +263,11 @@ def win_rate(rows: Sequence[Row], resamples: int = RESAMPLES, seed: int = 0) -> 
     missing = Counter(row["missing"] for row in rows if row["score"] is None)
     interval = p_value = None
     if len(scores) > 1:
-        own = item_seed([row["id"] for row in scored], seed)
-        interval = percentile_interval(resampled_means(np.array([scores]), resamples, own)[0])
+        own = item_seed([row["id"] for row in scored], 0)
+        interval = percentile_interval(resampled_means(np.array([scores]), seed=own)[0])
         if len(set(scores)) == 1:
             interval = unanimous_interval(scores[0], len(scores))
-        p_value = flip_test(fmean(scores) - 0.5, flipped_means(np.array(scores) - 0.5, resamples, own))
+        p_value = flip_test(fmean(scores) - 0.5, flipped_means(np.array(scores) - 0.5, seed=own))
     # An empty answer loses without a judge.
     judged = [row for row in scored if row["verdicts"]]
     decided = [row for row in judged if row["score"] != 0.5 and row["length_a"] != row["length_b"]]
