@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ogpsa.config import ExtraMemory, Method, StageName
+from ogpsa.config import ExtraMemory, Method, StageName, deepspeed_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,16 +33,11 @@ class SoftSFT(Method):
     later: Beta
 
     def problems(self, config: "Config") -> list[str]:
-        problems = []
+        problems = deepspeed_problems("weights", config)
         if all(stage.name != "sft" for stage in config.stages):
             problems.append(
                 f"method: {self.name} is a loss of sft, and stage={config.stage.name} has none; "
                 "allowed: sft, sft_dpo, sft_grpo"
-            )
-        if config.distributed.name in ("zero2", "zero3"):
-            problems.append(
-                f"distributed: {config.distributed.name} is not supported with method={self.name}, which keeps a copy "
-                "of the starting weights beside DeepSpeed's; allowed: single, ddp, fsdp2"
             )
         return problems
 

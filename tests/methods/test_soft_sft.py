@@ -98,8 +98,8 @@ def test_a_resumed_stage_weights_by_its_start(
         (["stage=sft", "method.first=[1,-2]"], "method.first.1: found -2; allowed is greater than or equal to 0"),
         (
             ["stage=sft", "distributed=zero3"],
-            "distributed: zero3 is not supported with method=soft_sft, which keeps a copy of the starting weights "
-            "beside DeepSpeed's; allowed: single, ddp, fsdp2",
+            "distributed: zero3 is not supported with method=soft_sft, since DeepSpeed keeps the weights to itself; "
+            "allowed: single, ddp, fsdp2",
         ),
     ],
 )
