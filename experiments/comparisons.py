@@ -262,7 +262,7 @@ def directions(rows: Sequence[Row]) -> dict[str, Summary]:
 
 
 def cosines_with_naive(row: Row, rows: Sequence[Row], strength: float | None = None) -> dict[int, float]:
-    """The same of one row, by seed; its own strength if none is given; empty for naive tuning itself."""
+    """``directions`` of one row, by seed, at its own strength if none is given; empty for naive tuning itself."""
     if (naive := _naive_beside(row, rows)) is None:
         return {}
     theirs = {seed: result.weights for seed, result in naive.by_seed(strength).items()}

@@ -217,9 +217,11 @@ def _memory_problems(rows: Sequence[Row], nodes: int) -> list[tuple[Row, str]]:
     from ogpsa.utils.libraries import quiet_libraries
 
     quiet_libraries()
-    different = {row.config.model_copy(update={"seed": 0}).key(): row for row in reversed(rows)}
+    different: dict[str, Row] = {}
+    for row in rows:
+        different.setdefault(row.config.model_copy(update={"seed": 0}).key(), row)
     found = []
-    for row in reversed(different.values()):
+    for row in different.values():
         per_node = processes_per_node(row, nodes)
         assert per_node is not None
         verdict = fit(row.config, per_node * nodes, memory, JUDGES)

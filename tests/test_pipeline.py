@@ -100,10 +100,11 @@ def test_contract_of_the_directory(
     ]  # fmt: skip
     assert list(directory.rglob("metrics.json")) == [directory / "metrics.json"]
     assert yaml.safe_load((directory / "config.yaml").read_text()) == config.model_dump(mode="json")
-    for name in ("base", "01-sft", "02-dpo"):
+    metrics = read_json(directory / "metrics.json")
+    expected = {"base": metrics["base"], "01-sft": metrics["stages"]["sft"], "02-dpo": metrics["stages"]["dpo"]}
+    for name, scores in expected.items():
         folder = directory / "eval" / name
-        scores = read_json(folder / "scores.json")
-        assert scores == read_json(directory / "metrics.json")["stages"].get(name[3:], None) or name == "base"
+        assert read_json(folder / "scores.json") == scores
         for part in ("generations", "verdicts"):
             assert sorted(file.stem for file in (folder / part).iterdir()) == sorted(config.eval.benchmarks)
     for number, stage in enumerate(("sft", "dpo"), start=1):

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from eval.benchmarks.converters import CONVERSIONS
-from eval.benchmarks.own_files import defined_in, named_files
+from eval.benchmarks.own_files import defined_in, named_files, running
 from ogpsa.utils.errors import UserError, closest_match
 from ogpsa.utils.files import read_jsonl, read_text
 from ogpsa.utils.json_text import json_kind
@@ -86,12 +86,13 @@ class Function:
         """The object of that name.
 
         Raises:
-            UserError: the file does not define it.
+            UserError: the file does not run, or does not define it.
         """
         module, _, name = self.path.rpartition(".")
         if self.file.is_relative_to(self.folder):
             return defined_in(self.file, name)
-        found = vars(import_module(module))
+        with running(self.file):
+            found = vars(import_module(module))
         if name not in found:
             raise UserError(f"{self.file}: defines no '{name}'")
         return found[name]

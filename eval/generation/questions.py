@@ -18,7 +18,7 @@ from lm_eval.api.task import ConfigurableTask
 from pyarrow import ArrowException
 
 import ogpsa
-from eval.benchmarks.definition import Benchmark, Function
+from eval.benchmarks.definition import TASKS, Benchmark, Function
 from eval.generation.isolation import isolated_and_silent
 from ogpsa.utils.errors import UserError, closest_match, first_line
 from ogpsa.utils.json_text import json_kind
@@ -186,12 +186,15 @@ def _told(benchmark: Benchmark, failing: str, hint: str = "") -> Iterator[None]:
 
     Raises:
         UserError: names the benchmark's file.
-        Exception: what code of ours raised that the task called: a template's, a function's of our own tasks.
+        Exception: what code of ours raised that the task called, as a template's; our tasks' functions count as ours
+            where the task is ours too, since another's rows may lack what they read.
     """
     try:
         yield
     except Exception as error:
         files = {Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)} - {Path(__file__)}
+        if not benchmark.file.is_relative_to(TASKS):
+            files = {file for file in files if not file.is_relative_to(TASKS)}
         if isinstance(error, UserError) or any(file.is_relative_to(code) for file in files for code in OURS):
             raise
         told = f"{type(error).__name__}: {first_line(error)}"

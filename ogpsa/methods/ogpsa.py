@@ -68,8 +68,9 @@ class Ogpsa(Method):
                     "allowed: random"
                 )
             if wanted.share is not None and isinstance(stage, SFTSettings) and stage.packing is not None:
+                share = stage_value(self.refresh_every, stage.name)
                 problems.append(
-                    f"method.refresh_every: {wanted.share:.3g} is a share of rows, of which a pack holds several "
+                    f"method.refresh_every: {share} is a share of rows, of which a pack holds several "
                     f"({config.stage_key('sft')}.packing={stage.packing}); give a number of steps"
                 )
             if wanted.selection == "conflict" and isinstance(stage, SFTSettings) and stage.packing is not None:

@@ -29,6 +29,7 @@ from ogpsa.distributed import processes
 from ogpsa.distributed.launch import accumulation_steps, batch_problems, saving_problems
 from ogpsa.preflight.memory import GB, SHARDING_WEIGHTS, Estimate, Mode, ModelShape, Setup, estimate, shape_of
 from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
+from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN
 from ogpsa.utils.errors import UserError, first_line
 from ogpsa.utils.network import ask_hub
 
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 # Values by dotted keys of a configuration.
 Changes = dict[str, Any]
-# Characters of an English token, about.
-TOKEN_CHARACTERS = 4
 
 
 def report(config: Config, data: Data, judges: Judges = NO_JUDGES) -> str:
@@ -349,7 +348,9 @@ def count(
     refreshes, passes = _passes(projection, steps, stage.warmup_ratio > 0)
     references = {name: data.reference_sets[name] for name in projection.reference_sets} if projection else {}
     if isinstance(stage, GRPOSettings):
-        length = sum(len(as_text(row["prompt"])) for row in training) / rows + TOKEN_CHARACTERS * stage.max_new_tokens
+        length = (
+            sum(len(as_text(row["prompt"])) for row in training) / rows + CHARACTERS_PER_TOKEN * stage.max_new_tokens
+        )
     else:
         length = _mean_length(training, stage.name)
     trained = samples * length

@@ -103,7 +103,7 @@ def untuned_digest(directory: Path) -> str | None:
 
 
 def folder_digest(folder: Path) -> str:
-    """The same of the untuned model in ``folder``."""
+    """``untuned_digest`` of a run that would begin with the model in ``folder``."""
     return digest_of(sorted(model_digests(folder).items()))
 
 

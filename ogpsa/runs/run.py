@@ -19,7 +19,7 @@ from ogpsa.distributed import processes
 from ogpsa.models.files import local_folder
 from ogpsa.models.tokenizer import rendered_hash
 from ogpsa.runs import provenance
-from ogpsa.runs.directory import METRICS_FILE, PROVENANCE_FILE, SCORES_FILE, stage_folder
+from ogpsa.runs.directory import METRICS_FILE, PROVENANCE_FILE, REWARDS, SCORES_FILE, stage_folder
 from ogpsa.runs.inputs import check_unchanged, code_digests, model_digests, record_inputs
 from ogpsa.runs.score_table import table
 from ogpsa.runs.stage_cache import evaluation_key, shared, stage_key
@@ -150,7 +150,7 @@ class Run:
         for stage in self.config.stages:
             folder = stage_folder(self.directory, self.config, stage.name)
             if not is_complete(folder):
-                self.scorer(stage, folder, reach=True)
+                self.scorer(stage, folder / REWARDS, reach=True)
 
     def scorer(self, stage: OneStage, folder: Path, reach: bool = False) -> Scorer | None:
         """The reward of the stage's completions, with its journals in ``folder``, for the main process to call.

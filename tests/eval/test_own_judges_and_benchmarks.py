@@ -459,8 +459,22 @@ def test_what_fails_in_our_own_code_keeps_its_traceback(own: Path) -> None:
     scored_by(own, "1.0")
     with pytest.raises(AttributeError, match="'list' object has no attribute 'strip'"):
         questions(own, lambda messages, **_: parse_json(messages))
+
+
+def test_rows_that_lack_what_our_function_reads_are_told_in_one_line(own: Path) -> None:
     scored_by(own, "1.0", OWN.replace("measure.points", "eval.benchmarks.tasks.functions.humaneval_results"))
-    with pytest.raises(KeyError, match="test"):
+    with pytest.raises(
+        UserError, match=r"capitals\.yaml: row 'France': its answer is not measured \(KeyError: 'test'\)$"
+    ):
+        measured(own)
+
+
+def test_a_module_that_does_not_import_is_named(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine_for_tests.py").write_text("import no_such_module\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    scored_by(own, "1.0", OWN.replace("measure.points", "mine_for_tests.points"))
+    with pytest.raises(UserError, match=r"mine_for_tests\.py: does not run \(ModuleNotFoundError: No module named"):
         measured(own)
 
 

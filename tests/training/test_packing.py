@@ -128,7 +128,7 @@ def test_a_share_of_rows_is_not_one_of_packs() -> None:
     with pytest.raises(UserError) as error:
         compose_config(["stage=sft", "method=ogpsa_light", "stage.packing=bfd"])
     assert error.value.problems == (
-        "method.refresh_every: 0.1 is a share of rows, of which a pack holds several (stage.packing=bfd); give a "
+        "method.refresh_every: 10% is a share of rows, of which a pack holds several (stage.packing=bfd); give a "
         "number of steps",
     )
 
