@@ -1,4 +1,4 @@
-"""The stored rows of the capability subspace: one block [k, n] per parameter, in fp32, bf16 or int8."""
+"""The stored rows of the capability subspace: a tensor [k, n] per parameter, in fp32, bf16 or int8."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -22,7 +22,7 @@ GPU_PIECE = 1 << 22
 # A parameter's index and a part of its elements.
 Span = tuple[int, slice]
 # Elements that share an int8 scale; divides both pieces.
-BLOCK = 64
+SCALED = 64
 
 
 class Basis:
@@ -36,24 +36,24 @@ class Basis:
         nbytes: memory that the rows and their scales take.
     """
 
-    def __init__(self, blocks: list[Tensor], scales: list[Tensor], place: "BasisDevice") -> None:
-        self._blocks = blocks
+    def __init__(self, rows: list[Tensor], scales: list[Tensor], place: "BasisDevice") -> None:
+        self._rows = rows
         self._scales = scales
         self._place = place
-        self.rank = max((len(block) for block in blocks), default=0)
-        self.nbytes = sum(tensor.nbytes for tensor in [*blocks, *scales])
+        self.rank = max(map(len, rows), default=0)
+        self.nbytes = sum(tensor.nbytes for tensor in [*rows, *scales])
 
     @classmethod
     def store(cls, rows: list[Tensor], dtype: StoredDtype, place: "BasisDevice") -> "Basis":
         """Round and place the rows [k, n] of each parameter; the list is emptied, so that none is held twice."""
-        blocks, scales = [], []
+        stored, scales = [], []
         rows.reverse()
         while rows:
-            block, scale = _rounded(rows.pop(), dtype)
-            blocks.append(_to_place(block, place))
+            own, scale = _rounded(rows.pop(), dtype)
+            stored.append(_to_place(own, place))
             if dtype == "int8":
                 scales.append(_to_place(scale, place))
-        return cls(blocks, scales, place)
+        return cls(stored, scales, place)
 
     @classmethod
     def load(
@@ -70,7 +70,7 @@ class Basis:
         """
         count = sum(name.startswith("basis.") for name in state)
         # Copied into torch's own, aligned memory: some CPUs round by the alignment, and a resumed run would differ.
-        blocks, scales = (
+        rows, scales = (
             [
                 _to_place(state[f"{name}.{index}"].to(device, copy=True), place)
                 for index in range(count)
@@ -78,13 +78,13 @@ class Basis:
             ]
             for name in ("basis", "scales")
         )
-        if dtype != "auto" and any(block.dtype != DTYPES[dtype] for block in blocks):
-            raise ValueError(f"the stored basis is {blocks[0].dtype}, not {dtype}")
-        return cls(blocks, scales, place)
+        if dtype != "auto" and any(own.dtype != DTYPES[dtype] for own in rows):
+            raise ValueError(f"the stored basis is {rows[0].dtype}, not {dtype}")
+        return cls(rows, scales, place)
 
     def state_dict(self) -> dict[str, Tensor]:
         """``basis.<parameter>``, and for int8 ``scales.<parameter>``."""
-        parts = {"basis": self._blocks, "scales": self._scales}
+        parts = {"basis": self._rows, "scales": self._scales}
         return {f"{name}.{index}": tensor for name, part in parts.items() for index, tensor in enumerate(part)}
 
     def dots(self, vectors: Sequence[Tensor]) -> Tensor:
@@ -92,7 +92,7 @@ class Basis:
         if self._compiled(vectors):
             from ogpsa.subspace import kernels
 
-            return kernels.dots(self._blocks, vectors)
+            return kernels.dots(self._rows, vectors)
         device = vectors[0].device
         spans = _spans(list(map(len, vectors)), GPU_PIECE if device.type == "cuda" else PIECE)
         # Made at once: small results between large pieces would keep the heap from being used again.
@@ -112,20 +112,20 @@ class Basis:
         if self._compiled(vectors):
             from ogpsa.subspace import kernels
 
-            kernels.subtract_(self._blocks, vectors, coefficients)
+            kernels.subtract_(self._rows, vectors, coefficients)
             return
         lengths, device = list(map(len, vectors)), vectors[0].device
         single = coefficients.float()
-        as_stored = self._blocks[0].dtype == torch.float32 and self._blocks[0].device.type == device.type
+        as_stored = self._rows[0].dtype == torch.float32 and self._rows[0].device.type == device.type
         spans = _spans(lengths, max(lengths) if as_stored else GPU_PIECE if device.type == "cuda" else PIECE)
         for (index, span), rows in zip(spans, self._pieces(spans, device), strict=True):
             vectors[index][span].addmv_(rows.T, single[index, : len(rows)], alpha=-1)
 
     def gram(self, device: torch.device | str = "cpu") -> Tensor:
         """Gram matrix [parameters, rank, rank] in fp64 of the rows as they are stored, computed on ``device``."""
-        table = torch.zeros(len(self._blocks), self.rank, self.rank, dtype=torch.float64)
+        table = torch.zeros(len(self._rows), self.rank, self.rank, dtype=torch.float64)
         device = torch.device(device)
-        lengths = [block.shape[1] for block in self._blocks]
+        lengths = [rows.shape[1] for rows in self._rows]
         spans = _spans(lengths, GPU_PIECE if device.type == "cuda" else PIECE)
         for (index, _), rows in zip(spans, self._pieces(spans, device), strict=True):
             exact = rows.double()
@@ -139,14 +139,14 @@ class Basis:
             and self._place == "device"
             and not self._scales
             and 0 < self.rank <= MAX_RANK
-            and all(len(block) == self.rank for block in self._blocks)
+            and all(len(rows) == self.rank for rows in self._rows)
         )
 
     def _pieces(self, spans: Sequence[Span], device: torch.device) -> Iterator[Tensor]:
         """The rows [k, length] of each span in fp32 on ``device``."""
-        if device.type == self._blocks[0].device.type:
+        if device.type == self._rows[0].device.type:
             for index, span in spans:
-                yield self._dequantized(self._block(index, span), self._scale(index, span), span)
+                yield self._dequantized(self._cut(index, span), self._scale(index, span), span)
             return
         # The next piece travels while this one is used.
         stream = torch.cuda.Stream(device)
@@ -158,31 +158,31 @@ class Basis:
         ahead = [fetch(0)] if spans else []
         for following, (_, span) in enumerate(spans, start=1):
             torch.cuda.current_stream(device).wait_stream(stream)
-            block, scale = ahead.pop()
-            for part in (block, scale):
+            cut, scale = ahead.pop()
+            for part in (cut, scale):
                 if part is not None:
                     part.record_stream(torch.cuda.current_stream(device))
             if following < len(spans):
                 ahead.append(fetch(following))
-            yield self._dequantized(block, scale, span)
+            yield self._dequantized(cut, scale, span)
 
     def _fetch(self, index: int, span: slice, device: torch.device) -> tuple[Tensor, Tensor | None]:
         scale = self._scale(index, span)
-        return _to_device(self._block(index, span), device), None if scale is None else _to_device(scale, device)
+        return _to_device(self._cut(index, span), device), None if scale is None else _to_device(scale, device)
 
-    def _block(self, index: int, span: slice) -> Tensor:
-        # int8 rows are stored in whole blocks.
-        stop = -(-span.stop // BLOCK) * BLOCK if self._scales else span.stop
-        return self._blocks[index][:, span.start : stop]
+    def _cut(self, index: int, span: slice) -> Tensor:
+        # int8 rows are stored up to the end of their last scale.
+        stop = -(-span.stop // SCALED) * SCALED if self._scales else span.stop
+        return self._rows[index][:, span.start : stop]
 
     def _scale(self, index: int, span: slice) -> Tensor | None:
-        return self._scales[index][:, span.start // BLOCK : -(-span.stop // BLOCK)] if self._scales else None
+        return self._scales[index][:, span.start // SCALED : -(-span.stop // SCALED)] if self._scales else None
 
     @staticmethod
-    def _dequantized(block: Tensor, scale: Tensor | None, span: slice) -> Tensor:
+    def _dequantized(cut: Tensor, scale: Tensor | None, span: slice) -> Tensor:
         if scale is None:
-            return block.float()
-        whole = block.float().view(len(block), block.shape[1] // BLOCK, BLOCK) * scale[:, :, None]
+            return cut.float()
+        whole = cut.float().view(len(cut), cut.shape[1] // SCALED, SCALED) * scale[:, :, None]
         return whole.flatten(1)[:, : span.stop - span.start]
 
 
@@ -196,27 +196,27 @@ def _spans(lengths: Sequence[int], size: int) -> list[Span]:
 
 
 def _rounded(rows: Tensor, dtype: StoredDtype) -> tuple[Tensor, Tensor]:
-    """The rows [k, n] in their stored type, and for int8 a scale [k, blocks] for each 64 elements."""
+    """The rows [k, n] in their stored type, and for int8 a scale [k, ⌈n / 64⌉] for each 64 elements."""
     if dtype != "int8":
         return rows.to(DTYPES[dtype]).contiguous(), torch.empty(0)
-    blocks = -(-rows.shape[1] // BLOCK)
-    stored = torch.zeros(len(rows), blocks, BLOCK, dtype=torch.int8, device=rows.device)
-    scales = torch.zeros(len(rows), blocks, device=rows.device)
-    whole = rows.shape[1] // BLOCK
-    parts = [(slice(start, min(start + GPU_PIECE // BLOCK, whole))) for start in range(0, whole, GPU_PIECE // BLOCK)]
+    count = -(-rows.shape[1] // SCALED)
+    stored = torch.zeros(len(rows), count, SCALED, dtype=torch.int8, device=rows.device)
+    scales = torch.zeros(len(rows), count, device=rows.device)
+    whole = rows.shape[1] // SCALED
+    parts = [slice(start, min(start + GPU_PIECE // SCALED, whole)) for start in range(0, whole, GPU_PIECE // SCALED)]
     for part in parts:
-        _round_blocks(rows[:, part.start * BLOCK : part.stop * BLOCK], stored[:, part], scales[:, part])
-    if whole < blocks:
-        last = torch.zeros(len(rows), BLOCK, device=rows.device)
-        last[:, : rows.shape[1] - whole * BLOCK] = rows[:, whole * BLOCK :]
-        _round_blocks(last, stored[:, whole:], scales[:, whole:])
+        _round(rows[:, part.start * SCALED : part.stop * SCALED], stored[:, part], scales[:, part])
+    if whole < count:
+        last = torch.zeros(len(rows), SCALED, device=rows.device)
+        last[:, : rows.shape[1] - whole * SCALED] = rows[:, whole * SCALED :]
+        _round(last, stored[:, whole:], scales[:, whole:])
     return stored.flatten(1), scales
 
 
-def _round_blocks(rows: Tensor, stored: Tensor, scales: Tensor) -> None:
-    blocks = rows.float().reshape(len(rows), rows.shape[1] // BLOCK, BLOCK)
-    scales.copy_(blocks.abs().amax(dim=2) / 127)
-    stored.copy_(torch.round(blocks / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]))
+def _round(rows: Tensor, stored: Tensor, scales: Tensor) -> None:
+    whole = rows.float().reshape(len(rows), rows.shape[1] // SCALED, SCALED)
+    scales.copy_(whole.abs().amax(dim=2) / 127)
+    stored.copy_(torch.round(whole / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, :, None]))
 
 
 def _to_device(rows: Tensor, device: torch.device) -> Tensor:

@@ -40,7 +40,7 @@ class ProjectionSettings:
         target: what is projected: the ``gradient``, or the ``update``, the optimizer's finished step.
         streaming: spend 1/K of the samples at every step instead of all of them every K steps.
         basis_dtype: how the basis is stored; ``auto`` is fp32 on the CPU and bf16 on a GPU.
-        basis_device: where it is stored: beside the gradients, or on the ``host`` and fetched block by block.
+        basis_device: where it is stored: beside the gradients, or on the ``host`` and fetched piece by piece.
         refresh_after_first_step: estimate once more after the first step that moves the weights, for adapters:
             before it LoRA's B is zero, and with it every gradient of A.
         selection: which rows of each set: drawn at ``random``, or those in the sharpest ``conflict`` with the safety

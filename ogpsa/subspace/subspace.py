@@ -116,7 +116,7 @@ class Subspace:
             NotFiniteError: a reference holds NaN or Inf; it is named, and the estimate changes nothing.
         """
         blocks, _ = self._parts(len(references))
-        gram = self._summed(_padded_dots(references), blocks)
+        gram = self._summed_by(_padded_dots(references), blocks)
         for index, name in enumerate(names):
             if not torch.isfinite(gram[:, index, index]).all():
                 raise NotFiniteError(name, index)
@@ -134,12 +134,12 @@ class Subspace:
             for index, block in enumerate(blocks):
                 rows[index] = combine(weights[block], rows[index])
             combined = [table @ weight for table, weight in zip(combined, weights, strict=True)]
-            latest = self._summed(_padded_dots(rows), blocks)
+            latest = self._summed_by(_padded_dots(rows), blocks)
             if torch.allclose(latest, (latest > 0.5).double(), rtol=0, atol=ORTHONORMAL_WITHIN):
                 break
         device = rows[0].device
         self.basis = Basis.store(rows, self.stored_dtype(device), self.basis_device)
-        self._set_gram(self._summed(self.basis.gram(device), self._parts(len(blocks))[1]))
+        self._set_gram(self._summed_by(self.basis.gram(device), self._parts(len(blocks))[1]))
         self.coordinates = self._roots @ torch.stack(
             [_padded(table.T @ gram[block], self.basis.rank, len(names)) for block, table in enumerate(combined)]
         )
@@ -173,7 +173,7 @@ class Subspace:
 
     def summed(self, values: Tensor) -> Tensor:
         """Numbers [parameters, …] summed within each part of ``measure``'s table and over the processes."""
-        return self._summed(values, self._parts(len(values))[1])
+        return self._summed_by(values, self._parts(len(values))[1])
 
     def remove_(self, vectors: Sequence[Tensor], measured: Tensor, sign: int = 1) -> float:
         """Take out of the vectors what ``measured`` says is inside the subspace.
@@ -274,7 +274,7 @@ class Subspace:
         parts = len(self._gram)
         return torch.arange(parts) if self.scope == "tensor" else torch.zeros(parts, dtype=torch.long)
 
-    def _summed(self, tables: Tensor, parts: Sequence[int]) -> Tensor:
+    def _summed_by(self, tables: Tensor, parts: Sequence[int]) -> Tensor:
         """Sum per-parameter tables [parameters, …] within each part and over the processes."""
         if self.layout.copies is not None:
             copies = torch.tensor(self.layout.copies, dtype=tables.dtype)
@@ -322,4 +322,4 @@ def _padded(table: Tensor, rows: int, columns: int) -> Tensor:
 def _padded_dots(rows: Sequence[Tensor]) -> Tensor:
     """Gram matrix of each parameter's rows [m, n], all of the largest m: [parameters, m, m] in fp64."""
     largest = max(map(len, rows))
-    return torch.stack([_padded(dots(block, block).cpu(), largest, largest) for block in rows])
+    return torch.stack([_padded(dots(own, own).cpu(), largest, largest) for own in rows])
