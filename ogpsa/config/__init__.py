@@ -4,7 +4,7 @@ The YAML groups hold the values and say where they come from; the classes here s
 hold. A method's own keys live in its file (``ogpsa/methods``).
 """
 
-from ogpsa.config.data import Data, FileData, TestbedData
+from ogpsa.config.data import HELD_OUT, Data, FileData, TestbedData
 from ogpsa.config.distributed import Distributed
 from ogpsa.config.eval import Backend, EndpointSettings, Evaluation, JudgeSettings, ModelEndpoint
 from ogpsa.config.identity import identity_key, identity_name, identity_of, is_inert, without_inert
@@ -30,10 +30,10 @@ from ogpsa.config.stage import DPOSettings, GRPOSettings, OneStage, SFTSettings,
 from ogpsa.config.tracker import Tracker
 
 __all__ = [
-    "NO_JUDGES", "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed", "EndpointSettings",
-    "Evaluation", "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Judges", "Method", "Model",
-    "ModelEndpoint", "OneStage", "PathText", "Precision", "Quantization", "Reward", "RewardServices", "Rollout",
-    "SFTSettings", "Scorer", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker",
+    "HELD_OUT", "NO_JUDGES", "Backend", "BaseTraining", "Config", "DPOSettings", "Data", "Distributed",
+    "EndpointSettings", "Evaluation", "ExtraMemory", "FileData", "GRPOSettings", "JudgeSettings", "Judges", "Method",
+    "Model", "ModelEndpoint", "OneStage", "PathText", "Precision", "Quantization", "Reward", "RewardServices",
+    "Rollout", "SFTSettings", "Scorer", "Section", "SetUse", "StageName", "StageSettings", "TestbedData", "Tracker",
     "config_problems", "deepspeed_problems", "describe", "identity_key", "identity_name", "identity_of", "is_inert",
     "missing_stage_values", "mixed_in", "sample_problems", "set_name_problems", "stage_value", "without_inert",
 ]  # fmt: skip

@@ -6,6 +6,9 @@ from pydantic import Field, field_validator
 
 from ogpsa.config.section import PathText, Section
 
+# Before the names of the held-out sets among the trainer's evaluation sets, which hold the reference sets as well.
+HELD_OUT = "held_out_"
+
 
 class TestbedData(Section):
     """A synthetic world built from ``seed`` (``ogpsa/testbed/world.py``)."""
@@ -43,7 +46,7 @@ class FileData(Section):
     @classmethod
     def _names_are_free(cls, sets: dict[str, str]) -> dict[str, str]:
         for name in sets:
-            if name == "training" or name.startswith("held_out_"):
+            if name == "training" or name.startswith(HELD_OUT):
                 raise ValueError(f"'{name}' is what a trainer calls rows of its own; name the set otherwise")
         return sets
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 from urllib.request import Request, urlopen
 
-from ogpsa.config import Config, identity_key
+from ogpsa.config import HELD_OUT, Config, identity_key
 from ogpsa.config import Tracker as TrackerSettings
 from ogpsa.runs.event_files import EventFiles
 from ogpsa.utils.errors import EXIT_DONE, EXIT_FAILURE, UserError
@@ -23,8 +23,6 @@ from ogpsa.utils.network import PROBE_SECONDS, UNREACHABLE, within
 from ogpsa.utils.signals import deaf_children
 
 log = logging.getLogger(__name__)
-# Before the names of the held-out sets among the trainer's evaluation sets, which hold the reference sets as well.
-HELD_OUT = "held_out_"
 # Seconds that W&B may keep a run waiting at its end for the rest of an upload.
 END_SECONDS = 5.0
 # As arguments: the seconds, then the command. The watcher ends the whole session.

@@ -21,7 +21,18 @@ from transformers import (
 )
 from trl import DPOConfig, GRPOConfig, SFTConfig, SFTTrainer
 
-from ogpsa.config import Config, DPOSettings, FileData, GRPOSettings, Model, OneStage, Scorer, SFTSettings, StageName
+from ogpsa.config import (
+    HELD_OUT,
+    Config,
+    DPOSettings,
+    FileData,
+    GRPOSettings,
+    Model,
+    OneStage,
+    Scorer,
+    SFTSettings,
+    StageName,
+)
 from ogpsa.data.conversations import turn, turns
 from ogpsa.data.rows import Data, Row, row_place, set_uses
 from ogpsa.distributed import processes
@@ -32,7 +43,6 @@ from ogpsa.models.generate import ReplyDecoder
 from ogpsa.models.load import load_model
 from ogpsa.models.template import render
 from ogpsa.models.tokenizer import end_tokens
-from ogpsa.runs.tracking import HELD_OUT
 from ogpsa.training.callbacks import StepCallback
 from ogpsa.training.finite import FiniteTrainer
 from ogpsa.training.grpo import RolloutCallback, RolloutTrainer, ScoredRollouts
