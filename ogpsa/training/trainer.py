@@ -54,7 +54,7 @@ from ogpsa.utils.random_state import preserved_random_state
 from ogpsa.utils.signals import Interruption
 
 # The section of the YAML that a method's keys stand in.
-METHOD = "method"
+METHOD_SECTION = "method"
 # transformers' names.
 OPTIMIZERS = {
     "adamw": "adamw_torch",
@@ -69,11 +69,11 @@ class _StageTrainer(Trainer):
     read every weight of a checkpoint.
     """
 
-    _differ = False
+    _names_differ = False
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; what the method refuses only now is reported as at ``attach``."""
-        with settings_of(METHOD):
+        with settings_of(METHOD_SECTION):
             return super().train(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -103,14 +103,14 @@ class _StageTrainer(Trainer):
         return found
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self._differ = False
+        self._names_differ = False
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._read_again(resume_from_checkpoint)
+        self._read_by_class(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        self._differ = False
+        self._names_differ = False
         super()._load_best_model()
-        self._read_again(str(self.state.best_model_checkpoint))
+        self._read_by_class(str(self.state.best_model_checkpoint))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Note that a checkpoint's weights were left out by name, of which transformers only warns."""
@@ -118,15 +118,15 @@ class _StageTrainer(Trainer):
         read = {id(weight) for name, weight in weights.items() if name not in load_result.missing_keys}
         # A tied weight is saved under one of its names.
         lost = [name for name in load_result.missing_keys if id(weights[name]) not in read]
-        self._differ = bool(lost or load_result.unexpected_keys)
+        self._names_differ = bool(lost or load_result.unexpected_keys)
 
-    def _read_again(self, checkpoint: str) -> None:
+    def _read_by_class(self, checkpoint: str) -> None:
         """Read a checkpoint whose names are not the model's.
 
         Models that read images and mixtures of experts are saved as they are published, under names that their class
         alone takes.
         """
-        if self._differ:
+        if self._names_differ:
             model = cast(PreTrainedModel, self.model)
             model.load_state_dict(load_model(Path(checkpoint), model.dtype)[0].state_dict())
 
@@ -181,14 +181,7 @@ def build_trainer(
     processes.on_all_processes(lambda: method.freeze(model, stage.name))
     adapter = processes.on_all_processes(lambda: method.adapter(model, stage.name))
     if isinstance(stage, GRPOSettings):
-        if scorer is None:
-            raise ValueError("GRPO needs a scorer")
-        ends = end_tokens(model.generation_config, tokenizer)
-        decoder = ReplyDecoder(tokenizer, ends)
-        # transformers would take whatever TRL does not set, as min_p, from the model's own settings.
-        model.generation_config = GenerationConfig(eos_token_id=ends)
-        opened = template_opens_thought(partial(render, tokenizer))
-        procedure = _grpo(stage, ScoredRollouts(scorer, decoder, opened, stage.num_generations))
+        procedure = _grpo(stage, model, tokenizer, scorer)
     elif isinstance(stage, DPOSettings):
         procedure = _dpo(stage, config.model)
         rows = {name: shared_rows(part, output / "rows" / name) for name, part in rows.items()}
@@ -226,7 +219,7 @@ def build_trainer(
 
     def complete() -> None:
         _check_nothing_dropped(f"{key}.max_length", stage.max_length, trainer, whole)
-        with settings_of(METHOD):
+        with settings_of(METHOD_SECTION):
             method.attach(trainer, stage.name, config.seed)
 
     processes.on_all_processes(complete)
@@ -273,7 +266,14 @@ def _dpo(stage: DPOSettings, model: Model) -> _Procedure:
     return _Procedure(StageDPOTrainer, DPOConfig, arguments)
 
 
-def _grpo(stage: GRPOSettings, reward: ScoredRollouts) -> _Procedure:
+def _grpo(stage: GRPOSettings, model: Any, tokenizer: PreTrainedTokenizerBase, scorer: Scorer | None) -> _Procedure:
+    if scorer is None:
+        raise ValueError("GRPO needs a scorer")
+    ends = end_tokens(model.generation_config, tokenizer)
+    # transformers would take whatever TRL does not set, as min_p, from the model's own settings.
+    model.generation_config = GenerationConfig(eos_token_id=ends)
+    opened = template_opens_thought(partial(render, tokenizer))
+    reward = ScoredRollouts(scorer, ReplyDecoder(tokenizer, ends), opened, stage.num_generations)
     arguments = {
         "num_generations": stage.num_generations,
         "steps_per_generation": accumulation_steps(stage, processes.world_size()) * stage.updates_per_generation,
