@@ -126,7 +126,7 @@ def equal_safety(experiment: Experiment, rows: Sequence[Row]) -> list[EqualSafet
     found = []
     several = [row for row in rows if len(row.strengths) > 1]
     for row in several:
-        alike = [other for other in several if (other.group, other.pipeline) == (row.group, row.pipeline)]
+        alike = [other for other in several if other.place == row.place]
         reference = reference_of(row, experiment, alike) or row
         pattern = experiment.settings.reference
         if len(alike) > 1 and pattern is not None and fnmatchcase(reference.name, pattern):
@@ -163,11 +163,11 @@ def at_levels(experiment: Experiment, rows: Sequence[Row]) -> list[AtLevel]:
     """Over-refusal at the experiment's safety levels, and at the highest that all rows reach in all seeds."""
     found = []
     for pair in experiment.settings.levels:
-        for place in dict.fromkeys((row.group, row.pipeline) for row in rows):
+        for place in dict.fromkeys(row.place for row in rows):
             points = {
                 row.name: _points(row, pair.safety, pair.over_refusal)
                 for row in rows
-                if (row.group, row.pipeline) == place and len(row.strengths) > 1
+                if row.place == place and len(row.strengths) > 1
             }
             highest = [max(x for x, _ in own) for by_seed in points.values() for own in by_seed.values()]
             levels = dict.fromkeys(pair.at, False) | ({min(highest): True} if highest else {})
@@ -250,7 +250,7 @@ def compare_at_equal_distance(rows: Sequence[Row]) -> list[Comparison]:
 
 def _naive_beside(row: Row, rows: Sequence[Row]) -> Row | None:
     """Naive tuning in the row's group and pipeline, the first row of it; None if there is none or it is that row."""
-    alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
+    alike = [other for other in rows if other.place == row.place]
     naive = next((other for other in alike if other.config.method.name == "baseline"), None)
     return None if naive is row else naive
 
@@ -262,24 +262,28 @@ def directions(rows: Sequence[Row]) -> dict[str, Summary]:
 
 
 def cosines_with_naive(row: Row, rows: Sequence[Row], strength: float | None = None) -> dict[int, float]:
-    """``directions`` of one row, by seed, at its own strength if none is given; empty for naive tuning itself."""
+    """Cosine between the displacements of a row's weights and of naive tuning's, by seed; none for naive tuning itself.
+
+    Args:
+        strength: the row's own if None.
+    """
     if (naive := _naive_beside(row, rows)) is None:
         return {}
-    theirs = {seed: result.weights for seed, result in naive.by_seed(strength).items()}
+    theirs = {seed: result.displacement for seed, result in naive.by_seed(strength).items()}
     found = {}
     for seed, mine in row.by_seed(strength).items():
         if isinstance(mine.run, KeptRun) and mine.run.record.direction is not None:
             found[seed] = mine.run.record.direction
-        elif mine.weights is not None and (other := theirs.get(seed)) is not None:
-            found[seed] = cosine(mine.weights, other)
+        elif mine.displacement is not None and (other := theirs.get(seed)) is not None:
+            found[seed] = cosine(mine.displacement, other)
     return found
 
 
 def front_membership(rows: Sequence[Row], against: str = "utility") -> list[Membership]:
     """Every row that has run and has both scores, within its group and pipeline."""
     found = []
-    for place in dict.fromkeys((row.group, row.pipeline) for row in rows):
-        alike = [row for row in rows if (row.group, row.pipeline) == place and row.by_seed()]
+    for place in dict.fromkeys(row.place for row in rows):
+        alike = [row for row in rows if row.place == place and row.by_seed()]
         members = [row for row in alike if _measured(row, against)]
         if not members:
             continue

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Checkpoints: the untuned model's, and the last of a run."""
+class Displacement:
+    """The two ends of a run's way: the untuned model's folder and its last checkpoint."""
 
     untuned: Path
     tuned: Path
 
 
-def weights_of(config: Config, directory: Path) -> Weights | None:
-    """Checkpoints of a finished run; None where its weights or its starting ones are missing: nothing is fetched."""
+def displacement_of(config: Config, directory: Path) -> Displacement | None:
+    """That of a finished run; None where its weights or its starting ones are missing: nothing is fetched."""
     tuned = checkpoints(directory)
     base = untuned_folder(config)
     if base is None or not base.is_dir() or not tuned:
         return None
-    return Weights(base, tuned[-1]) if untuned_digest(directory) in (None, folder_digest(base)) else None
+    return Displacement(base, tuned[-1]) if untuned_digest(directory) in (None, folder_digest(base)) else None
 
 
 def untuned_folder(config: Config) -> Path | None:
@@ -42,16 +42,16 @@ def untuned_folder(config: Config) -> Path | None:
     return WEIGHTS if is_shipped(config) else Path(config.cache_dir) / "bases" / base_key(config)
 
 
-def relative_distance(weights: Weights) -> float:
+def relative_distance(way: Displacement) -> float:
     """``|tuned - untuned| / |untuned|`` over all tensors, in fp64, tensor by tensor."""
     change = length = 0.0
-    for start, tuned in _tensors(weights.untuned, weights.tuned):
+    for start, tuned in _tensors(way.untuned, way.tuned):
         change += float((tuned - start).square().sum())
         length += float(start.square().sum())
     return sqrt(change / length)
 
 
-def cosine(one: Weights, other: Weights) -> float:
+def cosine(one: Displacement, other: Displacement) -> float:
     """Cosine between the displacements of two runs from the same untuned model, computed the same way."""
     product = squares = other_squares = 0.0
     for start, mine, theirs in _tensors(one.untuned, one.tuned, other.tuned):

@@ -71,7 +71,7 @@ def _front(experiment: Experiment, rows: Sequence[Row], against: str) -> Figure 
     panels = figure.subplots(len(views), len(columns), squeeze=False)
     for line, (group, close) in zip(panels, views, strict=True):
         for axes, (part, pipeline) in zip(line, columns, strict=True):
-            own = [row for row in parts[part] if (row.group, row.pipeline) == (group, pipeline)]
+            own = [row for row in parts[part] if row.place == (group, pipeline)]
             if not close:
                 for row in own:
                     _draw_published(axes, row.name, styles[part][row.label][1], scores)

@@ -13,7 +13,7 @@ import yaml
 
 from eval.scores.finished import FinishedRun, is_finished, read_finished
 from eval.scores.statistics import Summary, average_gain, balanced_score, summarize
-from experiments.distance import Weights, relative_distance, weights_of
+from experiments.distance import Displacement, displacement_of, relative_distance
 from experiments.kept import KeptRun, Record
 from experiments.rows import (
     PUBLISHED_FILE,
@@ -99,14 +99,14 @@ class Result:
             nats per token, without what has no value; how far the weights have moved (``moved``) where the experiment
             shows it.
         base: the same of the untuned model.
-        weights: where the experiment shows how far they have moved, and they are there.
+        displacement: of the weights, where the experiment shows how far they have moved and they are there.
     """
 
     point: Point
     run: FinishedRun
     scores: dict[str, float]
     base: dict[str, float]
-    weights: Weights | None = None
+    displacement: Displacement | None = None
 
     @property
     def refused(self) -> float | None:
@@ -145,6 +145,11 @@ class Row:
     @property
     def pipeline(self) -> str:
         return PIPELINES[self.config.stage.name]
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Group and pipeline: rows are compared with those that share both."""
+        return self.group, self.pipeline
 
     @property
     def method(self) -> str:
@@ -293,7 +298,7 @@ def usual_of(row: Row, experiment: Experiment, rows: Sequence[Row]) -> Row | Non
 
 
 def _alike(row: Row, rows: Sequence[Row], pattern: str | None) -> Row | None:
-    alike = [other for other in rows if (other.group, other.pipeline) == (row.group, row.pipeline)]
+    alike = [other for other in rows if other.place == row.place]
     found = [other for other in alike if pattern is not None and fnmatchcase(other.name, pattern)]
     return found[0] if found and found[0] is not row else None
 
@@ -343,12 +348,12 @@ def _read(point: Point, folder: Path, settings: ExperimentSettings, kept: Mappin
         for found in (base, scores):
             attacked = [name for name in point.config.eval.safety if name in found]
             found |= {attack_success(name): 100 - found[name] for name in attacked}
-    weights = weights_of(point.config, run.directory) if settings.distance else None
-    if weights is not None:
-        scores |= {"moved": 100 * relative_distance(weights)}
+    displacement = displacement_of(point.config, run.directory) if settings.distance else None
+    if displacement is not None:
+        scores |= {"moved": 100 * relative_distance(displacement)}
     elif settings.distance and isinstance(run, KeptRun) and run.record.moved is not None:
         scores |= {"moved": run.record.moved}
-    return Result(point, run, scores, base, weights)
+    return Result(point, run, scores, base, displacement)
 
 
 def _scores(part: dict[str, Any]) -> dict[str, float]:

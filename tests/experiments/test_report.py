@@ -25,7 +25,7 @@ from experiments.comparisons import (
     equal_safety,
 )
 from experiments.costs import Cost, StageCost, costs
-from experiments.distance import Weights, relative_distance, weights_of
+from experiments.distance import Displacement, displacement_of, relative_distance
 from experiments.execute import tasks_of
 from experiments.figures import draw, draw_over_refusal
 from experiments.kept import RESULTS, read_kept, record_of, usable_here
@@ -425,10 +425,10 @@ def test_equal_distance_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     given = points(table, "testbed")
     write_weights(tmp_path / "untuned", [1.0, 0.0, 0.0])
 
-    def weights_of(config: Config, directory: Path) -> Weights:
-        return Weights(tmp_path / "untuned", directory)
+    def displacement_of(config: Config, directory: Path) -> Displacement:
+        return Displacement(tmp_path / "untuned", directory)
 
-    monkeypatch.setattr("experiments.outcomes.weights_of", weights_of)
+    monkeypatch.setattr("experiments.outcomes.displacement_of", displacement_of)
     for point in given:
         distance = moved[point.row, point.strength]
         write_run(tmp_path, point, 0.9, {0.02: 0.6, 0.01: 0.7, 0.015: 0.7}[distance])
@@ -461,7 +461,7 @@ def test_of_several_rows_of_naive_tuning_the_first_is_what_others_are_compared_w
     given = points(table, "testbed")
     write_weights(tmp_path / "untuned", [1.0, 0.0, 0.0])
     monkeypatch.setattr(
-        "experiments.outcomes.weights_of", lambda _, directory: Weights(tmp_path / "untuned", directory)
+        "experiments.outcomes.displacement_of", lambda _, directory: Displacement(tmp_path / "untuned", directory)
     )
     for point in given:
         # OGPSA becomes as safe as the others at four times the rate.
@@ -491,14 +491,14 @@ def test_distance_of_a_model_that_lies_in_a_folder(tmp_path: Path, monkeypatch: 
     def config(path: str) -> Config:
         return point.config.model_copy(update={"model": point.config.model.model_copy(update={"path": path})})
 
-    weights = weights_of(config(str(folders["untuned"])), tmp_path)
-    assert weights == Weights(folders["untuned"], folders["tuned"])
-    assert relative_distance(weights) == pytest.approx(0.1)
-    assert weights_of(config("nobody/nothing"), tmp_path) is None
+    displacement = displacement_of(config(str(folders["untuned"])), tmp_path)
+    assert displacement == Displacement(folders["untuned"], folders["tuned"])
+    assert relative_distance(displacement) == pytest.approx(0.1)
+    assert displacement_of(config("nobody/nothing"), tmp_path) is None
     # Of a run that began with other weights than lie there now, nothing is known.
-    for began_with, expected in ((folders["untuned"], weights), (folders["tuned"], None)):
+    for began_with, expected in ((folders["untuned"], displacement), (folders["tuned"], None)):
         (tmp_path / "provenance.json").write_text(json.dumps({"rests_on": model_digests(began_with)}))
-        assert weights_of(config(str(folders["untuned"])), tmp_path) == expected
+        assert displacement_of(config(str(folders["untuned"])), tmp_path) == expected
 
 
 def test_front_membership_by_hand(tmp_path: Path) -> None:
