@@ -120,7 +120,7 @@ demo: $(INSTALLED) ## Run the main job on the testbed, SFT, then DPO, without an
 	  > outputs/demo/baseline.log 2>&1 & naive=$$!; \
 	$(BIN)/python train.py method=ogpsa stage=sft_dpo hydra.run.dir=outputs/demo/ogpsa $(ARGS); \
 	wait $$naive || { tail -n 5 outputs/demo/baseline.log >&2; exit 1; }
-	@$(BIN)/python -m eval.pareto outputs/demo
+	@$(BIN)/python -m eval pareto outputs/demo
 	@echo "Compare the rows of baseline (naive tuning) and ogpsa: at equal safety, higher utility and lower over-refusal win; on one base a point or two means nothing."
 
 .PHONY: experiments

@@ -1,4 +1,4 @@
-"""Tables and a picture of safety against utility from finished runs: ``python -m eval.pareto DIR…``."""
+"""Tables and a picture of safety against utility from finished runs: ``python -m eval pareto DIR…``."""
 
 import sys
 from collections.abc import Sequence

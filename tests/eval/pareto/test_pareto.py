@@ -1,4 +1,4 @@
-"""``python -m eval.pareto``: which runs enter, how they are grouped and compared, and what is written."""
+"""``python -m eval pareto``: which runs enter, how they are grouped and compared, and what is written."""
 
 import csv
 import json
