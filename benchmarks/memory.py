@@ -19,7 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.architectures import ARCHITECTURES, Architecture, architecture
 from benchmarks.common import Row, parser, run, write
-from ogpsa.preflight.memory import GB, Optimizer, Setup, estimate, shape_of
+from ogpsa.config import Optimizer
+from ogpsa.preflight.memory import GB, Setup, estimate, shape_of
 from ogpsa.subspace.shards import ParameterShards
 from ogpsa.subspace.subspace import Subspace
 

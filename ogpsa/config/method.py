@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
+from ogpsa.config.distributed import Mode
 from ogpsa.config.section import Section
 from ogpsa.config.stage import StageName
 from ogpsa.utils.errors import closest_match
@@ -194,6 +195,16 @@ def set_name_problems(key: str, names: Sequence[str], stage: StageName, config: 
     return problems
 
 
+def mode_problems(config: "Config", why: str, allowed: Sequence[Mode] = ("single", "ddp", "fsdp2")) -> list[str]:
+    """A way of distributing that the method does not support, and ``why``: a clause that follows its name."""
+    mode = config.distributed.name
+    if mode in allowed:
+        return []
+    return [
+        f"distributed: {mode} is not supported with method={config.method.name}, {why}; allowed: {', '.join(allowed)}"
+    ]
+
+
 def sample_problems(samples: int, config: "Config", purpose: str = "") -> list[str]:
     """More ``method.samples`` than a testbed's sets hold; the rows of files are counted where they are read."""
     if config.data.name != "testbed" or samples <= config.data.reference_rows:
@@ -201,14 +212,4 @@ def sample_problems(samples: int, config: "Config", purpose: str = "") -> list[s
     return [
         f"method.samples: {samples} rows wanted{purpose}, but each testbed set holds "
         f"data.reference_rows={config.data.reference_rows}; lower the one or raise the other"
-    ]
-
-
-def deepspeed_problems(kept: str, config: "Config") -> list[str]:
-    """DeepSpeed with a method that works on what DeepSpeed keeps to itself."""
-    if config.distributed.name not in ("zero2", "zero3"):
-        return []
-    return [
-        f"distributed: {config.distributed.name} is not supported with method={config.method.name}, since DeepSpeed "
-        f"keeps the {kept} to itself; allowed: single, ddp, fsdp2"
     ]

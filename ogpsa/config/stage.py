@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from ogpsa.config.section import Section
 
 StageName = Literal["sft", "dpo", "grpo"]
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"]
 # TRL's names of DPO's losses, except those that compare the pairs of a micro-batch with each other.
 PairLoss = Literal[
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down",
@@ -36,7 +37,7 @@ class StageSettings(Training):
     max_grad_norm: float = Field(ge=0)
     max_steps: int | None = Field(ge=1)
     log_every: int = Field(ge=1)
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"]
+    optimizer: Optimizer
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> "StageSettings":

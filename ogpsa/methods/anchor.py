@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ogpsa.config import ExtraMemory, Method, StageName, deepspeed_problems, stage_value
+from ogpsa.config import ExtraMemory, Method, StageName, mode_problems, stage_value
 
 if TYPE_CHECKING:
     from torch.nn import Module, Parameter
@@ -26,7 +26,7 @@ class Anchor(Method):
     strength: Strength | dict[StageName, Strength]
 
     def problems(self, config: "Config") -> list[str]:
-        problems = deepspeed_problems("weights that it updates", config)
+        problems = mode_problems(config, "since DeepSpeed keeps the weights that it updates to itself")
         for stage in config.stages:
             strength = stage_value(self.strength, stage.name)
             if strength * stage.learning_rate > 1:

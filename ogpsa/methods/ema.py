@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ogpsa.config import ExtraMemory, Method, StageName, deepspeed_problems, stage_value
+from ogpsa.config import ExtraMemory, Method, StageName, mode_problems, stage_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ class Ema(Method):
     decay: Decay | dict[StageName, Decay]
 
     def problems(self, config: "Config") -> list[str]:
-        problems = deepspeed_problems("weights that it updates", config)
+        problems = mode_problems(config, "since DeepSpeed keeps the weights that it updates to itself")
         problems += [
             f"{config.stage_key(stage.name)}.keep: best takes one step's weights, and method=ema an average of all; "
             "allowed: last"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, PrivateAttr
 
-from ogpsa.config import ExtraMemory, Method, SetUse, StageName, deepspeed_problems, sample_problems, set_name_problems
+from ogpsa.config import ExtraMemory, Method, SetUse, StageName, mode_problems, sample_problems, set_name_problems
 from ogpsa.nullspace.settings import Modules, Rule, SpaceSettings, Variant
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Nspo(Method):
 
     def problems(self, config: "Config") -> list[str]:
         problems = set_name_problems("method.general_sets", self.general_sets, config.stages[0].name, config)
-        problems += deepspeed_problems("gradients and weights", config)
+        problems += mode_problems(config, "since DeepSpeed keeps the gradients and weights to itself")
         if isinstance(self.modules, dict) and self.variant not in self.modules:
             given = ", ".join(f"{variant}: …" for variant in self.modules)
             problems.append(f"method.modules: found {{{given}}}, which has no value for method.variant={self.variant}")

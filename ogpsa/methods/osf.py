@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ogpsa.config import ExtraMemory, Method, StageName
+from ogpsa.config import ExtraMemory, Method, StageName, mode_problems
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,12 +31,7 @@ class Osf(Method):
     modules: Literal["all-linear", "mlp"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
     def problems(self, config: "Config") -> list[str]:
-        problems = []
-        if config.distributed.name not in ("single", "ddp"):
-            problems.append(
-                f"distributed: {config.distributed.name} is not supported with method={self.name}, whose gradients are "
-                "projected before they are sharded; allowed: single, ddp"
-            )
+        problems = mode_problems(config, "whose gradients are projected before they are sharded", ("single", "ddp"))
         if config.model.dtype != "fp32":
             problems.append(
                 f"model.dtype: {config.model.dtype} rounds the singular directions of method={self.name}; allowed: "

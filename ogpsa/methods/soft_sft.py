@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ogpsa.config import ExtraMemory, Method, StageName, deepspeed_problems
+from ogpsa.config import ExtraMemory, Method, StageName, mode_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,13 +33,13 @@ class SoftSFT(Method):
     later: Beta
 
     def problems(self, config: "Config") -> list[str]:
-        problems = deepspeed_problems("weights", config)
+        problems = []
         if all(stage.name != "sft" for stage in config.stages):
             problems.append(
                 f"method: {self.name} is a loss of sft, and stage={config.stage.name} has none; "
                 "allowed: sft, sft_dpo, sft_grpo"
             )
-        return problems
+        return problems + mode_problems(config, "since DeepSpeed keeps the weights to itself")
 
     def attach(self, trainer: "Trainer", stage: StageName, seed: int) -> None:
         if stage != "sft":

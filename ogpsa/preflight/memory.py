@@ -8,14 +8,13 @@ shapes alone. Needs nothing heavy. All sizes are bytes; 1 GB is 1e9.
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from ogpsa.config import Mode, Optimizer
 from ogpsa.subspace.settings import BasisDevice, BasisDtype
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Mode = Literal["single", "ddp", "fsdp2", "zero2", "zero3"]
-Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "sgd"]
 SHARDING_WEIGHTS: tuple[Mode, ...] = ("fsdp2", "zero3")
 
 GB = 1e9

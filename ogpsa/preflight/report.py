@@ -17,6 +17,7 @@ from ogpsa.config import (
     Config,
     GRPOSettings,
     Judges,
+    Mode,
     OneStage,
     Section,
     SFTSettings,
@@ -27,7 +28,7 @@ from ogpsa.data.conversations import as_text
 from ogpsa.data.rows import Data, Row
 from ogpsa.distributed import processes
 from ogpsa.distributed.launch import accumulation_steps, batch_problems, saving_problems
-from ogpsa.preflight.memory import GB, SHARDING_WEIGHTS, Estimate, Mode, ModelShape, Setup, estimate, shape_of
+from ogpsa.preflight.memory import GB, SHARDING_WEIGHTS, Estimate, ModelShape, Setup, estimate, shape_of
 from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN
 from ogpsa.utils.errors import UserError, first_line

@@ -18,12 +18,12 @@ from benchmarks.architectures import ARCHITECTURES, Architecture
 from benchmarks.memory import Case, compare, peak_bytes
 from eval.judging.reward import JUDGES
 from ogpsa.app.compose import CONF, compose_config
-from ogpsa.config import NO_JUDGES, Config, TestbedData
+from ogpsa.config import NO_JUDGES, Config, Mode, TestbedData
 from ogpsa.data.rows import Data, load_data
 from ogpsa.distributed.launch import launch_problems
 from ogpsa.models.adapters import dequantized
 from ogpsa.models.load import load_model
-from ogpsa.preflight.memory import BASIS_BYTES, GB, Mode, ModelShape, Setup, estimate, shape_of
+from ogpsa.preflight.memory import BASIS_BYTES, GB, ModelShape, Setup, estimate, shape_of
 from ogpsa.preflight.report import count, fit, meta_model, remedies, report, stage_setup, stage_shapes, told_memory
 from ogpsa.subspace.settings import ProjectionSettings
 from ogpsa.testbed.cache import ensure_base
