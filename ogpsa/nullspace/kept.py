@@ -22,7 +22,7 @@ from ogpsa.models.tokenizer import conversation_tokens, load_tokenizer
 from ogpsa.nullspace.moments import empty_model, in_portions, second_moments, shared_inputs
 from ogpsa.nullspace.settings import Modules, SpaceSettings, last_parts, meant, selected_layers
 from ogpsa.nullspace.space import NullSpace, fitting_thresholds, null_space
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import UserError, first_few
 from ogpsa.utils.files import (
     COMPLETE_FILE,
     build_folder,
@@ -138,7 +138,7 @@ def chosen_groups(model: PreTrainedModel, modules: Modules) -> dict[str, list[st
         size = sum(matrices[name] for name in set(lost)) / 1e6
         found = modules if isinstance(modules, str) else ", ".join(modules)
         raise UserError(
-            f"method.modules: '{found}' also stands for {_named(lost)}, {size:.3g} M weights that are not "
+            f"method.modules: '{found}' also stands for {first_few(lost, NAMED)}, {size:.3g} M weights that are not "
             "torch.nn.Linear and would be unprotected; allowed: endings of names of linear layers alone, here "
             f"{', '.join(last_parts(layers)) or 'none'}"
         )
@@ -146,8 +146,8 @@ def chosen_groups(model: PreTrainedModel, modules: Modules) -> dict[str, list[st
     reached = {layer for together in groups.values() for layer in together}
     if lost := [layer for layer in chosen if layer not in reached]:
         raise UserError(
-            f"method.modules: a forward pass does not send every token through {_named(lost)}, whose inputs are not "
-            "known; leave it out"
+            f"method.modules: a forward pass does not send every token through {first_few(lost, NAMED)}, whose "
+            "inputs are not known; leave it out"
         )
     members = {group: [layer for layer in together if layer in chosen] for group, together in groups.items()}
     return {group: together for group, together in members.items() if together}
@@ -235,7 +235,9 @@ def _check_shares(kept: KeptSpaces, settings: SpaceSettings, shares: Sequence[fl
     for groups, harm in ((frozen, "frozen or nearly so"), (unprotected, "hardly protected")):
         layers = [f"{layer} {found[group]:.1%}" for group in groups for layer in kept.groups[group]]
         if layers:
-            harms.append(f"{len(layers)} of {len(kept.layers)} layers would be {harm} (null shares: {_named(layers)})")
+            harms.append(
+                f"{len(layers)} of {len(kept.layers)} layers would be {harm} (null shares: {first_few(layers, NAMED)})"
+            )
     raise UserError(
         f"method.threshold: found {settings.threshold:g} with method.rule={settings.rule}, by which "
         f"{' and '.join(harms)}; allowed: null shares from {least:.3g} to {most:.3g}, and "
@@ -266,7 +268,3 @@ def _short(low: float, high: float, upwards: bool) -> str:
         if low < float(found) < high:
             break
     return found
-
-
-def _named(layers: Sequence[str]) -> str:
-    return ", ".join(layers[:NAMED]) + (f" and {len(layers) - NAMED} more" if len(layers) > NAMED else "")

@@ -17,7 +17,7 @@ from ogpsa.data.builders.settings import CARD
 from ogpsa.data.conversations import turns
 from ogpsa.data.fit import Texts, Unfit, unfit_texts
 from ogpsa.data.rows import COLUMNS, SAFETY_COLUMNS, Data, Row, row_place, set_uses
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import UserError, first_few
 
 log = logging.getLogger("ogpsa.rows")
 # Rows that a message names.
@@ -116,9 +116,8 @@ def _lines(key: str, stage: OneStage, part: _Part, unfit: Unfit, folder: str) ->
     which, rows = part.called, len(part.rows)
 
     def those(found: dict[int, int], what: str) -> str:
-        first = [f"{part.place(number)} ({what}{size} tokens)" for number, size in found.items()][:NAMED]
-        more = f" and {len(found) - len(first)} more" if len(found) > len(first) else ""
-        return f"in {len(found)} of the {rows} rows of the {which}, {', '.join(first)}{more}"
+        named = [f"{part.place(number)} ({what}{size} tokens)" for number, size in found.items()]
+        return f"in {len(found)} of the {rows} rows of the {which}, {first_few(named, NAMED)}"
 
     if unfit.otherwise:
         number, difference = next(iter(unfit.otherwise.items()))

@@ -25,7 +25,7 @@ import yaml
 from ogpsa.config import Config, StageName, identity_of
 from ogpsa.distributed import processes
 from ogpsa.utils.dotted import flatten
-from ogpsa.utils.errors import EXIT_REQUEUE, UserError
+from ogpsa.utils.errors import EXIT_REQUEUE, UserError, first_few
 from ogpsa.utils.files import check_writable, exclusive, is_complete, read_json, remove_unfinished, write_atomically
 
 CONFIG_FILE = "config.yaml"
@@ -88,10 +88,9 @@ def check_directory(directory: Path, config: Config) -> None:
     theirs = flatten(identity_of(stored))
     differing = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     if differing:
-        shown = ", ".join(f"{key} ({theirs.get(key)!r} there, {ours.get(key)!r} here)" for key in differing[:8])
-        more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+        shown = first_few([f"{key} ({theirs.get(key)!r} there, {ours.get(key)!r} here)" for key in differing])
         raise UserError(
-            f"hydra.run.dir: {directory} holds a run of another configuration; differing: {shown}{more}; "
+            f"hydra.run.dir: {directory} holds a run of another configuration; differing: {shown}; "
             "choose another directory"
         )
 

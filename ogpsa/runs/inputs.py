@@ -17,7 +17,7 @@ from ogpsa.config import Method, Reward
 from ogpsa.data.rows import Data, Row
 from ogpsa.models.files import file_hashes
 from ogpsa.runs.directory import PROVENANCE_FILE
-from ogpsa.utils.errors import UserError
+from ogpsa.utils.errors import UserError, first_few
 from ogpsa.utils.files import hash_file, read_json, read_jsonl, write_json
 
 log = logging.getLogger(__name__)
@@ -184,9 +184,8 @@ def _provenance(directory: Path) -> dict[str, Any]:
 
 
 def _refuse(directory: Path, changed: Sequence[str], way_out: str = "") -> NoReturn:
-    shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
     raise UserError(
-        f"hydra.run.dir: the run in {directory} began with other inputs; changed since then: {shown}; "
+        f"hydra.run.dir: the run in {directory} began with other inputs; changed since then: {first_few(changed)}; "
         f"restore them{way_out} or choose another directory"
     )
 

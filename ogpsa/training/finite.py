@@ -9,10 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 from ogpsa.distributed import processes
-from ogpsa.utils.errors import UserError
-
-# Rows that a message names.
-NAMED = 8
+from ogpsa.utils.errors import UserError, first_few
 
 
 class FiniteTrainer(Trainer):
@@ -43,7 +40,7 @@ class FiniteTrainer(Trainer):
         # Alone, where no other process has to take part.
         alone = [row for row in rows if self._is_bad(row)] if processes.world_size() == 1 else []
         named = [self.row_place(row) for row in (alone or rows)]
-        shown = ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
+        shown = first_few(named)
         if 0 < len(alone) < len(rows):
             raise UserError(
                 f"{found}: so it is of {shown} alone; take the rows out, or look for what their tokens have in common"

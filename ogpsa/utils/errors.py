@@ -1,10 +1,10 @@
-"""The one exception for a user's mistake, and the closest-match helper its messages use."""
+"""The one exception for a user's mistake, and helpers of its messages."""
 
 import io
 import os
 import select
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -112,6 +112,11 @@ def unread(error: Exception) -> int | None:
 def first_line(error: BaseException) -> str:
     """The first line of what an error of somebody else's says, or its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def first_few(names: Sequence[str], most: int = 8) -> str:
+    """The names in one line: those after the first ``most`` as a number."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def closest_match(found: str, allowed: Iterable[str]) -> str:
