@@ -12,6 +12,7 @@ from ogpsa.config import Config, FileData, StageName
 from ogpsa.preflight.memory import GB
 from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN
 from ogpsa.utils.errors import Problems, UserError
+from ogpsa.utils.table import in_columns
 
 if TYPE_CHECKING:
     from ogpsa.data.rows import Data
@@ -56,10 +57,7 @@ def plan(experiment: Experiment, tasks: Sequence[Task], suite: Suite) -> str:
     plans = [_row_plan(row, list(own), suite) for row, own in groupby(ordered, key=lambda task: task.point.row)]
     left = {one.row: one.runs - one.done for one in plans}
     cells = [_cells(one, suite.device.name) for one in plans]
-    widths = {name: max(len(name), *(len(line[name]) for line in cells)) for name in cells[0]}
-    lines = [f"{experiment.name}: {experiment.settings.title}"]
-    lines += ["  ".join(f"{line[name]:<{width}}" for name, width in widths.items()).rstrip()
-              for line in ({name: name for name in cells[0]}, *cells)]  # fmt: skip
+    lines = [f"{experiment.name}: {experiment.settings.title}", *in_columns(cells)]
     hours = [one.hours * left[one.row] for one in plans if one.hours is not None]
     disk = [one.disk * one.runs for one in plans if one.disk is not None]
     calls = sum(one.judge_calls * left[one.row] for one in plans)

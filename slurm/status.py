@@ -17,6 +17,7 @@ from ogpsa.runs.directory import read_metrics
 from ogpsa.utils.command_line import Parser, run_program
 from ogpsa.utils.errors import EXIT_DONE, UserError
 from ogpsa.utils.files import is_full
+from ogpsa.utils.table import in_columns
 from slurm.squeue import Task, queue_of
 from slurm.sweep import Record, Sweep, find_sweep, read_lines
 
@@ -217,9 +218,7 @@ def _table(cells: Sequence[dict[str, str]]) -> list[str]:
     if not cells:
         return []
     shown = [name for name in cells[0] if name in ("row", "state") or any(line[name] for line in cells)]
-    widths = {name: max(len(name), *(len(line[name]) for line in cells)) for name in shown}
-    lines = [{name: name for name in shown}, *cells]
-    return ["  ".join(f"{line[name]:<{widths[name]}}" for name in shown).rstrip() for line in lines]
+    return in_columns([{name: line[name] for name in shown} for line in cells])
 
 
 def _percent(value: float | None) -> str:

@@ -33,6 +33,7 @@ from ogpsa.subspace.settings import SAFETY_SAMPLE, ProjectionSettings
 from ogpsa.utils.endpoint import CHARACTERS_PER_TOKEN
 from ogpsa.utils.errors import UserError, first_line
 from ogpsa.utils.network import ask_hub
+from ogpsa.utils.table import in_columns
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel
@@ -175,7 +176,7 @@ def _stage_report(
         f"GB per GPU, {processes} process{'es' if processes > 1 else ''}, micro-batches of {stage.micro_batch_size} "
         f"{'pairs' if own.pairs else 'rows'} of {stage.max_length} tokens:"
     )
-    lines += _table([_cells(shape, replace(own, mode=mode)) for mode in get_args(Mode)])
+    lines += in_columns([_cells(shape, replace(own, mode=mode)) for mode in get_args(Mode)], ">")
     lines.append(
         "peak: the highest moment, not the sum: a refresh holds the references and no basis; gradient checkpointing is "
         f"{'on: checkpointed' if own.checkpointing else 'off: activations'} counts"
@@ -212,12 +213,6 @@ def _cells(shape: ModelShape, setup: Setup) -> dict[str, str]:
     }
     cells = {name: f"{size / GB:.1f}" if size >= GB else f"{size / GB:.3g}" for name, size in sizes.items()}
     return {"distributed": setup.mode, **cells, "moment": found.peak_moment}
-
-
-def _table(rows: Sequence[dict[str, str]]) -> list[str]:
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    lines = [{name: name for name in rows[0]}, *rows]
-    return ["  ".join(f"{line[name]:>{width}}" for name, width in widths.items()) for line in lines]
 
 
 def remedies(

@@ -1,9 +1,10 @@
-"""A table and its three writers: Markdown, LaTeX and comma-separated values."""
+"""A table and its writers: Markdown, LaTeX and comma-separated values; and plain columns for a terminal."""
 
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -66,6 +67,20 @@ def aligned(table: Table) -> str:
         for line in cells
     ]
     return "\n".join([text[0], f"|{'|'.join(rule)}|", *text[1:]])
+
+
+def in_columns(lines: Sequence[Mapping[str, str]], side: Literal["<", ">"] = "<") -> list[str]:
+    """Plain lines for a terminal, the names first; ``lines``: at least one, each a cell by column, all with the same
+    columns.
+
+    Args:
+        side: the cells stand to the left (``<``) or to the right of their columns.
+    """
+    widths = {name: max(len(name), *(len(line[name]) for line in lines)) for name in lines[0]}
+    return [
+        "  ".join(f"{line[name]:{side}{width}}" for name, width in widths.items()).rstrip()
+        for line in ({name: name for name in widths}, *lines)
+    ]
 
 
 def latex(tables: Sequence[Table]) -> str:
