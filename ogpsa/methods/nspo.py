@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ogpsa.runs.run import Run
 
 log = logging.getLogger(__name__)
-Chosen = Literal["all-linear", "mlp"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -33,7 +31,7 @@ class Nspo(Method):
 
     variant: Variant
     retract_every: int = Field(ge=1)
-    modules: Chosen | dict[Variant, Chosen]
+    modules: Modules | dict[Variant, Modules]
     others: Literal["train", "freeze"]
     basis: Literal["activations", "random"]
     rule: Rule

@@ -6,11 +6,12 @@ stage. Their gradients are projected off the large directions, so that the chang
 these; an optimizer that rescales each element, such as AdamW, still leaves that projected space.
 """
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from ogpsa.config import ExtraMemory, Method, StageName, mode_problems
+from ogpsa.nullspace.settings import Modules
 from ogpsa.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Osf(Method):
 
     variant: Literal["paper", "exact"]
     kept: float = Field(gt=0, lt=1)
-    modules: Literal["all-linear", "mlp"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    modules: Modules
 
     def problems(self, config: "Config") -> list[str]:
         problems = mode_problems(config, "whose gradients are projected before they are sharded", ("single", "ddp"))

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from ogpsa.utils.errors import UserError, closest_match
 
 Rule = Literal["relative", "energy"]
 Variant = Literal["paper", "code", "exact"]
 # All linear layers but the output head; those with "mlp" in their name; or endings of names.
-Modules = Literal["all-linear", "mlp"] | list[str]
+Modules = Literal["all-linear", "mlp"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
