@@ -39,7 +39,6 @@ class FileData(Section):
     seed: int = Field(ge=0)
     safety: PathText
     reference_sets: dict[str, PathText]
-    # Absent from runs of earlier revisions.
     held_out: dict[str, PathText] = Field(default_factory=dict)
 
     @field_validator("reference_sets")

@@ -58,11 +58,9 @@ class JudgeSettings(ModelEndpoint):
         members: judges in place of a panel's own members, by the panel's name.
     """
 
-    # Absent from runs of earlier revisions.
     dir: PathText | None = None
     prompt_file: Annotated[dict[str, PathText], BeforeValidator(_without_null)]
     weights: Annotated[dict[str, PathText], BeforeValidator(_without_null)]
-    # Absent from runs of earlier revisions.
     members: Annotated[dict[str, list[str]], BeforeValidator(_without_null)] = Field(default_factory=dict)
     batch_size: int = Field(ge=1)
 
@@ -78,16 +76,12 @@ class Evaluation(Section):
     composites: dict[str, Annotated[list[str], Field(min_length=1)]]
     judges: dict[str, str]
     limit: int | None = Field(ge=1)
-    # Absent from runs of earlier revisions.
     limits: dict[str, Annotated[int, Field(ge=1)] | None] = Field(default_factory=dict)
     sample_seed: int | None = Field(ge=0)
-    # Absent from runs of earlier revisions.
     max_new_tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(ge=1)
-    # Absent from runs of earlier revisions.
     batch_tokens: int = Field(default=131072, ge=1)
     data_dir: PathText | None
-    # Absent from runs of earlier revisions.
     task_dir: PathText | None = None
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     backend: Backend

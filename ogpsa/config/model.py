@@ -17,7 +17,6 @@ Precision = Literal["fp32", "bf16"]
 class BaseTraining(Section):
     """Training of the testbed's base model from scratch (``ogpsa/testbed/base.py``)."""
 
-    # Runs of earlier revisions lack this, accuracy and max_cycles.
     seed: int = Field(default=0, ge=0)
     hidden_size: int = Field(ge=8, multiple_of=4)
     layers: int = Field(ge=1)
@@ -111,7 +110,6 @@ class GRPORecipe(StageRecipe):
 class Recipe(Section):
     sft: StageRecipe
     dpo: StageRecipe
-    # Absent from runs of earlier revisions.
     grpo: GRPORecipe | None = None
 
 
@@ -125,15 +123,11 @@ class Model(Section):
     precision: Precision
     dtype: Literal["fp32", "bf16"]
     gradient_checkpointing: bool
-    # Runs of earlier revisions lack this and compile.
     activation_offload: bool = False
     compile: bool = False
-    # Absent from runs of earlier revisions.
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     base: BaseTraining | None
-    # Absent from runs of earlier revisions.
     architecture: Architecture | None = None
-    # Absent from runs of earlier revisions.
     local_copy: LocalCopy | None = None
     recipe: Recipe
 

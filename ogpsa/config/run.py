@@ -24,7 +24,7 @@ class Config(Section):
     model: Model
     stage: Stage
     method: SerializeAsAny[Method]
-    # Absent from runs of earlier revisions; only GRPO has one.
+    # Only GRPO has one.
     reward: SerializeAsAny[Reward] | None = None
     data: Data
     eval: Evaluation

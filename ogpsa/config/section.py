@@ -11,6 +11,9 @@ PathText = Annotated[str, AfterValidator(home_expanded)]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values are read-only once validated."""
+    """Base of every section: unknown keys are errors, values are read-only once validated.
+
+    The YAML holds the values of a run. A key that runs of earlier revisions lack has a default: what they did.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())

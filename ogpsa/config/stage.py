@@ -57,7 +57,6 @@ class MeasuredSettings(StageSettings):
             rows.
     """
 
-    # Runs of earlier revisions lack these two.
     eval_every: int | None = Field(default=None, ge=1)
     keep: Literal["last", "best"] = "last"
 
@@ -76,7 +75,6 @@ class SFTSettings(MeasuredSettings):
     """
 
     name: Literal["sft"]
-    # Runs of earlier revisions lack these two.
     cut_answers: bool = False
     packing: Literal["bfd"] | None = None
 
@@ -91,10 +89,8 @@ class DPOSettings(MeasuredSettings):
 
     name: Literal["dpo"]
     beta: float = Field(gt=0)
-    # Absent from runs of earlier revisions.
     loss: PairLoss | Annotated[dict[PairLoss, Annotated[float, Field(gt=0)]], Field(min_length=1)] = "sigmoid"
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    # Runs of earlier revisions lack this and equal_answers.
     cut_answers: bool = False
     equal_answers: bool = False
 

@@ -38,7 +38,6 @@ class Lora(Method):
     lora_alpha: Alpha | dict[StageName, Alpha]
     lora_dropout: Dropout | dict[StageName, Dropout]
     lora_target_modules: Modules | dict[StageName, Modules]
-    # Runs of earlier revisions lack this and lora_quantize.
     lora_dora: bool | dict[StageName, bool] = False
     lora_quantize: Quantization | dict[StageName, Quantization | None] | None = None
 
