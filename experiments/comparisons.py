@@ -297,7 +297,7 @@ def front_membership(rows: Sequence[Row], against: str = "utility") -> list[Memb
             (row.name, strength): _mean_point(row, strength, against, common)
             for row in members
             for strength in row.strengths
-            if common <= row.by_seed(strength).keys()
+            if all(common <= row.values(score, strength).keys() for score in ("safety", against))
         }
         compared = {row.name: every[row.name, row.strength] for row in members if (row.name, row.strength) in every}
         on_mean = _on_front(compared, untuned)
@@ -319,8 +319,8 @@ def _on_front(points: Mapping[Key, Coordinates], untuned: Coordinates) -> set[Ke
 
 
 def _measured(row: Row, against: str) -> bool:
-    """Whether safety and the score have a value wherever the row has run."""
-    scores = [some for result in row.results for some in (result.base, result.scores)]
+    """Whether safety and the score have a value wherever the row has run at the strength at which it is compared."""
+    scores = [some for result in row.by_seed().values() for some in (result.base, result.scores)]
     return all({"safety", against} <= some.keys() for some in scores)
 
 

@@ -158,7 +158,9 @@ def score_tables(experiment: Experiment, rows: Sequence[Row], comparisons: Seque
     ways = directions(rows) if distances else {}
 
     def line(row: Row | None, name: str, summaries: dict[str, Summary | None], first: dict[str, str]) -> dict[str, str]:
-        cells = first | {title: _score(summaries[score], row) for score, title in TITLES.items()}
+        cells = first | {
+            title: _score(found := summaries[score], row) + _fewer(found, row) for score, title in TITLES.items()
+        }
         if distances:
             cells |= {MOVED: _moved(row) if row else "", "direction": _cosine(ways.get(name))}
         cells |= {f"published {score}": _published(name, score, summaries[score] if ours else None) for score in shown}
@@ -463,6 +465,12 @@ def _score(summary: Summary | None, row: Row | None = None, digits: int = 1) -> 
     if summary is None:
         return NOT_RUN if row is not None and not row.by_seed() else ""
     return f"{summary.mean:.{digits}f}{_spread(summary, digits)}"
+
+
+def _fewer(summary: Summary | None, row: Row | None) -> str:
+    """How many seeds have the score, where some that have run lack it."""
+    fewer = summary is not None and row is not None and summary.n < len(row.by_seed())
+    return f" (n = {summary.n})" if summary is not None and fewer else ""
 
 
 def _moved(row: Row, strength: float | None = None) -> str:

@@ -523,6 +523,27 @@ def test_front_membership_by_hand(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_without_a_score_leaves_its_row_in_the_tables(tmp_path: Path) -> None:
+    """Beyond the rate that is compared it costs the row nothing; at that rate the table says of how many seeds."""
+    strong = {"rows": [OGPSA], "seeds": 2, "strengths": [2.0]}
+    table = experiment([BASELINE, LORA, OGPSA], {"seeds": 2}, strong, figure="front")
+    given = points(table, "testbed")
+    for point in given:
+        write_run(tmp_path, point, *{BASELINE: (0.9, 0.6), LORA: (0.9, 0.7), OGPSA: (1.0, 0.8)}[point.row])
+    for row, seed, strength, score in ((OGPSA, 1, 2.0, "utility"), (LORA, 1, 1.0, "over_refusal")):
+        [point] = [one for one in given if (one.row, one.seed, one.strength) == (row, seed, strength)]
+        file = tmp_path / point.config.run_name() / "metrics.json"
+        metrics = json.loads(file.read_text())
+        for holder in (metrics, *metrics["stages"].values()):
+            holder[score] = None
+        file.write_text(json.dumps(metrics))
+    report = (written(table, "testbed", given, tmp_path) / "table1.md").read_text(encoding="utf-8")
+    fronts = lines_of(report, "world 0 in the place of qwen2_5_7b: the Pareto front")
+    assert [tuple(line.values())[1:] for line in fronts][-1] == ("OGPSA", "yes", "2 of 2", "× 1")
+    scores = {line["row"]: line["over-refusal ↓"] for line in lines_of(report, "world 0 in the place of qwen2_5_7b")}
+    assert "(n = 1)" in scores["LoRA"] and "n =" not in scores["OGPSA"]
+
+
 @pytest.mark.slow
 def test_a_run_without_a_safety_score_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     """OGPSA's model says nothing to any request: its benchmarks stay, and it stands on no front."""
