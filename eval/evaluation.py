@@ -449,7 +449,7 @@ def _check_metric(benchmark: Benchmark, rows: Sequence[Row], questions: "Sequenc
         UserError: the task fails, though no function of its own reads responses, or does not measure the metric that
             counts, or its value is no score.
     """
-    from eval.generation.questions import Questions
+    from eval.generation.questions import Questions, TaskError
 
     texts = len(questions[0].requests)
     nothing: Row = {"options": [-1.0] * texts, "greedy": [False] * texts}
@@ -462,7 +462,7 @@ def _check_metric(benchmark: Benchmark, rows: Sequence[Row], questions: "Sequenc
     task = Questions(benchmark, tried, lambda messages, **_: str(messages))
     try:
         [found] = task.metrics({rows[0]["id"]: nothing})
-    except UserError:
+    except TaskError:
         # The user's own function may fail on such a response, which no model need give.
         if benchmark.generates and not benchmark.task.keys().isdisjoint(("process_results", "filter_list")):
             return

@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from eval.benchmarks.converters import CONVERSIONS
-from eval.benchmarks.own_files import defined_in, named_files, running
-from ogpsa.utils.errors import UserError, closest_match
+from eval.benchmarks.own_files import defined_in, named_files
+from ogpsa.utils.errors import UserError, closest_match, first_line
 from ogpsa.utils.files import read_jsonl, read_text
 from ogpsa.utils.json_text import json_kind
 
@@ -60,25 +60,40 @@ class Source:
 
 @dataclass(frozen=True)
 class Function:
-    """lm-eval's ``!function``: a dotted path, or a name in a Python file beside the YAML that holds it."""
+    """lm-eval's ``!function``: a dotted path, or a name in a Python file beside ``yaml``, which holds it."""
 
-    folder: Path
+    yaml: Path
     path: str
 
     @property
+    def place(self) -> str:
+        """Where it stands, for errors."""
+        return f"{self.yaml}: '{self.path}'"
+
+    @property
     def file(self) -> Path:
-        """The file that holds it."""
+        """The file that holds it.
+
+        Raises:
+            UserError: there is none, or a package around it does not run.
+        """
         module = self.path.rpartition(".")[0]
-        own = self.folder.joinpath(*module.split(".")).with_suffix(".py")
+        own = self.yaml.parent.joinpath(*module.split(".")).with_suffix(".py")
         if own.is_file():
             return own
         try:
             spec = find_spec(module)
-        except (ModuleNotFoundError, ValueError):
+        except (Exception, SystemExit) as error:
+            # A package without that module, or a path without one.
+            absent = isinstance(error, ValueError) or (
+                isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+            )
+            if not absent:
+                raise self._broken(error) from error
             spec = None
-        if spec is None or spec.origin is None:
+        if spec is None or not spec.has_location or spec.origin is None:
             raise UserError(
-                f"{self.folder}: '!function {self.path}' names no Python file beside the YAML and no module"
+                f"{self.yaml}: '!function {self.path}' names no Python file beside the YAML and no module in a file"
             )
         return Path(spec.origin)
 
@@ -89,13 +104,22 @@ class Function:
             UserError: the file does not run, or does not define it.
         """
         module, _, name = self.path.rpartition(".")
-        if self.file.is_relative_to(self.folder):
-            return defined_in(self.file, name)
-        with running(self.file):
+        file = self.file
+        if file.is_relative_to(self.yaml.parent):
+            try:
+                return defined_in(file, name)
+            except UserError as error:
+                raise UserError(*(f"{self.place}: {problem}" for problem in error.problems)) from error
+        try:
             found = vars(import_module(module))
+        except (Exception, SystemExit) as error:
+            raise self._broken(error) from error
         if name not in found:
-            raise UserError(f"{self.file}: defines no '{name}'")
+            raise UserError(f"{self.place}: {file}: defines no '{name}'{closest_match(name, found)}")
         return found[name]
+
+    def _broken(self, error: BaseException) -> UserError:
+        return UserError(f"{self.place}: its module does not run ({type(error).__name__}: {first_line(error)})")
 
 
 @dataclass(frozen=True)
@@ -186,13 +210,13 @@ def find_benchmarks(
 
 
 class _Loader(yaml.SafeLoader):
-    """Keeps lm-eval's ``!function`` with the folder of the file that holds it."""
+    """Keeps lm-eval's ``!function`` with the file that holds it."""
 
-    folder: Path
+    yaml: Path
 
 
 def _function(loader: Any, node: Any) -> Function:
-    return Function(loader.folder, str(node.value))
+    return Function(loader.yaml, str(node.value))
 
 
 _Loader.add_constructor("!function", _function)
@@ -205,8 +229,10 @@ def _benchmark(path: Path, judge: str | None, max_new_tokens: int | None) -> Ben
         allowed = f"{', '.join(OUTPUT_TYPES)}{closest_match(str(kind), OUTPUT_TYPES)}"
         raise UserError(f"{path}: output_type: found {kind!r}; allowed: {allowed}")
     settings, metadata = (_section(path, task, key) for key in ("generation_kwargs", "metadata"))
-    if kind == "generate_until" and not isinstance(settings.get("max_gen_toks"), int):
-        raise UserError(f"{path}: generation_kwargs.max_gen_toks: not given; say how many tokens an answer may have")
+    most = settings.get("max_gen_toks")
+    if kind == "generate_until" and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        found = "not given" if most is None else f"found {most!r}"
+        raise UserError(f"{path}: generation_kwargs.max_gen_toks: {found}; say how many tokens an answer may have")
     _texts(path, "generation_kwargs.until", settings.get("until") or [])
     if max_new_tokens is not None and max_new_tokens < settings.get("max_gen_toks", 0):
         task["generation_kwargs"] = settings | {"max_gen_toks": max_new_tokens}
@@ -252,7 +278,10 @@ def _benchmark(path: Path, judge: str | None, max_new_tokens: int | None) -> Ben
         task=task,
         plain_text=plain_text,
         task_hash=digest[:16],
-        tokenized=_section(path, metadata, "tokenized"),
+        tokenized={
+            column: _texts(path, f"metadata.tokenized.{column}", entries)
+            for column, entries in _section(path, metadata, "tokenized").items()
+        },
         category=str(metadata.get("category", "category")),
     )
 
@@ -278,10 +307,10 @@ def _function_hash(found: object) -> str:
     return f"{found.path} {hashlib.sha256(found.file.read_bytes()).hexdigest()}"
 
 
-def _resolve(path: Path) -> dict[str, Any]:
+def _resolve(path: Path, includers: Sequence[Path] = ()) -> dict[str, Any]:
     """A task with what it includes, nearer files winning key by key, as lm-eval merges them."""
     loader = _Loader(read_text(path, "a task in YAML"))
-    loader.folder = path.parent
+    loader.yaml = path
     try:
         task = loader.get_single_data()
     except yaml.YAMLError as error:
@@ -291,7 +320,10 @@ def _resolve(path: Path) -> dict[str, Any]:
     included = _texts(path, "include", task.pop("include", []))
     merged: dict[str, Any] = {}
     for name in included:
-        merged |= _resolve(_shipped(name) if name.startswith("lm_eval/") else path.parent / name)
+        file = _shipped(name) if name.startswith("lm_eval/") else path.parent / name
+        if file.resolve() in (around := [*includers, path.resolve()]):
+            raise UserError(f"{path}: include: '{name}' includes this file; a task cannot include itself")
+        merged |= _resolve(file, around)
     return merged | task
 
 

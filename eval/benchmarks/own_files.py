@@ -1,12 +1,10 @@
 """Files that are found by name in our folder and in the user's."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from ogpsa.utils.errors import UserError, first_line
+from ogpsa.utils.errors import UserError, closest_match, first_line
 
 
 def named_files(pattern: str, ours: Path, own: str | None, key: str) -> dict[str, Path]:
@@ -29,19 +27,6 @@ def named_files(pattern: str, ours: Path, own: str | None, key: str) -> dict[str
     return dict(sorted(files.items()))
 
 
-@contextmanager
-def running(file: Path) -> Iterator[None]:
-    """Run a Python file, whatever it raises is one line.
-
-    Raises:
-        UserError: names the file.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise UserError(f"{file}: does not run ({type(error).__name__}: {first_line(error)})") from error
-
-
 def defined_in(file: Path, name: str) -> Any:
     """The object called ``name`` of a Python file that is in no package.
 
@@ -52,8 +37,10 @@ def defined_in(file: Path, name: str) -> Any:
     spec = spec_from_file_location(f"{file.parent.name}.{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
-    with running(file):
+    try:
         spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{file}: does not run ({type(error).__name__}: {first_line(error)})") from error
     if name not in vars(module):
-        raise UserError(f"{file}: defines no '{name}'")
+        raise UserError(f"{file}: defines no '{name}'{closest_match(name, vars(module))}")
     return vars(module)[name]

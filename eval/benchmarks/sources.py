@@ -207,7 +207,7 @@ def _converted(benchmark: Benchmark, table: Iterator[Row], file: Path) -> list[R
     first = next(table, None)
     if first is None or benchmark.source is None:
         return [row for row in (first, *table) if row is not None]
-    conversion = _conversion(benchmark.file.parent, benchmark.source.convert)
+    conversion = _conversion(benchmark.file, benchmark.source.convert)
     ours = set(COLUMNS) <= first.keys()
     expected = (*COLUMNS, *conversion.extra) if ours else conversion.columns
     if not ours and conversion.elsewhere and set(conversion.elsewhere) <= first.keys():
@@ -234,13 +234,13 @@ def _converted(benchmark: Benchmark, table: Iterator[Row], file: Path) -> list[R
         ) from None
 
 
-def _conversion(folder: Path, name: str) -> Conversion:
-    """Ours of this name, or one of a Python file in the folder of the benchmark's YAML."""
+def _conversion(yaml: Path, name: str) -> Conversion:
+    """Ours of this name, or one of a Python file beside the benchmark's YAML."""
     if name in CONVERSIONS:
         return CONVERSIONS[name]
-    conversion = Function(folder, name).load()
+    conversion = Function(yaml, name).load()
     if not isinstance(conversion, Conversion):
-        raise UserError(f"{folder}: '{name}', which a benchmark's metadata.source.convert names, is not a Conversion")
+        raise UserError(f"{yaml}: metadata.source.convert: '{name}' is not a Conversion")
     return conversion
 
 

@@ -4,9 +4,11 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
+from itertools import chain
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -15,10 +17,12 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.utils import env
 from pyarrow import ArrowException
 
 import ogpsa
-from eval.benchmarks.definition import TASKS, Benchmark, Function
+from eval.benchmarks.converters import CONVERSIONS
+from eval.benchmarks.definition import OWN_METRIC, Benchmark, Function
 from eval.generation.isolation import isolated_and_silent
 from ogpsa.utils.errors import UserError, closest_match, first_line
 from ogpsa.utils.json_text import json_kind
@@ -35,6 +39,14 @@ WORD = re.compile(r"[\w-]*[^\W\d][\w-]*")
 SEE = "; see doc_to_text, doc_to_choice and doc_to_target"
 # Where the code lies that is no task's.
 OURS = (Path(__file__).parents[1], Path(str(ogpsa.__file__)).parent)
+# Columns that our own functions read, in addition to those that every row has.
+READ = {column for conversion in CONVERSIONS.values() for column in conversion.extra}
+# What lm-eval takes of a function in a key's place.
+RETURNED = {
+    "doc_to_text": ((str, int), "a text"),
+    "doc_to_choice": ((list, tuple), "a list of texts"),
+    "process_results": ((Mapping,), "an object of numbers by their metrics' names"),
+}
 # lm-eval's keys that say where it would fetch rows itself.
 FETCHING = ("dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split", "fewshot_split")
 
@@ -100,8 +112,7 @@ class Questions:
                 fewshot_as_multiturn=chat,
                 chat_template=chat_template if chat else None,
             )
-            if benchmark.task["output_type"] == "multiple_choice" and not self._task.multiple_input:
-                self._check_options()
+            self._check_documents()
         documents: dict[int, list[Instance]] = {}
         for request in self._task.instances:
             documents.setdefault(int(request.doc_id or 0), []).append(request)
@@ -123,34 +134,67 @@ class Questions:
             UserError: names the key, and the rows' columns.
         """
         columns = self._task.features
-        # An option that is every row's answer is a word of the task; _check_options refuses what is none.
+        # An option that is every row's answer is a word of the task; _check_documents refuses what is none.
         keys = ("doc_to_text",) if self._benchmark.task["output_type"] == "multiple_choice" else ASKED
         for key in keys:
             found = self._benchmark.task.get(key)
             if isinstance(found, str) and WORD.fullmatch(found) and found not in columns:
-                own = [column for column in columns if column not in self._benchmark.taken_columns]
+                own = _own_columns(self._benchmark, columns)
                 raise UserError(
                     f"{self._benchmark.file}: {key}: '{found}' is no column of the rows ({', '.join(own)})"
                     f'{closest_match(found, own)}; a fixed text is written as {{{{ "text" }}}}'
                 )
 
-    def _check_options(self) -> None:
+    def _check_documents(self) -> None:
+        """Refuse a row's prompt or answer that lm-eval would take otherwise than it is meant.
+
+        Raises:
+            UserError: names the row.
+        """
+        task, kind = self._benchmark.task, self._benchmark.task["output_type"]
+        # Otherwise a judge or a function makes of the target what it wants.
+        compared = kind != "generate_until" or (self._benchmark.judge == OWN_METRIC and "process_results" not in task)
+        written = {key: self._task.get_config(key) for key in (ASKED if compared else ASKED[:1])}
+        templates = {
+            key: WRITING.from_string(found)
+            for key, found in written.items()
+            if isinstance(found, str) and found not in self._task.features
+        }
+        for document in {request.doc_id: request.doc for request in self._task.instances}.values():
+            place = f"{self._benchmark.file}: row '{document.get('id')}'"
+            for key, template in templates.items():
+                try:
+                    template.render(**document)
+                except _NullError:
+                    null = _own_columns(self._benchmark, (name for name in document if document[name] is None))
+                    raise UserError(
+                        f"{place}: {key}: it would say 'None' for a value that is null; columns that are: "
+                        f"{', '.join(null) or 'part of one'}"
+                    ) from None
+            target = self._task.doc_to_target(document) if compared else None
+            if compared and "doc_to_choice" in task and not self._task.multiple_input:
+                self._check_options(place, self._task.doc_to_choice(document), target)
+            elif kind == "loglikelihood" and not (isinstance(target, str) and target.strip()):
+                raise UserError(
+                    f"{place}: doc_to_target: found {json_kind(target)}; expected the text whose loss counts"
+                )
+            elif compared and target is None:
+                raise UserError(f"{place}: doc_to_target: found null; expected what an answer is compared with")
+
+    def _check_options(self, place: str, options: Any, target: Any) -> None:
         """Refuse a text, whose characters lm-eval would take for options, a single option, and a target that is none.
 
         Raises:
             UserError: names the row.
         """
-        for document in {request.doc_id: request.doc for request in self._task.instances}.values():
-            place = f"{self._benchmark.file}: row '{document.get('id')}'"
-            options, target = self._task.doc_to_choice(document), self._task.doc_to_target(document)
-            if isinstance(options, str) or len(options) < 2:
-                raise UserError(f"{place}: doc_to_choice: found {json_kind(options)}; expected a list of several texts")
-            for right in target if isinstance(target, list) else [target]:
-                if right not in (range(len(options)) if isinstance(right, int) else options):
-                    raise UserError(
-                        f"{place}: doc_to_target: found {right!r}; expected one of its {len(options)} options, or its "
-                        "number from 0"
-                    )
+        if isinstance(options, str) or len(options) < 2:
+            raise UserError(f"{place}: doc_to_choice: found {json_kind(options)}; expected a list of several texts")
+        for right in target if isinstance(target, list) else [target]:
+            if right not in (range(len(options)) if isinstance(right, int) else options):
+                raise UserError(
+                    f"{place}: doc_to_target: found {right!r}; expected one of its {len(options)} options, or its "
+                    "number from 0"
+                )
 
     def metrics(self, answers: Mapping[str, Answer]) -> list[dict[str, float]]:
         """The task's own metrics of each row that has an answer, in the order of the rows.
@@ -180,30 +224,45 @@ class Questions:
         return numbers
 
 
+class _NullError(Exception):
+    """A template writes null."""
+
+
+def _not_null(value: Any) -> Any:
+    if value is None:
+        raise _NullError
+    return value
+
+
+# Reads lm-eval's templates as it does.
+WRITING = env.overlay(finalize=_not_null)
+
+
+class TaskError(UserError):
+    """A task's own program fails, perhaps on this answer alone."""
+
+
 @contextmanager
 def _told(benchmark: Benchmark, failing: str, hint: str = "") -> Iterator[None]:
     """Run a task, which is its author's program, as are its functions: whatever it raises is one line.
 
     Raises:
-        UserError: names the benchmark's file.
-        Exception: what code of ours raised that the task called, as a template's; our tasks' functions count as ours
-            where the task is ours too, since another's rows may lack what they read.
+        TaskError: names the benchmark's file.
+        Exception: what code of ours raised that the task called: a template's, a function's of our own tasks.
     """
     try:
         yield
     except Exception as error:
         files = {Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)} - {Path(__file__)}
-        if not benchmark.file.is_relative_to(TASKS):
-            files = {file for file in files if not file.is_relative_to(TASKS)}
         if isinstance(error, UserError) or any(file.is_relative_to(code) for file in files for code in OURS):
             raise
         told = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{benchmark.file}: {failing} ({told}){hint}") from error
+        raise TaskError(f"{benchmark.file}: {failing} ({told}){hint}") from error
 
 
 def task_config(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, Any]:
     """lm-eval's configuration of a benchmark's task over these rows."""
-    config = {key: _resolved(value) for key, value in benchmark.task.items() if key not in FETCHING}
+    config = {key: _resolved(benchmark, key, value) for key, value in benchmark.task.items() if key not in FETCHING}
     # Held in memory, so that no cache can serve the rows of another world.
     table = _table(benchmark, rows)
     config |= {"custom_dataset": lambda **_: {"test": table}, "test_split": "test"}
@@ -217,7 +276,7 @@ def _table(benchmark: Benchmark, rows: Sequence[Row]) -> Dataset:
         UserError: names a column whose values are not of one kind, or too large.
     """
     columns = []
-    for column in rows[0]:
+    for column in dict.fromkeys(chain.from_iterable(rows)):
         try:
             columns.append(Dataset.from_list([{column: row.get(column)} for row in rows]))
         except (ArrowException, OverflowError) as error:
@@ -235,12 +294,63 @@ def _responses(answer: Answer) -> list[Any]:
     return list(zip(*parts, strict=True))
 
 
-def _resolved(value: Any) -> Any:
-    """A value with each ``!function`` in the function's place."""
+def _resolved(benchmark: Benchmark, key: str, value: Any) -> Any:
+    """A key's value with each ``!function`` in the function's place."""
     if isinstance(value, Function):
-        return value.load()
+        return _function(benchmark, key, value)
     if isinstance(value, dict):
-        return {key: _resolved(inner) for key, inner in value.items()}
+        return {name: _resolved(benchmark, name, inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_resolved(inner) for inner in value]
+        return [_resolved(benchmark, "", inner) for inner in value]
     return value
+
+
+def _function(benchmark: Benchmark, key: str, function: Function) -> Any:
+    """A function that lm-eval calls, whose failures are one line that names it and the row; a class as it is.
+
+    Raises:
+        UserError: it is neither. When it is called: a function of ours misses a column, or it returns another type
+            than ``key`` takes.
+        TaskError: when it is called, a function of the task's author fails.
+    """
+    found = function.load()
+    if isinstance(found, type):
+        return found
+    if not callable(found):
+        raise UserError(f"{function.place} is {json_kind(found)}; expected a function")
+    ours = any(function.file.is_relative_to(code) for code in OURS)
+
+    @wraps(found)
+    def called(*arguments: Any, **named: Any) -> Any:
+        document = next((given for given in arguments if isinstance(given, dict)), {})
+        if ours:
+            # In a row that lacks a column, the table of all rows has null.
+            arguments = tuple(_without_null(given) if given is document else given for given in arguments)
+        row = f" row '{document['id']}'" if "id" in document else ""
+        try:
+            result = found(*arguments, **named)
+        except (Exception, SystemExit) as error:
+            if isinstance(error, KeyError) and ours and error.args[0] in READ - _without_null(document).keys():
+                raise UserError(
+                    f"{function.place}:{row} has no column '{error.args[0]}', which that function reads; the rows' "
+                    f"columns: {', '.join(_own_columns(benchmark, document))}"
+                ) from error
+            if ours or isinstance(error, UserError):
+                raise
+            on = row and f" on{row}"
+            raise TaskError(f"{function.place} fails{on} ({type(error).__name__}: {first_line(error)})") from error
+        kinds, words = RETURNED.get(key, ((object,), ""))
+        if not isinstance(result, kinds):
+            raise UserError(f"{function.place}:{row}: returns {json_kind(result)}; {key} takes {words}")
+        return result
+
+    return called
+
+
+def _without_null(row: Row) -> dict[str, Any]:
+    return {column: value for column, value in row.items() if value is not None}
+
+
+def _own_columns(benchmark: Benchmark, columns: Iterable[str]) -> list[str]:
+    """Those that the rows' author gave them."""
+    return [column for column in columns if column not in benchmark.taken_columns]

@@ -2,9 +2,10 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,27 @@ def test_a_rule_that_returns_no_verdict_is_named(own: Path, capsys: pytest.Captu
             TASK.replace(", max_gen_toks: 8", "").replace("output_type: generate_until\n", ""),
             "generation_kwargs.max_gen_toks: not given",
         ),
+        *(
+            (
+                "tasks/capitals.yaml",
+                TASK.replace("max_gen_toks: 8", f"max_gen_toks: {most}"),
+                f"generation_kwargs.max_gen_toks: found {found}; say how many",
+            )
+            for most, found in (("0", "0"), ("-1", "-1"), ("true", "True"), ("'8'", "'8'"))
+        ),
+        (
+            "tasks/capitals.yaml",
+            TASK.replace("category: half", "tokenized: {half: 3}"),
+            "metadata.tokenized.half: found a number (3); expected a text or a list of texts",
+        ),
+        *(
+            (
+                "tasks/capitals.yaml",
+                f"include: {name}\n{TASK}",
+                f"include: '{name}' includes this file; a task cannot include itself",
+            )
+            for name in ("capitals.yaml", "../tasks/capitals.yaml")
+        ),
     ],
 )
 def test_mistakes_in_own_files_are_named(
@@ -338,7 +360,8 @@ def measured(own: Path) -> list[dict[str, float]]:
 def scored_by(own: Path, points: str, task: str = OWN) -> None:
     """Have the benchmark give ``points`` for an answer, an expression in ``row`` and ``answers``."""
     (own / "tasks" / "capitals.yaml").write_text(task, encoding="utf-8")
-    code = f"def points(row, answers):\n    return {{'points': {points}}}\n"
+    imports = "from ogpsa.utils.json_text import parse_json\nCITIES = ['Paris']\n"
+    code = f"{imports}def points(row, answers):\n    return {{'points': {points}}}\n"
     (own / "tasks" / "measure.py").write_text(code, encoding="utf-8")
 
 
@@ -425,10 +448,39 @@ OWN_ACCURACY = OWN.replace(f"process_results: {MEASURE}\n", "").replace("points,
         ),
         (f"{OWN}filter_list: [x]\n", "1.0", "lm-eval makes no questions of the rows (TypeError"),
         (OWN.replace(MEASURE, "!function measure.point"), "1.0", "measure.py: defines no 'point'"),
-        (OWN.replace(MEASURE, "!function points"), "1.0", "'!function points' names no Python file"),
+        (
+            OWN.replace(MEASURE, "!function measure.CITIES"),
+            "1.0",
+            "'measure.CITIES' is a list of 1; expected a function",
+        ),
+        *(
+            (
+                OWN.replace(MEASURE, f"!function {path}"),
+                "1.0",
+                f"'!function {path}' names no Python file beside the YAML",
+            )
+            for path in ("points", "sys.exit", "nowhere.points", "eval.benchmarks.tasks.nowhere.points")
+        ),
+        (
+            OWN.replace(MEASURE, "!function eval.benchmarks.tasks.functions.humanevl_results"),
+            "1.0",
+            "functions.py: defines no 'humanevl_results'; did you mean 'humaneval_results'?",
+        ),
         (OWN, "(", "measure.py: does not run (SyntaxError: closing parenthesis '}' does not match"),
-        (OWN, "answers[1]", "capitals.yaml: row 'France': its answer is not measured (IndexError: list index out of"),
-        (OWN, "1.0}.keys() or {3", "row 'France': its answer is not measured (AttributeError"),
+        (OWN, "answers[1]", "capitals.yaml: 'measure.points' fails on row 'France' (IndexError: list index out of"),
+        (OWN, "parse_json(row['half'])", "'measure.points' fails on row 'France' (JSONDecodeError: Expecting value"),
+        (OWN, "row['hlaf']", "'measure.points' fails on row 'France' (KeyError: 'hlaf')"),
+        (OWN, "exit(0)", "'measure.points' fails on row 'France' (SystemExit: 0)"),
+        (
+            OWN,
+            "1.0}.keys() or {3",
+            "'measure.points': row 'France': returns a dict_keys; process_results takes an object",
+        ),
+        (
+            OWN.replace("doc_to_text: prompt", "doc_to_text: !function measure.points"),
+            "1.0",
+            "'measure.points' fails on row 'France' (TypeError: points() missing 1 required positional argument",
+        ),
         (
             OWN_ACCURACY.replace("metric: bypass", "metric: accuracy"),
             "1.0",
@@ -461,21 +513,171 @@ def test_what_fails_in_our_own_code_keeps_its_traceback(own: Path) -> None:
         questions(own, lambda messages, **_: parse_json(messages))
 
 
-def test_rows_that_lack_what_our_function_reads_are_told_in_one_line(own: Path) -> None:
-    scored_by(own, "1.0", OWN.replace("measure.points", "eval.benchmarks.tasks.functions.humaneval_results"))
-    with pytest.raises(
-        UserError, match=r"capitals\.yaml: row 'France': its answer is not measured \(KeyError: 'test'\)$"
-    ):
+@pytest.mark.parametrize("error", [KeyError("here"), KeyError("test"), TypeError("here")])
+def test_what_fails_in_a_function_of_ours_on_good_rows_keeps_its_traceback(
+    own: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def faulty(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("eval.benchmarks.tasks.functions.deaf_children", faulty)
+    scored_by(own, "1.0", OURS)
+    write_rows(own, [{"test": "def check(f): ...", "entry_point": "f"}] * len(CAPITALS))
+    with pytest.raises(type(error)):
         measured(own)
 
 
-def test_a_module_that_does_not_import_is_named(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "mine_for_tests.py").write_text("import no_such_module\n", encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
-    scored_by(own, "1.0", OWN.replace("measure.points", "mine_for_tests.points"))
-    with pytest.raises(UserError, match=r"mine_for_tests\.py: does not run \(ModuleNotFoundError: No module named"):
+OURS = OWN.replace("measure.points", "eval.benchmarks.tasks.functions.humaneval_results")
+IFEVAL = OURS.replace("humaneval", "ifeval")
+
+
+def write_rows(own: Path, more: Sequence[Mapping[str, object]]) -> None:
+    """Give each row further columns."""
+    rows = [
+        {"id": land, "prompt": "p", "target": city, **columns}
+        for (land, city), columns in zip(CAPITALS.items(), more, strict=True)
+    ]
+    (own / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "message"),
+    [
+        (OURS, [{}] * 4, "row 'France' has no column 'test', which that function reads; the rows' columns: id, prompt"),
+        (OURS, [{"test": "1"}] * 4, "row 'France' has no column 'entry_point', which"),
+        (OURS, [{"test": None, "entry_point": "f"}] * 4, "row 'France' has no column 'test', which"),
+        (OURS, [*[{"test": "1", "entry_point": "f"}] * 2, {}, {}], "row 'Chile' has no column 'test', which"),
+        (IFEVAL, [{}] * 4, "row 'France' has no column 'kwargs', which"),
+        (IFEVAL, [{"kwargs": [{}], "key": 1}] * 4, "row 'France' has no column 'instruction_id_list', which"),
+    ],
+)
+def test_a_function_of_ours_names_the_column_that_a_row_lacks(
+    own: Path, task: str, rows: list[dict[str, object]], message: str
+) -> None:
+    scored_by(own, "1.0", task)
+    write_rows(own, rows)
+    with pytest.raises(UserError) as caught:
         measured(own)
+    [said] = caught.value.problems
+    path = re.search(r"!function (\S+)", task)
+    assert path is not None and said.startswith(f"{own / 'tasks' / 'capitals.yaml'}: '{path[1]}': {message}")
+
+
+TEXT = OWN_ACCURACY.replace("metric: bypass", "metric: exact_match").replace("accuracy,none", "exact_match,none")
+LOSS = TEXT.replace("generate_until", "loglikelihood").replace("exact_match,none", "loss,none")
+CHOICE = TEXT.replace("doc_to_text:", "doc_to_choice: [a, b]\ndoc_to_text:")
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "message"),
+    [
+        # In one row alone, which is not the first.
+        (
+            TEXT.replace("doc_to_text: prompt", 'doc_to_text: "{{note}}?"'),
+            "a",
+            "doc_to_text: it would say 'None' for a",
+        ),
+        (TEXT.replace("doc_to_text: prompt", 'doc_to_text: "{{note[0]}}"'), ["a"], "doc_to_text: it would say 'None'"),
+        (
+            TEXT.replace("doc_to_target: target", 'doc_to_target: "{{note}}."'),
+            "a",
+            "doc_to_target: it would say 'None'",
+        ),
+        (TEXT.replace("doc_to_target: target", "doc_to_target: note"), "a", "doc_to_target: found null; expected what"),
+        (LOSS.replace("doc_to_target: target", "doc_to_target: note"), "a", "doc_to_target: found null; expected the"),
+        (CHOICE.replace("doc_to_target: target", "doc_to_target: note"), 1, "doc_to_target: found None; expected one"),
+        *(
+            (
+                OWN.replace(f"{key}: {column}", f"{key}: !function measure.wrong"),
+                "a",
+                f"'measure.wrong': row 'Chile': returns null; {key} takes {takes}",
+            )
+            for key, column, takes in (
+                ("doc_to_text", "prompt", "a text"),
+                ("process_results", MEASURE, "an object of"),
+            )
+        ),
+        (
+            CHOICE.replace("generate_until", "multiple_choice")
+            .replace("[a, b]", "!function measure.wrong")
+            .replace("doc_to_target: target", "doc_to_target: 0"),
+            ["a", "b"],
+            "'measure.wrong': row 'Chile': returns null; doc_to_choice takes a list of texts",
+        ),
+    ],
+)
+@pytest.mark.parametrize("row", [2, 0])
+def test_a_value_that_one_row_lacks_is_told_with_the_row(
+    own: Path, task: str, value: object, message: str, row: int
+) -> None:
+    scored_by(own, "1.0", task)
+    with (own / "tasks" / "measure.py").open("a") as code:
+        code.write(
+            "\ndef wrong(row, *answers):\n    return row['note'] and ({'points': 1.0} if answers else row['note'])\n"
+        )
+    empty = [None] if isinstance(value, list) and "note[0]" in task else None
+    write_rows(own, [{"note": empty if place == row else value} for place in range(len(CAPITALS))])
+    with pytest.raises(UserError) as caught:
+        measured(own)
+    [said] = caught.value.problems
+    assert said.startswith(str(own / "tasks" / "capitals.yaml")) and "\n" not in said
+    assert message.replace("Chile", [*CAPITALS][row]) in said and f"row '{[*CAPITALS][row]}'" in said
+
+
+def test_a_column_that_the_first_row_lacks_is_one(own: Path) -> None:
+    scored_by(own, "float(row['note'] == 'x' or row['id'] == 'France')")
+    write_rows(own, [{}, *[{"note": "x"}] * 3])
+    assert [found["points,none"] for found in measured(own)] == [1.0] * len(CAPITALS)
+
+
+@pytest.mark.parametrize("text", ["{{note or prompt}}", "{% if note %}{{note}}{% endif %}{{prompt}}"])
+def test_a_template_may_ask_whether_a_value_is_null(own: Path, text: str) -> None:
+    scored_by(own, "1.0", OWN.replace("doc_to_text: prompt", f'doc_to_text: "{text}"'))
+    write_rows(own, [{}, *[{"note": "x"}] * 3])
+    assert len(measured(own)) == len(CAPITALS)
+
+
+def test_a_column_that_a_function_of_ours_lacks_is_told_before_anything_is_generated(
+    own: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored_by(own, "1.0", OURS)
+    assert evaluate(own, checkpoint) == EXIT_USER_ERROR
+    assert "row 'France' has no column 'test'" in capsys.readouterr().err.splitlines()[-1]
+    assert not (own / "out" / "generations").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "told"),
+    [
+        ("measure.py", "import nothing_here", "ModuleNotFoundError: No module named 'nothing_here'"),
+        ("measure.py", "from json import nothing", "ImportError: cannot import name 'nothing' from 'json'"),
+        ("measure.py", "exit(3)", "SystemExit: 3"),
+        ("measures/points.py", "import nothing_here", "ModuleNotFoundError: No module named 'nothing_here'"),
+        ("measures/points.py", "def (", "SyntaxError: invalid syntax (points.py, line 1)"),
+        ("measures/points.py", "exit(3)", "SystemExit: 3"),
+        ("measures/points.py", "1 / 0", "ZeroDivisionError: division by zero"),
+        ("measures/__init__.py", "import nothing_here", "ModuleNotFoundError: No module named 'nothing_here'"),
+        ("measures/__init__.py", "def (", "SyntaxError: invalid syntax (__init__.py, line 1)"),
+    ],
+)
+def test_a_module_that_does_not_run_is_named_with_its_error(
+    own: Path, monkeypatch: pytest.MonkeyPatch, file: str, code: str, told: str
+) -> None:
+    """Beside the task, or anywhere in Python's path."""
+    path = "measure.points" if file == "measure.py" else "measures.points.points"
+    scored_by(own, "1.0", OWN.replace("measure.points", path))
+    written = own / "tasks" / file if file == "measure.py" else own / "path" / file
+    written.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("__init__.py", "points.py") if file != "measure.py" else ():
+        (written.parent / name).touch()
+    written.write_text(f"{code}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(own / "path"))
+    monkeypatch.delitem(sys.modules, "measures", raising=False)
+    with pytest.raises(UserError) as caught:
+        measured(own)
+    [said] = caught.value.problems
+    assert said.startswith(f"{own / 'tasks' / 'capitals.yaml'}: '{path}': ")
+    assert "does not run (" in said and told in said and "\n" not in said
 
 
 def test_a_task_that_cannot_score_likelihoods_is_refused_before_any_are_made(
@@ -484,7 +686,7 @@ def test_a_task_that_cannot_score_likelihoods_is_refused_before_any_are_made(
     task = OWN.replace("generate_until", "multiple_choice").replace("doc_to_text", "doc_to_choice: [a, b]\ndoc_to_text")
     scored_by(own, "answers[7]", task.replace("doc_to_target: target", "doc_to_target: 0"))
     assert evaluate(own, checkpoint) == EXIT_USER_ERROR
-    assert "row 'France': its answer is not measured (IndexError: " in capsys.readouterr().err
+    assert "'measure.points' fails on row 'France' (IndexError: " in capsys.readouterr().err
     assert not (own / "out" / "generations").exists()
 
 
