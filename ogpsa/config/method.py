@@ -57,6 +57,7 @@ class ExtraMemory:
     Attributes:
         bytes_per_weight: for each trained weight, sharded as the weights are.
         whole_bytes: whole on every process; ``host_bytes``: the same in its host memory.
+        frozen_copy: whether a copy of the stage's starting model is kept beside it.
         answers_first: whether cross-entropy on given answers begins each step of GRPO, so that gradients are held while
             completions are generated.
     """
@@ -64,6 +65,7 @@ class ExtraMemory:
     bytes_per_weight: float = 0.0
     whole_bytes: float = 0.0
     host_bytes: float = 0.0
+    frozen_copy: bool = False
     answers_first: bool = False
 
 

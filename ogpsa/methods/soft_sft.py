@@ -2,11 +2,12 @@
 
 The loss of a token is ``-(2 / β_t) log sigmoid(β_t Δ_t)``, with Δ_t the log-ratio of the policy to the stage's start.
 Its gradient is that of cross-entropy times ``2 sigmoid(-β_t Δ_t)``: 1 at the start, towards 0 as the token is learned,
-the sooner the larger β_t. As in the authors' code the weight is at least 1e-3, and what is logged as the loss is the
-weighted cross-entropy. The paper protects an aligned model's first tokens from other rows; here the rows are the
-refusals themselves, whose first tokens are thereby learned less far.
+the sooner the larger β_t, and up to 2 where it has become less likely. As in the authors' code the weight is at least
+1e-3, and what is logged as the loss is the weighted cross-entropy. The paper protects an aligned model's first tokens
+from other rows; here the rows are the refusals themselves.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -14,15 +15,13 @@ from pydantic import Field
 from ogpsa.config import ExtraMemory, Method, StageName, mode_problems
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor, nn
     from transformers import PreTrainedModel, Trainer
 
     from ogpsa.config import Config
 
 Beta = Annotated[float, Field(ge=0)]
-# The authors' code.
+# The least weight of a token, as in the authors' code.
 SMALLEST = 1e-3
 
 
@@ -39,23 +38,25 @@ class SoftSFT(Method):
                 f"method: {self.name} is a loss of sft, and stage={config.stage.name} has none; "
                 "allowed: sft, sft_dpo, sft_grpo"
             )
-        return problems + mode_problems(config, "since DeepSpeed keeps the weights to itself")
+        return problems + mode_problems(config, "whose copy of the starting weights DeepSpeed does not shard")
 
     def attach(self, trainer: "Trainer", stage: StageName, seed: int) -> None:
         if stage != "sft":
             return
+        from ogpsa.training.callbacks import StepCallback
         from ogpsa.training.start import frozen_copy
 
         model: Any = trainer.model
-        model.register_forward_hook(Weighting(frozen_copy(trainer), self.first, self.later), with_kwargs=True)
+        weighting = Weighting(frozen_copy(trainer), self.first, self.later)
+        model.register_forward_hook(weighting, with_kwargs=True)
+        trainer.add_callback(StepCallback(on_train_begin=partial(weighting.begin, trainer)))
 
     def training_key(self, stage: StageName) -> dict[str, Any]:
         # After SFT it trains as the baseline does.
         return super().training_key(stage) if stage == "sft" else {}
 
     def memory(self, model: "PreTrainedModel", stage: StageName) -> ExtraMemory:
-        # The start in fp32.
-        return ExtraMemory(bytes_per_weight=4 if stage == "sft" else 0)
+        return ExtraMemory(frozen_copy=stage == "sft")
 
 
 class Weighting:
@@ -66,10 +67,16 @@ class Weighting:
         first: β of an answer's first tokens; ``later``: of the others.
     """
 
-    def __init__(self, start: "Callable[..., Any]", first: list[float], later: float) -> None:
+    def __init__(self, start: "nn.Module", first: list[float], later: float) -> None:
         self._start = start
         self._first = first
         self._later = later
+
+    def begin(self, trainer: "Trainer", **event: Any) -> None:
+        """Prepare the start, as the model has been by now."""
+        from ogpsa.training.start import prepared
+
+        self._start = prepared(trainer, self._start)
 
     def __call__(self, model: "nn.Module", _: tuple[()], inputs: dict[str, Any], outputs: Any) -> None:
         import torch
@@ -84,9 +91,9 @@ class Weighting:
 
 
 def betas(answers: "Tensor", first: list[float], later: float) -> "Tensor":
-    """β of each token, of the shape of ``answers`` (rows x tokens), which is true in answers.
+    """β of each token; ``answers`` (rows x tokens) is true at an answer's tokens.
 
-    A run of true values is one answer, of which a pack of rows holds several.
+    Each run of true values is one answer: a pack of rows holds several.
     """
     import torch
 

@@ -99,7 +99,7 @@ class Setup:
         extra_bytes: kept for each trained weight, sharded as the weights are (``Method.memory``).
         generated: sequences of ``length`` that one process generates at once (GRPO).
         prompt: how many tokens of each such sequence are its prompt's.
-        frozen_copy: whether a second model is kept that is not trained: where GRPO's policy started.
+        frozen_copy: whether a second model is kept that is not trained: where the stage started.
         whole_bytes: kept whole on every process, ``host_bytes``: on its host (``Method.memory``).
         answers_first: whether a step of GRPO begins with answers (``Method.memory``).
         judge_bytes: weights of the judges that reward GRPO's completions, whole on the main process.

@@ -166,7 +166,7 @@ def _stage_report(
         )
     loaded = (2 if config.model.dtype == "bf16" else 4) * whole.elements
     if own.frozen_copy and own.mode == "fsdp2" and not config.method.trains_adapters:
-        # The copy from which the divergence is measured is made before the shards are; elsewhere on the GPU.
+        # The copy of the start is made before the shards are; elsewhere on the GPU.
         loaded *= 2
     lines.append(
         f"loading: {loaded / GB:.3g} GB of host memory per process, {processes * loaded / GB:.3g} GB in all, until the "
@@ -437,7 +437,7 @@ def stage_setup(config: Config, stage: OneStage, mode: Mode, processes: int, jud
         extra_bytes=extra.bytes_per_weight,
         generated=rollouts.batch_size * rollouts.updates_per_generation // processes if rollouts else 0,
         prompt=rollouts.max_length - rollouts.max_new_tokens if rollouts else 0,
-        frozen_copy=rollouts is not None and (rollouts.beta > 0 or rollouts.measure_kl),
+        frozen_copy=extra.frozen_copy or (rollouts is not None and (rollouts.beta > 0 or rollouts.measure_kl)),
         whole_bytes=extra.whole_bytes,
         host_bytes=extra.host_bytes,
         answers_first=extra.answers_first,

@@ -21,7 +21,7 @@ from ogpsa.data.conversations import as_text
 from ogpsa.distributed import processes
 from ogpsa.models.generate import ReplyDecoder
 from ogpsa.training.finite import FiniteTrainer
-from ogpsa.training.start import frozen_copy
+from ogpsa.training.start import frozen_copy, prepared
 from ogpsa.utils.refusal_rules import declines
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class RolloutTrainer(FiniteTrainer, GRPOTrainer):
         self.beta, self.measures = stage.beta, stage.measure_kl
         if is_peft_model(self.model) or not (stage.beta or stage.measure_kl):
             return
-        self.ref_model: Any = frozen_copy(self)
+        self.ref_model: Any = prepared(self, frozen_copy(self))
 
     def resume_rollouts(self) -> None:
         """Count the micro-batches that a restored checkpoint has behind it, so that the next one generates."""
