@@ -378,7 +378,7 @@ def _requests(
 
 def _without_headings(prompt: str) -> str:
     """A request without the headings of Alpaca's form, where it stands between them."""
-    return prompt.removeprefix("### Instruction:").removesuffix("### Response:").strip()
+    return prompt.strip().removeprefix("### Instruction:").removesuffix("### Response:").strip()
 
 
 def _first_turn(turns: Any) -> str:

@@ -273,6 +273,12 @@ def test_a_moderation_score_of_wildchat_that_is_null_counts_as_none() -> None:
     assert (row["id"], row["category"]) == ("wildchat-0001", "violence")
 
 
+@pytest.mark.parametrize("end", ["### Response:", "### Response:\n", "\n### Response:\n\n"])
+def test_alerts_requests_are_asked_without_the_headings_around_them(end: str) -> None:
+    [row] = converted("alert", [{"id": 1, "category": "stones", "prompt": f"### Instruction:\nWhat colour?\n{end}"}])
+    assert row["prompt"] == "What colour?"
+
+
 def test_ifeval_forgets_arguments_that_are_not_meant(mirror: Path) -> None:
     rows = load_rows(benchmark("ifeval"), mirror)
     assert rows[0]["kwargs"] == [{}, {"num_sentences": 2, "relation": "at least"}]
