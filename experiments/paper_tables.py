@@ -469,8 +469,9 @@ def _score(summary: Summary | None, row: Row | None = None, digits: int = 1) -> 
 
 def _fewer(summary: Summary | None, row: Row | None) -> str:
     """How many seeds have the score, where some that have run lack it."""
-    fewer = summary is not None and row is not None and summary.n < len(row.by_seed())
-    return f" (n = {summary.n})" if summary is not None and fewer else ""
+    if summary is None or row is None or summary.n == len(row.by_seed()):
+        return ""
+    return f" (n = {summary.n})"
 
 
 def _moved(row: Row, strength: float | None = None) -> str:

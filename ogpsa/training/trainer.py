@@ -83,8 +83,8 @@ class _StageTrainer(Trainer):
         """
         left = self.state.global_step < self.state.max_steps
         found = super().get_batch_samples(epoch_iterator, num_batches if left else 0, device)
-        # Of an epoch's last micro-batch accelerate would drop repeated rows from what TRL gathers, which is one sum per
-        # process; in the epoch that a resumed run begins in it would not.
+        # At an epoch's end accelerate cuts what is gathered to the rows that are not repeated. TRL gathers one sum per
+        # process, so that whole processes would be lost; not so in the epoch in which a run is resumed.
         if (loader := self.accelerator.gradient_state.active_dataloader) is not None:
             loader.remainder = 0
         return found

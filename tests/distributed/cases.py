@@ -31,7 +31,7 @@ NSPO = ["method=nspo", "method.samples=7", "method.variant=exact"]
 # Processes would draw different dropout masks.
 LORA = ["method=ogpsa_lora", *SAMPLES, "method.lora_dropout=0"]
 TENSOR = ["method.scope=tensor", "method.rank=4"]
-# Step 7 ends the epoch on one row, so that a row is repeated for the second process.
+# Step 7 ends the epoch on one row; three of its first are repeated to fill both processes.
 UNEVEN = ["data.safety_rows=53"]
 BEST = ["stage.eval_every=1", "stage.keep=best"]
 CONFLICT = ["method.sided=conflict"]
