@@ -406,15 +406,14 @@ class _Session:
         """
         endpoint, status = self._endpoint, error.status_code
         text = _message_of(error)
-        if status == 429 and "insufficient_quota" not in text:
+        limited = status == 429 and "insufficient_quota" not in text
+        if limited or status in (408, 409) or status >= 500:
             pause = _retry_after(error.response.headers)
             if pause is not None and pause > LONGEST_PAUSE:
                 raise endpoint.problem(
-                    f"429, asks to wait {pause:.0f} s; start again then, all replies so far are kept"
+                    f"{status}, asks to wait {pause:.0f} s; start again then, all replies so far are kept"
                 )
-            raise _TryAgainError("429, too many requests", limited=True, pause=pause)
-        if status in (408, 409) or status >= 500:
-            raise _TryAgainError(f"{status}, {text}", pause=_retry_after(error.response.headers))
+            raise _TryAgainError("429, too many requests" if limited else f"{status}, {text}", limited, pause)
         if status in (400, 403) and FILTERED.search(text):
             return Completion("", "content_filter")
         if status == 413 or (status in (400, 422) and TOO_LONG.search(text)):

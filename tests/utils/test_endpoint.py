@@ -232,6 +232,7 @@ def test_a_fault_that_stays_ends_in_one_line(fault: Reply, message: str) -> None
             "insufficient_quota",
         ),
         (Reply(status=429, headers={"retry-after": "86400"}), "429, asks to wait 86400 s"),
+        (Reply(status=503, headers={"retry-after": "86400"}), "503, asks to wait 86400 s"),
         (told({"message": "Insufficient credits", "code": 402}), ": 402, Insufficient credits"),
         (Reply(status=402, body=told({"message": "pay", "code": 402}).body), ": 402, pay"),
         (told({"message": f"no such key: {KEY}", "code": 401}), "401, the key in JUDGE_KEY is not accepted"),
